@@ -1,0 +1,396 @@
+"""The networks and the diffusion process of IL-CLDM (Ou et al., IEEE JBHI 29(2):1221-1231, 2025).
+
+Dimension key: B batch, C latent channels, K labels, D H W volume voxels, d h w latent voxels, T diffusion steps.
+Symbols: x PET, x_hat reconstruction, m MRI, y label, z_0 latent, z_t latent noised to step t, eps noise.
+The defaults of the classes are the published networks.
+"""
+import math
+import re
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def conv3(a: int, b: int) -> nn.Conv3d:
+    """3x3x3 convolution that keeps the grid."""
+    return nn.Conv3d(a, b, 3, padding=1)
+
+
+def down(a: int, b: int, bias: bool = True) -> nn.Conv3d:
+    """4x4x4 convolution that halves the grid."""
+    return nn.Conv3d(a, b, 4, stride=2, padding=1, bias=bias)
+
+
+def up(channels: int) -> nn.ConvTranspose3d:
+    """4x4x4 transposed convolution that doubles the grid."""
+    return nn.ConvTranspose3d(channels, channels, 4, stride=2, padding=1)
+
+
+# ---------------------------------------------------------------- stage 1: the adversarial autoencoder (AAE)
+
+class ResBlock(nn.Module):
+    """Residual block of the AAE and the Extractor: [B, a, D, H, W] -> [B, b, D, H, W]."""
+
+    def __init__(self, a: int, b: int, norm_groups: int = 16):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, a, eps=1e-6)
+        self.conv1 = conv3(a, b)
+        self.norm2 = nn.GroupNorm(norm_groups, b, eps=1e-6)
+        self.conv2 = conv3(b, b)
+        self.skip = nn.Conv3d(a, b, 1) if a != b else nn.Identity()
+
+    def forward(self, h: Tensor) -> Tensor:
+        residual = self.conv1(F.relu(self.norm1(h)))
+        return self.skip(h) + self.conv2(F.relu(self.norm2(residual)))
+
+
+class AAE(nn.Module):
+    """3D autoencoder of PET volumes, trained against a Discriminator; one entry of channels a resolution level.
+
+    aae(x) reconstructs x: [B, 1, D, H, W] in [0, 1] -> the same shape, not clamped. aae.encoder(x) is the latent
+    [B, C, d, h, w] with d = D / 2**(len(channels) - 1); aae.decoder turns it back.
+    output_norm: the GroupNorm before the last convolution of encoder and decoder (published: True). It removes the
+    absolute level of the features and with it the level of uptake, so the project's default leaves it out.
+    """
+
+    def __init__(self, channels: tuple[int, ...] = (16, 32, 64), latent_channels: int = 1,
+                 output_norm: bool = True, norm_groups: int = 16):
+        super().__init__()
+
+        def block(a: int, b: int) -> ResBlock:
+            return ResBlock(a, b, norm_groups)
+
+        def norm(a: int) -> nn.Module:
+            return nn.GroupNorm(norm_groups, a, eps=1e-6) if output_norm else nn.Identity()
+
+        first, last = channels[0], channels[-1]
+        encoder: list[nn.Module] = [conv3(1, first)]
+        for a, b in zip(channels, channels[1:], strict=False):
+            encoder += [block(a, b), down(b, b)]
+        encoder += [block(last, last), norm(last), nn.ReLU(), conv3(last, latent_channels)]
+
+        decoder: list[nn.Module] = [conv3(latent_channels, last), block(last, last), block(last, last)]
+        for a, b in zip(channels[:0:-1], channels[-2::-1], strict=True):
+            decoder += [block(a, b), up(b)]
+        decoder += [norm(first), nn.ReLU(), conv3(first, 1)]
+
+        self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+class Discriminator(nn.Module):
+    """Patch discriminator: [B, 1, D, H, W] -> one logit a patch [B, 1, D / 2**n, ...], n = len(channels) + 1."""
+
+    def __init__(self, channels: tuple[int, ...] = (16, 32, 64, 128)):
+        super().__init__()
+        layers: list[nn.Module] = [down(1, channels[0]), nn.LeakyReLU(0.2)]
+        for a, b in zip(channels, channels[1:], strict=False):
+            layers += [down(a, b, bias=False), nn.BatchNorm3d(b), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers, down(channels[-1], 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+# ---------------------------------------------------------------- stage 2: the conditioned denoiser
+
+class Extractor(nn.Module):
+    """Image conditioning: the MRI [B, 1, D, H, W] as one channel on the latent grid, [B, 1, d, h, w].
+
+    downscale = D / d, a power of two. The published network halves the grid in its first and last convolution.
+    """
+
+    def __init__(self, downscale: int = 4, channels: int = 16):
+        super().__init__()
+        halvings = int(math.log2(downscale))
+        layers: list[nn.Module] = [(down if halvings >= 1 else conv3)(1, channels), ResBlock(channels, channels)]
+        for _ in range(halvings - 2):
+            layers += [down(channels, channels), ResBlock(channels, channels)]
+        layers += [nn.GroupNorm(16, channels, eps=1e-6), nn.SiLU(), (down if halvings >= 2 else conv3)(channels, 1)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, mri: Tensor) -> Tensor:
+        return self.layers(mri)
+
+
+class Projector(nn.Module):
+    """Label conditioning: the time step and, if given, the label as one embedding [B, time_dim].
+
+    t: [B] int64. label: None (no label), [B] int64 in [0, K), or [B, K] float weights of the K label embeddings:
+    a one-hot row is a label, a row of probabilities mixes the embeddings, a row of zeros is no label.
+    """
+
+    def __init__(self, time_dim: int = 128, num_classes: int = 2):
+        super().__init__()
+        k = torch.arange(time_dim // 2, dtype=torch.float32)
+        self.register_buffer("frequencies", torch.exp(-math.log(10000.0) * 2 * k / time_dim))
+        self.time = nn.Sequential(nn.Linear(time_dim, 4 * time_dim), nn.SiLU(), nn.Linear(4 * time_dim, time_dim))
+        self.label = nn.Embedding(num_classes, time_dim)
+
+    def forward(self, t: Tensor, label: Tensor | None = None) -> Tensor:
+        phase = t[:, None].float() * self.frequencies
+        embedding = self.time(torch.cat([phase.sin(), phase.cos()], dim=1))                  # [B, time_dim]
+        if label is None:
+            return embedding
+        if label.is_floating_point():
+            return embedding + label @ self.label.weight
+        return embedding + self.label(label)
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all voxels of [B, channels, d, h, w], plus the input."""
+
+    def __init__(self, channels: int, norm_groups: int):
+        super().__init__()
+        self.norm = nn.GroupNorm(norm_groups, channels)
+        self.qkv = nn.Conv3d(channels, 3 * channels, 1, bias=False)
+        self.out = nn.Conv3d(channels, channels, 1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(h)).flatten(2).transpose(1, 2).chunk(3, dim=2)          # each [B, d*h*w, channels]
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return h + self.out(attended.transpose(1, 2).reshape(h.shape))                       # [B, channels, d, h, w]
+
+
+class UNetBlock(nn.Module):
+    """Residual block a -> b that adds the time-and-label embedding to every channel; attention behind it if asked."""
+
+    def __init__(self, a: int, b: int, time_dim: int, norm_groups: int, attention: bool = False):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(norm_groups, a)
+        self.conv1 = conv3(a, b)
+        self.embed = nn.Linear(time_dim, b)
+        self.norm2 = nn.GroupNorm(norm_groups, b)
+        self.conv2 = conv3(b, b)
+        self.skip = nn.Conv3d(a, b, 1) if a != b else nn.Identity()
+        self.attention = Attention(b, norm_groups) if attention else nn.Identity()
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        residual = self.conv1(F.silu(self.norm1(h)))
+        residual = residual + self.embed(F.silu(embedding))[:, :, None, None, None]
+        residual = self.conv2(F.silu(self.norm2(residual)))
+        return self.attention(self.skip(h) + residual)
+
+
+class UNet(nn.Module):
+    """The denoiser: what the network predicts (noise, v or z_0) from z_t, the MRI, the time step and the label.
+
+    unet(z_t, mri, t, label): z_t [B, C, d, h, w], mri [B, 1, D, H, W] in [0, 1], t [B] int64 in [0, T), label as in
+    Projector; returns [B, C, d, h, w]. The Extractor's condition is the same at every step of a sampling run, so
+    samplers call unet.extractor(mri) once and then unet.denoise(z_t, condition, t, label).
+    downscale = D / d. attention_levels: levels of channel_mults with attention in every block (the middle always has it).
+    """
+
+    def __init__(self, latent_channels: int = 1, base_channels: int = 128, channel_mults: tuple[int, ...] = (1, 2, 2, 4),
+                 res_blocks: int = 2, time_dim: int = 128, num_classes: int = 2, norm_groups: int = 32,
+                 attention_levels: tuple[int, ...] = (), downscale: int = 4):
+        super().__init__()
+        self.extractor = Extractor(downscale)
+        self.projector = Projector(time_dim, num_classes)
+
+        def block(a: int, b: int, attention: bool) -> UNetBlock:
+            return UNetBlock(a, b, time_dim, norm_groups, attention)
+
+        widths, last = [base_channels * mult for mult in channel_mults], len(channel_mults) - 1
+        layers: list[nn.Module] = [conv3(latent_channels + 1, base_channels)]
+        skips = [width := base_channels]
+        for level, b in enumerate(widths):
+            for _ in range(res_blocks):
+                layers.append(block(width, b, level in attention_levels))
+                skips.append(width := b)
+            if level < last:
+                layers.append(down(b, b))
+                skips.append(b)
+        self.down = nn.ModuleList(layers)
+        self.mid = nn.ModuleList([block(width, width, True), block(width, width, False)])
+
+        layers = []
+        for level, b in reversed(list(enumerate(widths))):
+            for _ in range(res_blocks + 1):
+                layers.append(block(width + skips.pop(), b, level in attention_levels))
+                width = b
+            if level > 0:
+                layers.append(up(b))
+        self.up = nn.ModuleList(layers)
+        self.out = nn.Sequential(nn.GroupNorm(norm_groups, width), nn.SiLU(), conv3(width, latent_channels))
+
+    def forward(self, z_t: Tensor, mri: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        return self.denoise(z_t, self.extractor(mri), t, label)
+
+    def denoise(self, z_t: Tensor, condition: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """As forward, with the Extractor's condition [B, 1, d, h, w] in place of the MRI."""
+        embedding = self.projector(t, label)                                                 # [B, time_dim]
+        h, skips = torch.cat([z_t, condition], dim=1), []                                    # [B, C + 1, d, h, w]
+        for layer in self.down:
+            h = layer(h, embedding) if isinstance(layer, UNetBlock) else layer(h)
+            skips.append(h)
+        for layer in self.mid:
+            h = layer(h, embedding)
+        for layer in self.up:
+            h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, UNetBlock) else layer(h)
+        return self.out(h)                                                                   # [B, C, d, h, w]
+
+
+# ---------------------------------------------------------------- the diffusion process
+
+class Diffusion(nn.Module):
+    """The Gaussian diffusion with linear beta (Ho et al. 2020) and its samplers.
+
+    prediction: what the network's output means. 'eps' the noise (published), or 'v' = sqrt(alpha_bar) eps -
+    sqrt(1 - alpha_bar) z_0 (Salimans and Ho 2022). A denoise function takes z_t [B, C, d, h, w] and t [B] int64.
+    """
+
+    def __init__(self, T: int = 1000, beta_first: float = 1e-4, beta_last: float = 0.02, prediction: str = "eps"):
+        super().__init__()
+        assert prediction in ("eps", "v"), prediction
+        self.T, self.prediction = T, prediction
+        beta = torch.linspace(beta_first, beta_last, T, dtype=torch.float64)
+        self.register_buffer("beta", beta.float(), persistent=False)
+        self.register_buffer("alpha_bar", torch.cumprod(1 - beta, dim=0).float(), persistent=False)
+
+    def _alpha_bar(self, t: Tensor) -> Tensor:
+        return self.alpha_bar[t].view(-1, 1, 1, 1, 1)                                        # [B, 1, 1, 1, 1]
+
+    def q_sample(self, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Draw z_t ~ q(z_t | z_0) (Ho et al. 2020, Eq. 4). z_0, eps: [B, C, d, h, w]; t: [B] int64 in [0, T)."""
+        alpha_bar_t = self._alpha_bar(t)
+        return alpha_bar_t.sqrt() * z_0 + (1 - alpha_bar_t).sqrt() * eps
+
+    def target(self, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """What the network is to predict for q_sample(z_0, t, eps); [B, C, d, h, w]."""
+        if self.prediction == "eps":
+            return eps
+        alpha_bar_t = self._alpha_bar(t)
+        return alpha_bar_t.sqrt() * eps - (1 - alpha_bar_t).sqrt() * z_0
+
+    def z_0_and_eps(self, output: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean latent and the noise that a network output at z_t stands for; both [B, C, d, h, w]."""
+        alpha_bar_t = self._alpha_bar(t)
+        signal, noise = alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt()
+        if self.prediction == "eps":
+            return (z_t - noise * output) / signal, output
+        return signal * z_t - noise * output, noise * z_t + signal * output
+
+    def ddpm(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, noise: Iterator[Tensor]) -> Tensor:
+        """Ancestral sampling (Ho et al. 2020, Algorithm 2, variance beta_t) over t = T - 1, ..., 1.
+
+        z_T: [B, C, d, h, w]. noise gives T - 2 further tensors of that shape, one a step but the last. Returns z_0.
+        """
+        z_t = z_T
+        for t in range(self.T - 1, 0, -1):
+            steps = torch.full((len(z_t),), t, device=z_t.device)
+            _, eps = self.z_0_and_eps(denoise(z_t, steps), z_t, steps)
+            beta_t = self.beta[t]
+            z_t = (z_t - beta_t / (1 - self.alpha_bar[t]).sqrt() * eps) / (1 - beta_t).sqrt()
+            if t > 1:
+                z_t = z_t + beta_t.sqrt() * next(noise)
+        return z_t
+
+    def ddim(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, steps: int) -> Tensor:
+        """Deterministic DDIM (Song et al. 2021, Eq. 12, eta 0) over `steps` network calls, evenly spaced in t.
+
+        z_T: [B, C, d, h, w]. Returns z_0; the last call's estimate is the result.
+        """
+        z_t = z_T
+        times = torch.linspace(self.T - 1, 1, steps).round().long().tolist()
+        for t, t_next in zip(times, [*times[1:], None], strict=True):
+            batch_t = torch.full((len(z_t),), t, device=z_t.device)
+            z_0, eps = self.z_0_and_eps(denoise(z_t, batch_t), z_t, batch_t)
+            z_t = z_0 if t_next is None else self.q_sample(z_0, torch.full_like(batch_t, t_next), eps)
+        return z_t
+
+
+class Synthesizer:
+    """From an MRI to its PET: draw latents, average them, decode once.
+
+    latent_mean, latent_std: the shift and scale that the latents were trained with, z_0 = (E(x) - mean) / std.
+    """
+
+    def __init__(self, decoder: nn.Module, unet: UNet, diffusion: Diffusion, latent_mean: float = 0.0, latent_std: float = 1.0):
+        self.decoder, self.unet, self.diffusion = decoder, unet, diffusion
+        self.latent_mean, self.latent_std = latent_mean, latent_std
+
+    @torch.no_grad()
+    def __call__(self, mri: Tensor, label: Tensor | None, noise: Iterator[Tensor], sampler: str, steps: int) -> Tensor:
+        """mri [1, 1, D, H, W] in [0, 1] -> x_hat of that shape, clamped to [0, 1].
+
+        label: weights of the label embeddings [1, K], or None. noise gives tensors [m, C, d, h, w] for m draws, z_T first.
+        sampler: 'ddpm' (T - 1 calls) or 'ddim' (`steps` calls). The Extractor sees the MRI once.
+        """
+        z_T = next(noise).to(mri.device)                                                     # [m, C, d, h, w]
+        draws = len(z_T)
+        condition = self.unet.extractor(mri).expand(draws, -1, -1, -1, -1)                   # [m, 1, d, h, w]
+        label = label if label is None else label.to(mri.device).expand(draws, -1)           # [m, K]
+
+        def denoise(z_t: Tensor, t: Tensor) -> Tensor:
+            return self.unet.denoise(z_t, condition, t, label)
+
+        if sampler == "ddpm":
+            z_0 = self.diffusion.ddpm(denoise, z_T, (eps.to(mri.device) for eps in noise))
+        else:
+            z_0 = self.diffusion.ddim(denoise, z_T, steps)
+        z_0 = z_0.mean(dim=0, keepdim=True) * self.latent_std + self.latent_mean             # [1, C, d, h, w]
+        return self.decoder(z_0).clamp(0, 1)                                                 # [1, 1, D, H, W]
+
+
+# ---------------------------------------------------------------- weights of the published code
+
+_PUBLISHED_NAMES = [                                       # (pattern in the published name, ours), applied in order
+    (r"^module\.", ""),
+    (r"^(encoder|decoder)\.model\.", r"\1."),
+    (r"^model\.", "layers."),
+    (r"^cond\.", "extractor.layers."),
+    (r"^time_mlp\.0\.inv_freq$", "projector.frequencies"),
+    (r"^time_mlp\.1\.", "projector.time.0."),
+    (r"^time_mlp\.3\.", "projector.time.2."),
+    (r"^label_emb\.", "projector.label."),
+    (r"^downs\.", "down."),
+    (r"^ups\.", "up."),
+    (r"^final_conv\.block\.0\.", "out.0."),
+    (r"^final_conv\.block\.3\.", "out.2."),
+    (r"\.res_block\.mlp\.1\.", ".embed."),
+    (r"\.res_block\.block([12])\.block\.0\.", r".norm\1."),
+    (r"\.res_block\.block([12])\.block\.3\.", r".conv\1."),
+    (r"\.res_block\.res_conv\.", ".skip."),
+    (r"\.attn\.", ".attention."),
+    (r"\.block\.0\.gn\.", ".norm1."),
+    (r"\.block\.2\.", ".conv1."),
+    (r"\.block\.3\.gn\.", ".norm2."),
+    (r"\.block\.5\.", ".conv2."),
+    (r"\.channel_up\.", ".skip."),
+    (r"\.(\d+)\.(?:conv|gn)\.", r".\1."),
+]
+
+
+def load_published(module: nn.Module, state_dict: dict) -> None:
+    """Load weights under the published names into our AAE, Discriminator or UNet, in place.
+
+    state_dict: name -> tensor, or a whole published checkpoint {"state_dict", "optimizer"}; names may carry the prefix
+    `module.`. Running statistics of batch norms may be absent: the published code does not save the discriminator.
+    Raises ValueError that lists every missing, unknown or misshapen weight; the module is then unchanged.
+    """
+    weights = {}
+    for published, tensor in state_dict.get("state_dict", state_dict).items():
+        name = published
+        for pattern, ours in _PUBLISHED_NAMES:
+            name = re.sub(pattern, ours, name)
+        weights[name] = (published, torch.as_tensor(tensor))
+
+    own = module.state_dict()
+    optional = ("running_mean", "running_var", "num_batches_tracked")
+    problems = [f"missing: {name}, shape {tuple(own[name].shape)}"
+                for name in own if name not in weights and not name.endswith(optional)]
+    for name, (published, tensor) in weights.items():
+        if name not in own:
+            problems.append(f"unknown: {published}, shape {tuple(tensor.shape)}")
+        elif own[name].shape != tensor.shape:
+            problems.append(f"misshapen: {published} is {tuple(tensor.shape)}, the network has {tuple(own[name].shape)}")
+    if problems:
+        raise ValueError(f"these weights do not fit this {type(module).__name__}; check its channels, levels and norms:\n  "
+                         + "\n  ".join(problems))
+    module.load_state_dict({name: tensor for name, (_, tensor) in weights.items()}, strict=False)

@@ -1,0 +1,252 @@
+"""The networks and the diffusion process against the published ones and against their own mathematics."""
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from model import AAE, Diffusion, Discriminator, Extractor, Projector, Synthesizer, UNet, load_published
+
+TOLERANCE = 1e-4
+
+
+def published_weights(names: list[str]) -> dict[str, torch.Tensor]:
+    """The weights of the published networks, drawn anew as PyTorch initialises them, 1D ones perturbed, rounded to float16.
+
+    Only names, shapes, a checksum and the networks' outputs are stored: the next numbers of one seeded stream are the weights.
+    """
+    weights, fan_in = {}, 1
+    for entry in names:
+        name, shape = entry.rsplit(" ", 1)
+        shape = [int(n) for n in shape.split("x")]
+        if name.endswith("inv_freq"):
+            weights[name] = 1 / 10000 ** (torch.arange(0, 128, 2) / 128)
+        elif name.startswith("label_emb"):
+            weights[name] = torch.empty(shape).normal_()
+        elif len(shape) > 1:
+            weights[name] = nn.init.kaiming_uniform_(torch.empty(shape), a=math.sqrt(5))
+            fan_in = math.prod(shape[1:])
+        elif name.endswith("bias") and weights[name[:-4] + "weight"].dim() > 1:
+            weights[name] = torch.empty(shape).uniform_(-1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
+        else:
+            weights[name] = torch.full(shape, float(name.endswith("weight")))
+    for name, weight in weights.items():
+        if weight.dim() == 1 and not name.endswith("inv_freq"):
+            weight += 0.05 * torch.randn_like(weight)
+    return {name: weight if name.endswith("inv_freq") else weight.half().float() for name, weight in weights.items()}
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict:
+    """Outputs of the published networks, with the weights and inputs that they had."""
+    stored = np.load(Path(__file__).parent / "golden.npz")
+    torch.manual_seed(11)
+    vectors = {}
+    for network, inputs in (("aae", {"x": (2, 1, 16, 24, 20)}), ("discriminator", {"x": (2, 1, 32, 64, 48)}),
+                            ("unet", {"z_t": (2, 1, 8, 12, 10), "mri": (2, 1, 32, 48, 40)})):
+        weights = published_weights(stored[f"{network}/names"].tolist())
+        checksum = sum(w.double().abs().sum().item() for name, w in weights.items() if "inv_freq" not in name)
+        assert checksum == pytest.approx(stored[f"{network}/digest"][0], rel=1e-9), "torch draws other random numbers than it used to"
+        vectors[network] = {"weights": weights}
+        for name, shape in inputs.items():
+            vectors[network][name] = (torch.randn(shape) if name == "z_t" else torch.rand(shape)).half().float()
+    for key in stored.files:
+        network, name = key.split("/")
+        if name not in ("names", "digest"):
+            vectors.setdefault(network, {})[name] = torch.from_numpy(stored[key])
+    return vectors
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max().item() < TOLERANCE
+
+
+@torch.no_grad()
+def test_autoencoder_equals_the_published_one(golden):
+    aae, vectors = AAE(), golden["aae"]
+    load_published(aae, vectors["weights"])
+    assert_close(aae.encoder(vectors["x"]), vectors["latent"])
+    assert_close(aae(vectors["x"]), vectors["reconstruction"])
+
+
+@torch.no_grad()
+def test_discriminator_equals_the_published_one(golden):
+    disc, vectors = Discriminator(), golden["discriminator"]
+    load_published(disc, vectors["weights"])
+    assert_close(disc(vectors["x"]), vectors["logits_train"])
+
+
+@torch.no_grad()
+def test_unet_equals_the_published_one(golden):
+    unet, vectors = UNet(base_channels=32, channel_mults=(1, 2), attention_levels=(1,)), golden["unet"]
+    load_published(unet, {"state_dict": {f"module.{name}": w for name, w in vectors["weights"].items()}, "optimizer": {}})
+    z_t, mri, t, label = (vectors[name] for name in ("z_t", "mri", "t", "label"))
+    assert_close(unet.extractor(mri), vectors["condition"])
+    assert_close(unet(z_t, mri, t), vectors["eps_without_label"])
+    assert_close(unet(z_t, mri, t, label), vectors["eps_with_label"])
+
+
+def test_ancestral_sampler_equals_the_published_one(golden):
+    vectors, diffusion = golden["ddpm"], Diffusion()
+    torch.testing.assert_close(diffusion.beta, vectors["beta"])
+    torch.testing.assert_close(diffusion.alpha_bar, vectors["alpha_bar"])
+    assert_close(diffusion.q_sample(vectors["z_0"], vectors["t"], vectors["eps"]), vectors["z_t"])
+
+    def denoise(z_t, t):
+        return 0.3 * z_t + 0.1 * torch.sin(t / 100).view(-1, 1, 1, 1, 1) * vectors["condition"]
+    z_0 = diffusion.ddpm(denoise, vectors["x_T"], iter(vectors["noise"]))
+    assert ((z_0 - vectors["x_0"]) / vectors["x_0"]).abs().max() < TOLERANCE
+
+
+def test_parameter_counts_are_those_of_the_paper():
+    def count(module):
+        return sum(p.numel() for p in module.parameters())
+    aae = AAE()
+    assert (count(aae.encoder), count(aae.decoder), count(Discriminator())) == (762_145, 634_033, 697_809)
+    assert (count(Extractor()), count(UNet())) == (16_017, 204_724_882)
+
+
+def test_published_weights_that_do_not_fit_are_all_named_and_nothing_is_loaded(golden):
+    weights = dict(golden["aae"]["weights"])
+    del weights["encoder.model.0.bias"]
+    weights["encoder.model.0.weight"] = torch.zeros(8, 1, 3, 3, 3)
+    weights["surplus"] = torch.zeros(1)
+    aae = AAE()
+    before = {name: w.clone() for name, w in aae.state_dict().items()}
+    with pytest.raises(ValueError, match="do not fit this AAE") as error:
+        load_published(aae, weights)
+    for part in ("missing: encoder.0.bias", "misshapen: encoder.model.0.weight is (8, 1, 3, 3, 3)", "unknown: surplus"):
+        assert part in str(error.value)
+    assert all(torch.equal(w, before[name]) for name, w in aae.state_dict().items())
+
+
+@pytest.mark.parametrize("channels", [(8,), (8, 16), (8, 16, 16), (8, 8, 16, 16)])
+@pytest.mark.parametrize("latent_channels", [1, 3])
+def test_extractor_lands_on_the_latent_grid_for_any_number_of_levels(channels, latent_channels):
+    x = torch.rand(1, 1, 16, 24, 8)
+    aae = AAE(channels, latent_channels, norm_groups=8)
+    z_0 = aae.encoder(x)
+    downscale = 2 ** (len(channels) - 1)
+    assert z_0.shape == (1, latent_channels, 16 // downscale, 24 // downscale, 8 // downscale)
+    assert aae(x).shape == x.shape
+    unet = UNet(latent_channels, 8, (1,), 1, norm_groups=8, downscale=downscale)
+    assert unet(z_0, x, torch.tensor([5])).shape == z_0.shape
+
+
+def test_without_output_norm_the_level_of_uptake_reaches_the_latent():
+    torch.manual_seed(0)
+    x = torch.rand(1, 1, 16, 16, 16)
+
+    def relative_change(aae):
+        """How much the mean latent follows a brighter input, in units of the latent's spread."""
+        dark, bright = aae.encoder(0.5 * x), aae.encoder(x)
+        return ((bright.mean() - dark.mean()).abs() / bright.std()).item()
+    torch.manual_seed(1)
+    with_norm = AAE((16, 32))
+    without = AAE((16, 32), output_norm=False)
+    names = without.state_dict().keys()
+    without.load_state_dict({name: w for name, w in with_norm.state_dict().items() if name in names})
+    assert relative_change(without) > 2 * relative_change(with_norm)
+
+
+@pytest.fixture(scope="module")
+def small_unet() -> UNet:
+    torch.manual_seed(0)
+    return UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2).eval()
+
+
+@torch.no_grad()
+def test_label_and_mri_change_the_output_and_probabilities_mix_labels(small_unet):
+    z_t, mri, t = torch.randn(1, 1, 8, 8, 8), torch.rand(1, 1, 16, 16, 16), torch.tensor([500])
+    nothing = small_unet(z_t, mri, t)
+    positive, negative = small_unet(z_t, mri, t, torch.tensor([1])), small_unet(z_t, mri, t, torch.tensor([0]))
+    assert not torch.allclose(positive, negative, atol=1e-3)
+    assert not torch.allclose(nothing, small_unet(z_t, 1 - mri, t), atol=1e-3)
+    torch.testing.assert_close(small_unet(z_t, mri, t, torch.tensor([[0.0, 1.0]])), positive)
+    torch.testing.assert_close(small_unet(z_t, mri, t, torch.zeros(1, 2)), nothing)
+    projector = small_unet.projector
+    mixed = projector(t, torch.tensor([[0.25, 0.75]]))
+    torch.testing.assert_close(mixed, 0.25 * projector(t, torch.tensor([0])) + 0.75 * projector(t, torch.tensor([1])))
+
+
+def test_time_embedding_is_sines_then_cosines():
+    projector = Projector(time_dim=8)
+    seen = {}
+    projector.time.register_forward_pre_hook(lambda module, args: seen.update(embedding=args[0]))
+    projector(torch.tensor([3]))
+    frequencies = [10000 ** (-2 * k / 8) for k in range(4)]
+    expected = [math.sin(3 * f) for f in frequencies] + [math.cos(3 * f) for f in frequencies]
+    torch.testing.assert_close(seen["embedding"], torch.tensor([expected]))
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_target_and_its_inverse_agree(prediction):
+    diffusion, t = Diffusion(prediction=prediction), torch.tensor([1, 300, 999])
+    z_0, eps = torch.randn(3, 1, 2, 2, 2), torch.randn(3, 1, 2, 2, 2)
+    z_t = diffusion.q_sample(z_0, t, eps)
+    found_z_0, found_eps = diffusion.z_0_and_eps(diffusion.target(z_0, t, eps), z_t, t)
+    torch.testing.assert_close(found_eps, eps, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found_z_0, z_0, atol=5e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_samplers_recover_z_0_from_the_true_noise(prediction, sampler):
+    """A denoiser that knows z_0 leads every sampler to it, whatever the network is said to predict."""
+    torch.manual_seed(0)
+    diffusion, z_0 = Diffusion(prediction=prediction), torch.randn(2, 1, 3, 3, 3)
+
+    def denoise(z_t, t):
+        alpha_bar_t = diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1)
+        return diffusion.target(z_0, t, (z_t - alpha_bar_t.sqrt() * z_0) / (1 - alpha_bar_t).sqrt())
+    z_T = torch.randn_like(z_0)
+    if sampler == "ddim":
+        torch.testing.assert_close(diffusion.ddim(denoise, z_T, 7), z_0, atol=2e-4, rtol=1e-3)
+    else:                                                  # ends with the noise of its last but one step left
+        sampled = diffusion.ddpm(denoise, z_T, iter(torch.randn(998, 2, 1, 3, 3, 3)))
+        assert (sampled - z_0).abs().max() < 0.05
+
+
+def test_ancestral_sampling_gives_the_variance_of_the_data():
+    """For Gaussian data the exact denoiser is known: the samples must have the data's mean and deviation."""
+    torch.manual_seed(0)
+    diffusion, mean, std = Diffusion(prediction="v"), 0.7, 0.4
+
+    def denoise(z_t, t):
+        a = diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1)
+        variance = a * std ** 2 + 1 - a
+        expected_eps = (1 - a).sqrt() * (z_t - a.sqrt() * mean) / variance
+        return diffusion.target((z_t - (1 - a).sqrt() * expected_eps) / a.sqrt(), t, expected_eps)
+    z_0 = diffusion.ddpm(denoise, torch.randn(4, 1, 8, 8, 8), iter(torch.randn(998, 4, 1, 8, 8, 8)))
+    assert z_0.mean().item() == pytest.approx(mean, abs=0.03)
+    assert z_0.std().item() == pytest.approx(std, abs=0.03)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_synthesizer_averages_latents_and_decodes_once(small_unet, sampler):
+    decoded, extracted = [], []
+
+    class Decoder(nn.Module):
+        def forward(self, z_0):
+            decoded.append(z_0)
+            return 10 * z_0.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+    diffusion, mri, label = Diffusion(T=12, prediction="v"), torch.rand(1, 1, 8, 8, 8), torch.tensor([[0.3, 0.7]])
+    noise = [torch.randn(3, 1, 4, 4, 4) for _ in range(11)]
+    hook = small_unet.extractor.register_forward_hook(lambda *_: extracted.append(1))
+    x_hat = Synthesizer(Decoder(), small_unet, diffusion, 0.5, 2.0)(mri, label, iter(noise), sampler, 4)
+    hook.remove()
+    assert x_hat.shape == mri.shape
+    assert 0 <= x_hat.min() <= x_hat.max() <= 1
+    assert len(decoded) == len(extracted) == 1
+
+    def alone(k):                                          # one draw at a time, by hand
+        def denoise(z_t, t):
+            return small_unet(z_t, mri, t, label)
+        with torch.no_grad():
+            if sampler == "ddim":
+                return diffusion.ddim(denoise, noise[0][k:k + 1], 4)
+            return diffusion.ddpm(denoise, noise[0][k:k + 1], (eps[k:k + 1] for eps in noise[1:]))
+    torch.testing.assert_close(decoded[0], sum(alone(k) for k in range(3)) / 3 * 2.0 + 0.5, atol=1e-4, rtol=1e-4)
