@@ -1,0 +1,290 @@
+"""Every setting of a run: the dataclass, the presets, the command line.
+
+Edit a default here, or pass `--field value` to main.py. The defaults are the paper's values, but for the few marked
+"published:", without which the method does not work (README, "Differences from the published code").
+"""
+import argparse
+import dataclasses
+import difflib
+import json
+import platform
+import re
+import typing
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+VERSION = "0.1.0"
+STAGES = ("check", "aae", "encode", "ldm", "test")
+GROUPS = {
+    "run": "the run",
+    "data": "the cohort",
+    "phantom": "the digital phantom",
+    "aae": "stage 1, the adversarial autoencoder (AAE)",
+    "ldm": "stage 2, the latent diffusion model (LDM)",
+    "sampling": "sampling, after training",
+}
+
+
+def setting(default, explanation: str, *, group: str, low=None, high=None, choices=None, free: bool | None = None):
+    """A field of Config. low, high: inclusive range of the value or of each of its entries.
+
+    free: may change between the training of a checkpoint and its use (by default in the groups run and sampling).
+    """
+    free = group in ("run", "sampling") if free is None else free
+    return dataclasses.field(default=default, metadata={
+        "help": explanation, "group": group, "low": low, "high": high, "choices": choices, "free": free})
+
+
+run, data, phantom, aae, ldm, sampling = (partial(setting, group=group) for group in GROUPS)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run. Raises ValueError that lists all values which are out of range or do not fit together."""
+
+    # The run
+    exp: str = run("paper", "name of the experiment; outputs go to result/<exp>")
+    stages: tuple[str, ...] = run(STAGES, "stages to run; check always runs first", choices=STAGES)
+    seed: int = run(0, "seed of weights, order, noise and crops; paper: 0", low=0, free=False)
+    device: str = run("auto", "auto is the GPU if there is one, else the CPU", choices=("auto", "cpu", "cuda"))
+    num_workers: int = run(2, "processes that read volumes during training; 0 reads in the main process", low=0)
+
+    # The cohort
+    data_dir: str = data("data", "folder with whole_MRI and whole_Abeta; latent_Abeta is written there", free=True)
+    info_dir: str = data("data_info", "folder with data_info.csv, train.txt, validation.txt and test.txt", free=True)
+    brain_mask: str = data("", "NIfTI mask of the brain-only scores and the label classifier, any grid of the same space; "
+                               "empty: the MNI152 mask that nilearn carries", free=True)
+    image_size: tuple[int, int, int] = data((181, 217, 181), "voxels of every volume, in RAS order; paper", low=8)
+    crop_start: tuple[int, int, int] = data((10, 18, 10), "first voxel of the crop, in RAS order; paper", low=0)
+    volume_size: tuple[int, int, int] = data((160, 192, 160), "D H W, voxels after the crop; paper", low=8)
+    crop_jitter: int = data(2, "stage 1 shifts the training crop by up to this many voxels an axis; paper: 2", low=0)
+    num_classes: int = data(2, "number of labels K; labels are 0 .. K - 1; paper: 2, amyloid negative and positive", low=2)
+    subject_pattern: str = data(r"^.*?(\d{3}_?S_?\d{4})|^sub-([A-Za-z0-9]+)|^(.+?)[_-](?:ses-\w+|bl|sc|[mvy]\d+)$",
+                                "regular expression whose group is the subject of an ID, so that two visits of a subject "
+                                "cannot lie in two lists; an ID that does not match is its own subject")
+
+    # The digital phantom
+    phantom_subjects: tuple[int, int, int] = phantom((0, 0, 0), "simulate a cohort of so many training, validation and test "
+                                                                "subjects in data_dir; 0 0 0: use your own", low=0)
+    phantom_voxel: int = phantom(1, "voxel size in mm", low=1, high=8)
+    phantom_link: float = phantom(0.6, "correlation of atrophy (seen in the MRI) with amyloid load; 0: MRI knows nothing",
+                                  low=0.0, high=0.95)
+    phantom_seed: int = phantom(0, "seed of the simulated cohort", low=0)
+
+    # Stage 1, the adversarial autoencoder
+    aae_channels: tuple[int, ...] = aae((16, 32, 64), "channels at each resolution, each half the one before; paper", low=1)
+    latent_channels: int = aae(1, "channels C of the latent; paper: 1", low=1)
+    aae_norm_groups: int = aae(16, "groups of every GroupNorm; paper: 16", low=1)
+    aae_output_norm: bool = aae(False, "GroupNorm before the last convolution of encoder and decoder; published: true. It "
+                                       "hides the absolute level of uptake, and that level is the diagnosis")
+    disc_channels: tuple[int, ...] = aae((16, 32, 64, 128), "channels of the discriminator; paper", low=1)
+    lambda_rec: float = aae(100.0, "weight of the L1 reconstruction against the adversarial term; paper: 100", low=0.0)
+    aae_lr: float = aae(1e-4, "learning rate of Adam; paper: 1e-4", low=1e-8, high=1.0)
+    aae_betas: tuple[float, float] = aae((0.5, 0.999), "betas of Adam; paper", low=0.0, high=0.99999)
+    aae_batch_size: int = aae(2, "volumes a step; paper: 2", low=1)
+    aae_epochs: int = aae(1000, "epochs; paper: 1000; may be raised later", low=1, free=True)
+
+    # Stage 2, the latent diffusion model
+    unet_channels: int = ldm(128, "width of the first UNet level; paper: 128", low=1)
+    unet_mults: tuple[int, ...] = ldm((1, 2, 2, 4), "width of each UNet level in multiples of the first; paper", low=1)
+    unet_res_blocks: int = ldm(2, "residual blocks a level; paper: 2", low=1)
+    unet_attention_levels: tuple[int, ...] = ldm((), "levels with attention, 0 the finest; paper: none but the middle", low=0)
+    unet_norm_groups: int = ldm(32, "groups of every GroupNorm; paper: 32", low=1)
+    time_dim: int = ldm(128, "width of the time and label embedding, even; paper: 128", low=4)
+    timesteps: int = ldm(1000, "T, steps of the diffusion; paper: 1000", low=10)
+    beta_first: float = ldm(1e-4, "first noise variance; paper: 1e-4", low=1e-8, high=0.5)
+    beta_last: float = ldm(0.02, "last noise variance, linear in between; paper: 0.02", low=1e-8, high=0.5)
+    prediction: str = ldm("v", "what the UNet predicts; published: eps, where at high noise a small error of the noise swamps "
+                               "the overall level of uptake", choices=("eps", "v"))
+    latent_scaling: bool = ldm(True, "shift and scale the latents to mean 0 and deviation 1 over the training list, which the "
+                                     "noise schedule assumes; published: false")
+    label_dropout: float = ldm(0.5, "share of training samples that go without their label, so that sampling without one is "
+                                    "not a new input; published: 0", low=0.0, high=1.0)
+    ldm_lr: float = ldm(1e-4, "learning rate of AdamW; paper: 1e-4", low=1e-8, high=1.0)
+    ldm_batch_size: int = ldm(2, "subjects a step; paper: 2", low=1)
+    ldm_epochs: int = ldm(1000, "epochs; paper: 1000; may be raised later", low=1, free=True)
+    ema_decay: float = ldm(0.9999, "decay of the moving average of the weights; paper: 0.9999", low=0.0, high=0.999999)
+    ema_start: int = ldm(2000, "steps for which the average is a plain copy; paper: 2000", low=0)
+    validation_every: int = ldm(1, "epochs from one validation to the next; paper: 1", low=1)
+    validation_steps: int = ldm(10, "DDIM calls a validation scan; published: 999 DDPM calls", low=1)
+
+    # Sampling
+    sampler: str = sampling("ddim", "ddim: deterministic, few calls; ddpm: ancestral, T - 1 calls; published: ddpm",
+                            choices=("ddim", "ddpm"))
+    sampling_steps: int = sampling(20, "network calls a draw with ddim", low=1)
+    samples_per_scan: int = sampling(8, "draws a scan, whose mean latent is decoded; published: 1, which carries the variance "
+                                        "of one draw", low=1)
+    label_at_sampling: str = sampling("predicted", "none: no label (published, an input unseen in its training); predicted: the "
+                                                   "probabilities of a classifier fitted on the training MRIs mix the label "
+                                                   "embeddings. The true label is never used", choices=("none", "predicted"))
+
+    def __post_init__(self):
+        problems = [problem for field in dataclasses.fields(self) for problem in _value_problems(field, getattr(self, field.name))]
+        problems = problems or list(self._misfits())
+        if problems:
+            raise ValueError("\n  ".join([f"{len(problems)} problem(s) in the settings:", *problems]))
+
+    def _misfits(self):
+        """Settings that are in range one by one, but do not fit together."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.exp):
+            yield f"exp {self.exp!r} must be a plain folder name of letters, digits, '.', '_' and '-'"
+        if any(n % self.downscale for n in self.volume_size):
+            yield (f"volume_size {self.volume_size} must be divisible by {self.downscale}, "
+                   f"because aae_channels has {len(self.aae_channels)} levels")
+        elif any(n % 2 ** (len(self.unet_mults) - 1) for n in self.latent_size):
+            yield (f"volume_size {self.volume_size} gives latents of {self.latent_size}, which must be divisible by "
+                   f"{2 ** (len(self.unet_mults) - 1)}, because unet_mults has {len(self.unet_mults)} levels")
+        smallest = 2 ** (len(self.disc_channels) + 1)
+        if min(self.volume_size) < smallest:
+            yield (f"volume_size {self.volume_size} must be at least {smallest} along each axis, "
+                   f"because disc_channels has {len(self.disc_channels)} layers")
+        for n, start, size in zip(self.image_size, self.crop_start, self.volume_size, strict=True):
+            if start < self.crop_jitter or start + size + self.crop_jitter > n:
+                yield (f"the crop [{start}, {start + size}) with crop_jitter {self.crop_jitter} leaves the image_size "
+                       f"{self.image_size}; change crop_start, volume_size or crop_jitter")
+        for name, widths, groups in (("aae_channels", self.aae_channels, self.aae_norm_groups),
+                                     ("unet_channels x unet_mults", [self.unet_channels * m for m in self.unet_mults],
+                                      self.unet_norm_groups)):
+            if any(width % groups for width in widths):
+                yield f"{name} {tuple(widths)} must be divisible by the {groups} groups of their GroupNorm"
+        if any(level >= len(self.unet_mults) for level in self.unet_attention_levels):
+            yield f"unet_attention_levels {self.unet_attention_levels} must be below the {len(self.unet_mults)} of unet_mults"
+        if self.time_dim % 2:
+            yield f"time_dim {self.time_dim} must be even: half sines, half cosines"
+        for name in ("sampling_steps", "validation_steps"):
+            if getattr(self, name) > self.timesteps - 1:
+                yield f"{name} {getattr(self, name)} must be at most timesteps - 1 = {self.timesteps - 1}"
+        if any(self.phantom_subjects) and min(self.phantom_subjects) < 2:
+            yield f"phantom_subjects {self.phantom_subjects} must be at least 2 in each list, or all 0"
+        try:
+            if re.compile(self.subject_pattern).groups < 1:
+                yield f"subject_pattern {self.subject_pattern!r} has no group for the subject"
+        except re.error as error:
+            yield f"subject_pattern {self.subject_pattern!r} is no regular expression: {error}"
+
+    @property
+    def downscale(self) -> int:
+        """Voxels of the volume per voxel of the latent, along each axis."""
+        return 2 ** (len(self.aae_channels) - 1)
+
+    @property
+    def latent_size(self) -> tuple[int, ...]:
+        """d, h, w in voxels of the latent."""
+        return tuple(n // self.downscale for n in self.volume_size)
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether the cohort is simulated: nothing measured on it says anything about patients."""
+        return any(self.phantom_subjects)
+
+    @property
+    def result_dir(self) -> Path:
+        """Folder of every output of this experiment."""
+        return Path("result") / self.exp
+
+    def fixed_settings(self, stage: str) -> dict:
+        """The settings that a checkpoint of the stage ('aae' or 'ldm') is bound to, as JSON values."""
+        groups = {"run", "data", "phantom", stage}
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)
+                if f.metadata["group"] in groups and not f.metadata["free"]}
+
+    def to_json(self) -> str:
+        """All settings, with the versions of what produced the results."""
+        versions = {name: version(name) for name in ("torch", "numpy", "nibabel", "scikit-learn", "scikit-image", "nilearn")}
+        settings = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return json.dumps({"settings": settings,
+                           "versions": {"il_cldm": VERSION, "python": platform.python_version(), **versions}}, indent=2) + "\n"
+
+
+PUBLISHED = {"prediction": "eps", "label_dropout": 0.0, "label_at_sampling": "none", "latent_scaling": False,
+             "aae_output_norm": True, "samples_per_scan": 1, "sampler": "ddpm"}
+
+# Small enough for two CPU cores and a few minutes; every choice was made on the validation list.
+DEMO = {"data_dir": "data/phantom", "info_dir": "data/phantom/data_info", "num_workers": 0,
+        "phantom_subjects": (80, 10, 20), "phantom_voxel": 4, "phantom_link": 0.6,
+        "image_size": (45, 54, 45), "crop_start": (2, 4, 2), "volume_size": (40, 48, 40), "crop_jitter": 1,
+        "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3, "aae_epochs": 8,
+        "unet_channels": 16, "unet_mults": (1, 2, 4), "unet_norm_groups": 8, "ldm_lr": 1e-3, "ldm_epochs": 20,
+        "ldm_batch_size": 4, "ema_decay": 0.99, "ema_start": 100, "validation_every": 5}
+
+PRESETS = {"paper": {}, "demo": DEMO, "published": PUBLISHED}
+
+
+def _plain(value):
+    """A setting as JSON keeps it, so that a saved one equals a present one."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _element_type(annotation) -> tuple[type, int | None]:
+    """(type of an entry, number of entries); the number is None for a tuple of any length and 0 for a plain value."""
+    if typing.get_origin(annotation) is not tuple:
+        return annotation, 0
+    arguments = typing.get_args(annotation)
+    return arguments[0], None if arguments[-1] is Ellipsis else len(arguments)
+
+
+def _value_problems(field: dataclasses.Field, value):
+    """What is wrong with one value by itself: its type, its number of entries, its range."""
+    kind, count = _element_type(field.type)
+    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+    if (count != 0) != isinstance(value, tuple) or (count and len(value) != count):
+        yield f"{field.name} {value!r} must be {'a tuple of ' + str(count or 'several') if count != 0 else 'one'} {kind.__name__}"
+        return
+    if count is None and not value and field.name != "unet_attention_levels":
+        yield f"{field.name} must not be empty"
+    for entry in value if isinstance(value, tuple) else (value,):
+        if type(entry) is not kind and not (kind is float and type(entry) is int):
+            yield f"{field.name} {entry!r} must be of type {kind.__name__}"
+        elif choices and entry not in choices:
+            yield f"{field.name} {entry!r} must be one of {', '.join(choices)}"
+        elif (low is not None and not entry >= low) or (high is not None and not entry <= high):
+            yield f"{field.name} {entry!r} must be {'at least ' + str(low) if high is None else f'between {low} and {high}'}"
+
+
+def _parse_bool(text: str) -> bool:
+    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return values[text.lower()]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="main.py", allow_abbrev=False, description=(
+        "IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes result/<exp>/. "
+        "Running the same command again continues where it stopped."))
+    parser.add_argument("--preset", nargs="+", choices=PRESETS, default=["paper"], help=(
+        "sets of settings, later ones win: paper (the default), demo (a digital phantom, small networks, minutes on a CPU), "
+        "published (every setting as in the published code)"))
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
+    for field in dataclasses.fields(Config):
+        kind, count = _element_type(field.type)
+        default = "the names of the presets" if field.name == "exp" else " ".join(map(str, field.default)) \
+            if isinstance(field.default, tuple) else repr(field.default) if field.default == "" else str(field.default)
+        groups[field.metadata["group"]].add_argument(
+            f"--{field.name}", type=_parse_bool if kind is bool else kind, default=argparse.SUPPRESS,
+            nargs={0: None, None: "*"}.get(count, count), choices=field.metadata["choices"],
+            metavar=None if field.metadata["choices"] else kind.__name__.upper(),
+            help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"))
+    return parser
+
+
+def parse_args(argv: list[str] | None = None) -> Config:
+    """The settings of a command line: defaults, then presets, then --field value. Exits with code 2 on a wrong one."""
+    parser = _parser()
+    given, unknown = parser.parse_known_args(argv)
+    if unknown:
+        known = [f"--{field.name}" for field in dataclasses.fields(Config)]
+        close = difflib.get_close_matches(unknown[0], known, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; python main.py --help lists all settings"
+        parser.error(f"unknown setting {unknown[0]}{hint}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(given).items()}
+    presets = values.pop("preset")
+    settings = {} if presets == ["paper"] else {"exp": "_".join(presets)}
+    for name in presets:
+        settings |= PRESETS[name]
+    try:
+        return Config(**settings | values)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
