@@ -1,0 +1,440 @@
+"""The cohort: lists and labels, checks, NIfTI reading and writing, the crop, the torch datasets, the latent cache."""
+import gzip
+import hashlib
+import os
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import torch
+from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from utils import InputError, atomic, derived_seed
+
+SPLITS = ("train", "validation", "test")
+RAS = axcodes2ornt("RAS")
+ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]*")
+SAME_AFFINE_MM = 0.01                                      # registration tools write affines in float32
+RANGE_TOLERANCE = 1e-5                                     # integers times a float32 scale factor may end at 1.0000001
+
+
+@dataclass(frozen=True)
+class Scan:
+    """One subject's visit: its ID, its amyloid label in 0 .. K - 1, and its two files."""
+    id: str
+    label: int
+    mri: Path
+    pet: Path
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The box of a volume that the networks see, in voxels of the RAS-oriented volume."""
+    start: tuple[int, int, int]
+    size: tuple[int, int, int]
+
+    def slices(self, shift: Iterable[int] = (0, 0, 0)) -> tuple[slice, ...]:
+        """Index of the box, moved by `shift` voxels."""
+        return tuple(slice(a + d, a + d + n) for a, n, d in zip(self.start, self.size, shift, strict=True))
+
+    def affine(self, affine: np.ndarray, downscale: int = 1) -> np.ndarray:
+        """Affine [4, 4] of the box, or of its latent, from the affine of the whole RAS volume.
+
+        A latent voxel covers downscale^3 voxels and lies at their centre.
+        """
+        corner = np.array(self.start) + (downscale - 1) / 2
+        return affine @ np.block([[np.eye(3) * downscale, corner[:, None]], [np.zeros(3), 1]])
+
+
+# ---------------------------------------------------------------- reading and writing NIfTI
+
+def open_nifti(path: Path) -> nib.Nifti1Image:
+    """The image with its header read and its voxels not. Raises ValueError that says what is wrong with the file."""
+    try:
+        image = nib.load(path)
+    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"cannot be read as NIfTI: {error}") from error
+    if not isinstance(image, nib.Nifti1Image):
+        raise ValueError(f"is {type(image).__name__}, not NIfTI")
+    return image
+
+
+def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels [X, Y, Z] float32 with the file's scale factors, axes and affine [4, 4] brought to RAS.
+
+    A .nii.gz is read to its end, which verifies its checksum. Raises ValueError for a truncated or damaged file.
+    """
+    try:
+        if path.suffix == ".gz":
+            with gzip.open(path) as file:
+                image = nib.Nifti1Image.from_bytes(file.read())
+        else:
+            image = nib.load(path, mmap=False)             # a mapped file that another process rewrites would crash us
+        image = nib.as_closest_canonical(image)
+        return np.ascontiguousarray(image.get_fdata(dtype=np.float32)), image.affine
+    except (OSError, EOFError, zlib.error, ValueError, nib.filebasedimages.ImageFileError) as error:
+        raise ValueError(f"{path}: truncated or damaged ({error}); copy it again") from error
+
+
+def save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, note: str = "", like: nib.Nifti1Image | None = None) -> None:
+    """Write float32 voxels; with `like`, its sform and qform with their codes instead of the affine."""
+    image = nib.Nifti1Image(voxels.astype(np.float32), affine)
+    image.header.set_xyzt_units("mm")
+    image.header["descrip"] = note.encode()[:79]
+    if like is not None:
+        image.set_sform(*like.get_sform(coded=True))
+        image.set_qform(*like.get_qform(coded=True))
+    with atomic(path) as partial:
+        nib.save(image, partial)
+
+
+def save_synthesis(path: Path, x_hat: np.ndarray, mri: Path, crop: Crop, note: str) -> None:
+    """Write x_hat [D, H, W] padded with 0 to the MRI's own grid, orientation, affine and codes, so that it overlays it."""
+    image = nib.load(mri)
+    to_ras = io_orientation(image.affine)
+    padded = np.zeros(apply_orientation(np.empty(image.shape, np.bool_), to_ras).shape, np.float32)
+    padded[crop.slices()] = x_hat
+    save_nifti(path, apply_orientation(padded, ornt_transform(RAS, to_ras)), image.affine, note, like=image)
+
+
+def read_mask(path: Path | None, affine: np.ndarray, crop: Crop) -> np.ndarray:
+    """A mask resampled (nearest neighbour, through the affines) onto the crop: [D, H, W] bool.
+
+    affine: of the cohort's RAS volumes. path None: the MNI152 brain mask that nilearn carries.
+    Raises InputError if the file cannot be read or nothing of the mask lies in the crop.
+    """
+    from nilearn import datasets, image
+
+    try:
+        mask = open_nifti(path) if path else datasets.load_mni152_brain_mask()
+    except ValueError as error:
+        raise InputError(f"brain_mask {path}: {error}") from error
+    resampled = image.resample_img(mask, target_affine=crop.affine(affine), target_shape=crop.size, interpolation="nearest",
+                                   force_resample=True, copy_header=True)
+    brain = np.asarray(resampled.dataobj) > 0
+    if not brain.any():
+        raise InputError(f"brain_mask {path or 'of nilearn'}: nothing of it lies inside the crop; is the cohort in MNI space?")
+    return brain
+
+
+# ---------------------------------------------------------------- lists and labels
+
+class CohortReader:
+    """Reads a cohort's lists, labels and file names, and collects every problem on the way instead of stopping at one."""
+
+    def __init__(self, data_dir: Path, info_dir: Path, num_classes: int, subject_pattern: str):
+        self.data_dir, self.info_dir, self.num_classes = data_dir, info_dir, num_classes
+        self.subject_pattern = re.compile(subject_pattern)
+        self.problems: list[str] = []
+
+    def read(self) -> dict[str, list[Scan]]:
+        """The scans of each list in its order. Look at .problems before using them."""
+        labels = self._labels()
+        ids = {split: self._ids(split) for split in SPLITS}
+        self._overlaps(ids)
+        scans = {split: [self._scan(scan_id, labels) for scan_id in ids[split]] for split in SPLITS}
+        return {split: [scan for scan in found if scan] for split, found in scans.items()}
+
+    def _labels(self) -> dict[str, list[str]] | None:
+        path = self.info_dir / "data_info.csv"
+        try:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+        except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+            self.problems.append(f"{path}: cannot be read as a table: {error}")
+            return None
+        if missing := {"ID", "label"} - set(table.columns):
+            self.problems.append(f"{path}: column(s) {', '.join(sorted(missing))} missing, found {', '.join(table.columns)}")
+            return None
+        labels: dict[str, list[str]] = {}
+        for scan_id, label in zip(table["ID"].str.strip(), table["label"].str.strip(), strict=True):
+            labels.setdefault(scan_id, []).append(label)
+        return labels
+
+    def _ids(self, split: str) -> list[str]:
+        path = self.info_dir / f"{split}.txt"
+        try:
+            lines = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            self.problems.append(f"{path}: cannot be read as a list of IDs: {error}")
+            return []
+        ids = [line.strip() for line in lines if line.strip()]
+        if not ids:
+            self.problems.append(f"{path}: holds no ID")
+        self.problems += [f"{path}: {scan_id} stands {count} times in this list"
+                          for scan_id, count in Counter(ids).items() if count > 1]
+        usable = [scan_id for scan_id in dict.fromkeys(ids) if ID_PATTERN.fullmatch(scan_id)]
+        self.problems += [f"{path}: {scan_id!r} is not an ID; expected a file name without folder and without .nii or .nii.gz, of "
+                          "letters, digits, '.', '_' and '-'" for scan_id in dict.fromkeys(ids) if scan_id not in usable]
+        return usable
+
+    def _subject(self, scan_id: str) -> str:
+        match = self.subject_pattern.search(scan_id)
+        subject = next((group for group in match.groups() if group), scan_id) if match else scan_id
+        return subject.replace("_", "")
+
+    def _overlaps(self, ids: dict[str, list[str]]) -> None:
+        lists: dict[str, dict[str, str]] = {}
+        for split, members in ids.items():
+            for scan_id in members:
+                lists.setdefault(self._subject(scan_id), {}).setdefault(split, scan_id)
+        for subject, places in lists.items():
+            if len(places) > 1:
+                where = ", ".join(f"{split}.txt as {scan_id}" for split, scan_id in places.items())
+                self.problems.append(f"{self.info_dir}: subject {subject} is in more than one list: {where}; "
+                                     "keep all its scans in one")
+
+    def _scan(self, scan_id: str, labels: dict[str, list[str]] | None) -> Scan | None:
+        label, mri, pet = self._label(scan_id, labels), self._file("whole_MRI", scan_id), self._file("whole_Abeta", scan_id)
+        return None if label is None or mri is None or pet is None else Scan(scan_id, label, mri, pet)
+
+    def _label(self, scan_id: str, labels: dict[str, list[str]] | None) -> int | None:
+        if labels is None:                                 # already reported, once
+            return None
+        path, found = self.info_dir / "data_info.csv", labels.get(scan_id, [])
+        valid = {str(k): k for k in range(self.num_classes)} | {f"{k}.0": k for k in range(self.num_classes)}
+        if len(found) == 1 and found[0] in valid:
+            return valid[found[0]]
+        what = f"has the label {found[0]!r}" if len(found) == 1 else f"has {len(found) or 'no'} rows"
+        self.problems.append(f"{path}: {scan_id} {what}; expected one row with a label in 0 .. {self.num_classes - 1}")
+        return None
+
+    def _file(self, folder: str, scan_id: str) -> Path | None:
+        candidates = [self.data_dir / folder / f"{scan_id}{suffix}" for suffix in (".nii", ".nii.gz")]
+        found = [path for path in candidates if path.is_file()]
+        if not found:
+            self.problems.append(f"{candidates[0]}[.gz]: not there")
+        elif len(found) == 2:
+            self.problems.append(f"{found[0]} and {found[1].name}: both are there; keep one")
+        return found[0] if len(found) == 1 else None
+
+
+# ---------------------------------------------------------------- the check of a whole cohort
+
+@dataclass(frozen=True)
+class Cohort:
+    """A checked cohort: the scans of each split, the RAS affine [4, 4] that all volumes share, and a report of one screen."""
+    train: list[Scan]
+    validation: list[Scan]
+    test: list[Scan]
+    affine: np.ndarray
+    report: str
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that identify who is in which list with which label."""
+        lists = [[(scan.id, scan.label) for scan in split] for split in (self.train, self.validation, self.test)]
+        return hashlib.blake2b(repr(lists).encode(), digest_size=8).hexdigest()
+
+
+def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], num_classes: int, subject_pattern: str,
+                 smallest_training_list: int = 1, all_labels_in_training: bool = False) -> Cohort:
+    """Read the whole cohort once and vouch for it: headers first, then every voxel, in parallel.
+
+    image_size: voxels of every volume in RAS order. Intensities must lie in [0, 1].
+    Raises InputError that lists every problem found: file, what was found, what is expected.
+    """
+    if not any((data_dir / folder).is_dir() and any((data_dir / folder).glob("*.nii*")) for folder in ("whole_MRI", "whole_Abeta")):
+        raise InputError(
+            f"{data_dir} holds no cohort. Place the volumes as {data_dir}/whole_MRI/<ID>.nii[.gz] and "
+            f"{data_dir}/whole_Abeta/<ID>.nii[.gz],\nthe labels in {info_dir}/data_info.csv (columns ID,label) and one ID a line in "
+            f"{info_dir}/train.txt, validation.txt and test.txt.\nTo see everything run on a digital phantom first: "
+            "python main.py --preset demo")
+    reader = CohortReader(data_dir, info_dir, num_classes, subject_pattern)
+    splits = reader.read()
+    problems = reader.problems
+    if splits["train"] and len(splits["train"]) < smallest_training_list:
+        problems.append(f"{info_dir / 'train.txt'}: {len(splits['train'])} usable subjects do not fill one batch of "
+                        f"{smallest_training_list}")
+    if splits["train"] and all_labels_in_training and len({scan.label for scan in splits["train"]}) < num_classes:
+        problems.append(f"{info_dir / 'train.txt'}: not all of the {num_classes} labels occur, so none can be predicted from the MRI; "
+                        "use --label_at_sampling none")
+
+    scans = [scan for split in SPLITS for scan in splits[split]]
+    grids, stored = _check_headers(scans, image_size, problems)
+    ranges = _check_voxels([path for scan in scans for path in (scan.mri, scan.pet) if path in grids], problems)
+    if problems:
+        raise InputError("\n  ".join([f"{len(problems)} problem(s) in the data:", *problems]))
+    return Cohort(**splits, affine=grids[scans[0].mri], report=_report(splits, grids[scans[0].mri], image_size, stored, ranges, scans))
+
+
+def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: list[str]) -> tuple[dict[Path, np.ndarray], Counter]:
+    """RAS affine of every file whose header is right, and how often each orientation is stored."""
+    grids, stored = {}, Counter()
+    for path in (path for scan in scans for path in (scan.mri, scan.pet)):
+        try:
+            image = open_nifti(path)
+        except ValueError as error:
+            problems.append(f"{path}: {error}")
+            continue
+        shape, affine = image.shape, image.affine
+        if len(shape) != 3:
+            problems.append(f"{path}: has {len(shape)} dimensions {shape}; expected one 3D volume {image_size}")
+        elif not (image.header["sform_code"] or image.header["qform_code"]):
+            problems.append(f"{path}: has neither sform nor qform, so left and right are unknown; write the affine into its header")
+        elif not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
+            problems.append(f"{path}: its affine cannot be inverted")
+        else:
+            ornt = io_orientation(affine)
+            ras_shape = tuple(np.array(shape)[np.argsort(ornt[:, 0])])
+            if ras_shape != tuple(image_size):
+                problems.append(f"{path}: has {'x'.join(map(str, ras_shape))} voxels (RAS); expected "
+                                f"{'x'.join(map(str, image_size))} (setting image_size)")
+                continue
+            grids[path] = affine @ nib.orientations.inv_ornt_aff(ornt, shape)
+            stored["".join(nib.orientations.aff2axcodes(affine))] += 1
+    _check_affines(scans, grids, problems)
+    return grids, stored
+
+
+def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], problems: list[str]) -> None:
+    """All volumes must lie on the grid that most of them share; a pair that differs in itself is named as a pair."""
+    if not grids:
+        return
+    keys = {path: tuple(np.round(affine / SAME_AFFINE_MM).astype(int).ravel()) for path, affine in grids.items()}
+    common_key = Counter(keys.values()).most_common(1)[0][0]
+    common = next(affine for path, affine in grids.items() if keys[path] == common_key)
+
+    def same(a: np.ndarray, b: np.ndarray) -> bool:
+        return np.allclose(a, b, rtol=0, atol=SAME_AFFINE_MM)
+
+    def origin(affine: np.ndarray) -> str:
+        return f"first voxel at ({', '.join(f'{c:g}' for c in affine[:3, 3])}) mm"
+
+    for scan in scans:
+        mri, pet = grids.get(scan.mri), grids.get(scan.pet)
+        if mri is not None and pet is not None and not same(mri, pet):
+            problems.append(f"{scan.id}: MRI ({origin(mri)}) and PET ({origin(pet)}) are not on one grid; resample one onto the other")
+            continue
+        for path, affine in ((scan.mri, mri), (scan.pet, pet)):
+            if affine is not None and not same(affine, common):
+                problems.append(f"{path}: {origin(affine)}, most of the cohort {origin(common)}; bring all to one grid")
+
+
+def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[float, float]]:
+    """Smallest and largest intensity of every file."""
+    def extremes(path: Path) -> tuple[float, float] | str:
+        try:
+            voxels, _ = read_volume(path)
+        except ValueError as error:
+            return str(error)
+        return float(voxels.min()), float(voxels.max())
+
+    ranges = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for path, found in zip(paths, tqdm(pool.map(extremes, paths), total=len(paths), desc="check", unit="file",
+                                           leave=False, disable=None), strict=True):
+            if isinstance(found, str):
+                problems.append(found)
+            elif not np.isfinite(found).all():
+                problems.append(f"{path}: holds NaN or infinite voxels")
+            elif found[0] == found[1]:
+                problems.append(f"{path}: every voxel is {found[0]:g}")
+            elif found[0] < -RANGE_TOLERANCE or found[1] > 1 + RANGE_TOLERANCE:
+                problems.append(f"{path}: intensities from {found[0]:g} to {found[1]:g}; expected within [0, 1], PET scaled by one "
+                                "constant for all")
+            ranges[path] = found
+    return ranges
+
+
+def _report(splits, affine, image_size, stored, ranges, scans) -> str:
+    labels = sorted({scan.label for scan in scans})
+    lines = [f"  {'list':12}{'subjects':>9}" + "".join(f"{'label ' + str(label):>9}" for label in labels)]
+    for split in SPLITS:
+        counts = Counter(scan.label for scan in splits[split])
+        lines.append(f"  {split:12}{len(splits[split]):9}" + "".join(f"{counts[label]:9}" for label in labels))
+    voxel = " x ".join(f"{size:g}" for size in nib.affines.voxel_sizes(affine))
+    lines.append(f"  grid        {' x '.join(map(str, image_size))} voxels of {voxel} mm, first at "
+                 f"({', '.join(f'{c:g}' for c in affine[:3, 3])}) mm")
+    lines.append("  stored as   " + ", ".join(f"{code} in {count} files" for code, count in stored.items())
+                 + ("" if set(stored) == {"RAS"} else "; all are brought to RAS"))
+    for name, paths in (("MRI", [scan.mri for scan in scans]), ("PET", [scan.pet for scan in scans])):
+        low, high = min(ranges[path][0] for path in paths), max(ranges[path][1] for path in paths)
+        lines.append(f"  {name}         intensities from {low:.3f} to {high:.3f}")
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- torch datasets
+
+class VolumeDataset(Dataset):
+    """Items {id, label, and each of the modalities ('mri', 'pet') as [1, D, H, W] float32 in [0, 1]}.
+
+    jitter: the crop is shifted by a random integer in {-jitter..jitter} an axis, drawn from `seed` and the scan's ID.
+    """
+
+    def __init__(self, scans: list[Scan], crop: Crop, modalities: tuple[str, ...], jitter: int = 0, seed: int = 0):
+        self.scans, self.crop, self.modalities, self.jitter, self.seed = scans, crop, modalities, jitter, seed
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def __getitem__(self, index: int) -> dict:
+        scan = self.scans[index]
+        generator = np.random.default_rng(derived_seed(self.seed, scan.id))
+        slices = self.crop.slices(generator.integers(-self.jitter, self.jitter, size=3, endpoint=True))
+        volumes = {name: torch.from_numpy(read_volume(getattr(scan, name))[0][slices][None].copy()) for name in self.modalities}
+        return {"id": scan.id, "label": scan.label, **volumes}
+
+
+class LatentDataset(Dataset):
+    """Items of a VolumeDataset with z_0 [C, d, h, w] beside them."""
+
+    def __init__(self, volumes: VolumeDataset, latents: dict[str, Tensor]):
+        self.volumes, self.latents = volumes, latents
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def __getitem__(self, index: int) -> dict:
+        item = self.volumes[index]
+        return {**item, "z_0": self.latents[item["id"]]}
+
+
+def training_loader(dataset: Dataset, batch_size: int, num_workers: int, seed: int) -> DataLoader:
+    """Batches in an order drawn from the seed; the last incomplete one is dropped (paper)."""
+    return DataLoader(dataset, batch_size, shuffle=True, drop_last=True, num_workers=num_workers,
+                      generator=torch.Generator().manual_seed(seed))
+
+
+# ---------------------------------------------------------------- the latent cache
+
+class LatentCache:
+    """Latents as NIfTI files in data_dir/latent_Abeta/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
+
+    autoencoder: key of the weights. A file's header names the key of autoencoder and crop and of the bytes of the PET file; a latent
+    whose key is another, or which cannot be read, is not there.
+    """
+
+    def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...], affine: np.ndarray):
+        self.folder = data_dir / "latent_Abeta" / autoencoder
+        self.autoencoder, self.crop, self.shape, self.affine = autoencoder, crop, shape, affine
+
+    def _note(self, scan: Scan) -> str:
+        made_from = hashlib.blake2b(f"{self.autoencoder} {self.crop}".encode(), digest_size=12)
+        made_from.update(scan.pet.read_bytes())
+        return f"latent of {made_from.hexdigest()}"
+
+    def save(self, scan: Scan, z_0: Tensor) -> None:
+        """Write z_0 [C, d, h, w], channels as the file's fourth dimension, where it lies in space."""
+        voxels = z_0.permute(1, 2, 3, 0).numpy()                                             # [d, h, w, C]
+        affine = self.crop.affine(self.affine, self.crop.size[0] // self.shape[1])
+        save_nifti(self.folder / f"{scan.id}.nii.gz", voxels, affine, self._note(scan))
+
+    def load(self, scan: Scan) -> Tensor | None:
+        """z_0 [C, d, h, w], or None if there is none of this autoencoder, crop and PET file."""
+        path = self.folder / f"{scan.id}.nii.gz"
+        try:
+            voxels, _ = read_volume(path)
+            note = nib.load(path).header["descrip"].item().decode()
+        except (ValueError, OSError):
+            return None
+        z_0 = torch.from_numpy(voxels.reshape(*voxels.shape[:3], -1)).permute(3, 0, 1, 2).contiguous()
+        return z_0 if note == self._note(scan) and tuple(z_0.shape) == self.shape else None

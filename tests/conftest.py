@@ -1,0 +1,61 @@
+"""A tiny cohort in MNI space, laid out as a user's, and settings small enough for it."""
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+SHAPE = (22, 27, 22)                                       # the paper's field of view at 8 mm
+AFFINE = np.array([[8.0, 0, 0, -86.5], [0, 8, 0, -122.5], [0, 0, 8, -68.5], [0, 0, 0, 1]])
+LISTS = {"train": ["s01", "s02", "s03", "s04", "s05", "s06"], "validation": ["s07", "s08"], "test": ["s09", "s10"]}
+
+TINY = {"image_size": SHAPE, "crop_start": (3, 2, 3), "volume_size": (16, 24, 16), "crop_jitter": 1, "num_workers": 0,
+        "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 8), "aae_epochs": 2, "aae_lr": 1e-3,
+        "unet_channels": 8, "unet_mults": (1, 2), "unet_res_blocks": 1, "unet_norm_groups": 4, "ldm_epochs": 2, "ldm_lr": 1e-3,
+        "timesteps": 20, "ema_start": 2, "ema_decay": 0.5, "validation_steps": 2, "sampling_steps": 3, "samples_per_scan": 2}
+
+
+def arguments(settings: dict) -> list[str]:
+    """Settings as main.py takes them on its command line."""
+    return [word for name, value in settings.items()
+            for word in [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]]
+
+
+def write_volume(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(voxels, affine), path)
+
+
+def write_cohort(root: Path, lists: dict[str, list[str]] = LISTS) -> None:
+    """MRI and PET of every ID under root/data, lists and labels (alternating) under root/data_info."""
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij"))
+    head = (grid ** 2).sum(0) < 0.8
+    info = root / "data_info"
+    info.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i, scan_id in enumerate(scan_id for ids in lists.values() for scan_id in ids):
+        rng, label = np.random.default_rng(i), i % 2
+        mri = head * (0.5 + 0.2 * np.sin(3 * grid[0] + i) + 0.1 * label * (grid[2] > 0) + 0.05 * rng.random(SHAPE))
+        pet = head * (0.3 + 0.3 * label * (grid[1] > 0) + 0.1 * mri + 0.05 * rng.random(SHAPE))
+        write_volume(root / "data" / "whole_MRI" / f"{scan_id}.nii.gz", mri.astype(np.float32))
+        write_volume(root / "data" / "whole_Abeta" / f"{scan_id}.nii", pet.astype(np.float32))
+        rows.append({"ID": scan_id, "label": label})
+    pd.DataFrame(rows).to_csv(info / "data_info.csv", index=False)
+    for split, ids in lists.items():
+        (info / f"{split}.txt").write_text("".join(f"{scan_id}\n" for scan_id in ids))
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch) -> Path:
+    """A project folder with a tiny cohort in it, as the working directory."""
+    write_cohort(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Tiny volumes are faster without threads, and two runs are compared bit for bit."""
+    torch.set_num_threads(1)

@@ -1,0 +1,311 @@
+"""What the cohort's reader accepts, what it refuses, and where voxels end up in space."""
+import gzip
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import AFFINE, LISTS, SHAPE, write_volume
+from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+
+from config import Config
+from dataset import Crop, LatentCache, Scan, VolumeDataset, check_cohort, read_mask, read_volume, save_synthesis
+from utils import InputError
+
+PATTERN = Config().subject_pattern
+CROP = Crop((3, 2, 3), (16, 24, 16))
+
+
+def check(root, **changes):
+    arguments = {"image_size": SHAPE, "num_classes": 2, "subject_pattern": PATTERN} | changes
+    return check_cohort(root / "data", root / "data_info", **arguments)
+
+
+def problems(root, **changes) -> str:
+    with pytest.raises(InputError) as error:
+        check(root, **changes)
+    return str(error.value)
+
+
+def reorient(path, codes: str) -> None:
+    """Store the file's volume in another orientation, at the same place in space."""
+    image = nib.load(path, mmap=False)
+    voxels = image.get_fdata(dtype=np.float32)
+    change = ornt_transform(io_orientation(image.affine), axcodes2ornt(codes))
+    stored = nib.orientations.apply_orientation(voxels, change)
+    path.unlink()
+    write_volume(path, stored, image.affine @ inv_ornt_aff(change, voxels.shape))
+
+
+def test_a_right_cohort_passes_and_the_report_counts_it(root):
+    cohort = check(root)
+    assert [scan.id for scan in cohort.train] == LISTS["train"]
+    assert [scan.label for scan in cohort.test] == [0, 1]
+    np.testing.assert_allclose(cohort.affine, AFFINE)
+    for part in ("train               6        3        3", "22 x 27 x 22 voxels of 8 x 8 x 8 mm", "RAS in 20 files"):
+        assert part in cohort.report
+
+
+def test_byte_order_marks_carriage_returns_and_blank_lines_are_harmless(root):
+    before = check(root)
+    for name in ("train.txt", "data_info.csv"):
+        path = root / "data_info" / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\r\n"))
+    assert check(root).train == before.train
+
+
+def test_an_id_keeps_its_leading_zeros_and_a_label_may_be_written_as_1_0(root):
+    for path in (root / "data").rglob("s01.nii*"):
+        path.rename(path.with_name(path.name.replace("s01", "007")))
+    (root / "data_info" / "train.txt").write_text("007\ns02\n")
+    table = root / "data_info" / "data_info.csv"
+    table.write_text(table.read_text().replace("s01,0", "007,1.0"))
+    scan = check(root).train[0]
+    assert (scan.id, scan.label) == ("007", 1)
+
+
+def test_an_empty_folder_says_how_to_place_a_cohort_and_names_the_demo(tmp_path):
+    message = problems(tmp_path)
+    for part in ("whole_MRI/<ID>.nii", "whole_Abeta", "data_info.csv", "train.txt", "python main.py --preset demo"):
+        assert part in message
+
+
+def edit(name, old, new):
+    def change(root):
+        path = root / "data_info" / name
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+    return change
+
+
+def replace_voxels(change_voxels, modality="whole_Abeta", affine=AFFINE):
+    def change(root):
+        path = next((root / "data" / modality).glob("s03.nii*"))
+        write_volume(path, change_voxels(nib.load(path, mmap=False).get_fdata(dtype=np.float32)), affine)
+    return change
+
+
+def truncate(name):
+    def change(root):
+        path = root / "data" / name
+        path.write_bytes(path.read_bytes()[:-200])
+    return change
+
+
+def with_nan(voxels):
+    voxels[5, 5, 5] = np.nan
+    return voxels
+
+
+SHIFTED = AFFINE + np.array([[0, 0, 0, 1]] + [[0] * 4] * 3)
+BAD = {
+    "missing MRI": (lambda root: (root / "data/whole_MRI/s03.nii.gz").unlink(), ["whole_MRI/s03.nii[.gz]: not there"]),
+    "both suffixes": (lambda root: (root / "data/whole_MRI/s03.nii").write_bytes(b""), ["s03.nii.gz: both are there"]),
+    "truncated gzip": (truncate("whole_MRI/s03.nii.gz"), ["whole_MRI/s03.nii.gz: truncated or damaged"]),
+    "truncated nii": (truncate("whole_Abeta/s03.nii"), ["whole_Abeta/s03.nii: truncated or damaged"]),
+    "not NIfTI": (lambda root: (root / "data/whole_Abeta/s03.nii").write_text("text"), ["whole_Abeta/s03.nii: cannot be read as NIfTI"]),
+    "4D": (replace_voxels(lambda v: np.stack([v, v], -1)), ["s03.nii: has 4 dimensions (22, 27, 22, 2)"]),
+    "other shape": (replace_voxels(lambda v: v[1:]), ["s03.nii: has 21x27x22 voxels", "expected 22x27x22"]),
+    "pair on two grids": (replace_voxels(lambda v: v, affine=SHIFTED), ["s03: MRI", "are not on one grid"]),
+    "no affine": (lambda root: strip_affine(root / "data/whole_Abeta/s03.nii"), ["s03.nii: has neither sform nor qform"]),
+    "NaN": (replace_voxels(with_nan), ["s03.nii: holds NaN or infinite"]),
+    "constant": (replace_voxels(np.zeros_like), ["s03.nii: every voxel is 0"]),
+    "too bright": (replace_voxels(lambda v: 200 * v), ["s03.nii: intensities from 0 to", "expected within [0, 1]"]),
+    "negative": (replace_voxels(lambda v: v - 0.1), ["s03.nii: intensities from -0.1"]),
+    "no label": (edit("data_info.csv", "s03,0\n", ""), ["s03 has no rows"]),
+    "two labels": (edit("data_info.csv", "s03,0\n", "s03,0\ns03,1\n"), ["s03 has 2 rows"]),
+    "doubtful label": (edit("data_info.csv", "s03,0\n", "s03,0.5\n"), ["s03 has the label '0.5'"]),
+    "label out of range": (edit("data_info.csv", "s03,0\n", "s03,2\n"), ["s03 has the label '2'; expected one row with a label in 0 .. 1"]),
+    "no label column": (edit("data_info.csv", "label", "status"), ["column(s) label missing, found ID, status"]),
+    "ID twice in a list": (edit("train.txt", "s03\n", "s03\ns03\n"), ["train.txt: s03 stands 2 times"]),
+    "ID in two lists": (edit("test.txt", "s09\n", "s03\n"), ["subject s03 is in more than one list: train.txt as s03, test.txt as s03"]),
+    "empty list": (lambda root: (root / "data_info/validation.txt").write_text("\n \n"), ["validation.txt: holds no ID"]),
+    "missing list": (lambda root: (root / "data_info/validation.txt").unlink(), ["validation.txt: cannot be read"]),
+    "ID that is a path": (edit("train.txt", "s03\n", "../data/s03\n"), ["train.txt: '../data/s03' is not an ID"]),
+    "ID with its suffix": (edit("train.txt", "s03\n", "s03.nii.gz\n"), ["'s03.nii.gz' is not an ID"]),
+}
+
+
+def strip_affine(path) -> None:
+    image = nib.load(path, mmap=False)
+    image = nib.Nifti1Image(image.get_fdata(dtype=np.float32), None)
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nib.save(image, path)
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_input_is_named_with_what_is_wrong(root, case):
+    spoil, expected = BAD[case]
+    spoil(root)
+    message = problems(root)
+    for part in expected:
+        assert part in message
+    assert message.startswith("1 problem(s)"), message
+
+
+def test_all_problems_are_listed_at_once(root):
+    for case in ("missing MRI", "empty list"):
+        BAD[case][0](root)
+    edit("data_info.csv", "s04,1\n", "s04,x\n")(root)
+    replace = root / "data/whole_Abeta/s09.nii"
+    write_volume(replace, np.full(SHAPE, 3, np.float32))
+    message = problems(root)
+    for part in ("4 problem(s)", "s03.nii[.gz]: not there", "validation.txt", "'x'", "every voxel is 3"):
+        assert part in message
+
+
+@pytest.mark.parametrize(("one", "other"), [("037S6046", "037_S_6046_m12"), ("sub-ADNI037S6046_ses-M00", "037S6046"),
+                                            ("sub-01_ses-M00", "sub-01_ses-M12"), ("p7_bl", "p7_m24")])
+def test_two_visits_of_a_subject_in_two_lists_are_refused(root, one, other):
+    for old, new in (("s01", one), ("s09", other)):
+        for path in list((root / "data").rglob(f"{old}.nii*")):
+            path.rename(path.with_name(path.name.replace(old, new)))
+        for path in (root / "data_info").iterdir():
+            path.write_text(path.read_text().replace(old, new))
+    assert f"train.txt as {one}, test.txt as {other}" in problems(root)
+
+
+def test_other_affines_of_one_shape_are_refused(root):
+    for path in (root / "data").rglob("s05.nii*"):
+        write_volume(path, nib.load(path, mmap=False).get_fdata(dtype=np.float32), SHIFTED)
+    message = problems(root)
+    assert "2 problem(s)" in message
+    assert "s05.nii: first voxel at (-85.5, -122.5, -68.5) mm, most of the cohort (-86.5, -122.5, -68.5) mm" in message.replace(
+        "first voxel at (-86.5", "(-86.5")
+
+
+def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
+    (root / "data_info" / "train.txt").write_text("s01\ns03\n")
+    message = problems(root, smallest_training_list=3, all_labels_in_training=True)
+    assert "2 usable subjects do not fill one batch of 3" in message
+    assert "not all of the 2 labels occur" in message
+
+
+@pytest.mark.parametrize("codes", ["LAS", "LPS", "PIR"])
+def test_other_storage_orientations_give_the_same_voxels(root, codes):
+    path = root / "data" / "whole_Abeta" / "s03.nii"
+    before, affine = read_volume(path)
+    reorient(path, codes)
+    assert nib.aff2axcodes(nib.load(path).affine) == tuple(codes)
+    assert not np.array_equal(nib.load(path, mmap=False).get_fdata().shape, SHAPE) or codes != "PIR"
+    after, affine_after = read_volume(path)
+    np.testing.assert_array_equal(after, before)
+    np.testing.assert_allclose(affine_after, affine)
+    assert f"{codes} in 1 files; all are brought to RAS" in check(root).report
+
+
+def test_scale_factors_of_integer_files_are_applied(tmp_path):
+    voxels = np.random.default_rng(0).random(SHAPE).astype(np.float32)
+    image = nib.Nifti1Image(voxels, AFFINE)
+    image.set_data_dtype(np.int16)
+    nib.save(image, tmp_path / "a.nii.gz")
+    found, _ = read_volume(tmp_path / "a.nii.gz")
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, voxels, atol=2e-5)
+
+
+def test_a_flipped_bit_in_a_gz_is_noticed(root):
+    path = root / "data" / "whole_MRI" / "s03.nii.gz"
+    content = bytearray(path.read_bytes())
+    for position in np.random.default_rng(0).integers(200, len(content), 20):
+        damaged = content.copy()
+        damaged[position] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="truncated or damaged"):
+            read_volume(path)
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LAS", "PIR"])
+def test_a_synthesis_overlays_its_mri(root, codes):
+    """What is put in at a place in the world is found there again, on the MRI's own grid with its own codes."""
+    mri = root / "data" / "whole_MRI" / "s01.nii.gz"
+    reorient(mri, codes)
+    image = nib.load(mri, mmap=False)
+    image.set_sform(image.affine, code=4)
+    image.set_qform(image.affine, code=1)
+    nib.save(image, mri)
+    x_hat = np.zeros(CROP.size, np.float32)
+    x_hat[2, 5, 11] = 0.7
+    save_synthesis(root / "out.nii.gz", x_hat, mri, CROP, "note")
+    out = nib.load(root / "out.nii.gz")
+    assert out.shape == image.shape
+    np.testing.assert_allclose(out.affine, image.affine)
+    assert (int(out.header["sform_code"]), int(out.header["qform_code"])) == (4, 1)
+    assert out.get_data_dtype() == np.float32
+    voxel = np.argwhere(out.get_fdata() > 0)
+    assert len(voxel) == 1
+    world = nib.affines.apply_affine(out.affine, voxel[0])
+    np.testing.assert_allclose(world, nib.affines.apply_affine(AFFINE, np.add(CROP.start, (2, 5, 11))))
+    np.testing.assert_allclose(out.get_fdata().max(), 0.7, rtol=1e-6)
+
+
+def test_the_latent_affine_places_a_latent_voxel_in_the_middle_of_its_block():
+    affine = CROP.affine(AFFINE, downscale=4)
+    corners = [np.add(CROP.start, (4, 8, 0)), np.add(CROP.start, (7, 11, 3))]
+    middle = np.mean([nib.affines.apply_affine(AFFINE, corner) for corner in corners], axis=0)
+    np.testing.assert_allclose(nib.affines.apply_affine(affine, (1, 2, 0)), middle)
+
+
+def test_crop_jitter_shifts_within_its_range_and_depends_on_seed_and_id_only(root):
+    scans = check(root).train
+    whole, _ = read_volume(scans[0].pet)
+    seen = set()
+    for seed in range(60):
+        [crop] = VolumeDataset(scans, CROP, ("pet",), jitter=1, seed=seed)[0]["pet"].numpy()
+        shifts = [s for s in np.ndindex(3, 3, 3) if np.array_equal(crop, whole[CROP.slices(np.array(s) - 1)])]
+        assert len(shifts) == 1
+        seen.add(shifts[0])
+    assert {s[0] for s in seen} == {s[1] for s in seen} == {s[2] for s in seen} == {0, 1, 2}
+    again = VolumeDataset(scans[::-1], CROP, ("pet",), jitter=1, seed=59)[len(scans) - 1]["pet"].numpy()[0]
+    np.testing.assert_array_equal(again, crop)
+    np.testing.assert_array_equal(VolumeDataset(scans, CROP, ("pet",))[0]["pet"].numpy()[0], whole[CROP.slices()])
+
+
+def test_brain_mask_goes_through_the_affine(tmp_path):
+    """A mask marks the same place in the world, whatever grid and orientation it is stored in."""
+    brain = read_mask(None, AFFINE, CROP)
+    volume_ml = brain.sum() * 8 ** 3 / 1000
+    assert 1500 < volume_ml < 2300                         # the MNI152 brain has about 1.9 litres
+    fine = np.zeros((100, 100, 100), np.uint8)
+    fine[20:40, 30:50, 60:90] = 1                          # centres at x 11..30, y 0..19, z 20..49 mm
+    mirrored = np.array([[-1.0, 0, 0, 50], [0, 1, 0, -30], [0, 0, 1, -40], [0, 0, 0, 1]])
+    write_volume(tmp_path / "mask.nii.gz", fine, mirrored)
+    found = read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP)
+    world = nib.affines.apply_affine(CROP.affine(AFFINE), np.argwhere(found))
+    assert len(world) > 8
+    assert (world.min(0) >= [10.5, -0.5, 19.5]).all()
+    assert (world.max(0) <= [30.5, 19.5, 49.5]).all()
+
+
+def test_a_brain_mask_elsewhere_is_refused(tmp_path):
+    write_volume(tmp_path / "mask.nii.gz", np.ones((4, 4, 4), np.uint8), nib.affines.from_matvec(np.eye(3), (900, 0, 0)))
+    with pytest.raises(InputError, match="nothing of it lies inside"):
+        read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP)
+
+
+def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path):
+    pet = tmp_path / "a.nii.gz"
+    write_volume(pet, np.random.default_rng(0).random(SHAPE).astype(np.float32))
+    scan, z_0 = Scan("a", 1, pet, pet), torch.randn(2, 4, 6, 4)
+    cache = LatentCache(tmp_path, "key1", CROP, (2, 4, 6, 4), AFFINE)
+    assert cache.load(scan) is None
+    cache.save(scan, z_0)
+    torch.testing.assert_close(cache.load(scan), z_0)
+    path = tmp_path / "latent_Abeta" / "key1" / "a.nii.gz"
+    np.testing.assert_allclose(nib.load(path).affine, CROP.affine(AFFINE, 4))
+
+    moved = Crop((2, 2, 3), CROP.size)
+    assert LatentCache(tmp_path, "key1", moved, (2, 4, 6, 4), AFFINE).load(scan) is None
+    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE).load(scan) is None
+    (tmp_path / "latent_Abeta" / "key1").rename(tmp_path / "latent_Abeta" / "key2")
+    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE).load(scan) is None
+
+    (tmp_path / "latent_Abeta" / "key2").rename(tmp_path / "latent_Abeta" / "key1")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert cache.load(scan) is None
+    path.write_bytes(whole)
+    assert cache.load(scan) is not None
+    pet.write_bytes(gzip.compress(gzip.decompress(pet.read_bytes())[:-4] + b"\0\0\0\0"))
+    assert cache.load(scan) is None

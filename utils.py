@@ -1,0 +1,236 @@
+"""What both stages share: errors, seeds, the moving average, metrics, evaluation, files that appear whole, checkpoints."""
+import copy
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn as nn
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+from tqdm import tqdm
+
+METRICS = ("PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain")
+
+
+class InputError(ValueError):
+    """Wrong data or settings of the user's: main prints the message without a traceback and exits with code 2."""
+
+
+class NotFiniteError(RuntimeError):
+    """A loss or a synthesized volume is NaN or infinite: main prints where, and exits with code 3."""
+
+
+# ---------------------------------------------------------------- device and randomness
+
+def pick_device(name: str) -> torch.device:
+    """'auto', 'cpu' or 'cuda' as a device. Raises InputError for cuda where there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda was asked for, but torch finds no CUDA GPU here; use --device auto or --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def derived_seed(*parts) -> int:
+    """A seed in [0, 2^63) that depends on every part (numbers or strings) and on nothing else."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_everything(*parts) -> None:
+    """Seed torch's global generators from the parts and ask for deterministic kernels."""
+    torch.manual_seed(derived_seed(*parts))
+    torch.backends.cudnn.deterministic = True
+
+
+def subject_noise(seed: int, subject: str, draws: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """Endless standard normal tensors [draws, *shape] on the CPU.
+
+    Draw k depends on seed, subject and k alone: not on the other subjects, their order, or the number of draws.
+    """
+    generators = [torch.Generator().manual_seed(derived_seed(seed, subject, k)) for k in range(draws)]
+    while True:
+        yield torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+
+
+class EMA:
+    """Exponential moving average of a module's weights, in .module; a plain copy for the first `start` steps."""
+
+    def __init__(self, module: nn.Module, decay: float, start: int):
+        self.module = copy.deepcopy(module).eval().requires_grad_(False)
+        self.decay, self.start = decay, start
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int) -> None:
+        """Follow the module after its optimizer step number `step`, counted from 1."""
+        weight = 1.0 if step <= self.start else 1 - self.decay
+        torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)
+
+
+# ---------------------------------------------------------------- metrics
+
+def score_volume(x_hat: np.ndarray, x: np.ndarray, brain: np.ndarray) -> dict[str, float]:
+    """PSNR (dB), SSIM and MAE of one volume on the whole box and inside the brain, as scikit-image defines them.
+
+    x_hat, x: [D, H, W] float32 in [0, 1]; brain: [D, H, W] bool. Data range 1, SSIM window 7, uniform.
+    Inside the brain: errors over its voxels only, and the mean of the SSIM map over them.
+    """
+    ssim, ssim_map = structural_similarity(x, x_hat, win_size=7, data_range=1.0, full=True)
+    inside, inside_hat = x[brain], x_hat[brain]
+    return {"PSNR": peak_signal_noise_ratio(x, x_hat, data_range=1.0), "SSIM": float(ssim),
+            "MAE": float(np.abs(x - x_hat).mean()),
+            "PSNR_brain": peak_signal_noise_ratio(inside, inside_hat, data_range=1.0),
+            "SSIM_brain": float(ssim_map[brain].mean()), "MAE_brain": float(np.abs(inside - inside_hat).mean())}
+
+
+def selection_score(psnr: float, ssim: float) -> float:
+    """What picks the best checkpoint: mean PSNR in dB + 10 x mean SSIM, both on the whole box (paper)."""
+    return psnr + 10 * ssim
+
+
+@torch.no_grad()
+def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], brain: np.ndarray, title: str) -> pd.DataFrame:
+    """One row a subject: ID, label and the METRICS.
+
+    loader gives batches {id, label, pet [B, 1, D, H, W] in [0, 1], ...}; predict turns one into x_hat of that shape.
+    """
+    rows = []
+    for batch in tqdm(loader, desc=title, unit="scan", leave=False, disable=None):
+        x_hat = predict(batch).cpu().numpy()
+        if not np.isfinite(x_hat).all():
+            raise NotFiniteError(f"{title}: the volume of {', '.join(batch['id'])} is not finite")
+        for i, subject in enumerate(batch["id"]):
+            scores = score_volume(x_hat[i, 0], batch["pet"][i, 0].numpy(), brain)
+            rows.append({"ID": subject, "label": int(batch["label"][i]), **scores})
+    return pd.DataFrame(rows, columns=["ID", "label", *METRICS])
+
+
+def summarize(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean, standard deviation (n - 1) and n over subjects, a row a method and metric, in the order of the scores."""
+    table = scores.groupby("method", sort=False)[list(METRICS)].agg(["mean", "std", "count"]).stack(level=0, future_stack=True)
+    return table.rename(columns={"count": "n"}).rename_axis(["method", "metric"]).reset_index()
+
+
+# ---------------------------------------------------------------- files that appear whole or not at all
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+    try:
+        yield folder / path.name
+        os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder)
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table with full float precision."""
+    with atomic(path) as partial:
+        table.to_csv(partial, index=False)
+
+
+def write_stage_rows(path: Path, stage: str, rows: list[dict]) -> None:
+    """Put the rows of one stage into a CSV that holds several stages, in place of those that it has of this stage."""
+    new = pd.DataFrame(rows)
+    if path.exists():
+        old = pd.read_csv(path)
+        others = old[old["stage"] != stage]
+        new = pd.concat([others, new]) if len(others) else new
+    write_csv(path, new.sort_values("stage", kind="stable"))
+
+
+# ---------------------------------------------------------------- checkpoints
+
+def load_checkpoint(path: Path) -> dict:
+    """A checkpoint's content, on the CPU. Raises InputError if it is missing, damaged, or holds code instead of weights."""
+    if not path.is_file():
+        raise InputError(f"{path} is not there; run the stage that writes it first")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises whatever the damage leads to
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path} cannot be used as a checkpoint; only plain weights are read, never code: {reason}") from error
+
+
+def weights_key(*modules: nn.Module) -> str:
+    """16 hexadecimal digits that identify the weights of the modules."""
+    digest = hashlib.blake2b(digest_size=8)
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class StageRun:
+    """The training of one stage: its checkpoints, its history, its CSV rows; continues where an earlier run stopped.
+
+    parts: name -> module or optimizer, restored and saved. settings: what a checkpoint is bound to.
+    facts: plain values (numbers, strings, tensors) that are stored with the weights.
+    Files in `folder`: <file>.pth.tar is the best epoch's checkpoint, <file>_last.pth.tar the last epoch's.
+    Raises InputError if the saved settings differ.
+    """
+
+    def __init__(self, folder: Path, stage: str, file: str, parts: dict, settings: dict, facts: dict):
+        self.folder, self.stage, self.parts, self.settings, self.facts = folder, stage, parts, settings, facts
+        self.best_path, self.last_path = folder / f"{file}.pth.tar", folder / f"{file}_last.pth.tar"
+        self.epoch, self.step, self.losses, self.validations = 0, 0, [], []
+        if self.last_path.exists():
+            self._resume()
+
+    def _resume(self) -> None:
+        saved = load_checkpoint(self.last_path)
+        check_settings(self.last_path, saved, self.settings)
+        for name, part in self.parts.items():
+            part.load_state_dict(saved["state"][name])
+        self.epoch, self.step = saved["epoch"], saved["step"]
+        self.losses, self.validations = saved["losses"], saved["validations"]
+        self._publish()                                    # a kill may have come between the checkpoint and its CSV rows
+
+    def epochs_left(self, epochs: int) -> range:
+        """The epochs, counted from 1, that are still to be trained."""
+        return range(self.epoch + 1, epochs + 1)
+
+    def finish_epoch(self, epoch: int, losses: dict[str, float], scores: pd.DataFrame | None) -> None:
+        """Record the epoch's mean losses and, if it was validated, its scores; save; publish the best checkpoint."""
+        self.epoch = epoch
+        self.losses.append({"stage": self.stage, "epoch": epoch, **losses})
+        if scores is not None:
+            psnr, ssim = float(scores["PSNR"].mean()), float(scores["SSIM"].mean())
+            self.validations.append({"stage": self.stage, "epoch": epoch, "PSNR": psnr, "SSIM": ssim,
+                                     "score": selection_score(psnr, ssim)})
+        checkpoint = {"stage": self.stage, "epoch": epoch, "step": self.step, "settings": self.settings,
+                      "facts": self.facts, "losses": self.losses, "validations": self.validations,
+                      "state": {name: part.state_dict() for name, part in self.parts.items()}}
+        with atomic(self.last_path) as partial:
+            torch.save(checkpoint, partial)
+        self._publish()
+
+    def _publish(self) -> None:
+        best = max(self.validations, key=lambda row: row["score"], default=None)
+        if best and best["epoch"] == self.epoch:
+            with atomic(self.best_path) as partial:        # a second name for the same file: no second copy of gigabytes
+                try:
+                    os.link(self.last_path, partial)
+                except OSError:                            # a file system without hard links
+                    shutil.copyfile(self.last_path, partial)
+        write_stage_rows(self.folder / "loss_curve.csv", self.stage, self.losses)
+        write_stage_rows(self.folder / "validation.csv", self.stage,
+                         [{**row, "best": row is best} for row in self.validations])
+
+
+def check_settings(path: Path, saved: dict, settings: dict) -> None:
+    """Raise InputError with a table `setting: saved -> now` if a checkpoint is bound to others than these settings."""
+    differences = [f"{name}: {json.dumps(saved['settings'].get(name))} -> {json.dumps(value)}"
+                   for name, value in settings.items() if saved["settings"].get(name) != value]
+    if differences:
+        raise InputError(f"{path} was trained with other settings (saved -> now); give the saved ones, or another --exp:\n  "
+                         + "\n  ".join(differences))
