@@ -250,8 +250,13 @@ def _parse_bool(text: str) -> bool:
     return values[text.lower()]
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"error: {message}\n")                # without the usage, which fills a screen
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="main.py", allow_abbrev=False, description=(
+    parser = _Parser(prog="main.py", allow_abbrev=False, description=(
         "IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes result/<exp>/. "
         "Running the same command again continues where it stopped."))
     parser.add_argument("--preset", nargs="+", choices=PRESETS, default=["paper"], help=(
@@ -287,4 +292,4 @@ def parse_args(argv: list[str] | None = None) -> Config:
     try:
         return Config(**settings | values)
     except ValueError as error:
-        parser.exit(2, f"error: {error}\n")
+        parser.error(str(error))

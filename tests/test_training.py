@@ -1,0 +1,133 @@
+"""The updates of both stages, and the label classifier."""
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from classifier import LabelClassifier, pool_volume, pool_width
+from model import AAE, Diffusion, Discriminator, UNet
+from training import aae_step, denoising_loss, ldm_step, train_epoch
+from utils import NotFiniteError
+
+
+def networks():
+    torch.manual_seed(0)
+    aae, disc = AAE((8, 16), norm_groups=8), Discriminator((8, 8))
+    return aae, disc, torch.optim.Adam(aae.parameters(), 1e-3), torch.optim.Adam(disc.parameters(), 1e-3)
+
+
+def test_one_batch_of_volumes_overfits():
+    aae, disc, opt_g, opt_d = networks()
+    x = F.interpolate(torch.rand(2, 1, 4, 4, 4), scale_factor=4, mode="trilinear")
+    losses = [aae_step(aae, disc, opt_g, opt_d, x, 100.0)["rec"] for _ in range(80)]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_discriminator_learns_to_tell_and_its_loss_leaves_the_autoencoder_alone():
+    aae, disc, opt_g, opt_d = networks()
+    for parameter in aae.parameters():
+        parameter.requires_grad_(False)
+    frozen = {name: w.clone() for name, w in aae.state_dict().items()}
+    x = torch.rand(2, 1, 16, 16, 16)
+    x_hat = aae(x)
+    first = last = None
+    for _ in range(30):                                    # the discriminator's half of aae_step alone
+        loss = 0.5 * (F.relu(1 - disc(x)).mean() + F.relu(1 + disc(x_hat)).mean())
+        opt_d.zero_grad()
+        loss.backward()
+        opt_d.step()
+        first, last = first or loss.item(), loss.item()
+    assert last < 0.5 * first
+    assert all(torch.equal(w, frozen[name]) for name, w in aae.state_dict().items())
+
+
+def test_the_step_equals_plain_gradients_of_the_two_losses():
+    """With plain gradient descent one step moves each network along its own loss, the other's left out."""
+    aae, disc, *_ = networks()
+    x, rate = torch.rand(2, 1, 16, 16, 16), 0.1
+    opt_g, opt_d = torch.optim.SGD(aae.parameters(), rate), torch.optim.SGD(disc.parameters(), rate)
+    x_hat = aae(x)
+    gradients = torch.autograd.grad(100 * F.l1_loss(x_hat, x) - disc(x_hat).mean(), list(aae.parameters()))
+    hinge = (F.relu(1 - disc(x)).mean() + F.relu(1 + disc(x_hat.detach())).mean()) / 2
+    gradients_disc = torch.autograd.grad(hinge, list(disc.parameters()))
+    expected = [p - rate * g for p, g in zip([*aae.parameters(), *disc.parameters()], [*gradients, *gradients_disc], strict=True)]
+    losses = aae_step(aae, disc, opt_g, opt_d, x, 100.0)
+    for p, wanted in zip([*aae.parameters(), *disc.parameters()], expected, strict=True):
+        torch.testing.assert_close(p, wanted, atol=1e-5, rtol=1e-4)
+    assert losses["disc"] == pytest.approx(hinge.item(), rel=1e-5)
+
+
+def test_one_batch_of_latents_overfits():
+    torch.manual_seed(0)
+    unet, diffusion = UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2), Diffusion(prediction="v")
+    z_0, mri, label = torch.randn(4, 1, 4, 4, 4), torch.rand(4, 1, 8, 8, 8), torch.tensor([0, 1, 0, 1])
+    opt = torch.optim.AdamW(unet.parameters(), 3e-3)
+    losses = [ldm_step(unet, diffusion, opt, z_0, mri, label, 0.5)["mse"] for _ in range(300)]
+    assert np.mean(losses[-30:]) < 0.4 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize(("dropout", "kept"), [(0.0, 1.0), (1.0, 0.0), (0.5, 0.5)])
+def test_label_dropout_drops_that_share_and_steps_are_uniform(dropout, kept):
+    torch.manual_seed(0)
+    seen = {"t": [], "label": []}
+
+    class Spy(nn.Module):
+        projector = UNet(base_channels=8, channel_mults=(1,), norm_groups=4).projector
+
+        def forward(self, z_t, mri, t, label):
+            seen["t"].append(t)
+            seen["label"].append(label)
+            return z_t
+    label = torch.tensor([0, 1]).repeat(2000)
+    denoising_loss(Spy(), Diffusion(), torch.zeros(4000, 1, 1, 1, 1), torch.zeros(4000, 1, 1, 1, 1), label, dropout)
+    [weights], [t] = seen["label"], seen["t"]
+    assert weights.sum(1).mean().item() == pytest.approx(kept, abs=0.03)
+    present = weights.sum(1) > 0
+    assert torch.equal(weights[present].argmax(1), label[present])
+    assert (t.min().item(), t.max().item()) == (pytest.approx(1, abs=5), pytest.approx(999, abs=5))
+    assert t.float().mean().item() == pytest.approx(500, abs=15)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_subjects():
+    batches = [{"id": ["a"]}, {"id": ["b", "c"]}, {"id": ["d"]}]
+    with pytest.raises(NotFiniteError, match="aae epoch 3, step 2: .* on b, c"):
+        train_epoch(batches, lambda batch: {"rec": float("nan") if len(batch["id"]) == 2 else 1.0}, "aae epoch 3")
+    assert train_epoch(batches, lambda batch: {"rec": float(len(batch["id"]))}, "t") == {"rec": pytest.approx(4 / 3)}
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_classifier_finds_the_label_and_its_state_gives_the_same_probabilities(classes):
+    rng = np.random.default_rng(0)
+    brain = np.zeros((8, 8, 8), bool)
+    brain[2:, :, :] = True
+    labels = np.arange(60) % classes
+    volumes = torch.from_numpy(rng.normal(0, 0.3, (60, 1, 8, 8, 8)).astype(np.float32))
+    volumes[:, 0, 4:] += torch.from_numpy(labels)[:, None, None, None] * 0.2
+    pooled = pool_volume(volumes, 2)[:, 0].numpy()
+    classifier = LabelClassifier.fit(pooled[:40], labels[:40], brain, 2, seed=0)
+    found = classifier.probabilities(volumes[40:])
+    assert found.shape == (20, classes)
+    torch.testing.assert_close(found.sum(1), torch.ones(20))
+    assert (found.argmax(1).numpy() == labels[40:]).mean() > 0.8
+    torch.testing.assert_close(LabelClassifier.from_state(classifier.state()).probabilities(volumes[40:]), found)
+    outside = volumes[40:].clone()
+    outside[:, :, :2] = 100.0                              # what lies outside the brain has no say
+    torch.testing.assert_close(classifier.probabilities(outside), found)
+
+
+def test_collapsed_classifier_equals_the_scikit_learn_pipeline():
+    from sklearn.decomposition import PCA
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    rng = np.random.default_rng(1)
+    pooled, labels = rng.normal(size=(9, 3, 3, 3)), np.array([1] + [0] * 8)                  # one positive: no cross-validation
+    classifier = LabelClassifier.fit(pooled, labels, np.ones((3, 3, 3), bool), 1, seed=0)
+    pipeline = make_pipeline(StandardScaler(), PCA(0.9, svd_solver="full"), LogisticRegression(C=1e-4)).fit(pooled.reshape(9, -1), labels)
+    new = rng.normal(size=(5, 1, 3, 3, 3))
+    np.testing.assert_allclose(classifier.probabilities(torch.from_numpy(new)), pipeline.predict_proba(new.reshape(5, -1)), atol=1e-6)
+
+
+def test_blocks_are_about_8_mm():
+    assert [pool_width(mm) for mm in (1.0, 1.5, 2.0, 4.0, 8.0, 12.0)] == [8, 5, 4, 2, 1, 1]
