@@ -154,7 +154,7 @@ def load_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path} is not there; run the stage that writes it first")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be used as a checkpoint; only plain weights are read, never code: {reason}") from error

@@ -1,0 +1,274 @@
+"""The whole method on a tiny cohort: what a run writes, repeats, continues and refuses."""
+import json
+import os
+import shutil
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import AFFINE, LISTS, SHAPE, TINY, arguments, write_cohort
+from test_dataset import reorient
+
+import main
+from config import Config
+from utils import load_checkpoint
+
+CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "summary.csv")
+COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain"]
+
+
+def run(*argv: str, **settings) -> int:
+    try:
+        return main.main(arguments(TINY | settings) + list(argv))
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project folder in which the tiny cohort has gone through every stage, as experiment `a`."""
+    root = tmp_path_factory.mktemp("finished")
+    write_cohort(root)
+    before = os.getcwd()
+    os.chdir(root)
+    torch.set_num_threads(1)
+    try:
+        assert run(exp="a") == 0
+    finally:
+        os.chdir(before)
+    return root
+
+
+@pytest.fixture
+def project(finished, tmp_path, monkeypatch):
+    """A copy of the finished project, as the working directory."""
+    shutil.copytree(finished, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def same_csvs(one, other) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in CSVS)
+
+
+def test_a_run_writes_every_output(finished):
+    folder = finished / "result" / "a"
+    assert {path.name for path in folder.iterdir()} == {
+        "config.json", "CHECKPOINT_AAE.pth.tar", "CHECKPOINT_AAE_last.pth.tar", "CHECKPOINT_Unet.pth.tar", "CHECKPOINT_Unet_last.pth.tar",
+        *CSVS, "synthesized", "loss_curve.png", "synthesized.png"}
+    test, validation, losses = (pd.read_csv(folder / name) for name in ("test.csv", "validation.csv", "loss_curve.csv"))
+    assert test.columns.tolist() == COLUMNS
+    assert [(m, i) for m, i in zip(test["method"], test["ID"], strict=True)] == [
+        (method, scan_id) for method in ("aae", "il_cldm", "mean_pet") for scan_id in LISTS["test"]]
+    assert np.isfinite(test[COLUMNS[3:]].values).all()
+    assert validation.columns.tolist() == ["stage", "epoch", "PSNR", "SSIM", "score", "best"]
+    assert validation.groupby("stage")["best"].sum().tolist() == [1, 1]
+    for _, rows in validation.groupby("stage"):
+        assert rows.loc[rows["best"], "score"].item() == rows["score"].max()
+    np.testing.assert_allclose(validation["score"], validation["PSNR"] + 10 * validation["SSIM"])
+    assert losses[["stage", "epoch"]].values.tolist() == [["aae", 1], ["aae", 2], ["ldm", 1], ["ldm", 2]]
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings["settings"]["aae_channels"] == [8, 16]
+    assert settings["versions"]["torch"] == torch.__version__
+
+
+def test_the_checkpoint_holds_what_the_test_stage_needs_as_plain_values(finished):
+    saved = torch.load(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar", weights_only=True)
+    assert {"unet", "ema", "opt"} == saved["state"].keys()
+    assert saved["facts"]["classifier"]["coef"].dim() == 2
+    latents = np.stack([nib.load(next((finished / "data" / "latent_Abeta").rglob(f"{scan_id}.nii.gz"))).get_fdata()
+                        for scan_id in LISTS["train"]])
+    assert saved["facts"]["latent_mean"] == pytest.approx(latents.mean(), rel=1e-4)
+    assert saved["facts"]["latent_std"] == pytest.approx(latents.std(), rel=1e-3)
+
+
+def test_synthesized_volumes_overlay_their_mri_and_are_what_was_scored(finished):
+    test = pd.read_csv(finished / "result" / "a" / "test.csv")
+    for scan_id in LISTS["test"]:
+        image = nib.load(finished / "result" / "a" / "synthesized" / f"{scan_id}.nii.gz")
+        assert image.shape == SHAPE
+        np.testing.assert_allclose(image.affine, AFFINE)
+        voxels = image.get_fdata()
+        crop = np.zeros(SHAPE, bool)
+        crop[3:19, 2:26, 3:19] = True
+        assert (voxels[~crop] == 0).all()
+        assert 0 <= voxels.min() < voxels.max() <= 1
+        pet = nib.load(finished / "data" / "whole_Abeta" / f"{scan_id}.nii").get_fdata()
+        psnr = -10 * np.log10(((voxels - pet)[crop] ** 2).mean())
+        assert test.query("method == 'il_cldm' and ID == @scan_id")["PSNR"].item() == pytest.approx(psnr, rel=1e-4)
+
+
+def test_mean_pet_is_the_mean_of_the_training_list(finished):
+    pets = [nib.load(finished / "data" / "whole_Abeta" / f"{scan_id}.nii").get_fdata()[3:19, 2:26, 3:19] for scan_id in LISTS["train"]]
+    pet = nib.load(finished / "data" / "whole_Abeta" / "s09.nii").get_fdata()[3:19, 2:26, 3:19]
+    found = pd.read_csv(finished / "result" / "a" / "test.csv").query("method == 'mean_pet' and ID == 's09'")["MAE"].item()
+    assert found == pytest.approx(np.abs(np.mean(pets, 0) - pet).mean(), rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_csvs_and_another_does_not(project):
+    assert run(exp="b") == run(exp="c", seed=1) == 0
+    assert same_csvs(project / "result" / "a", project / "result" / "b")
+    assert not same_csvs(project / "result" / "a", project / "result" / "c")
+
+
+def test_reading_in_worker_processes_changes_nothing(project):
+    assert run("--stages", "aae", exp="b", num_workers=2) == 0
+    one, other = (load_checkpoint(project / "result" / exp / "CHECKPOINT_AAE_last.pth.tar")["state"]["aae"] for exp in "ab")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project):
+    assert run("--stages", "aae", exp="b", aae_epochs=1) == 0
+    assert run("--stages", "aae", "encode", "ldm", exp="b", ldm_epochs=1) == 0
+    assert run(exp="b") == 0
+    assert same_csvs(project / "result" / "a", project / "result" / "b")
+    for file in ("CHECKPOINT_AAE", "CHECKPOINT_AAE_last", "CHECKPOINT_Unet", "CHECKPOINT_Unet_last"):
+        one, other = (load_checkpoint(project / "result" / exp / f"{file}.pth.tar")["state"] for exp in "ab")
+        for part in one:
+            flat = [torch.utils._pytree.tree_leaves(state[part]) for state in (one, other)]
+            assert all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(*flat, strict=True))
+
+
+def test_a_finished_run_trains_nothing_anew(project, capsys):
+    times = {path: path.stat().st_mtime_ns for path in (project / "result" / "a").glob("*_last.pth.tar")}
+    assert run(exp="a") == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    out = capsys.readouterr().out
+    assert "2 of 2 epochs done" in out
+    assert "0 of 8 latents are to be made" in out
+
+
+def test_every_stage_works_as_published(project):
+    assert run("--preset", "published", exp="p") == 0
+    test = pd.read_csv(project / "result" / "p" / "test.csv")
+    assert set(test["method"]) == {"aae", "il_cldm", "mean_pet"}
+    saved = load_checkpoint(project / "result" / "p" / "CHECKPOINT_Unet.pth.tar")
+    assert (saved["facts"]["latent_mean"], saved["facts"]["latent_std"], saved["facts"]["classifier"]) == (0.0, 1.0, None)
+
+
+def test_storage_orientation_changes_no_score(project):
+    for path in [*(project / "data" / "whole_MRI").glob("*.nii.gz"), *(project / "data" / "whole_Abeta").glob("*.nii")]:
+        reorient(path, "LAS")
+    assert run(exp="b") == 0
+    for name in ("test.csv", "validation.csv"):
+        one, other = (pd.read_csv(project / "result" / exp / name) for exp in "ab")
+        pd.testing.assert_frame_equal(one, other)
+    assert nib.aff2axcodes(nib.load(project / "result" / "b" / "synthesized" / "s09.nii.gz").affine) == ("L", "A", "S")
+
+
+def synthesized(folder) -> dict[str, np.ndarray]:
+    return {path.name: nib.load(path).get_fdata() for path in sorted((folder / "synthesized").glob("*.nii.gz"))}
+
+
+def test_a_synthesis_depends_neither_on_the_other_subjects_nor_on_any_test_label(project):
+    before = synthesized(project / "result" / "a")
+    info = project / "data_info"
+    (info / "test.txt").write_text("s10\ns09\n")
+    table = (info / "data_info.csv").read_text()
+    (info / "data_info.csv").write_text(table.replace("s09,0", "s09,x").replace("s10,1", "s10,0").replace("s09,x", "s09,1"))
+    assert run(exp="b") == 0
+    after = synthesized(project / "result" / "b")
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_sampling_settings_may_change_after_training(project):
+    before = synthesized(project / "result" / "a")
+    assert run("--stages", "test", exp="a", sampler="ddpm") == 0
+    after = synthesized(project / "result" / "a")
+    assert not np.array_equal(before["s09.nii.gz"], after["s09.nii.gz"])
+    assert run("--stages", "test", exp="a", label_at_sampling="none") == 0
+
+
+def test_a_new_autoencoder_gets_latents_of_its_own(project):
+    assert run("--stages", "aae", "encode", exp="b", lambda_rec=10.0) == 0
+    assert len([p for p in (project / "data" / "latent_Abeta").iterdir() if p.is_dir()]) == 2
+
+
+def refused(capsys, *argv: str, code: int = 2, **settings) -> str:
+    """The message of a run that must end with this code, and no traceback."""
+    before = {path: path.stat().st_mtime_ns for path in main.Path.cwd().rglob("*") if path.is_file()}
+    assert run(*argv, **settings) == code
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    assert {path: path.stat().st_mtime_ns for path in main.Path.cwd().rglob("*") if path.is_file()} == before
+    return err
+
+
+def test_bad_data_ends_the_run_before_anything_is_written(root, capsys):
+    (root / "data" / "whole_MRI" / "s03.nii.gz").unlink()
+    assert "s03.nii[.gz]: not there" in refused(capsys)
+
+
+def test_stages_without_what_they_build_on_say_which_to_run(root, capsys):
+    assert run("--stages", "encode", exp="z") == 2
+    assert "CHECKPOINT_AAE.pth.tar is not there; run the stage that writes it first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("settings", "expected"), [({"lambda_rec": 1.0}, "lambda_rec: 100.0 -> 1.0"), ({"seed": 5}, "seed: 0 -> 5"),
+                                                    ({"ldm_lr": 0.5}, "ldm_lr: 0.001 -> 0.5")])
+def test_a_checkpoint_of_other_settings_is_refused(project, capsys, settings, expected):
+    assert expected in refused(capsys, exp="a", **settings)
+
+
+def test_a_changed_training_list_is_refused(project, capsys):
+    path = project / "data_info" / "train.txt"
+    path.write_text(path.read_text().replace("s06\n", ""))
+    assert "cohort: " in refused(capsys, exp="a")
+
+
+def test_latents_that_are_missing_name_the_stage_that_makes_them(project, capsys):
+    next((project / "data" / "latent_Abeta").rglob("s02.nii.gz")).unlink()
+    assert run("--stages", "ldm", exp="a") == 2
+    assert "(s02 ...) made from the present PET files; run --stages encode" in capsys.readouterr().err
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+def test_code_in_a_checkpoint_is_refused(project, capsys):
+    torch.save({"settings": {}, "state": Bomb()}, "result/a/CHECKPOINT_AAE.pth.tar")
+    assert "never code" in refused(capsys, exp="a")
+    assert not (project / "exploded").exists()
+
+
+def test_a_diverging_training_stops_with_code_3_and_keeps_the_last_checkpoint(project, capsys):
+    assert run("--stages", "aae", exp="b", aae_epochs=1) == 0
+    saved = load_checkpoint(project / "result" / "b" / "CHECKPOINT_AAE_last.pth.tar")
+    saved["state"]["aae"]["encoder.0.bias"][:] = float("nan")
+    torch.save(saved, "result/b/CHECKPOINT_AAE_last.pth.tar")
+    before = (project / "result" / "b" / "CHECKPOINT_AAE_last.pth.tar").read_bytes()
+    capsys.readouterr()
+    assert run("--stages", "aae", exp="b") == 3
+    assert "aae epoch 2, step 1: loss {'rec': nan" in capsys.readouterr().err
+    assert (project / "result" / "b" / "CHECKPOINT_AAE_last.pth.tar").read_bytes() == before
+
+
+def test_the_phantom_goes_through_every_stage_beside_its_oracle(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = {"exp": "ph", "phantom_subjects": (4, 2, 4), "phantom_voxel": 8, "data_dir": "data/ph", "info_dir": "data/ph/data_info"}
+    assert run(**settings) == 0
+    assert "digital phantom, not patient data" in capsys.readouterr().out
+    test, summary = (pd.read_csv(tmp_path / "result" / "ph" / name) for name in ("test.csv", "summary.csv"))
+    assert test.groupby("method", sort=False).size().to_dict() == {"aae": 4, "il_cldm": 4, "mean_pet": 4, "oracle": 4}
+    assert set(summary["data"]) == {"digital phantom, not patient data"}
+    means = test.groupby("method")["MAE_brain"].mean()
+    assert means["oracle"] < means["mean_pet"]
+    assert "phantom_link: 0.6 -> 0.1" in refused(capsys, **settings, phantom_link=0.1)
+
+
+def test_settings_of_the_paper_and_of_the_demo_describe_networks_that_fit():
+    for presets in (["paper"], ["demo"], ["published"], ["demo", "published"]):
+        cfg = main.parse_args(["--preset", *presets])
+        assert isinstance(cfg, Config)
+        with torch.device("meta"):
+            aae, unet = main.build_aae(cfg, torch.device("meta")), main.build_unet(cfg, torch.device("meta"))
+            x = torch.rand(1, 1, *cfg.volume_size)
+            z_0 = aae.encoder(x)
+            assert z_0.shape == (1, cfg.latent_channels, *cfg.latent_size)
+            assert aae.decoder(z_0).shape == x.shape
+            assert unet(z_0, x, torch.ones(1, dtype=torch.long)).shape == z_0.shape
