@@ -3,9 +3,12 @@
 The stages in the paper's order: an adversarial autoencoder learns PET volumes (stage 1) and encodes them; a UNet conditioned on the
 MRI and the label learns to denoise the latents (stage 2); sampled and decoded they are the synthetic PET of the test list.
 """
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")             # threads that spin for long make a CPU that others share up to 10 times slower
 
 import numpy as np
 import pandas as pd
@@ -336,7 +339,10 @@ def run(cfg: Config) -> None:
     """All stages of the settings, in the paper's order."""
     device = pick_device(cfg.device)
     if cfg.is_phantom:
-        build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
+        try:
+            build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
+        except ValueError as error:
+            raise InputError(str(error)) from error
     exp = Experiment(cfg, check(cfg), device)
     exp.refuse_other_settings()
     stages = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "test": test}
