@@ -205,9 +205,9 @@ PUBLISHED = {"prediction": "eps", "label_dropout": 0.0, "label_at_sampling": "no
 DEMO = {"data_dir": "data/phantom", "info_dir": "data/phantom/data_info", "num_workers": 0,
         "phantom_subjects": (80, 10, 20), "phantom_voxel": 4, "phantom_link": 0.6,
         "image_size": (45, 54, 45), "crop_start": (2, 4, 2), "volume_size": (40, 48, 40), "crop_jitter": 1,
-        "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3, "aae_epochs": 8,
-        "unet_channels": 16, "unet_mults": (1, 2, 4), "unet_norm_groups": 8, "ldm_lr": 1e-3, "ldm_epochs": 20,
-        "ldm_batch_size": 4, "ema_decay": 0.99, "ema_start": 100, "validation_every": 5}
+        "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3, "aae_epochs": 6,
+        "unet_channels": 16, "unet_mults": (1, 2, 2), "unet_res_blocks": 1, "unet_norm_groups": 8, "ldm_lr": 1e-3, "ldm_epochs": 8,
+        "ema_decay": 0.99, "ema_start": 100, "validation_every": 4, "validation_steps": 5, "sampling_steps": 5}
 
 PRESETS = {"paper": {}, "demo": DEMO, "published": PUBLISHED}
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")             # threads that spin for long make a CPU that others share up to 10 times slower
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")            # threads that spin without end make a CPU that others share up to 10 times slower
 
 import numpy as np
 import pandas as pd

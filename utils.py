@@ -139,6 +139,8 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 def write_stage_rows(path: Path, stage: str, rows: list[dict]) -> None:
     """Put the rows of one stage into a CSV that holds several stages, in place of those that it has of this stage."""
+    if not rows:                                           # not validated yet
+        return
     new = pd.DataFrame(rows)
     if path.exists():
         old = pd.read_csv(path)

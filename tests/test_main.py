@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import AFFINE, LISTS, SHAPE, TINY, arguments, write_cohort
-from test_dataset import reorient
+from test_dataset import BAD, reorient
 
 import main
 from config import Config
@@ -197,9 +197,24 @@ def refused(capsys, *argv: str, code: int = 2, **settings) -> str:
     return err
 
 
-def test_bad_data_ends_the_run_before_anything_is_written(root, capsys):
-    (root / "data" / "whole_MRI" / "s03.nii.gz").unlink()
-    assert "s03.nii[.gz]: not there" in refused(capsys)
+@pytest.mark.parametrize("case", BAD)
+def test_bad_data_ends_the_run_before_anything_is_written(root, capsys, case):
+    spoil, expected = BAD[case]
+    spoil(root)
+    message = refused(capsys)
+    for part in expected:
+        assert part in message
+
+
+@pytest.mark.parametrize(("argv", "expected"), [(["--epochs", "3"], "unknown setting --epochs"),
+                                                (["--volume_size", "17", "24", "16"], "must be divisible by 2")])
+def test_wrong_settings_end_the_run_before_anything_is_written(root, capsys, argv, expected):
+    assert expected in refused(capsys, *argv)
+
+
+def test_no_data_at_all_names_the_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "python main.py --preset demo" in refused(capsys)
 
 
 def test_stages_without_what_they_build_on_say_which_to_run(root, capsys):

@@ -181,6 +181,16 @@ def test_a_run_keeps_the_best_epoch_and_continues_behind_the_last(tmp_path):
         StageRun(tmp_path, "aae", "C", {"m": module}, {"lr": 2}, {})
 
 
+def test_a_run_may_start_with_epochs_that_are_not_validated(tmp_path):
+    run = StageRun(tmp_path, "ldm", "C", {"m": nn.Linear(1, 1)}, {}, {})
+    run.finish_epoch(1, {"mse": 0.5}, None)
+    assert not (tmp_path / "validation.csv").exists()
+    assert not (tmp_path / "C.pth.tar").exists()
+    run.finish_epoch(2, {"mse": 0.4}, scores(20.0))
+    assert pd.read_csv(tmp_path / "validation.csv")["epoch"].tolist() == [2]
+    assert load_checkpoint(tmp_path / "C.pth.tar")["epoch"] == 2
+
+
 def test_weights_key_tells_weights_apart():
     a, b = nn.Linear(2, 2), nn.Linear(2, 2)
     assert weights_key(a) != weights_key(b)
