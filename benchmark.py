@@ -6,7 +6,6 @@ import multiprocessing
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +20,9 @@ from dataset import read_volume
 from main import build_aae, build_diffusion, build_unet
 from model import Discriminator, Synthesizer
 from training import aae_step, ldm_step
-from utils import pick_device, score_volume, subject_noise
+from utils import pick_device, score_volume, subject_noise, write_csv
 
-SYNTHESIS_STEPS = 4
+SYNTHESIS_STEPS = 2
 REPEATS = 3
 LONG = 10.0                                                # seconds from which on one repeat after the warm-up is enough
 
@@ -72,9 +71,10 @@ def scores(cfg: Config, device: torch.device) -> Callable[[], object]:
 
 def reading(cfg: Config, device: torch.device) -> Callable[[], object]:
     """One volume from a .nii.gz."""
-    folder = Path(tempfile.mkdtemp())
-    nib.save(nib.Nifti1Image(np.random.default_rng(0).random(cfg.image_size, np.float32), np.eye(4)), folder / "a.nii.gz")
-    return lambda: read_volume(folder / "a.nii.gz")
+    folder = Path("result") / "benchmark"
+    folder.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(np.random.default_rng(0).random(cfg.image_size, np.float32), np.eye(4)), folder / "volume.nii.gz")
+    return lambda: read_volume(folder / "volume.nii.gz")
 
 
 PARTS = {"stage 1 training step": stage_1_step, "stage 2 training step": stage_2_step, "encode one PET": encode,
@@ -106,8 +106,8 @@ def main(argv: list[str] | None = None) -> int:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows.append(pool.apply(measure, (part, cfg)))
         print("  {part:28}{seconds:10.3f} s   peak {GiB:6.2f} GiB   GPU {GPU GiB:6.2f} GiB".format(**rows[-1]), flush=True)
-    path = Path("result") / f"benchmark_{cfg.exp}.csv"
-    pd.DataFrame(rows).to_csv(path, index=False)
+    path = Path("result") / "benchmark" / f"{cfg.exp}.csv"
+    write_csv(path, pd.DataFrame(rows))
     print(f"written to {path}")
     return 0
 

@@ -33,6 +33,7 @@ def setting(default, explanation: str, *, group: str, low=None, high=None, choic
     free: may change between the training of a checkpoint and its use (by default in the groups run and sampling).
     """
     free = group in ("run", "sampling") if free is None else free
+    default = tuple(default) if isinstance(default, list) else default                       # an edited default may be a list
     return dataclasses.field(default=default, metadata={
         "help": explanation, "group": group, "low": low, "high": high, "choices": choices, "free": free})
 
@@ -47,15 +48,16 @@ class Config:
     # The run
     exp: str = run("paper", "name of the experiment; outputs go to result/<exp>")
     stages: tuple[str, ...] = run(STAGES, "stages to run; check always runs first", choices=STAGES)
-    seed: int = run(0, "seed of weights, order, noise and crops; paper: 0", low=0, free=False)
+    seed: int = run(0, "seed of weights, order, noise and crops; paper: 0", low=0, high=2 ** 32 - 1, free=False)
     device: str = run("auto", "auto is the GPU if there is one, else the CPU", choices=("auto", "cpu", "cuda"))
     num_workers: int = run(2, "processes that read volumes during training; 0 reads in the main process", low=0)
 
     # The cohort
     data_dir: str = data("data", "folder with whole_MRI and whole_Abeta; latent_Abeta is written there", free=True)
-    info_dir: str = data("data_info", "folder with data_info.csv, train.txt, validation.txt and test.txt", free=True)
+    info_dir: str = data("data_info", "folder with data_info.csv, train.txt, validation.txt and test.txt; a phantom's own lie in "
+                                      "data_dir/data_info", free=True)
     brain_mask: str = data("", "NIfTI mask of the brain-only scores and the label classifier, any grid of the same space; "
-                               "empty: the MNI152 mask that nilearn carries", free=True)
+                               "empty: the MNI152 mask that nilearn carries")
     image_size: tuple[int, int, int] = data((181, 217, 181), "voxels of every volume, in RAS order; paper", low=8)
     crop_start: tuple[int, int, int] = data((10, 18, 10), "first voxel of the crop, in RAS order; paper", low=0)
     volume_size: tuple[int, int, int] = data((160, 192, 160), "D H W, voxels after the crop; paper", low=8)
@@ -145,7 +147,7 @@ class Config:
                 yield (f"the crop [{start}, {start + size}) with crop_jitter {self.crop_jitter} leaves the image_size "
                        f"{self.image_size}; change crop_start, volume_size or crop_jitter")
         for name, widths, groups in (("aae_channels", self.aae_channels, self.aae_norm_groups),
-                                     ("unet_channels x unet_mults", [self.unet_channels * m for m in self.unet_mults],
+                                     ("unet_channels and its multiples", [self.unet_channels * m for m in (1, *self.unet_mults)],
                                       self.unet_norm_groups)):
             if any(width % groups for width in widths):
                 yield f"{name} {tuple(widths)} must be divisible by the {groups} groups of their GroupNorm"
@@ -156,13 +158,26 @@ class Config:
         for name in ("sampling_steps", "validation_steps"):
             if getattr(self, name) > self.timesteps - 1:
                 yield f"{name} {getattr(self, name)} must be at most timesteps - 1 = {self.timesteps - 1}"
-        if any(self.phantom_subjects) and min(self.phantom_subjects) < 2:
-            yield f"phantom_subjects {self.phantom_subjects} must be at least 2 in each list, or all 0"
+        if self.ldm_epochs % self.validation_every:
+            yield (f"ldm_epochs {self.ldm_epochs} must be a multiple of validation_every {self.validation_every}, "
+                   "so that the last epoch is validated")
+        yield from self._phantom_misfits()
         try:
             if re.compile(self.subject_pattern).groups < 1:
                 yield f"subject_pattern {self.subject_pattern!r} has no group for the subject"
         except re.error as error:
             yield f"subject_pattern {self.subject_pattern!r} is no regular expression: {error}"
+
+    def _phantom_misfits(self):
+        if not self.is_phantom:
+            return
+        if min(self.phantom_subjects) < 2:
+            yield f"phantom_subjects {self.phantom_subjects} must be at least 2 in each list, or all 0"
+        grid = tuple(n // self.phantom_voxel for n in (181, 217, 181))
+        if self.image_size != grid:
+            yield f"image_size {self.image_size} must be {grid}, the phantom's at phantom_voxel {self.phantom_voxel}"
+        if Path(self.data_dir) == Path("data"):
+            yield "data_dir data is the place of your own cohort; give the phantom another, such as --data_dir data/phantom"
 
     @property
     def downscale(self) -> int:
@@ -178,6 +193,11 @@ class Config:
     def is_phantom(self) -> bool:
         """Whether the cohort is simulated: nothing measured on it says anything about patients."""
         return any(self.phantom_subjects)
+
+    @property
+    def info_folder(self) -> Path:
+        """Folder of lists and labels; a phantom's always lie beside its volumes."""
+        return Path(self.data_dir) / "data_info" if self.is_phantom else Path(self.info_dir)
 
     @property
     def result_dir(self) -> Path:
@@ -202,10 +222,10 @@ PUBLISHED = {"prediction": "eps", "label_dropout": 0.0, "label_at_sampling": "no
              "aae_output_norm": True, "samples_per_scan": 1, "sampler": "ddpm"}
 
 # Small enough for two CPU cores and a few minutes; every choice was made on the validation list.
-DEMO = {"data_dir": "data/phantom", "info_dir": "data/phantom/data_info", "num_workers": 0,
+DEMO = {"data_dir": "data/phantom", "num_workers": 0,
         "phantom_subjects": (80, 10, 20), "phantom_voxel": 4, "phantom_link": 0.6,
         "image_size": (45, 54, 45), "crop_start": (2, 4, 2), "volume_size": (40, 48, 40), "crop_jitter": 1,
-        "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3, "aae_epochs": 6,
+        "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3, "aae_epochs": 5,
         "unet_channels": 16, "unet_mults": (1, 2, 2), "unet_res_blocks": 1, "unet_norm_groups": 8, "ldm_lr": 1e-3, "ldm_epochs": 8,
         "ema_decay": 0.99, "ema_start": 100, "validation_every": 4, "validation_steps": 5, "sampling_steps": 5}
 

@@ -24,7 +24,8 @@ from utils import InputError, atomic, derived_seed
 SPLITS = ("train", "validation", "test")
 RAS = axcodes2ornt("RAS")
 ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]*")
-SAME_AFFINE_MM = 0.01                                      # registration tools write affines in float32
+SAME_PLACE_MM = 0.1                                        # of the box's corners; registration tools write affines in float32
+UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 RANGE_TOLERANCE = 1e-5                                     # integers times a float32 scale factor may end at 1.0000001
 
 
@@ -62,7 +63,7 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
     """The image with its header read and its voxels not. Raises ValueError that says what is wrong with the file."""
     try:
         image = nib.load(path)
-    except (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"cannot be read as NIfTI: {error}") from error
     if not isinstance(image, nib.Nifti1Image):
         raise ValueError(f"is {type(image).__name__}, not NIfTI")
@@ -72,18 +73,18 @@ def open_nifti(path: Path) -> nib.Nifti1Image:
 def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels [X, Y, Z] float32 with the file's scale factors, axes and affine [4, 4] brought to RAS.
 
-    A .nii.gz is read to its end, which verifies its checksum. Raises ValueError for a truncated or damaged file.
+    A .nii.gz is read to its end, which verifies its checksum. Raises InputError for a truncated or damaged file.
     """
     try:
         if path.suffix == ".gz":
             with gzip.open(path) as file:
-                image = nib.Nifti1Image.from_bytes(file.read())
+                image = type(nib.load(path)).from_bytes(file.read())
         else:
             image = nib.load(path, mmap=False)             # a mapped file that another process rewrites would crash us
         image = nib.as_closest_canonical(image)
         return np.ascontiguousarray(image.get_fdata(dtype=np.float32)), image.affine
-    except (OSError, EOFError, zlib.error, ValueError, nib.filebasedimages.ImageFileError) as error:
-        raise ValueError(f"{path}: truncated or damaged ({error}); copy it again") from error
+    except UNREADABLE as error:
+        raise InputError(f"{path}: truncated or damaged ({error}); copy it again") from error
 
 
 def save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, note: str = "", like: nib.Nifti1Image | None = None) -> None:
@@ -115,10 +116,9 @@ def read_mask(path: Path | None, affine: np.ndarray, crop: Crop) -> np.ndarray:
     """
     from nilearn import datasets, image
 
-    try:
-        mask = open_nifti(path) if path else datasets.load_mni152_brain_mask()
-    except ValueError as error:
-        raise InputError(f"brain_mask {path}: {error}") from error
+    mask = nib.Nifti1Image(*read_volume(path)) if path else datasets.load_mni152_brain_mask()
+    if len(mask.shape) != 3:
+        raise InputError(f"brain_mask {path}: has {len(mask.shape)} dimensions {mask.shape}; expected 3")
     resampled = image.resample_img(mask, target_affine=crop.affine(affine), target_shape=crop.size, interpolation="nearest",
                                    force_resample=True, copy_header=True)
     brain = np.asarray(resampled.dataobj) > 0
@@ -180,7 +180,7 @@ class CohortReader:
     def _subject(self, scan_id: str) -> str:
         match = self.subject_pattern.search(scan_id)
         subject = next((group for group in match.groups() if group), scan_id) if match else scan_id
-        return subject.replace("_", "")
+        return re.sub(r"^(\d{3})_S_?(\d{4})$", r"\1S\2", subject)                            # ADNI writes 037_S_6046 and 037S6046
 
     def _overlaps(self, ids: dict[str, list[str]]) -> None:
         lists: dict[str, dict[str, str]] = {}
@@ -222,17 +222,20 @@ class CohortReader:
 
 @dataclass(frozen=True)
 class Cohort:
-    """A checked cohort: the scans of each split, the RAS affine [4, 4] that all volumes share, and a report of one screen."""
+    """A checked cohort: the scans of each split, the RAS affine [4, 4] that all volumes share, a checksum of the voxels of every file
+    (whatever their storage), and a report of one screen."""
     train: list[Scan]
     validation: list[Scan]
     test: list[Scan]
     affine: np.ndarray
+    checksums: dict[Path, int]
     report: str
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that identify who is in which list with which label."""
-        lists = [[(scan.id, scan.label) for scan in split] for split in (self.train, self.validation, self.test)]
-        return hashlib.blake2b(repr(lists).encode(), digest_size=8).hexdigest()
+        """16 hexadecimal digits that identify what training sees: who is in its two lists, with which label and which voxels."""
+        lists = [[(scan.id, scan.label, self.checksums[scan.mri], self.checksums[scan.pet]) for scan in split]
+                 for split in (self.train, self.validation)]
+        return hashlib.blake2b(repr((lists, self.affine.round(2).tolist())).encode(), digest_size=8).hexdigest()
 
 
 def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], num_classes: int, subject_pattern: str,
@@ -263,7 +266,8 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
     ranges = _check_voxels([path for scan in scans for path in (scan.mri, scan.pet) if path in grids], problems)
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s) in the data:", *problems]))
-    return Cohort(**splits, affine=grids[scans[0].mri], report=_report(splits, grids[scans[0].mri], image_size, stored, ranges, scans))
+    affine, checksums = grids[scans[0].mri], {path: checksum for path, (_, _, checksum) in ranges.items()}
+    return Cohort(**splits, affine=affine, checksums=checksums, report=_report(splits, affine, image_size, stored, ranges, scans))
 
 
 def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: list[str]) -> tuple[dict[Path, np.ndarray], Counter]:
@@ -278,10 +282,15 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: lis
         shape, affine = image.shape, image.affine
         if len(shape) != 3:
             problems.append(f"{path}: has {len(shape)} dimensions {shape}; expected one 3D volume {image_size}")
+        elif image.get_data_dtype().kind not in "iuf":
+            problems.append(f"{path}: holds {image.get_data_dtype()} voxels; expected one number a voxel")
         elif not (image.header["sform_code"] or image.header["qform_code"]):
             problems.append(f"{path}: has neither sform nor qform, so left and right are unknown; write the affine into its header")
         elif not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
             problems.append(f"{path}: its affine cannot be inverted")
+        elif image.header["sform_code"] and image.header["qform_code"] and \
+                np.linalg.det(image.get_sform()[:3, :3]) * np.linalg.det(image.get_qform()[:3, :3]) < 0:
+            problems.append(f"{path}: its sform and its qform disagree about left and right; correct the wrong one")
         else:
             ornt = io_orientation(affine)
             ras_shape = tuple(np.array(shape)[np.argsort(ornt[:, 0])])
@@ -291,23 +300,27 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: lis
                 continue
             grids[path] = affine @ nib.orientations.inv_ornt_aff(ornt, shape)
             stored["".join(nib.orientations.aff2axcodes(affine))] += 1
-    _check_affines(scans, grids, problems)
+    _check_affines(scans, grids, image_size, problems)
     return grids, stored
 
 
-def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], problems: list[str]) -> None:
+def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size: tuple[int, ...], problems: list[str]) -> None:
     """All volumes must lie on the grid that most of them share; a pair that differs in itself is named as a pair."""
     if not grids:
         return
-    keys = {path: tuple(np.round(affine / SAME_AFFINE_MM).astype(int).ravel()) for path, affine in grids.items()}
+    keys = {path: tuple(np.round(affine / SAME_PLACE_MM).astype(int).ravel()) for path, affine in grids.items()}
     common_key = Counter(keys.values()).most_common(1)[0][0]
     common = next(affine for path, affine in grids.items() if keys[path] == common_key)
 
+    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in image_size]), axis=-1).reshape(-1, 3)   # the box's corners
+
     def same(a: np.ndarray, b: np.ndarray) -> bool:
-        return np.allclose(a, b, rtol=0, atol=SAME_AFFINE_MM)
+        corners = [nib.affines.apply_affine(affine, ends) for affine in (a, b)]
+        return np.allclose(*corners, rtol=0, atol=SAME_PLACE_MM)
 
     def origin(affine: np.ndarray) -> str:
-        return f"first voxel at ({', '.join(f'{c:g}' for c in affine[:3, 3])}) mm"
+        first, last = nib.affines.apply_affine(affine, ends[[0, -1]])
+        return f"from ({', '.join(f'{c:g}' for c in first)}) to ({', '.join(f'{c:g}' for c in last)}) mm"
 
     for scan in scans:
         mri, pet = grids.get(scan.mri), grids.get(scan.pet)
@@ -319,14 +332,14 @@ def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], problems: l
                 problems.append(f"{path}: {origin(affine)}, most of the cohort {origin(common)}; bring all to one grid")
 
 
-def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[float, float]]:
-    """Smallest and largest intensity of every file."""
-    def extremes(path: Path) -> tuple[float, float] | str:
+def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[float, float, int]]:
+    """Smallest and largest intensity of every file, and the checksum of its voxels."""
+    def extremes(path: Path) -> tuple[float, float, int] | str:
         try:
             voxels, _ = read_volume(path)
         except ValueError as error:
             return str(error)
-        return float(voxels.min()), float(voxels.max())
+        return float(voxels.min()), float(voxels.max()), zlib.crc32(voxels)
 
     ranges = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -382,20 +395,6 @@ class VolumeDataset(Dataset):
         slices = self.crop.slices(generator.integers(-self.jitter, self.jitter, size=3, endpoint=True))
         volumes = {name: torch.from_numpy(read_volume(getattr(scan, name))[0][slices][None].copy()) for name in self.modalities}
         return {"id": scan.id, "label": scan.label, **volumes}
-
-
-class LatentDataset(Dataset):
-    """Items of a VolumeDataset with z_0 [C, d, h, w] beside them."""
-
-    def __init__(self, volumes: VolumeDataset, latents: dict[str, Tensor]):
-        self.volumes, self.latents = volumes, latents
-
-    def __len__(self) -> int:
-        return len(self.volumes)
-
-    def __getitem__(self, index: int) -> dict:
-        item = self.volumes[index]
-        return {**item, "z_0": self.latents[item["id"]]}
 
 
 def training_loader(dataset: Dataset, batch_size: int, num_workers: int, seed: int) -> DataLoader:

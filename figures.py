@@ -24,10 +24,11 @@ def _save(figure: plt.Figure, path: Path, notice: str) -> None:
 
 
 def plot_curves(folder: Path, notice: str) -> Path:
-    """loss_curve.png: the losses of both stages and the validation PSNR, the chosen epoch marked; from the two CSVs."""
+    """loss_curve.png: the losses of the stages so far and the validation PSNR, the chosen epoch marked; from the two CSVs."""
     losses, validation = pd.read_csv(folder / "loss_curve.csv"), pd.read_csv(folder / "validation.csv")
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6), layout="constrained", squeeze=False)
-    for row, (stage, (title, columns)) in zip(axes, CURVES.items(), strict=True):
+    curves = {stage: curve for stage, curve in CURVES.items() if stage in set(losses["stage"])}
+    figure, axes = plt.subplots(len(curves), 2, figsize=(9, 3 * len(curves)), layout="constrained", squeeze=False)
+    for row, (stage, (title, columns)) in zip(axes, curves.items(), strict=True):
         loss, scores = losses[losses["stage"] == stage], validation[validation["stage"] == stage]
         for column, name in columns.items():
             if column in loss and loss[column].notna().any():
@@ -63,7 +64,7 @@ def plot_synthesized(path: Path, rows: list[tuple[str, Path, Path]], notice: str
     pairs = [(title, *(_planes(np.asarray(nib.as_closest_canonical(nib.load(file)).dataobj, np.float32)) for file in files))
              for title, *files in rows]
     top = max(real.max() for _, real, _ in pairs)
-    figure, axes = plt.subplots(len(pairs), 2, figsize=(10, 2.0 * len(pairs) + 0.5), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(len(pairs), 2, figsize=(10, 1.65 * len(pairs) + 0.6), layout="constrained", squeeze=False)
     for row, (title, real, synthetic) in zip(axes, pairs, strict=True):
         for axis, picture in zip(row, (real, synthetic), strict=True):
             image = axis.imshow(picture, cmap="hot", vmin=0, vmax=top, interpolation="nearest")

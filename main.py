@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")            # threads that spin without end make a CPU that others share up to 10 times slower
+# Threads that spin without end make a CPU that others share up to 10 times slower; read once, when torch is imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from classifier import LabelClassifier, pool_volume, pool_width
-from config import Config, parse_args
-from dataset import (Cohort, Crop, LatentCache, LatentDataset, Scan, VolumeDataset, check_cohort, read_mask, read_volume, save_synthesis,
+from config import STAGES, Config, parse_args
+from dataset import (Cohort, Crop, LatentCache, Scan, VolumeDataset, check_cohort, read_mask, read_volume, save_synthesis,
                      training_loader)
 from figures import plot_curves, plot_synthesized
 from model import AAE, Diffusion, Discriminator, Synthesizer, UNet
@@ -61,7 +62,8 @@ class Experiment:
         self.cfg, self.cohort, self.device = cfg, cohort, device
         self.crop = Crop(cfg.crop_start, cfg.volume_size)
         self.brain = read_mask(Path(cfg.brain_mask) if cfg.brain_mask else None, cohort.affine, self.crop)
-        self.notice = f"{PHANTOM_NOTICE}; {RESEARCH_NOTICE}" if cfg.is_phantom else RESEARCH_NOTICE
+        self.is_phantom = (Path(cfg.data_dir) / "phantom.json").exists()
+        self.notice = f"{PHANTOM_NOTICE}; {RESEARCH_NOTICE}" if self.is_phantom else RESEARCH_NOTICE
 
     def scores_note(self, n: int) -> str:
         """What every score of this experiment has to be read with."""
@@ -70,14 +72,23 @@ class Experiment:
                 f"SSIM window 7, seed {self.cfg.seed}")
 
     def settings(self, stage: str) -> dict:
-        """What a checkpoint of the stage is bound to: its settings, and who is in which list."""
-        return self.cfg.fixed_settings(stage) | {"cohort": self.cohort.fingerprint()}
+        """What a checkpoint of the stage is bound to: its settings, and the lists and labels that training sees."""
+        return self.cfg.fixed_settings(stage) | {"training and validation list": self.cohort.fingerprint()}
 
-    def refuse_other_settings(self) -> None:
-        """Raise InputError if a checkpoint in the result folder was trained with other settings."""
+    def refuse_conflicts(self) -> None:
+        """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together."""
+        cfg, paths = self.cfg, {stage: self.cfg.result_dir / f"{file}.pth.tar" for stage, file in CHECKPOINT.items()}
+        first = next((stage for stage in STAGES[1:] if stage in cfg.stages), None)
+        if first in ("encode", "ldm", "test") and not paths["aae"].exists():
+            raise InputError(f"{paths['aae']} is not there; run --stages aae first")
+        if first == "test" and not paths["ldm"].exists():
+            raise InputError(f"{paths['ldm']} is not there; run --stages encode ldm first")
         for stage, file in CHECKPOINT.items():
-            for path in sorted(self.cfg.result_dir.glob(f"{file}*.pth.tar")):
-                check_settings(path, load_checkpoint(path), self.settings(stage))
+            for path in sorted(cfg.result_dir.glob(f"{file}*.pth.tar")):
+                settings = self.settings(stage)
+                if stage == "ldm" and "aae" in cfg.stages:                                   # its autoencoder must stay what it is
+                    settings["aae_epochs"] = cfg.aae_epochs
+                check_settings(path, load_checkpoint(path), settings)
 
     def scans(self, scans: list[Scan], *modalities: str) -> DataLoader:
         """The scans one by one, in order, with their centre crop."""
@@ -125,7 +136,7 @@ def train_aae(exp: Experiment) -> None:
     opt_g = torch.optim.Adam(aae.parameters(), cfg.aae_lr, betas=cfg.aae_betas)
     opt_d = torch.optim.Adam(disc.parameters(), cfg.aae_lr, betas=cfg.aae_betas)
     run = StageRun(cfg.result_dir, "aae", CHECKPOINT["aae"], {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d},
-                   exp.settings("aae"), facts={})
+                   exp.settings("aae"))
     validation = exp.scans(exp.cohort.validation, "pet")
     say("aae", f"{len(exp.cohort.train)} PET volumes, {run.epoch} of {cfg.aae_epochs} epochs done, writes {run.best_path}")
 
@@ -142,6 +153,7 @@ def train_aae(exp: Experiment) -> None:
         scores = evaluate(reconstruct(aae, exp.device), validation, exp.brain, "aae validation")
         run.finish_epoch(epoch, losses, scores)
         say("aae", f"epoch {epoch}/{cfg.aae_epochs}  L1 {losses['rec']:.4f}  validation {describe(scores)}")
+    plot_curves(cfg.result_dir, exp.notice)
 
 
 def reconstruct(aae: AAE, device: torch.device) -> Callable[[dict], Tensor]:
@@ -174,26 +186,23 @@ def train_ldm(exp: Experiment) -> None:
     """Train the denoiser on the latents; validate, keep and use its moving average."""
     cfg, cohort = exp.cfg, exp.cohort
     aae = exp.best_aae()
-    latents = load_latents(exp, aae)
-    latent_mean, latent_std = latent_scale(latents, cohort.train) if cfg.latent_scaling else (0.0, 1.0)
-    z_0 = {name: (z - latent_mean) / latent_std for name, z in latents.items()}
-    classifier = fit_classifier(exp) if cfg.label_at_sampling == "predicted" else None
-
     seed_everything(cfg.seed, "ldm")
-    unet, diffusion = build_unet(exp.cfg, exp.device), build_diffusion(exp.cfg, exp.device)
+    unet, diffusion = build_unet(cfg, exp.device), build_diffusion(cfg, exp.device)
     ema = EMA(unet, cfg.ema_decay, cfg.ema_start)
     opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr)
-    run = StageRun(cfg.result_dir, "ldm", CHECKPOINT["ldm"], {"unet": unet, "ema": ema.module, "opt": opt},
-                   exp.settings("ldm") | {"autoencoder": weights_key(aae)},
-                   {"latent_mean": latent_mean, "latent_std": latent_std, "classifier": classifier and classifier.state()})
-    synthesizer = Synthesizer(aae.decoder, ema.module, diffusion, latent_mean, latent_std)
-    predict = exp.synthesize(synthesizer, classifier, "ddim", cfg.validation_steps, draws=1)
-    say("ldm", f"{len(cohort.train)} subjects, latents of mean {latent_mean:.3f} and deviation {latent_std:.3f}, "
-               f"{run.epoch} of {cfg.ldm_epochs} epochs done, writes {run.best_path}")
+    bound_to = {"autoencoder": weights_key(aae), "aae_epochs": cfg.aae_epochs, "label_at_sampling": cfg.label_at_sampling}
+    run = StageRun(cfg.result_dir, "ldm", CHECKPOINT["ldm"], {"unet": unet, "ema": ema.module, "opt": opt}, exp.settings("ldm") | bound_to)
+    say("ldm", f"{len(cohort.train)} subjects, {run.epoch} of {cfg.ldm_epochs} epochs done, writes {run.best_path}")
+    if not run.epochs_left(cfg.ldm_epochs):
+        return
+    latents = load_latents(exp, aae)
+    run.facts = run.facts or training_facts(exp, latents)
+    z_0 = {name: (z - run.facts["latent_mean"]) / run.facts["latent_std"] for name, z in latents.items()}
+    predict = exp.synthesize(*build_synthesizer(exp, aae, ema.module, run.facts), "ddim", cfg.validation_steps, draws=1)
 
     def step(batch: dict) -> dict[str, float]:
-        z, mri, label = (batch[name].to(exp.device) for name in ("z_0", "mri", "label"))
-        losses = ldm_step(unet, diffusion, opt, z, mri, label, cfg.label_dropout)
+        z = torch.stack([z_0[name] for name in batch["id"]])                                 # [B, C, d, h, w]
+        losses = ldm_step(unet, diffusion, opt, *(t.to(exp.device) for t in (z, batch["mri"], batch["label"])), cfg.label_dropout)
         run.step += 1
         ema.update(unet, run.step)
         return losses
@@ -201,15 +210,36 @@ def train_ldm(exp: Experiment) -> None:
     for epoch in run.epochs_left(cfg.ldm_epochs):
         seed = derived_seed(cfg.seed, "ldm", epoch)
         seed_everything(seed)
-        subjects = LatentDataset(VolumeDataset(cohort.train, exp.crop, ("mri",)), z_0)
+        subjects = VolumeDataset(cohort.train, exp.crop, ("mri",))
         losses = train_epoch(training_loader(subjects, cfg.ldm_batch_size, cfg.num_workers, seed), step, f"ldm epoch {epoch}")
         scores = None
-        if epoch % cfg.validation_every == 0 or epoch == cfg.ldm_epochs:
+        if epoch % cfg.validation_every == 0:
             losses["mse_validation"] = validation_loss(exp, ema.module, diffusion, z_0)
             scores = evaluate(predict, exp.scans(cohort.validation, "mri", "pet"), exp.brain, "ldm validation")
         run.finish_epoch(epoch, losses, scores)
         validated = "" if scores is None else f"  validation {describe(scores)}"
         say("ldm", f"epoch {epoch}/{cfg.ldm_epochs}  mse {losses['mse']:.4f}{validated}")
+    plot_curves(cfg.result_dir, exp.notice)
+
+
+def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
+    """What sampling needs to know of the training list: shift and scale of its latents, and the label classifier if one is used."""
+    cfg = exp.cfg
+    latent_mean, latent_std = latent_scale(latents, exp.cohort.train) if cfg.latent_scaling else (0.0, 1.0)
+    say("ldm", f"latents are shifted by {latent_mean:.3f} and scaled by {latent_std:.3f}")
+    classifier = fit_classifier(exp).state() if cfg.label_at_sampling == "predicted" else None
+    return {"latent_mean": latent_mean, "latent_std": latent_std, "classifier": classifier}
+
+
+def build_synthesizer(exp: Experiment, aae: AAE, unet: UNet, facts: dict) -> tuple[Synthesizer, LabelClassifier | None]:
+    """The sampling of a trained denoiser, and the classifier that predicts its label. Raises InputError if that one is missing."""
+    synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(exp.cfg, exp.device), facts["latent_mean"], facts["latent_std"])
+    if exp.cfg.label_at_sampling == "none":
+        return synthesizer, None
+    if facts["classifier"] is None:
+        raise InputError("this denoiser was trained with --label_at_sampling none and holds no label classifier; "
+                         "sample it with --label_at_sampling none")
+    return synthesizer, LabelClassifier.from_state(facts["classifier"])
 
 
 def load_latents(exp: Experiment, aae: AAE) -> dict[str, Tensor]:
@@ -242,9 +272,11 @@ def fit_classifier(exp: Experiment) -> LabelClassifier:
 def validation_loss(exp: Experiment, unet: UNet, diffusion: Diffusion, z_0: dict[str, Tensor]) -> float:
     """Denoising loss of the validation list at steps and noise that are the same in every epoch."""
     seed_everything(exp.cfg.seed, "validation loss")
-    subjects = LatentDataset(VolumeDataset(exp.cohort.validation, exp.crop, ("mri",)), z_0)
-    losses = [denoising_loss(unet, diffusion, *(batch[name].to(exp.device) for name in ("z_0", "mri", "label")), exp.cfg.label_dropout)
-              for batch in DataLoader(subjects)]
+    losses = []
+    for batch in exp.scans(exp.cohort.validation, "mri"):
+        z = torch.stack([z_0[name] for name in batch["id"]])
+        sample = (t.to(exp.device) for t in (z, batch["mri"], batch["label"]))
+        losses.append(denoising_loss(unet, diffusion, *sample, exp.cfg.label_dropout))
     return torch.stack(losses).mean().item()
 
 
@@ -255,18 +287,19 @@ def test(exp: Experiment) -> None:
     cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
     synthesizer, classifier, aae = load_synthesizer(exp)
     synthesize = exp.synthesize(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, cfg.samples_per_scan)
+    note = f"{PHANTOM_NOTICE if exp.is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"   # NIfTI holds 79 bytes
     files = {scan.id: (scan, folder / "synthesized" / f"{scan.id}.nii.gz") for scan in cohort.test}
     say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} draws by {cfg.sampler}, writes {folder}/test.csv and synthesized/")
 
     def synthesize_and_save(batch: dict) -> Tensor:
         x_hat = synthesize(batch)
         scan, path = files[batch["id"][0]]
-        save_synthesis(path, x_hat[0, 0].cpu().numpy(), scan.mri, exp.crop, f"IL-CLDM synthesis; {exp.notice}")
+        save_synthesis(path, x_hat[0, 0].cpu().numpy(), scan.mri, exp.crop, note)
         return x_hat
 
     mean_pet = mean_volume(exp.scans(cohort.train, "pet"))
     methods = {"aae": reconstruct(aae, exp.device), "il_cldm": synthesize_and_save, "mean_pet": lambda batch: mean_pet}
-    if cfg.is_phantom:
+    if exp.is_phantom:
         methods["oracle"] = read_oracle(exp)
     tables = []
     with torch.no_grad():
@@ -278,22 +311,15 @@ def test(exp: Experiment) -> None:
     chosen = [scan for label in range(cfg.num_classes - 1, -1, -1) for scan in [s for s in cohort.test if s.label == label][:2]]
     plot_synthesized(folder / "synthesized.png", [(f"{scan.id}\nlabel {scan.label}", scan.pet, files[scan.id][1]) for scan in chosen],
                      exp.notice)
-    plot_curves(folder, exp.notice)
 
 
 def load_synthesizer(exp: Experiment) -> tuple[Synthesizer, LabelClassifier | None, AAE]:
     """The best checkpoints of both stages, ready to sample. Raises InputError if they do not belong together."""
     aae, saved = exp.best_aae(), exp.best_checkpoint("ldm")
     check_settings(exp.cfg.result_dir / f"{CHECKPOINT['ldm']}.pth.tar", saved, {"autoencoder": weights_key(aae)})
-    unet, facts = build_unet(exp.cfg, exp.device).eval().requires_grad_(False), saved["facts"]
+    unet = build_unet(exp.cfg, exp.device).eval().requires_grad_(False)
     unet.load_state_dict(saved["state"]["ema"])
-    classifier = None
-    if exp.cfg.label_at_sampling == "predicted":
-        if facts["classifier"] is None:
-            raise InputError("this denoiser was trained with --label_at_sampling none and holds no label classifier; "
-                             "sample it with --label_at_sampling none")
-        classifier = LabelClassifier.from_state(facts["classifier"])
-    return Synthesizer(aae.decoder, unet, build_diffusion(exp.cfg, exp.device), facts["latent_mean"], facts["latent_std"]), classifier, aae
+    return *build_synthesizer(exp, aae, unet, saved["facts"]), aae
 
 
 def mean_volume(loader: DataLoader) -> Tensor:
@@ -317,7 +343,7 @@ def write_results(exp: Experiment, scores: pd.DataFrame) -> None:
     """Write test.csv and summary.csv; print the summary with what it was measured on."""
     folder, summary = exp.cfg.result_dir, summarize(scores)
     write_csv(folder / "test.csv", scores)
-    write_csv(folder / "summary.csv", summary.assign(data=PHANTOM_NOTICE if exp.cfg.is_phantom else exp.cfg.data_dir))
+    write_csv(folder / "summary.csv", summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else exp.cfg.data_dir))
     table = summary.assign(text=[f"{mean:.4f} +- {std:.4f}" for mean, std in zip(summary["mean"], summary["std"], strict=True)]) \
         .pivot(index="method", columns="metric", values="text").loc[scores["method"].unique(), list(METRICS)]
     say("test", f"mean +- SD over {exp.scores_note(len(exp.cohort.test))}")
@@ -328,9 +354,9 @@ def write_results(exp: Experiment, scores: pd.DataFrame) -> None:
 
 def check(cfg: Config) -> Cohort:
     """Read the whole cohort once and print what is in it; raises InputError with all problems."""
-    info_dir, batch = Path(cfg.info_dir), max(cfg.aae_batch_size, cfg.ldm_batch_size)
-    cohort = check_cohort(Path(cfg.data_dir), info_dir, cfg.image_size, cfg.num_classes, cfg.subject_pattern, smallest_training_list=batch,
-                          all_labels_in_training=cfg.label_at_sampling == "predicted")
+    batch = max(cfg.aae_batch_size, cfg.ldm_batch_size)
+    cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
+                          smallest_training_list=batch, all_labels_in_training=cfg.label_at_sampling == "predicted")
     say("check", f"{cfg.data_dir}: no problem found{f' ({PHANTOM_NOTICE})' if cfg.is_phantom else ''}\n{cohort.report}")
     return cohort
 
@@ -343,19 +369,24 @@ def run(cfg: Config) -> None:
             build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
         except ValueError as error:
             raise InputError(str(error)) from error
-    exp = Experiment(cfg, check(cfg), device)
-    exp.refuse_other_settings()
+    cohort = check(cfg)
+    if cfg.stages == ("check",):
+        return
+    exp = Experiment(cfg, cohort, device)
+    exp.refuse_conflicts()
+    with atomic(cfg.result_dir / "config.json") as partial:
+        partial.write_text(cfg.to_json())
     stages = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "test": test}
-    if set(cfg.stages) & stages.keys():
-        with atomic(cfg.result_dir / "config.json") as partial:
-            partial.write_text(cfg.to_json())
     for name, stage in stages.items():
         if name in cfg.stages:
             stage(exp)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run with the command line's settings. Returns the exit code: 0, 2 for wrong input, 3 for a diverged training, 130 if interrupted."""
+    """Run with the command line's settings.
+
+    Returns the exit code: 0 done, 1 a file could not be read or written, 2 wrong data or settings, 3 diverged, 130 interrupted.
+    """
     cfg = parse_args(argv)
     try:
         run(cfg)
@@ -365,6 +396,9 @@ def main(argv: list[str] | None = None) -> int:
     except NotFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except OSError as error:
+        print(f"error: {error}; finished epochs are kept, the same command continues behind them", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("interrupted; the same command continues behind the last finished epoch", file=sys.stderr)
         return 130

@@ -178,7 +178,7 @@ class UNetBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """The denoiser: what the network predicts (noise, v or z_0) from z_t, the MRI, the time step and the label.
+    """The denoiser: the network that predicts noise or v from z_t, the MRI, the time step and the label.
 
     unet(z_t, mri, t, label): z_t [B, C, d, h, w], mri [B, 1, D, H, W] in [0, 1], t [B] int64 in [0, T), label as in
     Projector; returns [B, C, d, h, w]. The Extractor's condition is the same at every step of a sampling run, so

@@ -156,10 +156,13 @@ def load_checkpoint(path: Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path} is not there; run the stage that writes it first")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be used as a checkpoint; only plain weights are read, never code: {reason}") from error
+    if not isinstance(saved, dict) or not {"settings", "state", "facts", "epoch"} <= saved.keys():
+        raise InputError(f"{path} is no checkpoint of this project; one of the published code is loaded by model.load_published")
+    return saved
 
 
 def weights_key(*modules: nn.Module) -> str:
@@ -176,13 +179,13 @@ class StageRun:
     """The training of one stage: its checkpoints, its history, its CSV rows; continues where an earlier run stopped.
 
     parts: name -> module or optimizer, restored and saved. settings: what a checkpoint is bound to.
-    facts: plain values (numbers, strings, tensors) that are stored with the weights.
+    .facts: plain values (numbers, strings, tensors) that are stored with the weights; empty before the first checkpoint.
     Files in `folder`: <file>.pth.tar is the best epoch's checkpoint, <file>_last.pth.tar the last epoch's.
     Raises InputError if the saved settings differ.
     """
 
-    def __init__(self, folder: Path, stage: str, file: str, parts: dict, settings: dict, facts: dict):
-        self.folder, self.stage, self.parts, self.settings, self.facts = folder, stage, parts, settings, facts
+    def __init__(self, folder: Path, stage: str, file: str, parts: dict, settings: dict):
+        self.folder, self.stage, self.parts, self.settings, self.facts = folder, stage, parts, settings, {}
         self.best_path, self.last_path = folder / f"{file}.pth.tar", folder / f"{file}_last.pth.tar"
         self.epoch, self.step, self.losses, self.validations = 0, 0, [], []
         if self.last_path.exists():
@@ -193,7 +196,7 @@ class StageRun:
         check_settings(self.last_path, saved, self.settings)
         for name, part in self.parts.items():
             part.load_state_dict(saved["state"][name])
-        self.epoch, self.step = saved["epoch"], saved["step"]
+        self.epoch, self.step, self.facts = saved["epoch"], saved["step"], saved["facts"]
         self.losses, self.validations = saved["losses"], saved["validations"]
         self._publish()                                    # a kill may have come between the checkpoint and its CSV rows
 

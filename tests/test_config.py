@@ -1,6 +1,7 @@
 """What the settings accept, how they are given, and what they refuse."""
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -56,7 +57,7 @@ def test_unknown_setting_names_the_nearest(capsys):
     (["--volume_size", "16", "32", "32"], "must be at least 32 along each axis, because disc_channels has 4 layers"),
     (["--crop_start", "30", "18", "10"], "the crop [30, 190) with crop_jitter 2 leaves the image_size (181, 217, 181)"),
     (["--aae_channels", "8", "16"], "aae_channels (8, 16) must be divisible by the 16 groups"),
-    (["--unet_channels", "20"], "unet_channels x unet_mults (20, 40, 40, 80) must be divisible by the 32 groups"),
+    (["--unet_channels", "20"], "unet_channels and its multiples (20, 20, 40, 40, 80) must be divisible by the 32 groups"),
     (["--unet_attention_levels", "4"], "unet_attention_levels (4,) must be below the 4"),
     (["--label_dropout", "1.5"], "label_dropout 1.5 must be between 0.0 and 1.0"),
     (["--aae_epochs", "0"], "aae_epochs 0 must be at least 1"),
@@ -69,6 +70,11 @@ def test_unknown_setting_names_the_nearest(capsys):
     (["--time_dim", "7"], "time_dim 7 must be even"),
     (["--preset", "huge"], "invalid choice: 'huge'"),
     (["--aae_channels"], "aae_channels must not be empty"),
+    (["--unet_channels", "16", "--unet_mults", "2", "4"], "unet_channels and its multiples (16, 32, 64) must be divisible by the 32"),
+    (["--seed", "4294967296"], "seed 4294967296 must be between 0 and 4294967295"),
+    (["--validation_every", "3"], "ldm_epochs 1000 must be a multiple of validation_every 3"),
+    (["--preset", "demo", "--phantom_voxel", "2"], "image_size (45, 54, 45) must be (90, 108, 90), the phantom's at phantom_voxel 2"),
+    (["--phantom_subjects", "5", "5", "5"], "give the phantom another, such as --data_dir data/phantom"),
     (["--phantom_subjects", "5", "0", "5"], "phantom_subjects (5, 0, 5) must be at least 2 in each list"),
 ])
 def test_settings_that_cannot_work_are_refused_with_the_reason(capsys, argv, expected):
@@ -86,6 +92,11 @@ def test_all_wrong_settings_are_listed_at_once(capsys):
 def test_a_default_edited_to_another_type_is_refused(default):
     with pytest.raises(ValueError, match=next(iter(default))):
         Config(**default)
+
+
+def test_the_lists_of_a_phantom_lie_beside_its_volumes():
+    assert parse_args(["--preset", "demo", "--data_dir", "data/other"]).info_folder == Path("data/other/data_info")
+    assert parse_args(["--info_dir", "lists"]).info_folder == Path("lists")
 
 
 def test_json_holds_every_setting_and_the_versions():

@@ -108,6 +108,9 @@ BAD = {
     "4D": (replace_voxels(lambda v: np.stack([v, v], -1)), ["s03.nii: has 4 dimensions (22, 27, 22, 2)"]),
     "other shape": (replace_voxels(lambda v: v[1:]), ["s03.nii: has 21x27x22 voxels", "expected 22x27x22"]),
     "pair on two grids": (replace_voxels(lambda v: v, affine=SHIFTED), ["s03: MRI", "are not on one grid"]),
+    "damaged at its start": (lambda root: flip(root / "data/whole_MRI/s03.nii.gz", 14), ["whole_MRI/s03.nii.gz: cannot be read as NIfTI"]),
+    "colours": (replace_voxels(lambda v: np.zeros(v.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])), ["s03.nii: holds [('R'"]),
+    "contradictory sides": (lambda root: mirror_qform(root / "data/whole_Abeta/s03.nii"), ["sform and its qform disagree"]),
     "no affine": (lambda root: strip_affine(root / "data/whole_Abeta/s03.nii"), ["s03.nii: has neither sform nor qform"]),
     "NaN": (replace_voxels(with_nan), ["s03.nii: holds NaN or infinite"]),
     "constant": (replace_voxels(np.zeros_like), ["s03.nii: every voxel is 0"]),
@@ -125,6 +128,19 @@ BAD = {
     "ID that is a path": (edit("train.txt", "s03\n", "../data/s03\n"), ["train.txt: '../data/s03' is not an ID"]),
     "ID with its suffix": (edit("train.txt", "s03\n", "s03.nii.gz\n"), ["'s03.nii.gz' is not an ID"]),
 }
+
+
+def flip(path, position: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[position] ^= 0xFF
+    path.write_bytes(content)
+
+
+def mirror_qform(path) -> None:
+    image = nib.load(path, mmap=False)
+    image.set_sform(image.affine, 2)
+    image.set_qform(image.affine @ np.diag([-1, 1, 1, 1]), 2)
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), path)
 
 
 def strip_affine(path) -> None:
@@ -171,8 +187,7 @@ def test_other_affines_of_one_shape_are_refused(root):
         write_volume(path, nib.load(path, mmap=False).get_fdata(dtype=np.float32), SHIFTED)
     message = problems(root)
     assert "2 problem(s)" in message
-    assert "s05.nii: first voxel at (-85.5, -122.5, -68.5) mm, most of the cohort (-86.5, -122.5, -68.5) mm" in message.replace(
-        "first voxel at (-86.5", "(-86.5")
+    assert "s05.nii: from (-85.5, -122.5, -68.5) to (82.5, 85.5, 99.5) mm, most of the cohort from (-86.5, -122.5, -68.5)" in message
 
 
 def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
@@ -180,6 +195,15 @@ def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
     message = problems(root, smallest_training_list=3, all_labels_in_training=True)
     assert "2 usable subjects do not fill one batch of 3" in message
     assert "not all of the 2 labels occur" in message
+
+
+def test_ids_that_differ_in_their_underscores_are_different_subjects(root):
+    for old, new in (("s01", "1_11"), ("s09", "11_1")):
+        for path in list((root / "data").rglob(f"{old}.nii*")):
+            path.rename(path.with_name(path.name.replace(old, new)))
+        for path in (root / "data_info").iterdir():
+            path.write_text(path.read_text().replace(old, new))
+    assert check(root).test[0].id == "11_1"
 
 
 @pytest.mark.parametrize("codes", ["LAS", "LPS", "PIR"])
@@ -276,6 +300,24 @@ def test_brain_mask_goes_through_the_affine(tmp_path):
     assert len(world) > 8
     assert (world.min(0) >= [10.5, -0.5, 19.5]).all()
     assert (world.max(0) <= [30.5, 19.5, 49.5]).all()
+
+
+def test_a_brain_mask_that_is_damaged_or_4d_is_refused(tmp_path):
+    path = tmp_path / "mask.nii.gz"
+    write_volume(path, np.ones((4, 4, 4, 2), np.uint8))
+    with pytest.raises(InputError, match="has 4 dimensions"):
+        read_mask(path, AFFINE, CROP)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(InputError, match="truncated or damaged"):
+        read_mask(path, AFFINE, CROP)
+
+
+def test_nifti_2_is_read(root):
+    path = root / "data" / "whole_MRI" / "s03.nii.gz"
+    image = nib.load(path)
+    nib.save(nib.Nifti2Image(image.get_fdata(dtype=np.float32), image.affine), path)
+    np.testing.assert_array_equal(read_volume(path)[0], image.get_fdata(dtype=np.float32))
+    assert check(root).train
 
 
 def test_a_brain_mask_elsewhere_is_refused(tmp_path):

@@ -168,8 +168,8 @@ def test_a_synthesis_depends_neither_on_the_other_subjects_nor_on_any_test_label
     (info / "test.txt").write_text("s10\ns09\n")
     table = (info / "data_info.csv").read_text()
     (info / "data_info.csv").write_text(table.replace("s09,0", "s09,x").replace("s10,1", "s10,0").replace("s09,x", "s09,1"))
-    assert run(exp="b") == 0
-    after = synthesized(project / "result" / "b")
+    assert run("--stages", "test", exp="a") == 0           # a new test list needs no new training
+    after = synthesized(project / "result" / "a")
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
@@ -218,8 +218,10 @@ def test_no_data_at_all_names_the_demo(tmp_path, monkeypatch, capsys):
 
 
 def test_stages_without_what_they_build_on_say_which_to_run(root, capsys):
-    assert run("--stages", "encode", exp="z") == 2
-    assert "CHECKPOINT_AAE.pth.tar is not there; run the stage that writes it first" in capsys.readouterr().err
+    assert "CHECKPOINT_AAE.pth.tar is not there; run --stages aae first" in refused(capsys, "--stages", "encode", exp="z")
+    assert run("--stages", "aae", exp="z") == 0
+    capsys.readouterr()
+    assert "CHECKPOINT_Unet.pth.tar is not there; run --stages encode ldm first" in refused(capsys, "--stages", "test", exp="z")
 
 
 @pytest.mark.parametrize(("settings", "expected"), [({"lambda_rec": 1.0}, "lambda_rec: 100.0 -> 1.0"), ({"seed": 5}, "seed: 0 -> 5"),
@@ -228,15 +230,29 @@ def test_a_checkpoint_of_other_settings_is_refused(project, capsys, settings, ex
     assert expected in refused(capsys, exp="a", **settings)
 
 
+def test_changed_voxels_of_a_training_scan_are_refused_and_another_storage_is_not(project, capsys):
+    path = project / "data" / "whole_Abeta" / "s01.nii"
+    image = nib.load(path, mmap=False)
+    reorient(path, "LAS")
+    assert run(exp="a") == 0
+    capsys.readouterr()
+    nib.save(nib.Nifti1Image(0.9 * image.get_fdata(dtype=np.float32), image.affine), path)
+    assert "training and validation list: " in refused(capsys, exp="a")
+
+
+def test_more_epochs_of_stage_1_behind_a_trained_stage_2_are_refused(project, capsys):
+    assert "aae_epochs: 2 -> 3" in refused(capsys, exp="a", aae_epochs=3)
+
+
 def test_a_changed_training_list_is_refused(project, capsys):
     path = project / "data_info" / "train.txt"
     path.write_text(path.read_text().replace("s06\n", ""))
-    assert "cohort: " in refused(capsys, exp="a")
+    assert "training and validation list: " in refused(capsys, exp="a")
 
 
 def test_latents_that_are_missing_name_the_stage_that_makes_them(project, capsys):
     next((project / "data" / "latent_Abeta").rglob("s02.nii.gz")).unlink()
-    assert run("--stages", "ldm", exp="a") == 2
+    assert run("--stages", "ldm", exp="a", ldm_epochs=3) == 2
     assert "(s02 ...) made from the present PET files; run --stages encode" in capsys.readouterr().err
 
 
@@ -246,7 +262,7 @@ class Bomb:
 
 
 def test_code_in_a_checkpoint_is_refused(project, capsys):
-    torch.save({"settings": {}, "state": Bomb()}, "result/a/CHECKPOINT_AAE.pth.tar")
+    torch.save({"settings": {}, "facts": {}, "epoch": 1, "state": Bomb()}, "result/a/CHECKPOINT_AAE.pth.tar")
     assert "never code" in refused(capsys, exp="a")
     assert not (project / "exploded").exists()
 
@@ -265,7 +281,7 @@ def test_a_diverging_training_stops_with_code_3_and_keeps_the_last_checkpoint(pr
 
 def test_the_phantom_goes_through_every_stage_beside_its_oracle(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    settings = {"exp": "ph", "phantom_subjects": (4, 2, 4), "phantom_voxel": 8, "data_dir": "data/ph", "info_dir": "data/ph/data_info"}
+    settings = {"exp": "ph", "phantom_subjects": (4, 2, 4), "phantom_voxel": 8, "data_dir": "data/ph"}
     assert run(**settings) == 0
     assert "digital phantom, not patient data" in capsys.readouterr().out
     test, summary = (pd.read_csv(tmp_path / "result" / "ph" / name) for name in ("test.csv", "summary.csv"))

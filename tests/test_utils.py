@@ -141,6 +141,12 @@ def test_a_damaged_or_missing_checkpoint_is_an_input_error(tmp_path, spoil):
         load_checkpoint(path)
 
 
+def test_a_published_checkpoint_in_its_place_is_named_as_such(tmp_path):
+    torch.save({"state_dict": {}, "optimizer": {}}, tmp_path / "a.pth.tar")
+    with pytest.raises(InputError, match="load_published"):
+        load_checkpoint(tmp_path / "a.pth.tar")
+
+
 def test_other_settings_are_listed_as_saved_and_now(tmp_path):
     with pytest.raises(InputError) as error:
         check_settings(tmp_path, {"settings": {"a": 1, "b": [1, 2], "c": "x"}}, {"a": 1, "b": [1, 3], "d": None, "c": "y"})
@@ -156,9 +162,10 @@ def scores(psnr):
 def test_a_run_keeps_the_best_epoch_and_continues_behind_the_last(tmp_path):
     def new_run():
         module = nn.Linear(1, 1)
-        return module, StageRun(tmp_path, "aae", "C", {"m": module}, {"lr": 1}, {"fact": 3.0})
+        return module, StageRun(tmp_path, "aae", "C", {"m": module}, {"lr": 1})
     module, run = new_run()
     assert list(run.epochs_left(4)) == [1, 2, 3, 4]
+    run.facts = {"fact": 3.0}
     for epoch, psnr in ((1, 20.0), (2, 25.0), (3, 22.0)):
         with torch.no_grad():
             module.weight.fill_(epoch)
@@ -173,16 +180,16 @@ def test_a_run_keeps_the_best_epoch_and_continues_behind_the_last(tmp_path):
     (tmp_path / "validation.csv").write_text("stage,epoch,PSNR,SSIM,score,best\naae,1,")     # half a row, as a kill leaves it
     module, run = new_run()
     assert list(run.epochs_left(4)) == [4]
-    assert module.weight.item() == 3.0
+    assert (module.weight.item(), run.facts) == (3.0, {"fact": 3.0})
     assert pd.read_csv(tmp_path / "validation.csv")["epoch"].tolist() == [1, 2, 3]
     run.finish_epoch(4, {"rec": 0.1}, None)
     assert load_checkpoint(tmp_path / "C.pth.tar")["epoch"] == 2
     with pytest.raises(InputError, match="lr: 1 -> 2"):
-        StageRun(tmp_path, "aae", "C", {"m": module}, {"lr": 2}, {})
+        StageRun(tmp_path, "aae", "C", {"m": module}, {"lr": 2})
 
 
 def test_a_run_may_start_with_epochs_that_are_not_validated(tmp_path):
-    run = StageRun(tmp_path, "ldm", "C", {"m": nn.Linear(1, 1)}, {}, {})
+    run = StageRun(tmp_path, "ldm", "C", {"m": nn.Linear(1, 1)}, {})
     run.finish_epoch(1, {"mse": 0.5}, None)
     assert not (tmp_path / "validation.csv").exists()
     assert not (tmp_path / "C.pth.tar").exists()
