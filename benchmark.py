@@ -24,7 +24,7 @@ from utils import pick_device, score_volume, subject_noise, write_csv
 
 SYNTHESIS_STEPS = 2
 REPEATS = 3
-LONG = 10.0                                                # seconds from which on one repeat after the warm-up is enough
+LONG = 10.0                                                # seconds from which on the first call is taken as it is
 
 
 def _volumes(cfg: Config, batch: int, device: torch.device) -> torch.Tensor:
@@ -82,18 +82,18 @@ PARTS = {"stage 1 training step": stage_1_step, "stage 2 training step": stage_2
 
 
 def measure(part: str, cfg: Config) -> dict:
-    """Median seconds over the repeats after a warm-up, and the peak memory of this process and of the GPU."""
+    """Median seconds over the repeats after a warm-up, or of the only call if it is long; peak memory of this process and of the GPU."""
     device = pick_device(cfg.device)
     action, seconds = PARTS[part](cfg, device), []
-    while len(seconds) < 2 or (len(seconds) <= REPEATS and seconds[0] < LONG):
+    while not seconds or (len(seconds) <= REPEATS and seconds[0] < LONG):
         start = time.perf_counter()
         action()
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     gpu = torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else 0.0
-    return {"part": part, "seconds": statistics.median(seconds[1:]), "GiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20,
-            "GPU GiB": gpu}
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
+    return {"part": part, "seconds": statistics.median(seconds[1:] or seconds), "GiB": memory, "GPU GiB": gpu}
 
 
 def main(argv: list[str] | None = None) -> int:
