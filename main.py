@@ -357,7 +357,8 @@ def check(cfg: Config) -> Cohort:
     batch = max(cfg.aae_batch_size, cfg.ldm_batch_size)
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
                           smallest_training_list=batch, all_labels_in_training=cfg.label_at_sampling == "predicted")
-    say("check", f"{cfg.data_dir}: no problem found{f' ({PHANTOM_NOTICE})' if cfg.is_phantom else ''}\n{cohort.report}")
+    notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
+    say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     return cohort
 
 
