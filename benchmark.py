@@ -46,7 +46,7 @@ def stage_2_step(cfg: Config, device: torch.device) -> Callable[[], object]:
     batch = cfg.ldm_batch_size
     z_0, label = torch.randn(batch, cfg.latent_channels, *cfg.latent_size, device=device), torch.arange(batch, device=device) % 2
     mri = _volumes(cfg, batch, device)
-    return lambda: ldm_step(unet, diffusion, opt, z_0, mri, label, cfg.label_dropout)
+    return lambda: ldm_step(unet, diffusion, opt, z_0, mri, label, cfg.share_without_label)
 
 
 def encode(cfg: Config, device: torch.device) -> Callable[[], object]:

@@ -102,6 +102,9 @@ class Config:
                                "the overall level of uptake", choices=("eps", "v"))
     latent_scaling: bool = ldm(True, "shift and scale the latents to mean 0 and deviation 1 over the training list, which the "
                                      "noise schedule assumes; published: false")
+    image_conditioning: bool = ldm(True, "the UNet sees the MRI; false: an ablation, in which only the label's prediction still does")
+    label_conditioning: bool = ldm(True, "the UNet sees labels in training; false: an ablation, as with label_dropout 1 and "
+                                         "label_at_sampling none")
     label_dropout: float = ldm(0.5, "share of training samples that go without their label, so that sampling without one is "
                                     "not a new input; published: 0", low=0.0, high=1.0)
     ldm_lr: float = ldm(1e-4, "learning rate of AdamW; paper: 1e-4", low=1e-8, high=1.0)
@@ -193,6 +196,16 @@ class Config:
     def is_phantom(self) -> bool:
         """Whether the cohort is simulated: nothing measured on it says anything about patients."""
         return any(self.phantom_subjects)
+
+    @property
+    def share_without_label(self) -> float:
+        """Share of training samples that go without their label."""
+        return self.label_dropout if self.label_conditioning else 1.0
+
+    @property
+    def predicts_label(self) -> bool:
+        """Whether sampling conditions on a label predicted from the MRI."""
+        return self.label_conditioning and self.label_at_sampling == "predicted"
 
     @property
     def info_folder(self) -> Path:

@@ -45,7 +45,7 @@ def build_aae(cfg: Config, device: torch.device) -> AAE:
 def build_unet(cfg: Config, device: torch.device) -> UNet:
     """The denoiser with its Extractor and Projector."""
     return UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
-                cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale).to(device)
+                cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.image_conditioning).to(device)
 
 
 def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
@@ -202,7 +202,7 @@ def train_ldm(exp: Experiment) -> None:
 
     def step(batch: dict) -> dict[str, float]:
         z = torch.stack([z_0[name] for name in batch["id"]])                                 # [B, C, d, h, w]
-        losses = ldm_step(unet, diffusion, opt, *(t.to(exp.device) for t in (z, batch["mri"], batch["label"])), cfg.label_dropout)
+        losses = ldm_step(unet, diffusion, opt, *(t.to(exp.device) for t in (z, batch["mri"], batch["label"])), cfg.share_without_label)
         run.step += 1
         ema.update(unet, run.step)
         return losses
@@ -227,14 +227,14 @@ def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
     cfg = exp.cfg
     latent_mean, latent_std = latent_scale(latents, exp.cohort.train) if cfg.latent_scaling else (0.0, 1.0)
     say("ldm", f"latents are shifted by {latent_mean:.3f} and scaled by {latent_std:.3f}")
-    classifier = fit_classifier(exp).state() if cfg.label_at_sampling == "predicted" else None
+    classifier = fit_classifier(exp).state() if cfg.predicts_label else None
     return {"latent_mean": latent_mean, "latent_std": latent_std, "classifier": classifier}
 
 
 def build_synthesizer(exp: Experiment, aae: AAE, unet: UNet, facts: dict) -> tuple[Synthesizer, LabelClassifier | None]:
     """The sampling of a trained denoiser, and the classifier that predicts its label. Raises InputError if that one is missing."""
     synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(exp.cfg, exp.device), facts["latent_mean"], facts["latent_std"])
-    if exp.cfg.label_at_sampling == "none":
+    if not exp.cfg.predicts_label:
         return synthesizer, None
     if facts["classifier"] is None:
         raise InputError("this denoiser was trained with --label_at_sampling none and holds no label classifier; "
@@ -276,7 +276,7 @@ def validation_loss(exp: Experiment, unet: UNet, diffusion: Diffusion, z_0: dict
     for batch in exp.scans(exp.cohort.validation, "mri"):
         z = torch.stack([z_0[name] for name in batch["id"]])
         sample = (t.to(exp.device) for t in (z, batch["mri"], batch["label"]))
-        losses.append(denoising_loss(unet, diffusion, *sample, exp.cfg.label_dropout))
+        losses.append(denoising_loss(unet, diffusion, *sample, exp.cfg.share_without_label))
     return torch.stack(losses).mean().item()
 
 
@@ -356,7 +356,7 @@ def check(cfg: Config) -> Cohort:
     """Read the whole cohort once and print what is in it; raises InputError with all problems."""
     batch = max(cfg.aae_batch_size, cfg.ldm_batch_size)
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
-                          smallest_training_list=batch, all_labels_in_training=cfg.label_at_sampling == "predicted")
+                          smallest_training_list=batch, all_labels_in_training=cfg.predicts_label)
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     return cohort

@@ -118,6 +118,18 @@ class Extractor(nn.Module):
         return self.layers(mri)
 
 
+class NoExtractor(nn.Module):
+    """In the place of the Extractor: the ablation without the MRI, a condition of no channels, [B, 0, d, h, w]."""
+
+    def __init__(self, downscale: int):
+        super().__init__()
+        self.downscale = downscale
+
+    def forward(self, mri: Tensor) -> Tensor:
+        step = self.downscale
+        return mri[:, :0, ::step, ::step, ::step]
+
+
 class Projector(nn.Module):
     """Label conditioning: the time step and, if given, the label as one embedding [B, time_dim].
 
@@ -184,20 +196,21 @@ class UNet(nn.Module):
     Projector; returns [B, C, d, h, w]. The Extractor's condition is the same at every step of a sampling run, so
     samplers call unet.extractor(mri) once and then unet.denoise(z_t, condition, t, label).
     downscale = D / d. attention_levels: levels of channel_mults with attention in every block (the middle always has it).
+    image_conditioning False leaves the MRI out.
     """
 
     def __init__(self, latent_channels: int = 1, base_channels: int = 128, channel_mults: tuple[int, ...] = (1, 2, 2, 4),
                  res_blocks: int = 2, time_dim: int = 128, num_classes: int = 2, norm_groups: int = 32,
-                 attention_levels: tuple[int, ...] = (), downscale: int = 4):
+                 attention_levels: tuple[int, ...] = (), downscale: int = 4, image_conditioning: bool = True):
         super().__init__()
-        self.extractor = Extractor(downscale)
+        self.extractor = Extractor(downscale) if image_conditioning else NoExtractor(downscale)
         self.projector = Projector(time_dim, num_classes)
 
         def block(a: int, b: int, attention: bool) -> UNetBlock:
             return UNetBlock(a, b, time_dim, norm_groups, attention)
 
         widths, last = [base_channels * mult for mult in channel_mults], len(channel_mults) - 1
-        layers: list[nn.Module] = [conv3(latent_channels + 1, base_channels)]
+        layers: list[nn.Module] = [conv3(latent_channels + image_conditioning, base_channels)]
         skips = [width := base_channels]
         for level, b in enumerate(widths):
             for _ in range(res_blocks):

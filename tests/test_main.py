@@ -158,6 +158,19 @@ def test_storage_orientation_changes_no_score(project):
     assert nib.aff2axcodes(nib.load(project / "result" / "b" / "synthesized" / "s09.nii.gz").affine) == ("L", "A", "S")
 
 
+def test_with_both_conditions_ablated_nothing_of_the_subject_enters(project):
+    assert run(exp="i", image_conditioning="false", label_conditioning="false") == 0
+    unet = load_checkpoint(project / "result" / "i" / "CHECKPOINT_Unet.pth.tar")
+    assert unet["facts"]["classifier"] is None
+    assert not any(name.startswith("extractor") for name in unet["state"]["ema"])
+    before = synthesized(project / "result" / "i")
+    for path in (project / "data" / "whole_MRI").glob("s09*"):
+        nib.save(nib.Nifti1Image(nib.load(path).get_fdata(dtype=np.float32)[::-1] * np.float32(0.5), AFFINE), path)
+    assert run("--stages", "test", exp="i", image_conditioning="false", label_conditioning="false") == 0
+    after = synthesized(project / "result" / "i")
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
 def synthesized(folder) -> dict[str, np.ndarray]:
     return {path.name: nib.load(path).get_fdata() for path in sorted((folder / "synthesized").glob("*.nii.gz"))}
 

@@ -172,6 +172,14 @@ def test_label_and_mri_change_the_output_and_probabilities_mix_labels(small_unet
     torch.testing.assert_close(mixed, 0.25 * projector(t, torch.tensor([0])) + 0.75 * projector(t, torch.tensor([1])))
 
 
+def test_without_image_conditioning_the_mri_has_no_say():
+    unet = UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2, image_conditioning=False)
+    z_t, t = torch.randn(2, 1, 4, 4, 4), torch.tensor([3, 500])
+    outputs = [unet(z_t, torch.rand(2, 1, 8, 8, 8), t) for _ in range(2)]
+    assert torch.equal(*outputs)
+    assert outputs[0].shape == z_t.shape
+
+
 def test_time_embedding_is_sines_then_cosines():
     projector = Projector(time_dim=8)
     seen = {}
