@@ -108,25 +108,6 @@ def save_synthesis(path: Path, x_hat: np.ndarray, mri: Path, crop: Crop, note: s
     save_nifti(path, apply_orientation(padded, ornt_transform(RAS, to_ras)), image.affine, note, like=image)
 
 
-def read_mask(path: Path | None, affine: np.ndarray, crop: Crop) -> np.ndarray:
-    """A mask resampled (nearest neighbour, through the affines) onto the crop: [D, H, W] bool.
-
-    affine: of the cohort's RAS volumes. path None: the MNI152 brain mask that nilearn carries.
-    Raises InputError if the file cannot be read or nothing of the mask lies in the crop.
-    """
-    from nilearn import datasets, image
-
-    mask = nib.Nifti1Image(*read_volume(path)) if path else datasets.load_mni152_brain_mask()
-    if len(mask.shape) != 3:
-        raise InputError(f"brain_mask {path}: has {len(mask.shape)} dimensions {mask.shape}; expected 3")
-    resampled = image.resample_img(mask, target_affine=crop.affine(affine), target_shape=crop.size, interpolation="nearest",
-                                   force_resample=True, copy_header=True)
-    brain = np.asarray(resampled.dataobj) > 0
-    if not brain.any():
-        raise InputError(f"brain_mask {path or 'of nilearn'}: nothing of it lies inside the crop; is the cohort in MNI space?")
-    return brain
-
-
 # ---------------------------------------------------------------- lists and labels
 
 class CohortReader:

@@ -21,11 +21,12 @@ from tqdm import tqdm
 
 from classifier import LabelClassifier, pool_volume, pool_width
 from config import STAGES, Config, parse_args
-from dataset import (Cohort, Crop, LatentCache, Scan, VolumeDataset, check_cohort, read_mask, read_volume, save_synthesis,
+from dataset import (Cohort, Crop, LatentCache, Scan, VolumeDataset, check_cohort, read_volume, save_synthesis,
                      training_loader)
 from figures import plot_curves, plot_synthesized
 from model import AAE, Diffusion, Discriminator, Synthesizer, UNet
 from phantom import build_phantom
+from regions import read_mask
 from training import aae_step, denoising_loss, ldm_step, train_epoch
 from utils import (EMA, METRICS, InputError, NotFiniteError, StageRun, atomic, check_settings, derived_seed, evaluate, load_checkpoint,
                    pick_device, seed_everything, subject_noise, summarize, weights_key, write_csv)

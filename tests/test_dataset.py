@@ -9,7 +9,7 @@ from conftest import AFFINE, LISTS, SHAPE, write_volume
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from config import Config
-from dataset import Crop, LatentCache, Scan, VolumeDataset, check_cohort, read_mask, read_volume, save_synthesis
+from dataset import Crop, LatentCache, Scan, VolumeDataset, check_cohort, read_volume, save_synthesis
 from utils import InputError
 
 PATTERN = Config().subject_pattern
@@ -286,44 +286,12 @@ def test_crop_jitter_shifts_within_its_range_and_depends_on_seed_and_id_only(roo
     np.testing.assert_array_equal(VolumeDataset(scans, CROP, ("pet",))[0]["pet"].numpy()[0], whole[CROP.slices()])
 
 
-def test_brain_mask_goes_through_the_affine(tmp_path):
-    """A mask marks the same place in the world, whatever grid and orientation it is stored in."""
-    brain = read_mask(None, AFFINE, CROP)
-    volume_ml = brain.sum() * 8 ** 3 / 1000
-    assert 1500 < volume_ml < 2300                         # the MNI152 brain has about 1.9 litres
-    fine = np.zeros((100, 100, 100), np.uint8)
-    fine[20:40, 30:50, 60:90] = 1                          # centres at x 11..30, y 0..19, z 20..49 mm
-    mirrored = np.array([[-1.0, 0, 0, 50], [0, 1, 0, -30], [0, 0, 1, -40], [0, 0, 0, 1]])
-    write_volume(tmp_path / "mask.nii.gz", fine, mirrored)
-    found = read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP)
-    world = nib.affines.apply_affine(CROP.affine(AFFINE), np.argwhere(found))
-    assert len(world) > 8
-    assert (world.min(0) >= [10.5, -0.5, 19.5]).all()
-    assert (world.max(0) <= [30.5, 19.5, 49.5]).all()
-
-
-def test_a_brain_mask_that_is_damaged_or_4d_is_refused(tmp_path):
-    path = tmp_path / "mask.nii.gz"
-    write_volume(path, np.ones((4, 4, 4, 2), np.uint8))
-    with pytest.raises(InputError, match="has 4 dimensions"):
-        read_mask(path, AFFINE, CROP)
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match="truncated or damaged"):
-        read_mask(path, AFFINE, CROP)
-
-
 def test_nifti_2_is_read(root):
     path = root / "data" / "whole_MRI" / "s03.nii.gz"
     image = nib.load(path)
     nib.save(nib.Nifti2Image(image.get_fdata(dtype=np.float32), image.affine), path)
     np.testing.assert_array_equal(read_volume(path)[0], image.get_fdata(dtype=np.float32))
     assert check(root).train
-
-
-def test_a_brain_mask_elsewhere_is_refused(tmp_path):
-    write_volume(tmp_path / "mask.nii.gz", np.ones((4, 4, 4), np.uint8), nib.affines.from_matvec(np.eye(3), (900, 0, 0)))
-    with pytest.raises(InputError, match="nothing of it lies inside"):
-        read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP)
 
 
 def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path):

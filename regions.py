@@ -1,0 +1,109 @@
+"""Masks and regions of the brain, brought onto the crop through their affines, and the uptake measured in them."""
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from dataset import Crop, read_volume
+from utils import InputError
+
+COVERED = 0.95                                             # share of a region that must lie inside the crop to go without a remark
+
+
+def read_mask(path: Path | None, affine: np.ndarray, crop: Crop, what: str = "brain_mask") -> np.ndarray:
+    """A mask resampled (nearest neighbour, through the affines) onto the crop: [D, H, W] bool, half of its maximum and more.
+
+    affine: of the cohort's RAS volumes. path None: the MNI152 brain mask that nilearn carries. what: the setting, for messages.
+    Raises InputError if the file cannot be read or nothing of the mask lies in the crop.
+    """
+    if path is None:
+        from nilearn import datasets                       # here, because importing it takes seconds
+        image = datasets.load_mni152_brain_mask()
+    else:
+        image = _read_image(path, what)
+    voxels = _onto_crop(image, affine, crop)
+    mask = voxels >= 0.5 * np.asarray(image.dataobj).max() if voxels.any() else np.zeros(crop.size, bool)
+    if not mask.any():
+        raise InputError(f"{what} {path or 'of nilearn'}: nothing of it lies inside the crop; is the cohort in MNI space?")
+    return mask
+
+
+def _read_image(path: Path, what: str) -> nib.Nifti1Image:
+    if not path.is_file():
+        raise InputError(f"{what} {path}: not there")
+    image = nib.Nifti1Image(*read_volume(path))
+    if len(image.shape) != 3:
+        raise InputError(f"{what} {path}: has {len(image.shape)} dimensions {image.shape}; expected 3")
+    return image
+
+
+def _onto_crop(image: nib.Nifti1Image, affine: np.ndarray, crop: Crop) -> np.ndarray:
+    """The image's values at the centres of the crop's voxels, [D, H, W]; never by index, whatever grid the image lies on."""
+    from nilearn.image import resample_img
+
+    return np.asarray(resample_img(image, target_affine=crop.affine(affine), target_shape=crop.size, interpolation="nearest",
+                                   force_resample=True, copy_header=True).dataobj)
+
+
+def share_inside(path: Path, affine: np.ndarray, crop: Crop) -> float:
+    """Share of the mask's voxels whose centres lie inside the crop, in [0, 1]."""
+    voxels, mask_affine = read_volume(path)
+    centres = nib.affines.apply_affine(np.linalg.inv(crop.affine(affine)) @ mask_affine, np.argwhere(voxels >= 0.5 * voxels.max()))
+    return float(((centres >= -0.5) & (centres <= np.array(crop.size) - 0.5)).all(1).mean())
+
+
+def read_labels(image_path: Path, table_path: Path, affine: np.ndarray, crop: Crop) -> dict[str, np.ndarray]:
+    """Name -> mask [D, H, W] bool of every region of a label image, in the table's order.
+
+    table_path: CSV with the columns index (integer in the image) and name (letters, digits, '_'). Raises InputError with all problems.
+    """
+    try:
+        table = pd.read_csv(table_path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"regions_table {table_path}: cannot be read as a table: {error}") from error
+    if missing := {"index", "name"} - set(table.columns):
+        raise InputError(f"regions_table {table_path}: column(s) {', '.join(sorted(missing))} missing, found {', '.join(table.columns)}")
+    labels = _onto_crop(_read_image(image_path, "regions_image"), affine, crop)
+    problems, masks = [], {}
+    for index, name in zip(table["index"].str.strip(), table["name"].str.strip(), strict=True):
+        if not re.fullmatch(r"[A-Za-z0-9_]+", name) or not re.fullmatch(r"[1-9]\d*", index):
+            problems.append(f"regions_table {table_path}: row {index!r}, {name!r}; expected an integer of 1 or more and a name of "
+                            "letters, digits and '_'")
+        elif name in masks:
+            problems.append(f"regions_table {table_path}: the name {name} stands twice")
+        elif not (labels == int(index)).any():
+            problems.append(f"regions_image {image_path}: no voxel of region {index} ({name}) lies inside the crop")
+        else:
+            masks[name] = labels == int(index)
+    if problems:
+        raise InputError("\n  ".join([f"{len(problems)} problem(s) in the regions:", *problems]))
+    return masks
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where uptake is measured: masks [D, H, W] bool on the crop.
+
+    cortex: the target composite; reference: the reference region, usually the whole cerebellum; named: further regions.
+    centiloid: (slope, intercept) of CL = slope * SUVR + intercept (Klunk et al. 2015), or None.
+    """
+    cortex: np.ndarray
+    reference: np.ndarray
+    named: dict[str, np.ndarray]
+    centiloid: tuple[float, float] | None = None
+
+    def measure(self, pet: np.ndarray) -> dict[str, float]:
+        """SUVR, CL if asked for, and SUVR_<name> of each further region, of a PET [D, H, W]; NaN if the reference holds no uptake."""
+        level = float(pet[self.reference].mean(dtype=np.float64))
+
+        def suvr(mask: np.ndarray) -> float:
+            return float(pet[mask].mean(dtype=np.float64)) / level if level > 0 else float("nan")
+
+        uptake = {"SUVR": suvr(self.cortex)}
+        if self.centiloid:
+            slope, intercept = self.centiloid
+            uptake["CL"] = slope * uptake["SUVR"] + intercept
+        return uptake | {f"SUVR_{name}": suvr(mask) for name, mask in self.named.items()}
