@@ -1,4 +1,4 @@
-"""A linear classifier of the amyloid label from a volume: what gives a new MRI its label in sampling."""
+"""A linear classifier of the amyloid label from volumes: what gives a new MRI its label in sampling, and what reads a PET."""
 import warnings
 
 import numpy as np
@@ -20,8 +20,8 @@ COMPONENTS = 0.9                                           # share of the varian
 class LabelClassifier:
     """Brain voxels at about 8 mm, standardised, PCA, logistic regression: all linear, so kept as one matrix.
 
-    Its state is plain arrays: coef [R, F] and intercept [R] with R = 1 for two labels and K otherwise, voxels [d, h, w] bool that
-    picks the F features of the pooled volume, and the pooling width in voxels.
+    Its state is plain arrays: coef [R, M F] and intercept [R] with R = 1 for two labels and K otherwise, voxels [d, h, w] bool that
+    picks the F features of each of the M pooled volumes of a subject, and the pooling width in voxels.
     """
 
     def __init__(self, coef: np.ndarray, intercept: np.ndarray, voxels: np.ndarray, pool: int):
@@ -29,13 +29,13 @@ class LabelClassifier:
 
     @classmethod
     def fit(cls, pooled: np.ndarray, labels: np.ndarray, brain: np.ndarray, pool: int, seed: int) -> "LabelClassifier":
-        """Fit on pooled volumes [n, d, h, w] and labels [n]; the penalty is chosen by cross-validated likelihood.
+        """Fit on pooled volumes [n, M, d, h, w] and labels [n]; the penalty is chosen by cross-validated likelihood.
 
         brain: [D, H, W] bool. Needs every label at least once; with fewer than two of one label there is no cross-validation and the
         strongest penalty is taken.
         """
         voxels = pool_volume(torch.from_numpy(brain.astype(np.float32))[None, None], pool)[0, 0].numpy() >= 0.5
-        features = pooled[:, voxels].astype(np.float64)
+        features = pooled[:, :, voxels].reshape(len(pooled), -1).astype(np.float64)          # [n, M F]
         pipeline = make_pipeline(StandardScaler(), PCA(COMPONENTS, svd_solver="full"), LogisticRegression(C=STRENGTHS[0], max_iter=1000))
         folds = min(5, int(np.bincount(labels)[np.unique(labels)].min()))
         with warnings.catch_warnings():
@@ -47,17 +47,21 @@ class LabelClassifier:
             else:
                 pipeline.fit(features, labels)
         scaler, pca, regression = (step for _, step in pipeline.steps)
-        coef = regression.coef_ @ pca.components_ / scaler.scale_                            # [R, F]
+        coef = regression.coef_ @ pca.components_ / scaler.scale_                            # [R, M F]
         intercept = regression.intercept_ - coef @ scaler.mean_ - regression.coef_ @ pca.components_ @ pca.mean_
         return cls(coef, intercept, voxels, pool)
 
     def probabilities(self, volume: Tensor) -> Tensor:
-        """Probability of each label for volumes [B, 1, D, H, W]: [B, K] float32."""
-        features = pool_volume(volume, self.pool)[:, 0].double().numpy()[:, self.voxels]     # [B, F]
+        """Probability of each label for volumes [B, M, D, H, W]: [B, K] float32."""
+        return self.of_pooled(pool_volume(volume, self.pool).numpy()).float()
+
+    def of_pooled(self, pooled: np.ndarray) -> Tensor:
+        """Probability of each label for pooled volumes [B, M, d, h, w]: [B, K] float64."""
+        features = pooled[:, :, self.voxels].reshape(len(pooled), -1).astype(np.float64)     # [B, M F]
         logits = torch.from_numpy(features @ self.coef.T + self.intercept)                   # [B, R]
         if logits.shape[1] == 1:
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)                    # [B, 2]
-        return logits.softmax(dim=1).float()
+        return logits.softmax(dim=1)
 
     def state(self) -> dict[str, Tensor | int]:
         """Plain arrays for a checkpoint."""

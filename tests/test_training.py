@@ -94,7 +94,7 @@ def test_classifier_finds_the_label_and_its_state_gives_the_same_probabilities(c
     labels = np.arange(60) % classes
     volumes = torch.from_numpy(rng.normal(0, 0.3, (60, 1, 8, 8, 8)).astype(np.float32))
     volumes[:, 0, 4:] += torch.from_numpy(labels)[:, None, None, None] * 0.2
-    pooled = pool_volume(volumes, 2)[:, 0].numpy()
+    pooled = pool_volume(volumes, 2).numpy()
     classifier = LabelClassifier.fit(pooled[:40], labels[:40], brain, 2, seed=0)
     found = classifier.probabilities(volumes[40:])
     assert found.shape == (20, classes)
@@ -112,7 +112,7 @@ def test_collapsed_classifier_equals_the_scikit_learn_pipeline():
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
     rng = np.random.default_rng(1)
-    pooled, labels = rng.normal(size=(9, 3, 3, 3)), np.array([1] + [0] * 8)                  # one positive: no cross-validation
+    pooled, labels = rng.normal(size=(9, 1, 3, 3, 3)), np.array([1] + [0] * 8)                  # one positive: no cross-validation
     classifier = LabelClassifier.fit(pooled, labels, np.ones((3, 3, 3), bool), 1, seed=0)
     pipeline = make_pipeline(StandardScaler(), PCA(0.9, svd_solver="full"), LogisticRegression(C=1e-4)).fit(pooled.reshape(9, -1), labels)
     new = rng.normal(size=(5, 1, 3, 3, 3))

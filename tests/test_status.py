@@ -1,0 +1,94 @@
+"""Reading amyloid status: thresholds from the validation list, nothing from the labels of the test list."""
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from status import choose_threshold, fit_readers, read_status
+
+BRAIN = np.ones((6, 6, 6), bool)
+
+
+def subjects(n: int, seed: int, effect: float = 1.0, **columns) -> pd.DataFrame:
+    """A list whose PET and SUVR carry the label, whose MRI carries a little of it."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(n) % 2
+    pet, mri = rng.normal(0, 1, (2, n, 3, 3, 3))
+    pet[:, 0] += effect * 2 * label[:, None, None]
+    mri[:, 0] += effect * 0.5 * label[:, None, None]
+    table = pd.DataFrame({"ID": [f"s{seed}{i:03d}" for i in range(n)], "label": label, "mri": list(mri), "pet": list(pet),
+                          "SUVR": 1.1 + 0.3 * effect * label + rng.normal(0, 0.05, n)})
+    return table.assign(**columns)
+
+
+@pytest.fixture(scope="module")
+def readers():
+    return fit_readers(subjects(60, 1), subjects(20, 2), BRAIN, 2, seed=0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_threshold_has_the_best_balanced_accuracy_of_the_validation_list(seed):
+    rng = np.random.default_rng(seed)
+    label = np.arange(15) % 2
+    score = (rng.normal(0, 1, 15) + 0.8 * label).round(1)
+    threshold = choose_threshold(label, score, otherwise=9.0)
+    found = balanced_accuracy_score(label, score >= threshold)
+    assert found == pytest.approx(max(balanced_accuracy_score(label, score >= t) for t in np.unique(score)[1:]))
+    assert threshold not in score                          # midway: no subject lies on it
+
+
+def test_the_threshold_lies_between_two_groups_and_is_the_default_where_nothing_can_be_chosen():
+    assert choose_threshold(np.array([0, 0, 1, 1]), np.array([0.1, 0.2, 0.6, 0.9]), 0.5) == pytest.approx(0.4)
+    assert choose_threshold(np.array([1, 1]), np.array([0.1, 0.2]), 0.5) == 0.5
+    assert choose_threshold(np.array([0, 1]), np.array([0.3, 0.3]), 0.7) == 0.7
+
+
+def test_real_pet_is_read_and_one_picture_for_everybody_is_exactly_chance(readers):
+    test = subjects(40, 3)
+    mean = test.assign(pet=[np.full((3, 3, 3), 0.3)] * 40, SUVR=1.2)
+    read = read_status(readers, {"real": test, "mean_pet": mean})
+    area = {key: roc_auc_score(rows["label"], rows["score"]) for key, rows in read.groupby(["readout", "method"])}
+    assert area["pet", "real"] > 0.95
+    assert area["suvr", "real"] > 0.95
+    assert area["mri_pet", "real"] > 0.95
+    assert 0.55 < area["mri", "none"] < 0.95
+    assert area["pet", "mean_pet"] == area["suvr", "mean_pet"] == area["majority", "none"] == 0.5
+    for _, rows in read.groupby(["readout", "method"]):
+        assert rows["ID"].tolist() == test["ID"].tolist()
+        assert (rows["positive"] == (rows["score"] >= rows["threshold"])).all()
+
+
+def test_labels_of_the_test_list_change_no_score_and_no_call(readers):
+    test = subjects(20, 4)
+    shuffled = test.assign(label=np.random.default_rng(0).permutation(test["label"]))
+    one, other = (read_status(readers, {"real": table}).drop(columns="label") for table in (test, shuffled))
+    pd.testing.assert_frame_equal(one, other)
+
+
+def test_without_an_effect_nothing_is_read():
+    """A leak of any label into a read-out would show here: fitted and tested on pure noise, many times."""
+    areas = []
+    for seed in range(3):
+        readers = fit_readers(subjects(20, 10 + seed, effect=0.0), subjects(10, 30 + seed, effect=0.0), BRAIN, 2, seed)
+        read = read_status(readers, {"real": subjects(100, 50 + seed, effect=0.0)})
+        areas += [roc_auc_score(rows["label"], rows["score"]) for name, rows in read.groupby("readout") if name != "majority"]
+    assert abs(np.mean(areas) - 0.5) < 0.06
+
+
+def test_age_and_sex_are_read_where_they_are_known(readers):
+    assert "age_sex" not in readers
+    lists = [subjects(40, seed) for seed in (1, 2, 3)]
+    lists = [table.assign(age=70.0 + 10 * table["label"] + np.arange(40) % 7, sex=["F", "M"] * 20) for table in lists]
+    lists[2].loc[0, "sex"] = "unknown"                     # a category that the training list does not have
+    read = read_status(fit_readers(*lists[:2], BRAIN, 2, seed=0), {"real": lists[2]})
+    rows = read[read["readout"] == "age_sex"]
+    assert roc_auc_score(rows["label"], rows["score"]) > 0.9
+    assert rows["method"].unique().tolist() == ["none"]
+
+
+def test_a_ratio_without_a_threshold_gives_no_call():
+    one_label = subjects(10, 2).assign(label=1)
+    readers = fit_readers(subjects(40, 1), one_label, BRAIN, 2, seed=0)
+    read = read_status(readers, {"real": subjects(6, 3)})
+    assert read.loc[read["readout"] == "suvr", "positive"].isna().all()
+    assert read.loc[read["readout"] == "pet", "threshold"].unique().tolist() == [0.5]
