@@ -9,22 +9,33 @@ import pandas as pd
 matplotlib.use("Agg")                                      # a cluster node has no display
 from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
+from sklearn.calibration import calibration_curve  # noqa: E402
+from sklearn.metrics import roc_auc_score, roc_curve  # noqa: E402
 
+from stats import agreement  # noqa: E402
 from utils import atomic  # noqa: E402
 
 CURVES = {"aae": ("Stage 1, autoencoder", {"rec": "L1 reconstruction"}),
           "ldm": ("Stage 2, denoiser", {"mse": "training", "mse_validation": "validation"})}
 
 
-def _save(figure: plt.Figure, path: Path, notice: str) -> None:
+# Okabe and Ito's colours, which the colour-blind tell apart; shapes and line styles differ too
+LABELS = {0: ("amyloid negative", "#0072B2", "o"), 1: ("amyloid positive", "#D55E00", "^")}
+READOUTS = {("pet", "real"): ("real PET", "#000000", "-"), ("pet", "il_cldm"): ("synthetic PET", "#D55E00", "-"),
+            ("mri_pet", "il_cldm"): ("MRI and synthetic PET", "#CC79A7", "--"), ("mri", "none"): ("MRI", "#0072B2", "-."),
+            ("pet", "mean_pet"): ("mean training PET", "#888888", ":")}
+
+
+def _save(figure: plt.Figure, stem: Path, notice: str, suffixes: tuple[str, ...] = (".png", ".pdf")) -> None:
     figure.supxlabel(notice, x=0.99, ha="right", fontsize=8, color="0.35")
-    with atomic(path) as partial:
-        figure.savefig(partial, dpi=150)
+    for suffix in suffixes:
+        with atomic(stem.with_name(stem.name + suffix)) as partial:
+            figure.savefig(partial, dpi=150)
     plt.close(figure)
 
 
-def plot_curves(folder: Path, notice: str) -> Path:
-    """loss_curve.png: the losses of the stages so far and the validation PSNR, the chosen epoch marked; from the two CSVs."""
+def plot_curves(folder: Path, stem: Path, notice: str, suffixes: tuple[str, ...] = (".png", ".pdf")) -> None:
+    """The losses of the stages so far and the validation PSNR, the chosen epoch marked; from the two CSVs in the folder."""
     losses, validation = pd.read_csv(folder / "loss_curve.csv"), pd.read_csv(folder / "validation.csv")
     curves = {stage: curve for stage, curve in CURVES.items() if stage in set(losses["stage"])}
     figure, axes = plt.subplots(len(curves), 2, figsize=(9, 3 * len(curves)), layout="constrained", squeeze=False)
@@ -43,9 +54,7 @@ def plot_curves(folder: Path, notice: str) -> Path:
             row[1].axvline(epoch, color="0.4", linestyle="--", label=f"chosen: epoch {epoch}")
             row[1].legend()
         row[1].set(title=f"{title}: validation", xlabel="epoch", ylabel="PSNR on the box (dB)")
-    path = folder / "loss_curve.png"
-    _save(figure, path, notice)
-    return path
+    _save(figure, stem, notice, suffixes)
 
 
 def _planes(voxels: np.ndarray) -> np.ndarray:
@@ -56,8 +65,8 @@ def _planes(voxels: np.ndarray) -> np.ndarray:
     return np.concatenate(padded, axis=1)
 
 
-def plot_synthesized(path: Path, rows: list[tuple[str, Path, Path]], notice: str) -> Path:
-    """synthesized.png: a row a subject, real PET left and synthetic PET right, three planes each, one colour scale.
+def plot_synthesized(stem: Path, rows: list[tuple[str, Path, Path]], notice: str) -> None:
+    """A PNG with a row a subject, real PET left and synthetic PET right, three planes each, one colour scale.
 
     rows: (title of the subject, real PET file, synthetic PET file), whatever their orientation.
     """
@@ -73,5 +82,94 @@ def plot_synthesized(path: Path, rows: list[tuple[str, Path, Path]], notice: str
     axes[0, 0].set_title("real PET")
     axes[0, 1].set_title("synthetic PET, from the MRI")
     figure.colorbar(image, ax=axes, shrink=0.8, label="uptake, as stored in [0, 1]")
-    _save(figure, path, notice)
-    return path
+    _save(figure, stem, notice, (".png",))
+
+
+def plot_volumes(stem: Path, rows: list[tuple[str, np.ndarray, np.ndarray]], notice: str) -> None:
+    """Real PET, synthetic PET and absolute error, a row a subject, three planes each; one scale of uptake and one of error for all.
+
+    rows: (title, real, synthetic), volumes [D, H, W] in RAS.
+    """
+    top = max(real.max() for _, real, _ in rows)
+    worst = max(np.quantile(np.abs(real - synthetic), 0.999) for _, real, synthetic in rows)
+    figure, axes = plt.subplots(len(rows), 3, figsize=(12, 1.4 * len(rows) + 1), layout="constrained", squeeze=False)
+    for row, (title, real, synthetic) in zip(axes, rows, strict=True):
+        for axis, volume in zip(row[:2], (real, synthetic), strict=True):
+            uptake = axis.imshow(_planes(volume), cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
+        error = row[2].imshow(_planes(np.abs(real - synthetic)), cmap="viridis", vmin=0, vmax=worst, interpolation="nearest")
+        row[0].set_ylabel(title)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+    for axis, title in zip(axes[0], ("real PET", "synthetic PET", "absolute error"), strict=True):
+        axis.set_title(title)
+    figure.colorbar(uptake, ax=axes[:, :2], location="bottom", shrink=0.5, aspect=40, label="uptake, as stored in [0, 1]")
+    figure.colorbar(error, ax=axes[:, 2], location="bottom", shrink=0.9, aspect=36, label="absolute error of the uptake")
+    _save(figure, stem, notice)
+
+
+def _square(title: str, **settings) -> tuple[plt.Figure, plt.Axes]:
+    figure, axis = plt.subplots(figsize=(5, 5.8), layout="constrained")
+    axis.set(title=title, **settings)
+    return figure, axis
+
+
+def plot_roc(stem: Path, predictions: pd.DataFrame, notice: str) -> None:
+    """ROC curves of the main read-outs on the test list. predictions: as read_status gives."""
+    figure, axis = _square(f"ROC, test list, n = {predictions['ID'].nunique()}", xlabel="1 - specificity", ylabel="sensitivity",
+                           xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
+    for key, (name, colour, line) in READOUTS.items():
+        part = predictions[(predictions["readout"] == key[0]) & (predictions["method"] == key[1])]
+        if len(part):
+            false_alarms, hits, _ = roc_curve(part["label"], part["score"])
+            area = roc_auc_score(part["label"], part["score"])
+            axis.plot(false_alarms, hits, line, color=colour, linewidth=2, label=f"{name}: AUC {area:.2f}")
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    _save(figure, stem, notice)
+
+
+def plot_calibration(stem: Path, predictions: pd.DataFrame, notice: str) -> None:
+    """How often subjects of a predicted probability are positive: groups of about equal size."""
+    n = predictions["ID"].nunique()
+    figure, axis = _square(f"Calibration, test list, n = {n}", xlabel="mean predicted probability of amyloid positive",
+                           ylabel="share that is amyloid positive", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axis.plot([0, 1], [0, 1], color="0.8", linewidth=1, label="perfect")
+    for (readout, method), (name, colour, line) in READOUTS.items():
+        part = predictions[(predictions["readout"] == readout) & (predictions["method"] == method)]
+        if len(part) and method != "mean_pet":
+            share, predicted = calibration_curve(part["label"], part["score"], n_bins=max(2, min(10, n // 5)), strategy="quantile")
+            axis.plot(predicted, share, line, marker="o", color=colour, label=name)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    _save(figure, stem, notice)
+
+
+def _scatter(axis: plt.Axes, x: np.ndarray, y: np.ndarray, label: np.ndarray) -> None:
+    for value, (name, colour, marker) in LABELS.items():
+        axis.scatter(x[label == value], y[label == value], color=colour, marker=marker, s=36, label=name)
+
+
+def plot_suvr(stem: Path, real: np.ndarray, synthetic: np.ndarray, label: np.ndarray, notice: str) -> None:
+    """SUVR of the synthetic against the real PET, with the identity and the fitted line. All [n]."""
+    found = agreement(real, synthetic)
+    ends = np.array([min(real.min(), synthetic.min()) - 0.05, max(real.max(), synthetic.max()) + 0.05])
+    figure, axis = _square(f"SUVR, test list, n = {len(real)}", xlabel="SUVR of the real PET", ylabel="SUVR of the synthetic PET",
+                           xlim=ends, ylim=ends, aspect="equal")
+    axis.plot(ends, ends, color="0.6", linewidth=1, label="identity")
+    axis.plot(ends, synthetic.mean() + found["slope"] * (ends - real.mean()), "--", color="0.3",
+              label=f"fit: slope {found['slope']:.2f}, CCC {found['CCC']:.2f}")
+    _scatter(axis, real, synthetic, label)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    _save(figure, stem, notice)
+
+
+def plot_bland_altman(stem: Path, real: np.ndarray, synthetic: np.ndarray, label: np.ndarray, notice: str) -> None:
+    """Difference against mean of the two SUVRs, with the bias and the limits of agreement. All [n]."""
+    found = agreement(real, synthetic)
+    figure, axis = _square(f"Bland-Altman, SUVR, test list, n = {len(real)}", xlabel="mean of real and synthetic SUVR",
+                           ylabel="synthetic - real SUVR")
+    axis.axhline(0, color="0.8", linewidth=1)
+    for name, text, line in (("bias", "bias", "-"), ("LoA_low", "bias - 1.96 SD", "--"), ("LoA_high", "bias + 1.96 SD", "--")):
+        axis.axhline(found[name], color="0.3", linestyle=line, label=f"{text}: {found[name]:+.3f}")
+    _scatter(axis, (real + synthetic) / 2, synthetic - real, label)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    _save(figure, stem, notice)

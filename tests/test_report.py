@@ -1,0 +1,171 @@
+"""A phantom through every stage: its figures, and its report as a real browser shows it."""
+import json
+import os
+import shutil
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, arguments
+from matplotlib import colormaps
+from PIL import Image
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+import main
+
+EXP = "ph"
+PHANTOM = {"exp": EXP, "phantom_subjects": (8, 4, 6), "phantom_voxel": 8, "data_dir": "data/ph", "bootstrap_resamples": 100}
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1200,1400")
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory) -> Path:
+    """A project folder in which a tiny phantom has gone through every stage."""
+    root, before = tmp_path_factory.mktemp("report"), os.getcwd()
+    os.chdir(root)
+    torch.set_num_threads(1)
+    try:
+        assert main.main(arguments(TINY | PHANTOM)) == 0
+    finally:
+        os.chdir(before)
+    return root
+
+
+@pytest.fixture(scope="module")
+def browser(project, tmp_path_factory):
+    """Headless Chromium with the report open."""
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver = shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.fail("these tests open the report in a browser: apt-get install chromium chromium-driver (or: pytest -k 'not browser')")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=Service(driver))
+    chrome.get("about:blank")
+    chrome.get_log("performance")                          # what Chromium itself does at its start
+    chrome.get((project / "result" / EXP / "report.html").as_uri())
+    WebDriverWait(chrome, 30).until(lambda c: c.find_element(By.TAG_NAME, "body").get_attribute("data-drawn"))
+    yield chrome
+    chrome.quit()
+
+
+def text(browser, selector: str) -> list[str]:
+    return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector)]
+
+
+def test_every_figure_is_there_as_png_of_150_dpi_and_pdf(project):
+    folder = project / "result" / EXP / "figures"
+    names = {"volumes", "roc", "calibration", "suvr", "bland_altman", "curves"}
+    assert {path.name for path in folder.iterdir()} == {f"{name}{suffix}" for name in names for suffix in (".png", ".pdf")}
+    for name in names:
+        picture = Image.open(folder / f"{name}.png")
+        assert picture.info["dpi"][0] == pytest.approx(150, abs=0.1)
+        assert np.asarray(picture.convert("L")).std() > 10                                   # something is drawn
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_uptake_of_the_real_pet_is_the_one_that_the_phantom_drew(project):
+    truth = pd.read_csv(project / "data" / "ph" / "truth" / "truth.csv").set_index("ID")["suvr"]
+    uptake = pd.read_csv(project / "result" / EXP / "uptake.csv")
+    real = uptake[uptake["method"] == "real"].set_index("ID")["SUVR"]
+    np.testing.assert_allclose(real, truth[real.index], atol=0.03)                           # its masks are cut where the crop ends
+    assert set(uptake["method"]) == {"real", "aae", "il_cldm", "mean_pet", "oracle"}
+    assert uptake[uptake["method"] == "mean_pet"]["SUVR"].nunique() == 1
+
+
+def test_browser_shows_the_report_without_error_and_asks_nobody_for_anything(browser):
+    assert browser.get_log("browser") == []
+    requests = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = [request["params"]["request"]["url"] for request in requests if request["method"] == "Network.requestWillBeSent"]
+    assert urls
+    assert all(url.startswith(("file:", "data:")) for url in urls)
+    assert sum(url.startswith("file:") for url in urls) == 1
+    assert text(browser, "#banner") == ["digital phantom, not patient data · research only, not for clinical use"]
+
+
+def test_browser_shows_filled_tables_and_figures(browser, project):
+    assert "python main.py" in text(browser, "code")[0]
+    headings = text(browser, "h2")
+    for heading in ("Viewer", "Image quality", "Quantification", "Amyloid status", "Comparisons", "Figures", "Settings and versions"):
+        assert heading in headings
+    cells = text(browser, "table")
+    cohort = cells[0].splitlines()
+    assert cohort[0].split()[:2] == ["list", "scans"]
+    assert [line.split()[:4] for line in cohort[1:]] == [["train", "8", "4", "4"], ["validation", "4", "2", "2"], ["test", "6", "3", "3"]]
+    psnr = pd.read_csv(project / "result" / EXP / "test.csv").query("method == 'il_cldm'")["PSNR_brain"]
+    assert any(f"{psnr.mean():.2f} ± {psnr.std():.2f}" in table for table in cells)
+    assert not any(word in " ".join(cells) for word in ("nan", "None", "undefined"))
+    loaded = browser.execute_script("return [...document.images].map(i => i.complete && i.naturalWidth > 300 && !!i.alt)")
+    assert loaded == [True] * 6
+
+
+def shown(browser, name: str) -> np.ndarray:
+    """The pixels of a panel of the viewer, [height, width, 3]."""
+    script = ("const c = document.getElementById(arguments[0]);"
+              "return [c.height, c.width, ...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]")
+    height, width, *values = browser.execute_script(script, name)
+    return np.array(values, np.uint8).reshape(height, width, 4)[..., :3]
+
+
+def move(browser, subject: int, plane: int, slice_: int) -> None:
+    Select(browser.find_element(By.ID, "subject")).select_by_index(subject)
+    Select(browser.find_element(By.ID, "plane")).select_by_value(str(plane))
+    script = "const s = document.getElementById('slice'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))"
+    browser.execute_script(script, slice_)
+    WebDriverWait(browser, 10).until(
+        lambda c: c.find_element(By.TAG_NAME, "body").get_attribute("data-drawn") == f"{subject} {plane} {slice_}")
+
+
+@pytest.mark.parametrize(("plane", "slice_"), [(2, 5), (2, 9), (1, 12), (0, 8)])
+@pytest.mark.parametrize("subject", [0, 3])
+def test_browser_viewer_shows_the_voxels_of_the_slice_it_is_moved_to(browser, project, subject, plane, slice_):
+    move(browser, subject, plane, slice_)
+    name = text(browser, "#subject option")[subject].split(",")[0]
+    crop = tuple(slice(a, a + n) for a, n in zip(TINY["crop_start"], TINY["volume_size"], strict=True))
+    files = {"MRI": f"data/ph/whole_MRI/{name}.nii.gz", "real PET": f"data/ph/whole_Abeta/{name}.nii.gz",
+             "synthetic PET": f"result/{EXP}/synthesized/{name}.nii.gz"}
+    volumes = {title: nib.load(project / file).get_fdata()[crop] for title, file in files.items()}
+    firsts = [option.split(",")[0] for option in text(browser, "#subject option")]
+    top = max(nib.load(project / f"data/ph/whole_Abeta/{first}.nii.gz").get_fdata()[crop].max() for first in firsts)
+    for title, volume in volumes.items():
+        picture = np.take(volume, slice_, axis=plane).T[::-1]                                # first axis to the right, second up
+        levels = np.clip(picture / (1 if title == "MRI" else top), 0, 1)
+        expected = colormaps["gray" if title == "MRI" else "inferno"](levels)[..., :3] * 255
+        found = shown(browser, title)
+        assert found.shape == expected.shape
+        assert np.abs(found - expected).max() <= 6             # 256 levels
+    assert shown(browser, "absolute error").std() > 0
+
+
+def test_the_report_of_a_cohort_without_regions_or_two_labels_leaves_out_what_is_not_there(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(project / "data", tmp_path / "data")
+    shutil.copytree(project / "result", tmp_path / "result")
+    info = tmp_path / "data" / "ph" / "data_info"
+    labels = pd.read_csv(info / "data_info.csv").set_index("ID")["label"]
+    test = (info / "test.txt").read_text().split()
+    (info / "test.txt").write_text("\n".join(name for name in test if labels[name] == 0))
+    (info / "data_info.csv").write_text((info / "data_info.csv").read_text().replace("age", "years"))
+    shutil.rmtree(tmp_path / "data" / "ph" / "truth" / "oracle")
+    assert main.main([*arguments(TINY | PHANTOM), "--stages", "test"]) == 0                  # then there is no oracle to score
+    assert "oracle" not in set(pd.read_csv(tmp_path / "result" / EXP / "test.csv")["method"])
+    (tmp_path / "data" / "ph" / "phantom.json").unlink()
+    own = {key: value for key, value in PHANTOM.items() if key != "phantom_subjects"} | {"info_dir": "data/ph/data_info", "exp": "own"}
+    assert main.main([*arguments(TINY | own), "--stages", "check", "aae", "encode", "ldm", "test", "report"]) == 0
+    html = (tmp_path / "result" / "own" / "report.html").read_text()
+    assert "digital phantom" not in html
+    assert "research only, not for clinical use" in html
+    assert "not defined" in html
+    assert "Quantification" not in html
+    assert {path.stem for path in (tmp_path / "result" / "own" / "figures").iterdir()} == {"volumes", "curves"}
+    assert not (tmp_path / "result" / "own" / "uptake.csv").exists()
