@@ -17,7 +17,7 @@ import torch
 
 from config import Config, parse_args
 from dataset import read_volume
-from main import build_aae, build_diffusion, build_unet
+from experiment import build_aae, build_diffusion, build_unet
 from model import Discriminator, Synthesizer
 from training import aae_step, ldm_step
 from utils import pick_device, score_volume, subject_noise, write_csv

@@ -6,9 +6,11 @@ Edit a default here, or pass `--field value` to main.py. The defaults are the pa
 import argparse
 import dataclasses
 import difflib
+import itertools
 import json
 import platform
 import re
+import shlex
 import typing
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 VERSION = "0.1.0"
-STAGES = ("check", "aae", "encode", "ldm", "test")
+STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")
 GROUPS = {
     "run": "the run",
     "data": "the cohort",
@@ -24,21 +26,22 @@ GROUPS = {
     "aae": "stage 1, the adversarial autoencoder (AAE)",
     "ldm": "stage 2, the latent diffusion model (LDM)",
     "sampling": "sampling, after training",
+    "scoring": "scores, tables and report of the test list",
 }
 
 
 def setting(default, explanation: str, *, group: str, low=None, high=None, choices=None, free: bool | None = None):
     """A field of Config. low, high: inclusive range of the value or of each of its entries.
 
-    free: may change between the training of a checkpoint and its use (by default in the groups run and sampling).
+    free: may change between the training of a checkpoint and its use (by default in the groups run, sampling and scoring).
     """
-    free = group in ("run", "sampling") if free is None else free
+    free = group in ("run", "sampling", "scoring") if free is None else free
     default = tuple(default) if isinstance(default, list) else default                       # an edited default may be a list
     return dataclasses.field(default=default, metadata={
         "help": explanation, "group": group, "low": low, "high": high, "choices": choices, "free": free})
 
 
-run, data, phantom, aae, ldm, sampling = (partial(setting, group=group) for group in GROUPS)
+run, data, phantom, aae, ldm, sampling, scoring = (partial(setting, group=group) for group in GROUPS)
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,19 @@ class Config:
                                                    "probabilities of a classifier fitted on the training MRIs mix the label "
                                                    "embeddings. The true label is never used", choices=("none", "predicted"))
 
+    # Scores, tables and report of the test list
+    cortex_mask: str = scoring("", "NIfTI mask of the cortical target of the SUVR, any grid of the same space; empty: no SUVR, but a "
+                                   "phantom brings its own")
+    reference_mask: str = scoring("", "NIfTI mask of the reference region of the SUVR, usually the whole cerebellum")
+    regions_image: str = scoring("", "NIfTI label image of further regions whose SUVR is measured")
+    regions_table: str = scoring("", "CSV of regions_image with the columns index and name")
+    centiloid_slope: float = scoring(0.0, "a of CL = a SUVR + b, valid only with its own pipeline, tracer and masks (README); 0: no CL",
+                                     low=0.0, high=1000.0)
+    centiloid_intercept: float = scoring(0.0, "b of CL = a SUVR + b", low=-1000.0, high=1000.0)
+    bootstrap_resamples: int = scoring(2000, "bootstrap draws of subjects behind every 95 % interval", low=100, high=100_000)
+    shown_subjects: int = scoring(2, "subjects of each label, first in the test list, in pictures and in the viewer of the report", low=1,
+                                  high=8)
+
     def __post_init__(self):
         problems = [problem for field in dataclasses.fields(self) for problem in _value_problems(field, getattr(self, field.name))]
         problems = problems or list(self._misfits())
@@ -164,6 +180,11 @@ class Config:
         if self.ldm_epochs % self.validation_every:
             yield (f"ldm_epochs {self.ldm_epochs} must be a multiple of validation_every {self.validation_every}, "
                    "so that the last epoch is validated")
+        for one, other in (("cortex_mask", "reference_mask"), ("regions_image", "regions_table")):
+            if bool(getattr(self, one)) != bool(getattr(self, other)):
+                yield f"{one} and {other} go together: give both or none"
+        if self.centiloid_intercept and not self.centiloid_slope:
+            yield f"centiloid_intercept {self.centiloid_intercept} needs a centiloid_slope"
         yield from self._phantom_misfits()
         try:
             if re.compile(self.subject_pattern).groups < 1:
@@ -225,7 +246,8 @@ class Config:
 
     def to_json(self) -> str:
         """All settings, with the versions of what produced the results."""
-        versions = {name: version(name) for name in ("torch", "numpy", "nibabel", "scikit-learn", "scikit-image", "nilearn")}
+        versions = {name: version(name) for name in ("torch", "numpy", "nibabel", "scipy", "pandas", "scikit-learn", "scikit-image",
+                                                     "nilearn", "statsmodels")}
         settings = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return json.dumps({"settings": settings,
                            "versions": {"il_cldm": VERSION, "python": platform.python_version(), **versions}}, indent=2) + "\n"
@@ -243,6 +265,26 @@ DEMO = {"data_dir": "data/phantom", "num_workers": 0,
         "ema_decay": 0.99, "ema_start": 100, "validation_every": 4, "validation_steps": 5, "sampling_steps": 5}
 
 PRESETS = {"paper": {}, "demo": DEMO, "published": PUBLISHED}
+
+
+def command(settings: dict) -> str:
+    """The shortest command line that gives these settings (as to_json holds them), but for its stages."""
+    def differences(presets: tuple[str, ...]) -> list[str]:
+        base = {f.name: _plain(f.default) for f in dataclasses.fields(Config)}
+        base["exp"] = base["exp"] if presets == ("paper",) else "_".join(presets)
+        for name in presets:
+            base |= {key: _plain(value) for key, value in PRESETS[name].items()}
+        return [f"--{name} {' '.join(shlex.quote(_word(entry)) for entry in (value if isinstance(value, list) else [value]))}".rstrip()
+                for name, value in settings.items() if name in base and name != "stages" and base[name] != value]
+
+    combinations = [presets for count in range(1, len(PRESETS)) for presets in itertools.permutations(PRESETS, count)
+                    if presets == ("paper",) or "paper" not in presets]
+    best = min(combinations, key=lambda presets: len(differences(presets)))
+    return " ".join(["python main.py", *(["--preset", *best] if best != ("paper",) else []), *differences(best)])
+
+
+def _word(value) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _plain(value):

@@ -199,6 +199,22 @@ class CohortReader:
         return found[0] if len(found) == 1 else None
 
 
+def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame | None, str]:
+    """ID, age (years) and sex of the scans, if data_info.csv has these columns with a value for each; else None and why."""
+    path = info_dir / "data_info.csv"
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    table.columns = [name if name == "ID" else name.strip().lower() for name in table.columns]
+    table = table.loc[:, ~table.columns.duplicated()]
+    if missing := {"age", "sex"} - set(table.columns):
+        return None, f"{path} has no column {' and no column '.join(sorted(missing))}"
+    table = table.assign(ID=table["ID"].str.strip(), age=pd.to_numeric(table["age"], errors="coerce"), sex=table["sex"].str.strip())
+    table = table.set_index("ID").loc[[scan.id for scan in scans], ["age", "sex"]].reset_index()
+    bad = table.loc[~np.isfinite(table["age"]) | (table["sex"] == ""), "ID"]
+    if len(bad):
+        return None, f"{path}: age or sex of {len(bad)} scans is missing or no number ({', '.join(bad[:5])})"
+    return table, ""
+
+
 # ---------------------------------------------------------------- the check of a whole cohort
 
 @dataclass(frozen=True)
@@ -212,10 +228,10 @@ class Cohort:
     checksums: dict[Path, int]
     report: str
 
-    def fingerprint(self) -> str:
-        """16 hexadecimal digits that identify what training sees: who is in its two lists, with which label and which voxels."""
-        lists = [[(scan.id, scan.label, self.checksums[scan.mri], self.checksums[scan.pet]) for scan in split]
-                 for split in (self.train, self.validation)]
+    def fingerprint(self, *splits: str) -> str:
+        """16 hexadecimal digits that identify these lists: who is in them, with which label and which voxels."""
+        lists = [[(scan.id, scan.label, self.checksums[scan.mri], self.checksums[scan.pet]) for scan in getattr(self, split)]
+                 for split in splits]
         return hashlib.blake2b(repr((lists, self.affine.round(2).tolist())).encode(), digest_size=8).hexdigest()
 
 

@@ -3,6 +3,7 @@
 The stages in the paper's order: an adversarial autoencoder learns PET volumes (stage 1) and encodes them; a UNet conditioned on the
 MRI and the label learns to denoise the latents (stage 2); sampled and decoded they are the synthetic PET of the test list.
 """
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -14,112 +15,25 @@ os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 import numpy as np
 import pandas as pd
 import torch
-from nibabel.affines import voxel_sizes
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from classifier import LabelClassifier, pool_volume, pool_width
-from config import STAGES, Config, parse_args
-from dataset import (Cohort, Crop, LatentCache, Scan, VolumeDataset, check_cohort, read_volume, save_synthesis,
-                     training_loader)
+from classifier import LabelClassifier, pool_volume
+from config import Config, parse_args
+from dataset import Cohort, Scan, VolumeDataset, check_cohort, read_demographics, read_volume, save_synthesis, training_loader
+from experiment import CHECKPOINT, PHANTOM_NOTICE, Experiment, build_aae, build_diffusion, build_unet
 from figures import plot_curves, plot_synthesized
+from layout import write_tables
 from model import AAE, Diffusion, Discriminator, Synthesizer, UNet
 from phantom import build_phantom
-from regions import read_mask
+from report import cohort_table, read_subjects, write_figures, write_report
+from results import forget_run, load_run, load_runs, save_run
+from status import fit_readers, read_status
+from tables import group_runs, make_tables
 from training import aae_step, denoising_loss, ldm_step, train_epoch
-from utils import (EMA, METRICS, InputError, NotFiniteError, StageRun, atomic, check_settings, derived_seed, evaluate, load_checkpoint,
-                   pick_device, seed_everything, subject_noise, summarize, weights_key, write_csv)
-
-CHECKPOINT = {"aae": "CHECKPOINT_AAE", "ldm": "CHECKPOINT_Unet"}
-PHANTOM_NOTICE = "digital phantom, not patient data"
-RESEARCH_NOTICE = "research only, not for clinical use"
-
-
-# ---------------------------------------------------------------- the networks of the settings, untrained
-
-def build_aae(cfg: Config, device: torch.device) -> AAE:
-    """The autoencoder E, D."""
-    return AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups).to(device)
-
-
-def build_unet(cfg: Config, device: torch.device) -> UNet:
-    """The denoiser with its Extractor and Projector."""
-    return UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
-                cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.image_conditioning).to(device)
-
-
-def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
-    """The diffusion process."""
-    return Diffusion(cfg.timesteps, cfg.beta_first, cfg.beta_last, cfg.prediction).to(device)
-
-
-# ---------------------------------------------------------------- the experiment
-
-class Experiment:
-    """A checked cohort, the settings and the device: what every stage needs."""
-
-    def __init__(self, cfg: Config, cohort: Cohort, device: torch.device):
-        self.cfg, self.cohort, self.device = cfg, cohort, device
-        self.crop = Crop(cfg.crop_start, cfg.volume_size)
-        self.brain = read_mask(Path(cfg.brain_mask) if cfg.brain_mask else None, cohort.affine, self.crop)
-        self.is_phantom = (Path(cfg.data_dir) / "phantom.json").exists()
-        self.notice = f"{PHANTOM_NOTICE}; {RESEARCH_NOTICE}" if self.is_phantom else RESEARCH_NOTICE
-
-    def scores_note(self, n: int) -> str:
-        """What every score of this experiment has to be read with."""
-        mask = self.cfg.brain_mask or "MNI152 mask of nilearn"
-        return (f"{n} subjects ({self.notice}); box of {'x'.join(map(str, self.cfg.volume_size))} voxels, brain: {mask}; data range 1, "
-                f"SSIM window 7, seed {self.cfg.seed}")
-
-    def settings(self, stage: str) -> dict:
-        """What a checkpoint of the stage is bound to: its settings, and the lists and labels that training sees."""
-        return self.cfg.fixed_settings(stage) | {"training and validation list": self.cohort.fingerprint()}
-
-    def refuse_conflicts(self) -> None:
-        """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together."""
-        cfg, paths = self.cfg, {stage: self.cfg.result_dir / f"{file}.pth.tar" for stage, file in CHECKPOINT.items()}
-        first = next((stage for stage in STAGES[1:] if stage in cfg.stages), None)
-        if first in ("encode", "ldm", "test") and not paths["aae"].exists():
-            raise InputError(f"{paths['aae']} is not there; run --stages aae first")
-        if first == "test" and not paths["ldm"].exists():
-            raise InputError(f"{paths['ldm']} is not there; run --stages encode ldm first")
-        for stage, file in CHECKPOINT.items():
-            for path in sorted(cfg.result_dir.glob(f"{file}*.pth.tar")):
-                settings = self.settings(stage)
-                if stage == "ldm" and "aae" in cfg.stages:                                   # its autoencoder must stay what it is
-                    settings["aae_epochs"] = cfg.aae_epochs
-                check_settings(path, load_checkpoint(path), settings)
-
-    def scans(self, scans: list[Scan], *modalities: str) -> DataLoader:
-        """The scans one by one, in order, with their centre crop."""
-        return DataLoader(VolumeDataset(scans, self.crop, modalities), num_workers=self.cfg.num_workers)
-
-    def best_checkpoint(self, stage: str) -> dict:
-        """The best checkpoint of a stage. Raises InputError if there is none."""
-        return load_checkpoint(self.cfg.result_dir / f"{CHECKPOINT[stage]}.pth.tar")
-
-    def best_aae(self) -> AAE:
-        """The autoencoder of the best epoch, frozen."""
-        aae = build_aae(self.cfg, self.device).eval().requires_grad_(False)
-        aae.load_state_dict(self.best_checkpoint("aae")["state"]["aae"])
-        return aae
-
-    def latent_cache(self, aae: AAE) -> LatentCache:
-        """Where the latents of this autoencoder and crop are kept."""
-        cfg = self.cfg
-        return LatentCache(Path(cfg.data_dir), weights_key(aae), self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine)
-
-    def synthesize(self, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int, draws: int):
-        """A predict function for evaluate: one MRI -> its synthetic PET. The noise depends on seed and ID alone."""
-        shape = (self.cfg.latent_channels, *self.cfg.latent_size)
-
-        def predict(batch: dict) -> Tensor:
-            [subject] = batch["id"]
-            label = classifier.probabilities(batch["mri"]) if classifier else None
-            noise = subject_noise(self.cfg.seed, subject, draws, shape)
-            return synthesizer(batch["mri"].to(self.device), label, noise, sampler, steps)
-        return predict
+from utils import (EMA, METRICS, InputError, NotFiniteError, StageRun, atomic, check_settings, derived_seed, evaluate, pick_device,
+                   seed_everything, summarize, weights_key, write_csv)
 
 
 def say(stage: str, text: str) -> None:
@@ -151,10 +65,10 @@ def train_aae(exp: Experiment) -> None:
         aae.train()
         losses = train_epoch(training_loader(volumes, cfg.aae_batch_size, cfg.num_workers, seed), step, f"aae epoch {epoch}")
         aae.eval()
-        scores = evaluate(reconstruct(aae, exp.device), validation, exp.brain, "aae validation")
+        scores = evaluate(reconstruct(aae, exp.device), validation, exp.image_scores, "aae validation")
         run.finish_epoch(epoch, losses, scores)
         say("aae", f"epoch {epoch}/{cfg.aae_epochs}  L1 {losses['rec']:.4f}  validation {describe(scores)}")
-    plot_curves(cfg.result_dir, exp.notice)
+    plot_curves(cfg.result_dir, cfg.result_dir / "loss_curve", exp.notice, (".png",))
 
 
 def reconstruct(aae: AAE, device: torch.device) -> Callable[[dict], Tensor]:
@@ -216,11 +130,12 @@ def train_ldm(exp: Experiment) -> None:
         scores = None
         if epoch % cfg.validation_every == 0:
             losses["mse_validation"] = validation_loss(exp, ema.module, diffusion, z_0)
-            scores = evaluate(predict, exp.scans(cohort.validation, "mri", "pet"), exp.brain, "ldm validation")
+            scores = evaluate(predict, exp.scans(cohort.validation, "mri", "pet"), exp.image_scores,
+                              "ldm validation")
         run.finish_epoch(epoch, losses, scores)
         validated = "" if scores is None else f"  validation {describe(scores)}"
         say("ldm", f"epoch {epoch}/{cfg.ldm_epochs}  mse {losses['mse']:.4f}{validated}")
-    plot_curves(cfg.result_dir, exp.notice)
+    plot_curves(cfg.result_dir, cfg.result_dir / "loss_curve", exp.notice, (".png",))
 
 
 def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
@@ -262,11 +177,10 @@ def latent_scale(latents: dict[str, Tensor], train: list[Scan]) -> tuple[float, 
 
 def fit_classifier(exp: Experiment) -> LabelClassifier:
     """Fit the label classifier on the training MRIs."""
-    pool = pool_width(float(np.mean(voxel_sizes(exp.cohort.affine))))
     loader = tqdm(exp.scans(exp.cohort.train, "mri"), desc="label classifier", unit="scan", leave=False, disable=None)
-    pooled = np.stack([pool_volume(batch["mri"], pool)[0, 0].numpy() for batch in loader])   # [n, d, h, w]
+    pooled = np.stack([pool_volume(batch["mri"], exp.pool)[0].numpy() for batch in loader])  # [n, 1, d, h, w]
     labels = np.array([scan.label for scan in exp.cohort.train])
-    return LabelClassifier.fit(pooled, labels, exp.brain, pool, exp.cfg.seed)
+    return LabelClassifier.fit(pooled, labels, exp.brain, exp.pool, exp.cfg.seed)
 
 
 @torch.no_grad()
@@ -284,34 +198,59 @@ def validation_loss(exp: Experiment, unet: UNet, diffusion: Diffusion, z_0: dict
 # ---------------------------------------------------------------- test
 
 def test(exp: Experiment) -> None:
-    """Reconstruct and synthesize the test list with the best checkpoints; score them beside their controls; draw the pictures."""
+    """Reconstruct and synthesize the test list with the best checkpoints; score image, uptake and status beside their controls."""
     cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
     synthesizer, classifier, aae = load_synthesizer(exp)
     synthesize = exp.synthesize(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, cfg.samples_per_scan)
-    note = f"{PHANTOM_NOTICE if exp.is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"   # NIfTI holds 79 bytes
-    files = {scan.id: (scan, folder / "synthesized" / f"{scan.id}.nii.gz") for scan in cohort.test}
-    say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} draws by {cfg.sampler}, writes {folder}/test.csv and synthesized/")
-
-    def synthesize_and_save(batch: dict) -> Tensor:
-        x_hat = synthesize(batch)
-        scan, path = files[batch["id"][0]]
-        save_synthesis(path, x_hat[0, 0].cpu().numpy(), scan.mri, exp.crop, note)
-        return x_hat
-
+    say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} draws by {cfg.sampler}, writes {folder}/*.csv and synthesized/")
+    for remark in exp.region_remarks():
+        say("test", remark)
+    real = survey_real(exp)
     mean_pet = mean_volume(exp.scans(cohort.train, "pet"))
-    methods = {"aae": reconstruct(aae, exp.device), "il_cldm": synthesize_and_save, "mean_pet": lambda batch: mean_pet}
-    if exp.is_phantom:
+    methods = {"aae": reconstruct(aae, exp.device), "il_cldm": save_each(exp, synthesize), "mean_pet": lambda batch: mean_pet}
+    if all(oracle_file(exp, scan.id).is_file() for scan in cohort.test):
         methods["oracle"] = read_oracle(exp)
-    tables = []
-    with torch.no_grad():
-        for method, predict in methods.items():
-            scores = evaluate(predict, exp.scans(cohort.test, "mri", "pet"), exp.brain, f"test {method}")
-            tables.append(scores.assign(method=method)[["method", *scores.columns]])
-    write_results(exp, pd.concat(tables))
 
-    chosen = [scan for label in range(cfg.num_classes - 1, -1, -1) for scan in [s for s in cohort.test if s.label == label][:2]]
-    plot_synthesized(folder / "synthesized.png", [(f"{scan.id}\nlabel {scan.label}", scan.pet, files[scan.id][1]) for scan in chosen],
-                     exp.notice)
+    def measure(x_hat: np.ndarray, volumes: dict[str, np.ndarray]) -> dict:
+        return exp.image_scores(x_hat, volumes) | exp.readable(x_hat, volumes)
+
+    forget_run(folder)
+    with torch.no_grad():
+        subjects = {method: evaluate(predict, exp.scans(cohort.test, "mri", "pet"), measure, f"test {method}")
+                    for method, predict in methods.items()}
+    write_results(exp, subjects, real)
+    plot_synthesized(folder / "synthesized", [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan))
+                                              for scan in exp.shown_scans()], exp.notice)
+
+
+def survey_real(exp: Experiment) -> dict[str, pd.DataFrame]:
+    """What status and uptake are read from, of the real PETs of each list, with age and sex if they are known."""
+    cohort = exp.cohort
+    lists = {split: getattr(cohort, split) for split in ("train", "validation", "test")}
+    real = {split: evaluate(lambda batch: batch["pet"], exp.scans(scans, "mri", "pet"), exp.readable, f"read {split} list")
+            for split, scans in lists.items()}
+    if exp.regions:
+        without = [name for table in real.values() for name in table.loc[~np.isfinite(table["SUVR"]), "ID"]]
+        if without:
+            raise InputError(f"reference_mask {exp.region_masks['reference_mask']}: no uptake in it in the PET of {', '.join(without)}")
+    demographics, why_not = read_demographics(exp.cfg.info_folder, [scan for scans in lists.values() for scan in scans])
+    if demographics is None:
+        say("test", f"no read-out of age and sex: {why_not}")
+        return real
+    return {split: table.merge(demographics, on="ID") for split, table in real.items()}
+
+
+def save_each(exp: Experiment, synthesize: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:
+    """The predict function, which now also saves each synthetic PET on its MRI's grid."""
+    scans = {scan.id: scan for scan in exp.cohort.test}
+    note = f"{PHANTOM_NOTICE if exp.is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"   # NIfTI holds 79 bytes
+
+    def predict(batch: dict) -> Tensor:
+        x_hat = synthesize(batch)
+        scan = scans[batch["id"][0]]
+        save_synthesis(exp.synthesized(scan), x_hat[0, 0].cpu().numpy(), scan.mri, exp.crop, note)
+        return x_hat
+    return predict
 
 
 def load_synthesizer(exp: Experiment) -> tuple[Synthesizer, LabelClassifier | None, AAE]:
@@ -329,26 +268,72 @@ def mean_volume(loader: DataLoader) -> Tensor:
     return (total / len(loader)).float()
 
 
+def oracle_file(exp: Experiment, subject: str) -> Path:
+    """Where a phantom keeps the oracle of a subject."""
+    return Path(exp.cfg.data_dir) / "truth" / "oracle" / f"{subject}.nii.gz"
+
+
 def read_oracle(exp: Experiment) -> Callable[[dict], Tensor]:
     """A predict function for evaluate: the PET that the phantom expects from a subject's anatomy and atrophy alone."""
-    folder = Path(exp.cfg.data_dir) / "truth" / "oracle"
-
     def predict(batch: dict) -> Tensor:
         [subject] = batch["id"]
-        voxels, _ = read_volume(folder / f"{subject}.nii.gz")
+        voxels, _ = read_volume(oracle_file(exp, subject))
         return torch.from_numpy(voxels[exp.crop.slices()].copy())[None, None]                # [1, 1, D, H, W]
     return predict
 
 
-def write_results(exp: Experiment, scores: pd.DataFrame) -> None:
-    """Write test.csv and summary.csv; print the summary with what it was measured on."""
-    folder, summary = exp.cfg.result_dir, summarize(scores)
-    write_csv(folder / "test.csv", scores)
-    write_csv(folder / "summary.csv", summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else exp.cfg.data_dir))
+def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict[str, pd.DataFrame]) -> None:
+    """Read status; write the per-subject CSVs and summary.csv; print the summary with what it was measured on."""
+    cfg = exp.cfg
+    frames = {"test": pd.concat([table[["ID", "label", *METRICS]].assign(method=method) for method, table in subjects.items()])}
+    frames["test"] = frames["test"][["method", "ID", "label", *METRICS]]
+    people = real["test"][[name for name in ("ID", "age", "sex") if name in real["test"]]]
+    readable = {"real": real["test"]} | {method: table.merge(people, on="ID") for method, table in subjects.items()}
+    if exp.regions:
+        columns = ["ID", "label", *(name for name in real["test"] if name == "CL" or name.startswith("SUVR"))]
+        uptake = pd.concat([table[columns].assign(method=method) for method, table in readable.items()])
+        frames["uptake"] = uptake[["method", *columns]]
+    if cfg.num_classes != 2 or real["train"]["label"].nunique() < 2:
+        say("test", "amyloid status is not read: it needs num_classes 2 and both labels in the training list")
+    else:
+        frames["predictions"] = read_status(fit_readers(real["train"], real["validation"], exp.brain, exp.pool, cfg.seed), readable)
+    facts = {"phantom": exp.is_phantom, "notice": exp.notice, "note": exp.scores_note(len(exp.cohort.test)),
+             "cohort": exp.cohort.fingerprint("test"), **json.loads(cfg.to_json())}
+    save_run(cfg.result_dir, facts, frames)
+    summary = summarize(frames["test"])
+    write_csv(cfg.result_dir / "summary.csv", summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else cfg.data_dir))
     table = summary.assign(text=[f"{mean:.4f} +- {std:.4f}" for mean, std in zip(summary["mean"], summary["std"], strict=True)]) \
-        .pivot(index="method", columns="metric", values="text").loc[scores["method"].unique(), list(METRICS)]
+        .pivot(index="method", columns="metric", values="text").loc[list(subjects), list(METRICS)]
     say("test", f"mean +- SD over {exp.scores_note(len(exp.cohort.test))}")
     print(table.rename_axis(index=None, columns=None).to_string(), flush=True)
+
+
+# ---------------------------------------------------------------- tables and report
+
+def tables(cfg: Config) -> None:
+    """The tables of all experiments under result/, from their CSVs alone."""
+    runs, without = load_runs(cfg.result_dir.parent)
+    for name in without:
+        say("tables", f"{name} has no scores yet (--stages test writes them) and is left out")
+    groups, remarks = group_runs(runs)
+    for remark in remarks:
+        say("tables", remark)
+    if not groups:
+        raise InputError(f"{cfg.result_dir.parent} holds no experiment with scores; --stages test writes them")
+    for path in write_tables(cfg.result_dir.parent / "tables", make_tables(groups, cfg.bootstrap_resamples)):
+        say("tables", f"{len(runs)} experiments, wrote {path} (and .md, .tex)")
+
+
+def report(exp: Experiment) -> None:
+    """The figures and the report of this experiment, from its CSVs and volumes."""
+    cfg, folder = exp.cfg, exp.cfg.result_dir
+    say("report", f"writes {folder}/figures/ and {folder}/report.html")
+    result = load_run(folder)
+    subjects = read_subjects(exp.shown_scans(), folder / "synthesized", exp.crop)
+    figures = write_figures(folder, result, subjects)
+    demographics, _ = read_demographics(cfg.info_folder, exp.cohort.train + exp.cohort.validation + exp.cohort.test)
+    write_report(folder / "report.html", result, make_tables([[result]], cfg.bootstrap_resamples), figures,
+                 cohort_table(exp.cohort, demographics), subjects, exp.cohort.affine)
 
 
 # ---------------------------------------------------------------- the run
@@ -371,6 +356,11 @@ def run(cfg: Config) -> None:
             build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
         except ValueError as error:
             raise InputError(str(error)) from error
+    if "tables" in cfg.stages:
+        load_runs(cfg.result_dir.parent)                   # refuses spoilt results before the other stages take their time
+    if set(cfg.stages) == {"tables"}:
+        tables(cfg)
+        return
     cohort = check(cfg)
     if cfg.stages == ("check",):
         return
@@ -378,10 +368,12 @@ def run(cfg: Config) -> None:
     exp.refuse_conflicts()
     with atomic(cfg.result_dir / "config.json") as partial:
         partial.write_text(cfg.to_json())
-    stages = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "test": test}
+    stages = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "test": test, "report": report}
     for name, stage in stages.items():
         if name in cfg.stages:
             stage(exp)
+    if "tables" in cfg.stages:
+        tables(cfg)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -95,10 +95,12 @@ def selection_score(psnr: float, ssim: float) -> float:
 
 
 @torch.no_grad()
-def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], brain: np.ndarray, title: str) -> pd.DataFrame:
-    """One row a subject: ID, label and the METRICS.
+def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure: Callable[[np.ndarray, dict], dict],
+             title: str) -> pd.DataFrame:
+    """One row a subject: ID, label and what is measured.
 
-    loader gives batches {id, label, pet [B, 1, D, H, W] in [0, 1], ...}; predict turns one into x_hat of that shape.
+    loader gives batches {id, label, and volumes by name, each [B, 1, D, H, W]}; predict turns one into x_hat of that shape;
+    measure(x_hat, volumes), each volume [D, H, W], gives the values of a row.
     """
     rows = []
     for batch in tqdm(loader, desc=title, unit="scan", leave=False, disable=None):
@@ -106,9 +108,9 @@ def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], brain: n
         if not np.isfinite(x_hat).all():
             raise NotFiniteError(f"{title}: the volume of {', '.join(batch['id'])} is not finite")
         for i, subject in enumerate(batch["id"]):
-            scores = score_volume(x_hat[i, 0], batch["pet"][i, 0].numpy(), brain)
-            rows.append({"ID": subject, "label": int(batch["label"][i]), **scores})
-    return pd.DataFrame(rows, columns=["ID", "label", *METRICS])
+            volumes = {name: batch[name][i, 0].numpy() for name in ("mri", "pet") if name in batch}
+            rows.append({"ID": subject, "label": int(batch["label"][i]), **measure(x_hat[i, 0], volumes)})
+    return pd.DataFrame(rows)
 
 
 def summarize(scores: pd.DataFrame) -> pd.DataFrame:

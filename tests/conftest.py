@@ -14,7 +14,8 @@ LISTS = {"train": ["s01", "s02", "s03", "s04", "s05", "s06"], "validation": ["s0
 TINY = {"image_size": SHAPE, "crop_start": (3, 2, 3), "volume_size": (16, 24, 16), "crop_jitter": 1, "num_workers": 0, "device": "cpu",
         "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 8), "aae_epochs": 2, "aae_lr": 1e-3,
         "unet_channels": 8, "unet_mults": (1, 2), "unet_res_blocks": 1, "unet_norm_groups": 4, "ldm_epochs": 2, "ldm_lr": 1e-3,
-        "timesteps": 20, "ema_start": 2, "ema_decay": 0.5, "validation_steps": 2, "sampling_steps": 3, "samples_per_scan": 2}
+        "timesteps": 20, "ema_start": 2, "ema_decay": 0.5, "validation_steps": 2, "sampling_steps": 3, "samples_per_scan": 2,
+        "bootstrap_resamples": 100}
 
 
 def arguments(settings: dict) -> list[str]:

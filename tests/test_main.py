@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import AFFINE, LISTS, SHAPE, TINY, arguments, write_cohort
+from conftest import AFFINE, LISTS, SHAPE, TINY, arguments, write_cohort, write_volume
 from test_dataset import BAD, reorient
 
 import main
-from config import Config
+from config import STAGES, Config
 from utils import load_checkpoint
 
 CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "summary.csv")
@@ -20,8 +20,10 @@ COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_b
 
 
 def run(*argv: str, **settings) -> int:
+    """Exit code of a run, up to the CSVs unless stages are given."""
+    stages = [] if "--stages" in argv else ["--stages", "check", "aae", "encode", "ldm", "test"]
     try:
-        return main.main(arguments(TINY | settings) + list(argv))
+        return main.main(arguments(TINY | settings) + stages + list(argv))
     except SystemExit as stop:
         return stop.code
 
@@ -35,7 +37,7 @@ def finished(tmp_path_factory):
     os.chdir(root)
     torch.set_num_threads(1)
     try:
-        assert run(exp="a") == 0
+        assert run("--stages", *STAGES, exp="a") == 0
     finally:
         os.chdir(before)
     return root
@@ -57,7 +59,8 @@ def test_a_run_writes_every_output(finished):
     folder = finished / "result" / "a"
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "CHECKPOINT_AAE.pth.tar", "CHECKPOINT_AAE_last.pth.tar", "CHECKPOINT_Unet.pth.tar", "CHECKPOINT_Unet_last.pth.tar",
-        *CSVS, "synthesized", "loss_curve.png", "synthesized.png"}
+        *CSVS, "predictions.csv", "scores.json", "synthesized", "loss_curve.png", "synthesized.png", "figures", "report.html"}
+    assert {path.stem for path in (finished / "result" / "tables").iterdir()} == {"image_quality", "amyloid_status", "comparisons"}
     test, validation, losses = (pd.read_csv(folder / name) for name in ("test.csv", "validation.csv", "loss_curve.csv"))
     assert test.columns.tolist() == COLUMNS
     assert [(m, i) for m, i in zip(test["method"], test["ID"], strict=True)] == [
@@ -197,6 +200,96 @@ def test_sampling_settings_may_change_after_training(project):
 def test_a_new_autoencoder_gets_latents_of_its_own(project):
     assert run("--stages", "aae", "encode", exp="b", lambda_rec=10.0) == 0
     assert len([p for p in (project / "data" / "latent_Abeta").iterdir() if p.is_dir()]) == 2
+
+
+def masks(root) -> dict[str, str]:
+    """Settings of two region masks, one of them in another orientation."""
+    write_volume(root / "cortex.nii.gz", np.pad(np.ones((6, 6, 6), np.uint8), ((8, 8), (16, 5), (8, 8))))
+    write_volume(root / "cerebellum.nii.gz", np.pad(np.ones((6, 6, 6), np.uint8), ((8, 8), (5, 16), (8, 8))))
+    reorient(root / "cerebellum.nii.gz", "LPS")
+    return {"cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
+
+
+def test_uptake_is_measured_in_the_masks_that_are_given(project):
+    write_volume(project / "labels.nii.gz", np.pad(np.full((4, 4, 4), 5, np.uint8), ((9, 9), (17, 6), (9, 9))))
+    (project / "labels.csv").write_text("index,name\n5,precuneus\n")
+    settings = masks(project) | {"regions_image": "labels.nii.gz", "regions_table": "labels.csv", "centiloid_slope": 188.22,
+                                 "centiloid_intercept": -189.16, "exp": "a"}
+    assert run("--stages", "test", "tables", **settings) == 0
+    uptake = pd.read_csv(project / "result" / "a" / "uptake.csv")
+    assert uptake.columns.tolist() == ["method", "ID", "label", "SUVR", "CL", "SUVR_precuneus"]
+    pet = nib.load(project / "data" / "whole_Abeta" / "s10.nii").get_fdata()
+    level = pet[8:14, 5:11, 8:14].mean()
+    found = uptake.query("method == 'real' and ID == 's10'").iloc[0]
+    assert found["SUVR"] == pytest.approx(pet[8:14, 16:22, 8:14].mean() / level, rel=1e-5)
+    assert found["CL"] == pytest.approx(188.22 * found["SUVR"] - 189.16)
+    assert found["SUVR_precuneus"] == pytest.approx(pet[9:13, 17:21, 9:13].mean() / level, rel=1e-5)
+    synthetic = nib.load(project / "result" / "a" / "synthesized" / "s10.nii.gz").get_fdata()
+    found = uptake.query("method == 'il_cldm' and ID == 's10'").iloc[0]
+    assert found["SUVR"] == pytest.approx(synthetic[8:14, 16:22, 8:14].mean() / synthetic[8:14, 5:11, 8:14].mean(), rel=1e-5)
+    table = pd.read_csv(project / "result" / "tables" / "quantification.csv")
+    assert set(table["measure"]) == {"SUVR", "CL", "SUVR_precuneus"}
+    assert run("--stages", "test", exp="a") == 0           # without masks again: nothing of the earlier uptake stays
+    assert not (project / "result" / "a" / "uptake.csv").exists()
+
+
+def test_without_masks_the_log_says_how_to_get_uptake(project, capsys):
+    assert run("--stages", "test", exp="a") == 0
+    assert "no SUVR: give --cortex_mask FILE and --reference_mask FILE" in capsys.readouterr().out
+
+
+def test_problems_of_all_masks_are_named_at_once_before_anything_is_written(root, capsys):
+    (root / "table.csv").write_text("index,name\n")
+    (root / "bad.nii.gz").write_bytes(b"no NIfTI")
+    message = refused(capsys, brain_mask="bad.nii.gz", cortex_mask="nowhere.nii", reference_mask="bad.nii.gz",
+                      regions_image="nowhere.nii", regions_table="table.csv")
+    for part in ("bad.nii.gz: truncated or damaged", "cortex_mask nowhere.nii: not there", "regions_image nowhere.nii: not there"):
+        assert part in message
+
+
+def test_a_pet_without_uptake_in_the_reference_is_named(project, capsys):
+    settings = masks(project)
+    path = project / "data" / "whole_Abeta" / "s09.nii"
+    image = nib.load(path, mmap=False)
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels[8:14, 5:11, 8:14] = 0
+    nib.save(nib.Nifti1Image(voxels, image.affine), path)
+    assert run("--stages", "test", exp="a", **settings) == 2
+    assert "reference_mask cerebellum.nii.gz: no uptake in it in the PET of s09" in capsys.readouterr().err
+
+
+def test_labels_of_the_test_list_change_no_score(project):
+    settings = masks(project) | {"exp": "a"}
+    assert run("--stages", "test", **settings) == 0
+    one = {name: pd.read_csv(project / "result" / "a" / f"{name}.csv") for name in ("test", "uptake", "predictions")}
+    path = project / "data_info" / "data_info.csv"
+    path.write_text(path.read_text().replace("s09,0", "s09,1").replace("s10,1", "s10,0"))
+    assert run("--stages", "test", **settings) == 0
+    for name, table in one.items():
+        other = pd.read_csv(project / "result" / "a" / f"{name}.csv")
+        assert (other["label"] != table["label"]).all()
+        pd.testing.assert_frame_equal(other.drop(columns="label"), table.drop(columns="label"))
+
+
+def test_tables_come_back_byte_for_byte_without_the_cohort(project):
+    folder = project / "result" / "tables"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    shutil.rmtree(folder)
+    shutil.rmtree(project / "data")
+    assert run("--stages", "tables") == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_spoilt_results_of_any_experiment_are_refused_before_the_other_stages(project, capsys):
+    shutil.copytree(project / "result" / "a", project / "result" / "b")
+    path = project / "result" / "b" / "test.csv"
+    path.write_text(path.read_text().replace("s09", "s08"))
+    assert "b/test.csv: not as --stages test wrote it" in refused(capsys, "--stages", *STAGES, exp="c")
+
+
+def test_tables_and_report_without_scores_say_what_makes_them(root, capsys):
+    assert "holds no experiment with scores; --stages test writes them" in refused(capsys, "--stages", "tables")
+    assert "scores.json: not there" in refused(capsys, "--stages", "report", exp="z")
 
 
 def refused(capsys, *argv: str, code: int = 2, **settings) -> str:

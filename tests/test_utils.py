@@ -44,15 +44,18 @@ def test_a_perfect_volume_scores_perfectly():
 def test_evaluate_gives_a_row_a_subject_whatever_the_batch_and_refuses_nan():
     x = torch.rand(3, 1, 8, 8, 8)
     brain = np.ones((8, 8, 8), bool)
+
+    def score(x_hat, volumes):
+        return score_volume(x_hat, volumes["pet"], brain)
     together = [{"id": ["a", "b", "c"], "label": torch.tensor([0, 1, 0]), "pet": x}]
     alone = [{"id": [name], "label": torch.tensor([label]), "pet": x[i:i + 1]}
              for i, name, label in ((0, "a", 0), (1, "b", 1), (2, "c", 0))]
-    one, three = (evaluate(lambda batch: batch["pet"] * 0.9, loader, brain, "t") for loader in (together, alone))
+    one, three = (evaluate(lambda batch: batch["pet"] * 0.9, loader, score, "t") for loader in (together, alone))
     pd.testing.assert_frame_equal(one, three)
     assert one["ID"].tolist() == ["a", "b", "c"]
     assert one["label"].tolist() == [0, 1, 0]
     with pytest.raises(NotFiniteError, match="a, b, c"):
-        evaluate(lambda batch: batch["pet"] * float("nan"), together, brain, "t")
+        evaluate(lambda batch: batch["pet"] * float("nan"), together, score, "t")
 
 
 def test_summary_has_mean_deviation_and_n_of_each_method():

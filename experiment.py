@@ -1,0 +1,157 @@
+"""An experiment: a checked cohort, the settings, the device, and what every stage makes of them."""
+from pathlib import Path
+
+import numpy as np
+import torch
+from nibabel.affines import voxel_sizes
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from classifier import LabelClassifier, pool_volume, pool_width
+from config import STAGES, Config
+from dataset import Cohort, Crop, LatentCache, Scan, VolumeDataset
+from model import AAE, Diffusion, Synthesizer, UNet
+from regions import COVERED, Regions, read_labels, read_mask, share_inside
+from results import load_run
+from utils import InputError, check_settings, load_checkpoint, score_volume, subject_noise, weights_key
+
+CHECKPOINT = {"aae": "CHECKPOINT_AAE", "ldm": "CHECKPOINT_Unet"}
+PHANTOM_NOTICE = "digital phantom, not patient data"
+RESEARCH_NOTICE = "research only, not for clinical use"
+
+
+# ---------------------------------------------------------------- the networks of the settings, untrained
+
+def build_aae(cfg: Config, device: torch.device) -> AAE:
+    """The autoencoder E, D."""
+    return AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups).to(device)
+
+
+def build_unet(cfg: Config, device: torch.device) -> UNet:
+    """The denoiser with its Extractor and Projector."""
+    return UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
+                cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.image_conditioning).to(device)
+
+
+def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
+    """The diffusion process."""
+    return Diffusion(cfg.timesteps, cfg.beta_first, cfg.beta_last, cfg.prediction).to(device)
+
+
+# ---------------------------------------------------------------- the experiment
+
+class Experiment:
+    """A checked cohort, the settings and the device: what every stage needs."""
+
+    def __init__(self, cfg: Config, cohort: Cohort, device: torch.device):
+        self.cfg, self.cohort, self.device = cfg, cohort, device
+        self.crop = Crop(cfg.crop_start, cfg.volume_size)
+        self.pool = pool_width(float(np.mean(voxel_sizes(cohort.affine))))
+        self.is_phantom = (Path(cfg.data_dir) / "phantom.json").exists()
+        truth = Path(cfg.data_dir) / "truth"
+        self.region_masks = {"cortex_mask": Path(cfg.cortex_mask or truth / "cortex.nii.gz"),
+                             "reference_mask": Path(cfg.reference_mask or truth / "cerebellum.nii.gz")} \
+            if cfg.cortex_mask or self.is_phantom else {}
+        self.brain, self.regions = self._read_masks()
+        self.notice = f"{PHANTOM_NOTICE}; {RESEARCH_NOTICE}" if self.is_phantom else RESEARCH_NOTICE
+
+    def _read_masks(self) -> tuple[np.ndarray, Regions | None]:
+        """The brain mask, and the regions of the uptake if there are any. Raises InputError with the problems of all files."""
+        cfg, grid, problems = self.cfg, (self.cohort.affine, self.crop), []
+
+        def attempt(read, *arguments):
+            try:
+                return read(*arguments)
+            except InputError as error:
+                problems.append(str(error))
+
+        brain = attempt(read_mask, Path(cfg.brain_mask) if cfg.brain_mask else None, *grid)
+        masks = [attempt(read_mask, path, *grid, name) for name, path in self.region_masks.items()]
+        named = attempt(read_labels, Path(cfg.regions_image), Path(cfg.regions_table), *grid) if cfg.regions_image else {}
+        if problems:
+            raise InputError("\n".join(problems))
+        centiloid = (cfg.centiloid_slope, cfg.centiloid_intercept) if cfg.centiloid_slope else None
+        return brain, Regions(*masks, named, centiloid) if masks else None
+
+    def region_remarks(self) -> list[str]:
+        """What a reader of the SUVR must know: that there is none, or that a region reaches beyond the crop."""
+        if not self.region_masks:
+            return ["no SUVR: give --cortex_mask FILE and --reference_mask FILE, NIfTI masks on any grid of the cohort's space (README)"]
+        shares = {name: share_inside(path, self.cohort.affine, self.crop) for name, path in self.region_masks.items()}
+        return [f"{name} {self.region_masks[name]}: {1 - share:.0%} of it lies outside the crop and is left out, in real and synthetic PET"
+                for name, share in shares.items() if share < COVERED]
+
+    def image_scores(self, x_hat: np.ndarray, volumes: dict[str, np.ndarray]) -> dict[str, float]:
+        """A measure for evaluate: PSNR, SSIM and MAE of x_hat [D, H, W] against the PET."""
+        return score_volume(x_hat, volumes["pet"], self.brain)
+
+    def readable(self, x_hat: np.ndarray, volumes: dict[str, np.ndarray]) -> dict:
+        """A measure for evaluate: what status and uptake are read from, the pooled MRI and PET [d, h, w], SUVR and more if known."""
+        mri, pet = (pool_volume(torch.from_numpy(v)[None, None], self.pool)[0, 0].numpy() for v in (volumes["mri"], x_hat))
+        return {"mri": mri, "pet": pet, **(self.regions.measure(x_hat) if self.regions else {})}
+
+    def scores_note(self, n: int) -> str:
+        """What every score of this experiment has to be read with."""
+        mask = self.cfg.brain_mask or "MNI152 mask of nilearn"
+        return (f"{n} subjects ({self.notice}); box of {'x'.join(map(str, self.cfg.volume_size))} voxels, brain: {mask}; data range 1, "
+                f"SSIM window 7, seed {self.cfg.seed}")
+
+    def settings(self, stage: str) -> dict:
+        """What a checkpoint of the stage is bound to: its settings, and the lists and labels that training sees."""
+        return self.cfg.fixed_settings(stage) | {"training and validation list": self.cohort.fingerprint("train", "validation")}
+
+    def refuse_conflicts(self) -> None:
+        """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together."""
+        cfg, paths = self.cfg, {stage: self.cfg.result_dir / f"{file}.pth.tar" for stage, file in CHECKPOINT.items()}
+        first = next((stage for stage in STAGES[1:] if stage in cfg.stages), None)
+        if first in ("encode", "ldm", "test") and not paths["aae"].exists():
+            raise InputError(f"{paths['aae']} is not there; run --stages aae first")
+        if first == "test" and not paths["ldm"].exists():
+            raise InputError(f"{paths['ldm']} is not there; run --stages encode ldm first")
+        if first == "report":
+            load_run(cfg.result_dir)                       # refuses if there are no scores
+        for stage, file in CHECKPOINT.items():
+            for path in sorted(cfg.result_dir.glob(f"{file}*.pth.tar")):
+                settings = self.settings(stage)
+                if stage == "ldm" and "aae" in cfg.stages:                                   # its autoencoder must stay what it is
+                    settings["aae_epochs"] = cfg.aae_epochs
+                check_settings(path, load_checkpoint(path), settings)
+
+    def scans(self, scans: list[Scan], *modalities: str) -> DataLoader:
+        """The scans one by one, in order, with their centre crop."""
+        return DataLoader(VolumeDataset(scans, self.crop, modalities), num_workers=self.cfg.num_workers)
+
+    def best_checkpoint(self, stage: str) -> dict:
+        """The best checkpoint of a stage. Raises InputError if there is none."""
+        return load_checkpoint(self.cfg.result_dir / f"{CHECKPOINT[stage]}.pth.tar")
+
+    def best_aae(self) -> AAE:
+        """The autoencoder of the best epoch, frozen."""
+        aae = build_aae(self.cfg, self.device).eval().requires_grad_(False)
+        aae.load_state_dict(self.best_checkpoint("aae")["state"]["aae"])
+        return aae
+
+    def latent_cache(self, aae: AAE) -> LatentCache:
+        """Where the latents of this autoencoder and crop are kept."""
+        cfg = self.cfg
+        return LatentCache(Path(cfg.data_dir), weights_key(aae), self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine)
+
+    def synthesized(self, scan: Scan) -> Path:
+        """Where the synthetic PET of a test scan lies."""
+        return self.cfg.result_dir / "synthesized" / f"{scan.id}.nii.gz"
+
+    def shown_scans(self) -> list[Scan]:
+        """The test scans of the pictures: the first few of each label, positive ones first."""
+        return [scan for label in range(self.cfg.num_classes - 1, -1, -1)
+                for scan in [s for s in self.cohort.test if s.label == label][:self.cfg.shown_subjects]]
+
+    def synthesize(self, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int, draws: int):
+        """A predict function for evaluate: one MRI -> its synthetic PET. The noise depends on seed and ID alone."""
+        shape = (self.cfg.latent_channels, *self.cfg.latent_size)
+
+        def predict(batch: dict) -> Tensor:
+            [subject] = batch["id"]
+            label = classifier.probabilities(batch["mri"]) if classifier else None
+            noise = subject_noise(self.cfg.seed, subject, draws, shape)
+            return synthesizer(batch["mri"].to(self.device), label, noise, sampler, steps)
+        return predict

@@ -1,0 +1,95 @@
+"""The per-subject results of an experiment: three CSVs and what they were made with, written together, read back only if unchanged."""
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from utils import InputError, atomic, write_csv
+
+FORMAT = 1                                                 # raise it when a column changes its meaning
+INDEX = "scores.json"
+FRAMES = ("test", "uptake", "predictions")                 # the CSVs, in this order; the first is always there
+
+
+@dataclass(frozen=True)
+class Run:
+    """One experiment's results on its test list.
+
+    facts: settings, versions, notice, mask, cohort (what identifies the test list) and more that the tables state.
+    test: method, ID, label and image scores. uptake: method, ID, label, SUVR ... or None. predictions: as read_status gives, or None.
+    """
+    name: str
+    facts: dict
+    test: pd.DataFrame
+    uptake: pd.DataFrame | None
+    predictions: pd.DataFrame | None
+
+    @property
+    def seed(self) -> int:
+        return self.facts["settings"]["seed"]
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def forget_run(folder: Path) -> None:
+    """What is in the folder counts no longer, because its synthetic PETs are about to change."""
+    (folder / INDEX).unlink(missing_ok=True)
+
+
+def save_run(folder: Path, facts: dict, frames: dict[str, pd.DataFrame]) -> None:
+    """Write <name>.csv of each frame, then scores.json, without which no CSV counts; CSVs of an earlier run go."""
+    forget_run(folder)
+    for name in FRAMES:
+        (folder / f"{name}.csv").unlink(missing_ok=True)
+    for name, frame in frames.items():
+        write_csv(folder / f"{name}.csv", frame)
+    digests = {f"{name}.csv": _digest(folder / f"{name}.csv") for name in frames}
+    with atomic(folder / INDEX) as partial:
+        partial.write_text(json.dumps({"format": FORMAT, **facts, "files": digests}, indent=2) + "\n")
+
+
+def load_run(folder: Path) -> Run:
+    """The results in an experiment's folder. Raises InputError if a file is missing or not as --stages test wrote it."""
+    again = f"run --stages test of experiment {folder.name} again"
+    try:
+        facts = json.loads((folder / INDEX).read_text())
+        if facts["format"] != FORMAT:
+            raise InputError(f"{folder / INDEX}: format {facts['format']}, expected {FORMAT}; {again}")
+        files = facts["files"]
+        facts["settings"]["seed"], facts["cohort"], files["test.csv"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{folder / INDEX}: not there or damaged; {again}") from error
+    problems = []
+    for name, digest in files.items():
+        if not (folder / name).is_file():
+            problems.append(f"{folder / name}: not there")
+        elif _digest(folder / name) != digest:
+            problems.append(f"{folder / name}: not as --stages test wrote it (a row, a column or a value was changed)")
+    if problems:
+        raise InputError("\n  ".join([*problems, again]))
+    def read(name: str) -> pd.DataFrame | None:            # an ID may read NA
+        return pd.read_csv(folder / name, dtype={"ID": str}, keep_default_na=False, na_values=[""]) if name in files else None
+
+    return Run(folder.name, facts, *(read(f"{name}.csv") for name in FRAMES))
+
+
+def load_runs(root: Path) -> tuple[list[Run], list[str]]:
+    """All experiments with results under root, by name, and the names of those without. Raises InputError with all problems."""
+    runs, without, problems = [], [], []
+    for folder in sorted(path for path in root.iterdir() if (path / "config.json").is_file()) if root.is_dir() else []:
+        if not (folder / INDEX).exists():
+            without.append(folder.name)
+            continue
+        try:
+            runs.append(load_run(folder))
+        except InputError as error:
+            problems.append(str(error))
+    if problems:
+        raise InputError("\n  ".join([f"the results of {len(problems)} experiment(s) cannot be used:", *problems]))
+    return runs, without
