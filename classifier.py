@@ -58,7 +58,8 @@ class LabelClassifier:
     def of_pooled(self, pooled: np.ndarray) -> Tensor:
         """Probability of each label for pooled volumes [B, M, d, h, w]: [B, K] float64."""
         features = pooled[:, :, self.voxels].reshape(len(pooled), -1).astype(np.float64)     # [B, M F]
-        logits = torch.from_numpy(features @ self.coef.T + self.intercept)                   # [B, R]
+        # A product of matrices rounds its rows differently: the same picture must give the same score, whoever stands beside it.
+        logits = torch.from_numpy(np.stack([(features * row).sum(1) for row in self.coef], axis=1) + self.intercept)   # [B, R]
         if logits.shape[1] == 1:
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)                    # [B, 2]
         return logits.softmax(dim=1)

@@ -207,11 +207,12 @@ def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame |
     table = table.loc[:, ~table.columns.duplicated()]
     if missing := {"age", "sex"} - set(table.columns):
         return None, f"{path} has no column {' and no column '.join(sorted(missing))}"
-    table = table.assign(ID=table["ID"].str.strip(), age=pd.to_numeric(table["age"], errors="coerce"), sex=table["sex"].str.strip())
+    table = table.assign(ID=table["ID"].str.strip(), age=pd.to_numeric(table["age"], errors="coerce"),
+                         sex=table["sex"].str.strip().str.upper())
     table = table.set_index("ID").loc[[scan.id for scan in scans], ["age", "sex"]].reset_index()
-    bad = table.loc[~np.isfinite(table["age"]) | (table["sex"] == ""), "ID"]
+    bad = table.loc[~table["age"].between(1, 120) | table["sex"].isin(["", "NA", "NAN", "-4", "-1"]), "ID"]   # ADNI writes -4 for missing
     if len(bad):
-        return None, f"{path}: age or sex of {len(bad)} scans is missing or no number ({', '.join(bad[:5])})"
+        return None, f"{path}: {len(bad)} scans have no sex or no age from 1 to 120 years ({', '.join(bad[:5])})"
     return table, ""
 
 
@@ -231,7 +232,7 @@ class Cohort:
     def fingerprint(self, *splits: str) -> str:
         """16 hexadecimal digits that identify these lists: who is in them, with which label and which voxels."""
         lists = [[(scan.id, scan.label, self.checksums[scan.mri], self.checksums[scan.pet]) for scan in getattr(self, split)]
-                 for split in splits]
+                 for split in splits]                      # in their order, which training follows
         return hashlib.blake2b(repr((lists, self.affine.round(2).tolist())).encode(), digest_size=8).hexdigest()
 
 

@@ -1,4 +1,5 @@
 """An experiment: a checked cohort, the settings, the device, and what every stage makes of them."""
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,12 @@ class Experiment:
         brain = attempt(read_mask, Path(cfg.brain_mask) if cfg.brain_mask else None, *grid)
         masks = [attempt(read_mask, path, *grid, name) for name, path in self.region_masks.items()]
         named = attempt(read_labels, Path(cfg.regions_image), Path(cfg.regions_table), *grid) if cfg.regions_image else {}
+        if not masks and (cfg.regions_image or cfg.centiloid_slope):
+            problems.append("regions_image and centiloid_slope need the SUVR's own regions: give cortex_mask and reference_mask")
+        if masks and all(mask is not None for mask in masks) and np.array_equal(*masks):
+            problems.append("cortex_mask and reference_mask are the same region, so every SUVR would be 1")
+        if brain is not None and not (pool_volume(torch.from_numpy(brain).float()[None, None], self.pool) >= 0.5).any():
+            problems.append(f"brain_mask {cfg.brain_mask}: too small or thin, no block of {self.pool}^3 voxels lies half inside")
         if problems:
             raise InputError("\n".join(problems))
         centiloid = (cfg.centiloid_slope, cfg.centiloid_intercept) if cfg.centiloid_slope else None
@@ -96,6 +103,12 @@ class Experiment:
         return (f"{n} subjects ({self.notice}); box of {'x'.join(map(str, self.cfg.volume_size))} voxels, brain: {mask}; data range 1, "
                 f"SSIM window 7, seed {self.cfg.seed}")
 
+    def identity(self) -> dict[str, str | dict]:
+        """What results must share to be compared: digests of the test list, of the lists of training, and of the masks on the crop."""
+        masks = {"brain": self.brain} | ({"cortex": self.regions.cortex, "reference": self.regions.reference} if self.regions else {})
+        return {"cohort": self.cohort.fingerprint("test"), "training": self.cohort.fingerprint("train", "validation"),
+                "masks": {name: hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=4).hexdigest() for name, mask in masks.items()}}
+
     def settings(self, stage: str) -> dict:
         """What a checkpoint of the stage is bound to: its settings, and the lists and labels that training sees."""
         return self.cfg.fixed_settings(stage) | {"training and validation list": self.cohort.fingerprint("train", "validation")}
@@ -108,8 +121,8 @@ class Experiment:
             raise InputError(f"{paths['aae']} is not there; run --stages aae first")
         if first == "test" and not paths["ldm"].exists():
             raise InputError(f"{paths['ldm']} is not there; run --stages encode ldm first")
-        if first == "report":
-            load_run(cfg.result_dir)                       # refuses if there are no scores
+        if first == "report" and load_run(cfg.result_dir).facts["cohort"] != self.cohort.fingerprint("test"):
+            raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages test report")
         for stage, file in CHECKPOINT.items():
             for path in sorted(cfg.result_dir.glob(f"{file}*.pth.tar")):
                 settings = self.settings(stage)

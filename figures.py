@@ -144,7 +144,8 @@ def plot_calibration(stem: Path, predictions: pd.DataFrame, notice: str) -> None
 
 
 def _scatter(axis: plt.Axes, x: np.ndarray, y: np.ndarray, label: np.ndarray) -> None:
-    for value, (name, colour, marker) in LABELS.items():
+    for value in np.unique(label):
+        name, colour, marker = LABELS.get(value, (f"label {value}", "#009E73", "s"))
         axis.scatter(x[label == value], y[label == value], color=colour, marker=marker, s=36, label=name)
 
 

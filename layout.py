@@ -1,4 +1,5 @@
 """Tables as they are read: CSV with every number, Markdown, LaTeX and HTML text."""
+import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,17 +18,19 @@ DIGITS = {"PSNR": 2, "PSNR_brain": 2, "MAE": 4, "MAE_brain": 4, "p": 3, "p_holm"
 def describe_section(section: str) -> str:
     """The cohort, crop and masks of a section in a line."""
     s = json.loads(section)
-    data = f"cohort {s['data_dir']} with the lists of {s['info_dir']}" if s["data_dir"] else "digital phantom, not patient data"
-    if any(s["phantom_subjects"]):
+    data = "digital phantom, not patient data" if s["phantom"] else "cohort"
+    if s["data_dir"]:
+        data += f" in {s['data_dir']} with the lists of {s['info_dir']}"
+    else:
         data += f" ({'+'.join(map(str, s['phantom_subjects']))} subjects, {s['phantom_voxel']} mm, link {s['phantom_link']:g})"
     regions = f"; cortex: {s['cortex_mask']}, reference: {s['reference_mask']}" if s["cortex_mask"] else \
-        "" if s["data_dir"] else "; cortex and cerebellum: the phantom's own"
+        "; cortex and cerebellum: the phantom's own" if s["phantom"] else ""
     centiloid = f"; CL = {s['centiloid_slope']:g} SUVR {s['centiloid_intercept']:+g}" if s["centiloid_slope"] else ""
-    lists = s["test_lists"]
-    split = f"test ({len(lists)} lists, {'+'.join(name[:4] for name in lists)})" if len(lists) > 1 else f"test (list {lists[0][:4]})"
+    split = f"test (of {len(s['lists'])} cohorts)" if len(s["lists"]) > 1 else "test"
+    key = hashlib.blake2b(section.encode(), digest_size=2).hexdigest()                       # two sections never read alike
     box = f"{'x'.join(map(str, s['volume_size']))} voxels from {' '.join(map(str, s['crop_start']))}"
     return (f"{data}; split: {split}; box of {box}; brain: "
-            f"{s['brain_mask'] or 'MNI152 mask of nilearn'}{regions}{centiloid}; data range 1; SSIM window 7, uniform")
+            f"{s['brain_mask'] or 'MNI152 mask of nilearn'}{regions}{centiloid}; data range 1; SSIM window 7, uniform [{key}]")
 
 
 def to_csv(table: Table) -> pd.DataFrame:
@@ -55,8 +58,9 @@ class Markup:
 
 def _escape_tex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
-               "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "<": r"$<$"}
-    return "".join(special.get(character, character) for character in text)
+               "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "<": r"$<$", ">": r"$>$",
+               "|": r"\textbar{}"}
+    return "".join(special.get(character, character) for character in text).replace("--", "-{}-")   # no dash in a command
 
 
 MARKDOWN = Markup("**{}**", lambda text: text.replace("|", r"\|"))

@@ -29,7 +29,7 @@ from model import AAE, Diffusion, Discriminator, Synthesizer, UNet
 from phantom import build_phantom
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs, save_run
-from status import fit_readers, read_status
+from status import Reader, fit_readers, read_status
 from tables import group_runs, make_tables
 from training import aae_step, denoising_loss, ldm_step, train_epoch
 from utils import (EMA, METRICS, InputError, NotFiniteError, StageRun, atomic, check_settings, derived_seed, evaluate, pick_device,
@@ -58,6 +58,8 @@ def train_aae(exp: Experiment) -> None:
     def step(batch: dict) -> dict[str, float]:
         return aae_step(aae, disc, opt_g, opt_d, batch["pet"].to(exp.device), cfg.lambda_rec)
 
+    if run.epochs_left(cfg.aae_epochs):
+        forget_run(cfg.result_dir)
     for epoch in run.epochs_left(cfg.aae_epochs):
         seed = derived_seed(cfg.seed, "aae", epoch)                                          # an epoch depends on its number alone
         seed_everything(seed)
@@ -110,6 +112,7 @@ def train_ldm(exp: Experiment) -> None:
     say("ldm", f"{len(cohort.train)} subjects, {run.epoch} of {cfg.ldm_epochs} epochs done, writes {run.best_path}")
     if not run.epochs_left(cfg.ldm_epochs):
         return
+    forget_run(cfg.result_dir)
     latents = load_latents(exp, aae)
     run.facts = run.facts or training_facts(exp, latents)
     z_0 = {name: (z - run.facts["latent_mean"]) / run.facts["latent_std"] for name, z in latents.items()}
@@ -201,11 +204,13 @@ def test(exp: Experiment) -> None:
     """Reconstruct and synthesize the test list with the best checkpoints; score image, uptake and status beside their controls."""
     cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
     synthesizer, classifier, aae = load_synthesizer(exp)
+    epochs = trained_epochs(exp)
     synthesize = exp.synthesize(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, cfg.samples_per_scan)
     say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} draws by {cfg.sampler}, writes {folder}/*.csv and synthesized/")
     for remark in exp.region_remarks():
         say("test", remark)
     real = survey_real(exp)
+    readers = fit_status(exp, real)
     mean_pet = mean_volume(exp.scans(cohort.train, "pet"))
     methods = {"aae": reconstruct(aae, exp.device), "il_cldm": save_each(exp, synthesize), "mean_pet": lambda batch: mean_pet}
     if all(oracle_file(exp, scan.id).is_file() for scan in cohort.test):
@@ -218,9 +223,27 @@ def test(exp: Experiment) -> None:
     with torch.no_grad():
         subjects = {method: evaluate(predict, exp.scans(cohort.test, "mri", "pet"), measure, f"test {method}")
                     for method, predict in methods.items()}
-    write_results(exp, subjects, real)
+    write_results(exp, subjects, real, readers, epochs)
     plot_synthesized(folder / "synthesized", [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan))
                                               for scan in exp.shown_scans()], exp.notice)
+
+
+def trained_epochs(exp: Experiment) -> dict[str, int]:
+    """How many epochs of each stage were trained, as the settings that ask for them; says so if they ask for another number."""
+    epochs = pd.read_csv(exp.cfg.result_dir / "loss_curve.csv").groupby("stage")["epoch"].max()
+    trained = {f"{stage}_epochs": int(epochs[stage]) for stage in CHECKPOINT}
+    for name, number in trained.items():
+        if number != getattr(exp.cfg, name):
+            say("test", f"{name} is {getattr(exp.cfg, name)}, but {number} are trained: the scores are those of {number}")
+    return trained
+
+
+def fit_status(exp: Experiment, real: dict[str, pd.DataFrame]) -> dict[str, Reader]:
+    """The read-outs of amyloid status, fitted before the long synthesis; none, and why, if status is not binary here."""
+    if exp.cfg.num_classes != 2 or real["train"]["label"].nunique() < 2:
+        say("test", "amyloid status is not read: it needs num_classes 2 and both labels in the training list")
+        return {}
+    return fit_readers(real["train"], real["validation"], exp.brain, exp.pool, exp.cfg.seed)
 
 
 def survey_real(exp: Experiment) -> dict[str, pd.DataFrame]:
@@ -282,7 +305,8 @@ def read_oracle(exp: Experiment) -> Callable[[dict], Tensor]:
     return predict
 
 
-def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict[str, pd.DataFrame]) -> None:
+def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict[str, pd.DataFrame], readers: dict[str, Reader],
+                  epochs: dict[str, int]) -> None:
     """Read status; write the per-subject CSVs and summary.csv; print the summary with what it was measured on."""
     cfg = exp.cfg
     frames = {"test": pd.concat([table[["ID", "label", *METRICS]].assign(method=method) for method, table in subjects.items()])}
@@ -293,12 +317,11 @@ def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict
         columns = ["ID", "label", *(name for name in real["test"] if name == "CL" or name.startswith("SUVR"))]
         uptake = pd.concat([table[columns].assign(method=method) for method, table in readable.items()])
         frames["uptake"] = uptake[["method", *columns]]
-    if cfg.num_classes != 2 or real["train"]["label"].nunique() < 2:
-        say("test", "amyloid status is not read: it needs num_classes 2 and both labels in the training list")
-    else:
-        frames["predictions"] = read_status(fit_readers(real["train"], real["validation"], exp.brain, exp.pool, cfg.seed), readable)
-    facts = {"phantom": exp.is_phantom, "notice": exp.notice, "note": exp.scores_note(len(exp.cohort.test)),
-             "cohort": exp.cohort.fingerprint("test"), **json.loads(cfg.to_json())}
+    if readers:
+        frames["predictions"] = read_status(readers, readable)
+    facts = {"phantom": exp.is_phantom, "notice": exp.notice, "note": exp.scores_note(len(exp.cohort.test)), **exp.identity(),
+             **json.loads(cfg.to_json())}
+    facts["settings"] |= epochs
     save_run(cfg.result_dir, facts, frames)
     summary = summarize(frames["test"])
     write_csv(cfg.result_dir / "summary.csv", summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else cfg.data_dir))
@@ -320,7 +343,7 @@ def tables(cfg: Config) -> None:
         say("tables", remark)
     if not groups:
         raise InputError(f"{cfg.result_dir.parent} holds no experiment with scores; --stages test writes them")
-    for path in write_tables(cfg.result_dir.parent / "tables", make_tables(groups, cfg.bootstrap_resamples)):
+    for path in write_tables(cfg.result_dir.parent / "tables", make_tables(groups)):
         say("tables", f"{len(runs)} experiments, wrote {path} (and .md, .tex)")
 
 
@@ -332,7 +355,7 @@ def report(exp: Experiment) -> None:
     subjects = read_subjects(exp.shown_scans(), folder / "synthesized", exp.crop)
     figures = write_figures(folder, result, subjects)
     demographics, _ = read_demographics(cfg.info_folder, exp.cohort.train + exp.cohort.validation + exp.cohort.test)
-    write_report(folder / "report.html", result, make_tables([[result]], cfg.bootstrap_resamples), figures,
+    write_report(folder / "report.html", result, make_tables(group_runs([result])[0]), figures,
                  cohort_table(exp.cohort, demographics), subjects, exp.cohort.affine)
 
 
@@ -350,17 +373,17 @@ def check(cfg: Config) -> Cohort:
 
 def run(cfg: Config) -> None:
     """All stages of the settings, in the paper's order."""
+    if "tables" in cfg.stages:
+        load_runs(cfg.result_dir.parent, but=cfg.exp if "test" in cfg.stages else "")        # refuses spoilt results before all else
+    if set(cfg.stages) == {"tables"}:
+        tables(cfg)
+        return
     device = pick_device(cfg.device)
     if cfg.is_phantom:
         try:
             build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
         except ValueError as error:
             raise InputError(str(error)) from error
-    if "tables" in cfg.stages:
-        load_runs(cfg.result_dir.parent)                   # refuses spoilt results before the other stages take their time
-    if set(cfg.stages) == {"tables"}:
-        tables(cfg)
-        return
     cohort = check(cfg)
     if cfg.stages == ("check",):
         return

@@ -24,8 +24,14 @@ def read_mask(path: Path | None, affine: np.ndarray, crop: Crop, what: str = "br
         image = datasets.load_mni152_brain_mask()
     else:
         image = _read_image(path, what)
-    voxels = _onto_crop(image, affine, crop)
-    mask = voxels >= 0.5 * np.asarray(image.dataobj).max() if voxels.any() else np.zeros(crop.size, bool)
+    stored = np.asarray(image.dataobj)
+    if not stored.max() > 0:
+        raise InputError(f"{what} {path}: no voxel is above 0")
+    values = np.unique(stored)
+    if len(values) > 2 and np.array_equal(values, values.round()):
+        raise InputError(f"{what} {path}: holds {len(values)} different integers; expected two, outside and inside. A label image with a "
+                         "table is given as --regions_image and --regions_table")
+    mask = _onto_crop(image, affine, crop) >= 0.5 * stored.max()
     if not mask.any():
         raise InputError(f"{what} {path or 'of nilearn'}: nothing of it lies inside the crop; is the cohort in MNI space?")
     return mask
@@ -34,7 +40,8 @@ def read_mask(path: Path | None, affine: np.ndarray, crop: Crop, what: str = "br
 def _read_image(path: Path, what: str) -> nib.Nifti1Image:
     if not path.is_file():
         raise InputError(f"{what} {path}: not there")
-    image = nib.Nifti1Image(*read_volume(path))
+    voxels, affine = read_volume(path)
+    image = nib.Nifti1Image(np.nan_to_num(voxels), affine)                                   # SPM writes NaN outside the brain
     if len(image.shape) != 3:
         raise InputError(f"{what} {path}: has {len(image.shape)} dimensions {image.shape}; expected 3")
     return image
@@ -51,6 +58,7 @@ def _onto_crop(image: nib.Nifti1Image, affine: np.ndarray, crop: Crop) -> np.nda
 def share_inside(path: Path, affine: np.ndarray, crop: Crop) -> float:
     """Share of the mask's voxels whose centres lie inside the crop, in [0, 1]."""
     voxels, mask_affine = read_volume(path)
+    voxels = np.nan_to_num(voxels)
     centres = nib.affines.apply_affine(np.linalg.inv(crop.affine(affine)) @ mask_affine, np.argwhere(voxels >= 0.5 * voxels.max()))
     return float(((centres >= -0.5) & (centres <= np.array(crop.size) - 0.5)).all(1).mean())
 
@@ -78,6 +86,8 @@ def read_labels(image_path: Path, table_path: Path, affine: np.ndarray, crop: Cr
             problems.append(f"regions_image {image_path}: no voxel of region {index} ({name}) lies inside the crop")
         else:
             masks[name] = labels == int(index)
+    if not len(table):
+        problems.append(f"regions_table {table_path}: holds no region")
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s) in the regions:", *problems]))
     return masks

@@ -16,17 +16,18 @@ from matplotlib import colormaps
 from classifier import pool_volume
 from config import command
 from dataset import Cohort, Crop, Scan, read_volume
-from figures import plot_bland_altman, plot_calibration, plot_curves, plot_roc, plot_suvr, plot_volumes
+from figures import LABELS, plot_bland_altman, plot_calibration, plot_curves, plot_roc, plot_suvr, plot_volumes
 from layout import Markup, display
 from results import Run
 from tables import Table
-from utils import atomic
+from utils import InputError, atomic
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 VIEWER_VOXELS = 1_000_000                                  # of a volume in the viewer at most; larger ones are averaged over blocks
 HTML = Markup("<b>{}</b>", lambda text: str(escape(text)))
 CAPTIONS = {
-    "volumes": "Real PET, synthetic PET and absolute error of the first test subjects of each label; sagittal, coronal and axial slice.",
+    "volumes": "Real PET, synthetic PET and absolute error of the first test subjects of each label; sagittal, coronal "
+               "and axial slice; left of the picture is the subject's left, or the back.",
     "roc": "ROC curves on the test list of classifiers fitted on the training list.",
     "calibration": "Calibration of the predicted probability of amyloid positivity on the test list.",
     "suvr": "SUVR of synthetic against real PET on the test list.",
@@ -37,7 +38,9 @@ CAPTIONS = {
 def write_figures(folder: Path, run: Run, subjects: list[tuple[Scan, dict[str, np.ndarray]]]) -> dict[str, Path]:
     """folder/figures/<name>.png and .pdf, of what the run has: name -> path of the PNG. subjects: as read_subjects gives."""
     figures, notice = folder / "figures", run.facts["notice"]
-    rows = [(f"{scan.id}\nlabel {scan.label}", volumes["real PET"], volumes["synthetic PET"]) for scan, volumes in subjects]
+    names = {label: name for label, (name, *_) in LABELS.items()}
+    rows = [(f"{scan.id}\n{names.get(scan.label, f'label {scan.label}')}", volumes["real PET"], volumes["synthetic PET"])
+            for scan, volumes in subjects]
     plot_volumes(figures / "volumes", rows, notice)
     names = ["volumes"]
     if run.predictions is not None and run.predictions["label"].nunique() == 2:
@@ -61,7 +64,10 @@ def write_figures(folder: Path, run: Run, subjects: list[tuple[Scan, dict[str, n
 
 
 def read_subjects(scans: list[Scan], folder: Path, crop: Crop) -> list[tuple[Scan, dict[str, np.ndarray]]]:
-    """MRI, real PET and synthetic PET [D, H, W] of the scans; folder: where the synthetic ones lie."""
+    """MRI, real PET and synthetic PET [D, H, W] of the scans; folder: where the synthetic ones lie. Raises InputError if one is missing."""
+    missing = [scan.id for scan in scans if not (folder / f"{scan.id}.nii.gz").is_file()]
+    if missing:
+        raise InputError(f"{folder} has no synthetic PET of {', '.join(missing)}; run --stages test")
     return [(scan, {name: read_volume(path)[0][crop.slices()]
                     for name, path in (("MRI", scan.mri), ("real PET", scan.pet), ("synthetic PET", folder / f"{scan.id}.nii.gz"))})
             for scan in scans]
@@ -69,12 +75,12 @@ def read_subjects(scans: list[Scan], folder: Path, crop: Crop) -> list[tuple[Sca
 
 def cohort_table(cohort: Cohort, demographics: pd.DataFrame | None) -> pd.DataFrame:
     """A row a list: scans, scans a label, and age and sex if they are known."""
-    rows = []
+    rows, known = [], sorted({scan.label for scan in cohort.train + cohort.validation + cohort.test})
     for split in ("train", "validation", "test"):
         scans = getattr(cohort, split)
         labels = pd.Series([scan.label for scan in scans])
         row = {"list": split, "scans": len(scans)}
-        row |= {f"label {label}": int((labels == label).sum()) for label in sorted({s.label for s in cohort.train + cohort.test})}
+        row |= {f"label {label}": int((labels == label).sum()) for label in known}
         if demographics is not None:
             people = demographics.set_index("ID").loc[[scan.id for scan in scans]]
             row["age (years, mean ± SD)"] = f"{people['age'].mean():.1f} ± {people['age'].std():.1f}" if len(people) > 1 else \

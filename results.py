@@ -1,4 +1,5 @@
 """The per-subject results of an experiment: three CSVs and what they were made with, written together, read back only if unchanged."""
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from config import Config
 from utils import InputError, atomic, write_csv
 
 FORMAT = 1                                                 # raise it when a column changes its meaning
@@ -17,7 +19,8 @@ FRAMES = ("test", "uptake", "predictions")                 # the CSVs, in this o
 class Run:
     """One experiment's results on its test list.
 
-    facts: settings, versions, notice, mask, cohort (what identifies the test list) and more that the tables state.
+    facts: settings (with the epochs that were trained), versions, phantom, notice, note, and what identifies the test list (cohort), the
+    lists of training and validation (training) and the masks.
     test: method, ID, label and image scores. uptake: method, ID, label, SUVR ... or None. predictions: as read_status gives, or None.
     """
     name: str
@@ -31,8 +34,8 @@ class Run:
         return self.facts["settings"]["seed"]
 
 
-def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def forget_run(folder: Path) -> None:
@@ -47,9 +50,10 @@ def save_run(folder: Path, facts: dict, frames: dict[str, pd.DataFrame]) -> None
         (folder / f"{name}.csv").unlink(missing_ok=True)
     for name, frame in frames.items():
         write_csv(folder / f"{name}.csv", frame)
-    digests = {f"{name}.csv": _digest(folder / f"{name}.csv") for name in frames}
+    digests = {f"{name}.csv": _digest((folder / f"{name}.csv").read_bytes()) for name in frames}
+    index = {"format": FORMAT, **facts, "files": digests}
     with atomic(folder / INDEX) as partial:
-        partial.write_text(json.dumps({"format": FORMAT, **facts, "files": digests}, indent=2) + "\n")
+        partial.write_text(json.dumps(index | {"digest": _digest(json.dumps(index).encode())}, indent=2) + "\n")
 
 
 def load_run(folder: Path) -> Run:
@@ -57,19 +61,17 @@ def load_run(folder: Path) -> Run:
     again = f"run --stages test of experiment {folder.name} again"
     try:
         facts = json.loads((folder / INDEX).read_text())
-        if facts["format"] != FORMAT:
-            raise InputError(f"{folder / INDEX}: format {facts['format']}, expected {FORMAT}; {again}")
-        files = facts["files"]
-        facts["settings"]["seed"], facts["cohort"], files["test.csv"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{folder / INDEX}: not there or damaged; {again}") from error
+        digest, files = facts.pop("digest"), facts["files"]
+        assert digest == _digest(json.dumps(facts).encode())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        raise InputError(f"{folder / INDEX}: not there, damaged or changed; {again}") from error
+    if facts["format"] != FORMAT or {field.name for field in dataclasses.fields(Config)} != facts["settings"].keys():
+        raise InputError(f"{folder / INDEX}: written by another version of this project; {again}")
     problems = []
     for name, digest in files.items():
         if not (folder / name).is_file():
             problems.append(f"{folder / name}: not there")
-        elif _digest(folder / name) != digest:
+        elif _digest((folder / name).read_bytes()) != digest:
             problems.append(f"{folder / name}: not as --stages test wrote it (a row, a column or a value was changed)")
     if problems:
         raise InputError("\n  ".join([*problems, again]))
@@ -79,10 +81,16 @@ def load_run(folder: Path) -> Run:
     return Run(folder.name, facts, *(read(f"{name}.csv") for name in FRAMES))
 
 
-def load_runs(root: Path) -> tuple[list[Run], list[str]]:
-    """All experiments with results under root, by name, and the names of those without. Raises InputError with all problems."""
+def load_runs(root: Path, but: str = "") -> tuple[list[Run], list[str]]:
+    """All experiments with results under root, by name, and the names of those without; `but` is not looked at.
+
+    Raises InputError with all problems.
+    """
     runs, without, problems = [], [], []
-    for folder in sorted(path for path in root.iterdir() if (path / "config.json").is_file()) if root.is_dir() else []:
+    folders = sorted({path.parent for name in ("config.json", INDEX) for path in root.glob(f"*/{name}")})
+    for folder in folders:
+        if folder.name == but:
+            continue
         if not (folder / INDEX).exists():
             without.append(folder.name)
             continue
@@ -91,5 +99,6 @@ def load_runs(root: Path) -> tuple[list[Run], list[str]]:
         except InputError as error:
             problems.append(str(error))
     if problems:
-        raise InputError("\n  ".join([f"the results of {len(problems)} experiment(s) cannot be used:", *problems]))
+        raise InputError("\n  ".join([f"the results of {len(problems)} experiment(s) cannot be used in tables:", *problems,
+                                      "or move the folder away, or leave out the stage tables"]))
     return runs, without

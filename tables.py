@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,15 +16,23 @@ from results import Run
 from stats import AGREEMENT, STATUS_METRICS, agreement, bootstrap, bootstrap_p, holm, interval, mcnemar_p, status_metrics, wilcoxon_p
 from utils import METRICS, derived_seed
 
-OWN = ("il_cldm", "aae")                                   # methods that every experiment has of its own; the others are shared controls
 CEILINGS = ("aae", "oracle", "real")                       # see the PET or the truth: shown, but no contenders
 REPETITION = ("seed", "phantom_seed")
-UNBOUND = ("exp", "stages", "device", "num_workers")       # change no result
-SECTION = ("data_dir", "info_dir", "image_size", "crop_start", "volume_size", "num_classes", "brain_mask", "cortex_mask", "reference_mask",
-           "regions_image", "regions_table", "centiloid_slope", "centiloid_intercept", "phantom_subjects", "phantom_voxel", "phantom_link")
+UNBOUND = ("exp", "stages", "device", "num_workers", "bootstrap_resamples", "shown_subjects", "regions_image", "regions_table")
+SECTION = ("data_dir", "info_dir", "crop_start", "volume_size", "brain_mask", "cortex_mask", "reference_mask", "centiloid_slope",
+           "centiloid_intercept", "phantom_subjects", "phantom_voxel", "phantom_link")
 LOWER = ("MAE", "MAE_brain", "RMSE", "Brier")
 TARGETS = {"bias": 0.0, "slope": 1.0}                      # best is nearest
 UNRATED = ("LoA_low", "LoA_high", "SEN", "SPE", "PPV", "NPV")                         # half of a pair: a trivial call wins one half
+SHARED = "all"                                             # the experiment of a control that is the same in all of them
+
+
+@dataclass
+class Group:
+    """An experiment with all its seeds. section: what rows must share to be compared, as text: cohort, lists, crop and masks."""
+    name: str
+    section: str
+    runs: list[Run]
 
 
 @dataclass
@@ -33,10 +41,12 @@ class Row:
     section: str
     experiment: str
     key: tuple[str, ...]                                   # (method,) or (readout, method)
-    contends: bool
-    runs: dict[tuple[str, int], pd.DataFrame] = field(default_factory=dict)
-    commands: list[str] = field(default_factory=list)
-    twins: int = 0                                         # experiments whose row would be the very same
+    runs: dict[tuple[str, int], pd.DataFrame]
+    commands: list[str]
+
+    @property
+    def contends(self) -> bool:
+        return self.key[-1] not in CEILINGS
 
     @property
     def subjects(self) -> set[tuple[str, str]]:
@@ -50,79 +60,120 @@ class Row:
         return whole.groupby(level=[0, 1]).mean()
 
 
-# ---------------------------------------------------------------- rows and sections
+# ---------------------------------------------------------------- experiments, their seeds, and what can be compared
 
-def _data(run: Run) -> str:
-    """Cohort, crop and masks of a run, as text."""
-    settings = {name: run.facts["settings"].get(name) for name in SECTION}
-    if run.facts["phantom"]:                               # another folder may hold the same simulation
-        settings |= {"data_dir": None, "info_dir": None}
-    return json.dumps(settings)
+def _lists(run: Run) -> tuple[str, str]:
+    return run.facts["cohort"], run.facts["training"]
 
 
-def _section(group: list[Run]) -> str:
-    """What two rows must share to be compared, as text: the data, and the very test lists of all seeds."""
-    return json.dumps(json.loads(_data(group[0])) | {"test_lists": sorted({run.facts["cohort"] for run in group})})
+def _section(runs: list[Run]) -> str:
+    first = runs[0].facts
+    settings = {name: first["settings"][name] for name in SECTION}
+    if any(settings["phantom_subjects"]):                  # another folder may hold the same simulation
+        settings |= {"data_dir": "", "info_dir": ""}
+    lists = sorted({_lists(run) for run in runs})
+    return json.dumps(settings | {"phantom": first["phantom"], "lists": lists, "masks": first["masks"]}, sort_keys=True)
 
 
-def group_runs(runs: list[Run]) -> tuple[list[list[Run]], list[str]]:
+def _fits(run: Run, group: list[Run]) -> bool:
+    """Whether the run has the lists of the others; simulated cohorts may differ where their phantom_seed does."""
+    def cohort_seed(one: Run) -> int | None:
+        settings = one.facts["settings"]
+        return settings["phantom_seed"] if any(settings["phantom_subjects"]) else None
+    return all(_lists(run) == _lists(other) or cohort_seed(run) != cohort_seed(other) for other in group)
+
+
+def group_runs(runs: list[Run]) -> tuple[list[Group], list[str]]:
     """The runs that differ in their seeds alone, group by group; and remarks on runs that repeat another one and are left out."""
-    groups: dict[str, list[Run]] = {}
+    candidates: dict[str, list[list[Run]]] = {}
     remarks = []
     for run in runs:
-        settings = {name: value for name, value in run.facts["settings"].items() if name not in (*REPETITION, *UNBOUND, *SECTION)}
-        group = groups.setdefault(_data(run) + json.dumps(settings, sort_keys=True), [])
-        twin = next((other for other in group if (other.facts["cohort"], other.seed) == (run.facts["cohort"], run.seed)), None)
+        simulated = any(run.facts["settings"]["phantom_subjects"])
+        free = (*REPETITION, *UNBOUND, *(("data_dir", "info_dir") if simulated else ()))
+        same = {name: value for name, value in run.facts["settings"].items() if name not in free}
+        variants = candidates.setdefault(json.dumps([same, run.facts["masks"]], sort_keys=True), [])
+        group = next((group for group in variants if _fits(run, group)), None)
+        twin = next((other for other in group or [] if (_lists(other), other.seed) == (_lists(run), run.seed)), None)
         if twin:
-            remarks.append(f"{run.name} repeats {twin.name} (same settings, seed and test list) and is left out")
-        else:
+            remarks.append(f"{run.name} repeats {twin.name} (same settings, seed and lists) and is left out")
+        elif group:
             group.append(run)
-    return [sorted(group, key=lambda run: run.seed) for group in groups.values()], remarks
+        else:
+            variants.append([run])
+    groups = [sorted(group, key=lambda run: (run.seed, run.name)) for variants in candidates.values() for group in variants]
+    names = [os.path.commonprefix([run.name for run in group]).rstrip("_-.") for group in groups]
+    unique = [name if name and names.count(name) == 1 else group[0].name for name, group in zip(names, groups, strict=True)]
+    return [Group(name, _section(group), group) for name, group in zip(unique, groups, strict=True)], remarks
 
 
-def collect_rows(groups: list[list[Run]], frame: str, keys: tuple[str, ...], order: tuple[str, ...]) -> list[Row]:
+def collect_rows(groups: list[Group], frame: str, keys: tuple[str, ...], order: tuple[str, ...]) -> list[Row]:
     """A row an experiment and method of one of the CSVs; a control that several experiments share is one row.
 
     keys: the columns that tell methods apart, "method" last. order: methods or read-outs as they are to stand.
     """
-    rows: dict[tuple, Row] = {}
+    rows: list[Row] = []
     for group in groups:
-        section = _section(group)
-        for run in group:
+        found: dict[tuple, Row] = {}
+        for run in group.runs:
             table = getattr(run, frame)
             for key, subjects in table.groupby(list(keys), sort=False) if table is not None else ():
-                own = key[-1] in OWN
-                experiment = _name(group) if own else "all"
-                row = rows.setdefault((section, experiment, key), Row(section, experiment, key, key[-1] not in CEILINGS))
-                subjects = subjects.set_index("ID").sort_index()
-                known = [f for (cohort, _), f in row.runs.items() if cohort == run.facts["cohort"]]
-                if own or not any(subjects.equals(other) for other in known):
-                    row.runs.setdefault((run.facts["cohort"], run.seed), subjects)
-                    row.commands.append(command(run.facts["settings"]))
+                row = found.setdefault(key, Row(group.section, group.name, key, {}, []))
+                row.runs[run.facts["cohort"], run.seed] = subjects.set_index("ID").sort_index()
+                row.commands.append(command(run.facts["settings"]))
+        for row in found.values():
+            twin = next((other for other in rows if _is_same_control(row, other)), None)
+            if twin:
+                twin.runs |= row.runs
+                twin.commands += [text for text in row.commands if text not in twin.commands]
+            else:
+                rows.append(row)
+    for row in rows:
+        _tidy_runs(row)
 
     def rank(row: Row) -> tuple:
         return row.section, *(order.index(part) if part in order else len(order) for part in row.key), row.experiment
-    return _merge_equal(sorted(rows.values(), key=rank))
+    return sorted(_name_controls(rows), key=rank)
 
 
-def _name(group: list[Run]) -> str:
-    """One name for all seeds of an experiment: what their names begin with."""
-    return os.path.commonprefix([run.name for run in group]).rstrip("_-.") or group[0].name
+def _equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two frames say the same of the same subjects, but for rounding."""
+    if not one.index.equals(other.index):
+        return False
+    numbers = one.select_dtypes("number")
+    return np.allclose(numbers, other[numbers.columns], rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
-def _merge_equal(rows: list[Row]) -> list[Row]:
-    """One row for experiments that share an autoencoder: what is equal to the last value stands once."""
-    kept: list[Row] = []
+def _is_same_control(row: Row, other: Row) -> bool:
+    """Whether two experiments' rows of a control are one: equal wherever they have a run in common. An autoencoder's must be common."""
+    method = row.key[-1]
+    if (row.section, row.key) != (other.section, other.key) or method == "il_cldm":
+        return False
+    if method == "aae" and row.runs.keys() != other.runs.keys():
+        return False
+    return all(_equal(frame, other.runs[name]) for name, frame in row.runs.items() if name in other.runs)
+
+
+def _tidy_runs(row: Row) -> None:
+    """Keep the subjects that all seeds of a cohort have; keep one seed of a control that is the same in all of them."""
+    for cohort in {cohort for cohort, _ in row.runs}:
+        mine = sorted(name for name in row.runs if name[0] == cohort)
+        common = row.runs[mine[0]].index
+        for name in mine[1:]:
+            common = common.intersection(row.runs[name].index)
+        for name in mine:
+            row.runs[name] = row.runs[name].loc[common]
+        if row.key[-1] not in ("il_cldm", "aae") and all(_equal(row.runs[mine[0]], row.runs[name]) for name in mine[1:]):
+            for name in mine[1:]:
+                del row.runs[name]
+
+
+def _name_controls(rows: list[Row]) -> list[Row]:
+    """The rows; a control of which there is one in its section is of all experiments."""
     for row in rows:
-        alike = [other for other in kept if (other.section, other.key, other.runs.keys()) == (row.section, row.key, row.runs.keys())]
-        twin = next((other for other in alike if all(frame.equals(row.runs[name]) for name, frame in other.runs.items())), None)
-        if twin:
-            twin.twins += 1
-        else:
-            kept.append(row)
-    for row in kept:
-        row.experiment += f" (+ {row.twins} alike)" if row.twins else ""
-    return kept
+        alike = [other for other in rows if (other.section, other.key) == (row.section, row.key)]
+        if len(alike) == 1 and row.key[-1] != "il_cldm":
+            row.experiment = SHARED
+    return rows
 
 
 # ---------------------------------------------------------------- the values of a row
@@ -164,9 +215,12 @@ def status_values(row: Row, resamples: int) -> tuple[dict[str, Values], dict[str
 
 
 def uptake_values(row: Row) -> dict[str, Values]:
-    """Agreement of a method's uptake with the real PET's."""
+    """Agreement of a method's uptake with the real PET's; with one seed, bias and MAE have an SD over subjects."""
     found = [agreement(frame["real"].to_numpy(), frame["value"].to_numpy()) for frame in row.runs.values()]
-    return {name: Values(*_over_seeds([one[name] for one in found])) for name in AGREEMENT}
+    first = next(iter(row.runs.values()))
+    error = first["value"] - first["real"]
+    over_subjects = {"bias": error.std(), "MAE": error.abs().std()}
+    return {name: Values(*_over_seeds([one[name] for one in found], over_subjects.get(name, np.nan))) for name in AGREEMENT}
 
 
 # ---------------------------------------------------------------- the tables, tidy: a record a row and metric
@@ -193,10 +247,10 @@ def _compare(table: str, pairs: Iterable[tuple[Row, Row]], tests: dict[str, Call
 
 def label_of(key: tuple[str, ...], experiment: str) -> str:
     """A row's name where there is one column for it."""
-    return " ".join(key if experiment == "all" else (*key, f"({experiment})"))
+    return " ".join(key if experiment == SHARED else (*key, f"({experiment})"))
 
 
-def image_quality(groups: list[list[Run]]) -> tuple[pd.DataFrame, list[dict]]:
+def image_quality(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the image scores, and the comparisons of all contenders."""
     rows = collect_rows(groups, "test", ("method",), ("mean_pet", "il_cldm", "oracle", "aae"))
 
@@ -217,21 +271,23 @@ def amyloid_status(groups: list[list[Run]], resamples: int) -> tuple[pd.DataFram
     def auc(a: Row, b: Row) -> float:
         return bootstrap_p(draws_of[id(a)]["AUC"], draws_of[id(b)]["AUC"])
 
-    def accuracy(a: Row, b: Row) -> float:                 # over several seeds the call of most of them
-        calls = [row.per_subject(lambda frame: 1 - (frame["positive"] - frame["label"]).abs()).to_numpy() for row in (a, b)]
-        return mcnemar_p(*(right > 0.5 for right in calls)) if np.isfinite(calls).all() else np.nan
+    def accuracy(a: Row, b: Row) -> float:
+        if any(len(row.runs) > len({cohort for cohort, _ in row.runs}) for row in (a, b)):    # several calls a subject
+            return bootstrap_p(draws_of[id(a)]["ACC"], draws_of[id(b)]["ACC"])
+        right = [row.per_subject(lambda frame: 1 - (frame["positive"] - frame["label"]).abs()).to_numpy() for row in (a, b)]
+        return mcnemar_p(*(calls == 1 for calls in right)) if np.isfinite(right).all() else np.nan
 
-    contenders = [row for row in rows if row.contends]
-    pairs = [(a, b) for a, b in itertools.combinations(contenders, 2)
+    tested = [row for row in rows if row.contends and row.key[0] != "majority" and row.key[-1] != "mean_pet"]
+    pairs = [(a, b) for a, b in itertools.combinations(tested, 2)
              if "mri" in (a.key[0], b.key[0]) or (a.key == b.key == ("pet", "il_cldm"))]
     comparisons = _compare("amyloid_status", pairs, {"AUC": auc, "ACC": accuracy})
     records = [record for row, v in zip(rows, values, strict=True) for record in _records(row, ("readout", "method"), v)]
     return pd.DataFrame(records), comparisons
 
 
-def quantification(groups: list[list[Run]]) -> tuple[pd.DataFrame, list[dict]]:
+def quantification(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the agreement of SUVR, CL and further regions with the real PET; comparisons of the absolute errors."""
-    paired = [[_pair_uptake(run) for run in group] for group in groups]
+    paired = [Group(group.name, group.section, [_pair_uptake(run) for run in group.runs]) for group in groups]
     rows = collect_rows(paired, "uptake", ("measure", "method"), ("SUVR", "CL", "mean_pet", "il_cldm", "oracle", "aae"))
 
     def error(a: Row, b: Row) -> float:
@@ -264,34 +320,39 @@ class Table:
 
 CAPTIONS = {
     "image_quality":
-        "Image quality on the test list: mean ± SD over subjects, or over the seeds where there are several. MAE, PSNR and SSIM on the"
-        " box and, with _brain, inside the brain mask. Bold: best of what needs no PET. †: differs from mean_pet (paired Wilcoxon over"
-        " subjects, Holm-corrected, p < 0.05). aae and oracle see the PET or the truth: ceilings.",
+        "Image quality on the test list: mean ± SD over subjects, or over the seeds where there are several. MAE, PSNR (dB) and SSIM "
+        "on the box and, with _brain, inside the brain mask. Bold: best of what needs no PET. †: differs from mean_pet (paired "
+        "Wilcoxon over subjects, Holm-corrected, p < 0.05). aae and oracle see the PET or the truth: ceilings.",
     "amyloid_status":
-        "Amyloid status on the test list, with 95 % bootstrap intervals over subjects (± SD over seeds where there are several). Every"
-        " read-out is fitted on the training list (pet and mri_pet on real PET), its threshold chosen on the validation list's real "
-        "volumes. Bold: best of what needs no PET. †: differs from the classifier of the MRI (AUC: paired bootstrap; ACC: exact "
-        "McNemar; Holm-corrected, p < 0.05). real, aae and oracle see the PET or the truth: ceilings. A value of 0 or 1 has an "
-        "interval of no width, because resampling cannot leave it.",
+        "Amyloid status on the test list, with 95 % bootstrap intervals over subjects ({resamples} resamples; ± SD over seeds where "
+        "there are several). Every read-out is fitted on the training list (pet and mri_pet on real PET), its threshold chosen on the "
+        "validation list's real volumes. Bold: best of what needs no PET. †: differs from the classifier of the MRI (AUC: paired "
+        "bootstrap; ACC: exact McNemar, or the bootstrap over several seeds; Holm-corrected, p < 0.05). real, aae and oracle see the "
+        "PET or the truth: ceilings. A value of 0 or 1 has an interval of no width, because resampling cannot leave it.",
     "quantification":
-        "Uptake of the synthetic against the real PET on the test list. bias, MAE, RMSE and the Bland-Altman limits in units of the "
-        "measure; slope below 1: compressed toward the mean. Bold: best of what needs no PET. †: absolute errors differ from those of "
-        "mean_pet (paired Wilcoxon over subjects, Holm-corrected, p < 0.05).",
+        "Uptake of the synthetic against the real PET on the test list. ± is the SD over subjects, or over the seeds where there are "
+        "several; bias, MAE, RMSE and the Bland-Altman limits in units of the measure; slope below 1: compressed toward the mean. "
+        "Bold: best of what needs no PET. †: absolute errors differ from those of mean_pet (paired Wilcoxon over subjects, Holm-"
+        "corrected, p < 0.05).",
     "comparisons":
         "Paired comparisons on the test list: Wilcoxon signed-rank for image scores and absolute errors, paired bootstrap for AUC, "
-        "exact McNemar for ACC; two-sided p, and Holm-corrected within a metric.",
+        "exact McNemar (over several seeds the bootstrap) for ACC; {resamples} resamples; two-sided p, and Holm-corrected within a "
+        "metric.",
 }
 
 
-def make_tables(groups: list[list[Run]], resamples: int) -> list[Table]:
+def make_tables(groups: list[Group]) -> list[Table]:
     """The tables that the runs have data for; comparisons last, if there are any."""
+    resamples = max(run.facts["settings"]["bootstrap_resamples"] for group in groups for run in group.runs)
     made = {"image_quality": (("method",), "mean_pet", image_quality(groups)),
             "amyloid_status": (("readout", "method"), "mri none", amyloid_status(groups, resamples)),
             "quantification": (("measure", "method"), "SUVR mean_pet", quantification(groups))}
-    tables = [Table(name, _rate(tidy, keys, comparisons, reference), keys, reference, CAPTIONS[name])
+    tables = [Table(name, _rate(tidy, keys, comparisons, reference), keys, reference, CAPTIONS[name].format(resamples=resamples))
               for name, (keys, reference, (tidy, comparisons)) in made.items() if len(tidy)]
     comparisons = pd.DataFrame([record for _, _, (_, records) in made.values() for record in records])
-    return [*tables, *([Table("comparisons", comparisons, ("a", "b"), "", CAPTIONS["comparisons"])] if len(comparisons) else [])]
+    if len(comparisons):
+        tables.append(Table("comparisons", comparisons, ("a", "b"), "", CAPTIONS["comparisons"].format(resamples=resamples)))
+    return tables
 
 
 def _rate(tidy: pd.DataFrame, keys: tuple[str, ...], comparisons: list[dict], reference: str) -> pd.DataFrame:

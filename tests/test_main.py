@@ -15,7 +15,7 @@ import main
 from config import STAGES, Config
 from utils import load_checkpoint
 
-CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "summary.csv")
+CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv")
 COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain"]
 
 
@@ -247,6 +247,53 @@ def test_problems_of_all_masks_are_named_at_once_before_anything_is_written(root
         assert part in message
 
 
+@pytest.mark.parametrize(("settings", "expected"), [
+    ({"centiloid_slope": 188.22}, "need the SUVR's own regions: give cortex_mask and reference_mask"),
+    ({"cortex_mask": "cortex.nii.gz", "reference_mask": "cortex.nii.gz"}, "are the same region, so every SUVR would be 1"),
+    ({"cortex_mask": "cortex.nii.gz"}, "cortex_mask and reference_mask go together"),
+    ({"centiloid_intercept": 5.0}, "centiloid_intercept 5.0 needs a centiloid_slope")])
+def test_settings_of_the_uptake_that_mean_nothing_are_refused(root, capsys, settings, expected):
+    masks(root)
+    assert expected in refused(capsys, **settings)
+
+
+def test_a_report_of_another_test_list_is_refused_and_so_is_a_missing_volume(project, capsys):
+    path = project / "result" / "a" / "synthesized" / "s09.nii.gz"
+    path.rename(project / "moved.nii.gz")
+    assert run("--stages", "report", exp="a") == 2
+    assert "synthesized has no synthetic PET of s09; run --stages test" in capsys.readouterr().err
+    (project / "data_info" / "test.txt").write_text("s10\n")
+    assert "its scores are those of another test list" in refused(capsys, "--stages", "report", exp="a")
+
+
+def test_scores_name_the_epochs_that_were_trained_and_end_with_further_training(project, capsys):
+    assert run("--stages", "test", exp="a", ldm_epochs=7) == 0
+    assert "ldm_epochs is 7, but 2 are trained" in capsys.readouterr().out
+    assert json.loads((project / "result" / "a" / "scores.json").read_text())["settings"]["ldm_epochs"] == 2
+    assert run("--stages", "ldm", exp="a", ldm_epochs=3) == 0
+    assert not (project / "result" / "a" / "scores.json").exists()
+
+
+@pytest.mark.parametrize(("age", "sex", "expected"), [("70", "F", ""), ("-4", "F", "no age from 1 to 120 years (s09)"),
+                                                      ("abc", "F", "(s09)"), ("70", "", "(s09)"), ("1e308", "M", "(s09)")])
+def test_age_and_sex_are_read_if_all_are_known(project, capsys, age, sex, expected):
+    path = project / "data_info" / "data_info.csv"
+    rows = [f"{line},{60 + i},{'mF'[i % 2]}" for i, line in enumerate(path.read_text().splitlines()[1:])]
+    path.write_text("\n".join(["ID,label,Age,SEX", *(row if not row.startswith("s09") else f"s09,0,{age},{sex}" for row in rows)]))
+    assert run("--stages", "test", exp="a") == 0
+    found = "age_sex" in set(pd.read_csv(project / "result" / "a" / "predictions.csv")["readout"])
+    assert found == (not expected)
+    assert expected in capsys.readouterr().out
+
+
+def test_three_labels_are_scored_without_a_status(project):
+    path = project / "data_info" / "data_info.csv"
+    path.write_text(path.read_text().replace("s03,0", "s03,2").replace("s10,1", "s10,2"))
+    assert run("--stages", *STAGES, exp="three", num_classes=3) == 0
+    assert not (project / "result" / "three" / "predictions.csv").exists()
+    assert "label 2" in (project / "result" / "three" / "report.html").read_text()
+
+
 def test_a_pet_without_uptake_in_the_reference_is_named(project, capsys):
     settings = masks(project)
     path = project / "data" / "whole_Abeta" / "s09.nii"
@@ -285,6 +332,7 @@ def test_spoilt_results_of_any_experiment_are_refused_before_the_other_stages(pr
     path = project / "result" / "b" / "test.csv"
     path.write_text(path.read_text().replace("s09", "s08"))
     assert "b/test.csv: not as --stages test wrote it" in refused(capsys, "--stages", *STAGES, exp="c")
+    assert run("--stages", *STAGES, exp="b") == 0          # its own test stage makes them anew
 
 
 def test_tables_and_report_without_scores_say_what_makes_them(root, capsys):

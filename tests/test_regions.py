@@ -88,9 +88,25 @@ def test_uptake_by_hand():
 
 def test_a_mask_with_soft_edges_counts_from_half_its_maximum(tmp_path):
     soft = np.zeros(SHAPE, np.float32)
-    soft[8:14, 8:14, 8:14], soft[10:12, 10:12, 10:12] = 40, 100
+    soft[8:14, 8:14, 8:14], soft[10:12, 10:12, 10:12] = 0.4, 1.0
     write_volume(tmp_path / "mask.nii.gz", soft, AFFINE)
-    np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP), (soft >= 50)[CROP.slices()])
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP), (soft >= 0.5)[CROP.slices()])
+
+
+def test_nan_around_a_mask_is_outside_it(tmp_path):
+    mask = np.full(SHAPE, np.nan, np.float32)
+    mask[8:12, 8:12, 8:12] = 1
+    write_volume(tmp_path / "mask.nii.gz", mask, AFFINE)
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP), (mask == 1)[CROP.slices()])
+    assert share_inside(tmp_path / "mask.nii.gz", AFFINE, CROP) == 1
+
+
+@pytest.mark.parametrize(("values", "expected"), [([0, 5, 12], "holds 3 different integers"), ([0, 0, 0], "no voxel is above 0"),
+                                                  ([-1, -1, 0], "no voxel is above 0")])
+def test_what_is_no_mask_is_refused_with_the_reason(tmp_path, values, expected):
+    write_volume(tmp_path / "mask.nii.gz", np.resize(np.array(values, np.int16), SHAPE), AFFINE)
+    with pytest.raises(InputError, match=expected):
+        read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP)
 
 
 def test_the_share_of_a_region_inside_the_crop_is_known(tmp_path):
@@ -116,6 +132,9 @@ def test_named_regions_come_from_a_label_image_with_a_table(tmp_path):
         read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)
     for part in ("4 problem(s)", "the name a stands twice", "no voxel of region 7 (b)", "row 'x', 'c'", "row '12', 'two words'"):
         assert part in str(error.value)
+    (tmp_path / "table.csv").write_text("index,name\n")
+    with pytest.raises(InputError, match="holds no region"):
+        read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)
     (tmp_path / "table.csv").write_text("number,name\n3,a\n")
     with pytest.raises(InputError, match="index missing, found number, name"):
         read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)

@@ -1,9 +1,14 @@
 """Reading amyloid status: thresholds from the validation list, nothing from the labels of the test list."""
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from classifier import pool_volume
+from phantom import build_phantom
+from stats import area_under_roc, bootstrap, interval
 from status import choose_threshold, fit_readers, read_status
 
 BRAIN = np.ones((6, 6, 6), bool)
@@ -58,6 +63,13 @@ def test_real_pet_is_read_and_one_picture_for_everybody_is_exactly_chance(reader
         assert (rows["positive"] == (rows["score"] >= rows["threshold"])).all()
 
 
+@pytest.mark.parametrize("n", [5, 7, 11, 21, 37])
+def test_the_same_picture_gets_the_same_score_in_a_list_of_any_length(readers, n):
+    picture = np.random.default_rng(0).normal(0.3, 0.1, (3, 3, 3))
+    read = read_status(readers, {"mean_pet": subjects(n, 3).assign(pet=[picture] * n)})
+    assert read.loc[read["readout"] == "pet", "score"].nunique() == 1
+
+
 def test_labels_of_the_test_list_change_no_score_and_no_call(readers):
     test = subjects(20, 4)
     shuffled = test.assign(label=np.random.default_rng(0).permutation(test["label"]))
@@ -73,6 +85,41 @@ def test_without_an_effect_nothing_is_read():
         read = read_status(readers, {"real": subjects(100, 50 + seed, effect=0.0)})
         areas += [roc_auc_score(rows["label"], rows["score"]) for name, rows in read.groupby("readout") if name != "majority"]
     assert abs(np.mean(areas) - 0.5) < 0.06
+
+
+def read_pooled(path) -> np.ndarray:
+    return pool_volume(torch.from_numpy(nib.load(path).get_fdata())[None, None], 2)[0, 0].numpy()
+
+
+@pytest.fixture(scope="module")
+def phantom_lists(tmp_path_factory):
+    """link -> training, validation and test list of a phantom at 8 mm, read as a cohort's real PETs are."""
+    found = {}
+    for link in (0.0, 0.9):
+        root = tmp_path_factory.mktemp("phantom") / "cohort"
+        build_phantom(root, (60, 20, 60), 8, link, seed=1)
+        labels = pd.read_csv(root / "data_info" / "data_info.csv").set_index("ID")["label"]
+        lists = []
+        for split in ("train", "validation", "test"):
+            names = (root / "data_info" / f"{split}.txt").read_text().split()
+            pooled = {kind: [read_pooled(root / folder / f"{name}.nii.gz") for name in names]
+                      for kind, folder in (("mri", "whole_MRI"), ("pet", "whole_Abeta"))}
+            lists.append(pd.DataFrame({"ID": names, "label": labels[names].to_numpy(), **pooled}))
+        found[link] = lists
+    return found
+
+
+@pytest.mark.parametrize("link", [0.0, 0.9])
+def test_on_a_phantom_real_pet_is_read_and_the_mri_only_if_it_is_linked(phantom_lists, link):
+    train, validation, test = phantom_lists[link]
+    readers = fit_readers(train, validation, np.ones((22, 27, 22), bool), 2, seed=0)
+    read = read_status(readers, {"real": test, "mean_pet": test.assign(pet=[np.mean(np.stack(train["pet"]), axis=0)] * len(test))})
+    parts = {key: (rows["label"].to_numpy(), rows["score"].to_numpy()) for key, rows in read.groupby(["readout", "method"])}
+    assert roc_auc_score(*parts["pet", "real"]) >= 0.95
+    assert roc_auc_score(*parts["pet", "mean_pet"]) == 0.5
+    label, score = parts["mri", "none"]
+    low, high = interval(bootstrap(lambda index: area_under_roc(label[index], score[index]), len(label), 1000, seed=0))
+    assert (low > 0.5) if link else (low < 0.5 < high)
 
 
 def test_age_and_sex_are_read_where_they_are_known(readers):

@@ -9,10 +9,10 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from config import Config, command, parse_args
+from config import PRESETS, Config, command, parse_args
 from layout import to_csv, write_tables
 from results import Run, load_run, load_runs, save_run
-from stats import STATUS_METRICS, agreement, holm, status_metrics
+from stats import STATUS_METRICS, agreement, area_under_roc, bootstrap, holm, interval, status_metrics
 from tables import group_runs, make_tables
 from utils import METRICS, InputError
 
@@ -20,7 +20,8 @@ N = 12
 RESAMPLES = 200
 
 
-def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 0.0, ids=range(N), label=None, **settings) -> None:
+def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 0.0, ids=range(N), label=None, training: str = "t0",
+             **settings) -> None:
     """Results of an experiment under root/result: il_cldm is `better` than mean_pet in every score."""
     ids = list(ids)
     people = pd.DataFrame({"ID": [f"s{i:03d}" for i in ids], "label": np.array([i % 2 for i in ids]) if label is None else label})
@@ -36,8 +37,8 @@ def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 
     for readout, method, generator in (("mri", "none", shared), ("pet", "real", shared), ("pet", "il_cldm", own)):
         score = (0.5 * generator.random(len(ids)) + 0.5 * people["label"] * (method == "real")).round(2)
         predictions.append(people.assign(readout=readout, method=method, score=score, threshold=0.4, positive=(score >= 0.4).astype(float)))
-    facts = {"phantom": False, "notice": "research only", "note": "", "cohort": cohort,
-             **json.loads(Config(exp=exp, seed=seed, **settings).to_json())}
+    facts = {"phantom": False, "notice": "research only", "note": "", "cohort": cohort, "training": training, "masks": {"brain": "b0"},
+             **json.loads(Config(exp=exp, seed=seed, bootstrap_resamples=RESAMPLES, **settings).to_json())}
     folder = root / "result" / exp
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
@@ -48,7 +49,7 @@ def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 
 
 def tables_of(root) -> dict[str, pd.DataFrame]:
     runs, _ = load_runs(root / "result")
-    return {table.name: to_csv(table) for table in make_tables(group_runs(runs)[0], RESAMPLES)}
+    return {table.name: to_csv(table) for table in make_tables(group_runs(runs)[0])}
 
 
 def row(table: pd.DataFrame, **key) -> pd.Series:
@@ -63,7 +64,8 @@ def test_one_seed_is_a_mean_and_deviation_over_subjects(tmp_path):
     for name in METRICS:
         assert found[name] == pytest.approx(frame[name].mean())
         assert found[f"{name}_sd"] == pytest.approx(frame[name].std())
-    assert (found["n"], found["seeds"], found["experiment"], found["made_by"]) == (N, 1, "a", "python main.py --exp a")
+    assert (found["n"], found["seeds"], found["experiment"]) == (N, 1, "a")
+    assert found["made_by"] == f"python main.py --exp a --bootstrap_resamples {RESAMPLES}"
 
 
 def test_several_seeds_are_one_row_with_the_deviation_of_their_means(tmp_path):
@@ -75,7 +77,7 @@ def test_several_seeds_are_one_row_with_the_deviation_of_their_means(tmp_path):
     found = row(tables["image_quality"], method="il_cldm")
     assert (found["PSNR"], found["PSNR_sd"]) == (pytest.approx(np.mean(means)), pytest.approx(np.std(means, ddof=1)))
     assert (found["n"], found["seeds"]) == (N, 3)
-    assert found["made_by"].split(" ; ")[1] == "python main.py --exp a_seed1 --seed 1"
+    assert found["made_by"].split(" ; ")[1] == f"python main.py --exp a_seed1 --seed 1 --bootstrap_resamples {RESAMPLES}"
     assert row(tables["image_quality"], method="mean_pet")["seeds"] == 1   # a control without chance is the same in every seed
 
     shutil.rmtree(tmp_path / "result" / "a_seed1")
@@ -101,7 +103,7 @@ def test_the_best_contender_is_bold_and_a_difference_is_marked(tmp_path):
     make_run(tmp_path, "worse", better=-0.2)
     make_run(tmp_path, "better", better=0.2, samples_per_scan=4)
     runs, _ = load_runs(tmp_path / "result")
-    write_tables(tmp_path / "t", make_tables(group_runs(runs)[0], RESAMPLES))
+    write_tables(tmp_path / "t", make_tables(group_runs(runs)[0]))
     lines = (tmp_path / "t" / "image_quality.md").read_text().splitlines()
     [better] = [line for line in lines if line.startswith("| better")]
     assert better.count("**") == 2 * len(METRICS)
@@ -130,18 +132,103 @@ def test_what_cannot_be_compared_stands_apart(tmp_path):
         [("mean_pet", f"il_cldm ({name})") for name in "abcd"] + [("il_cldm (a)", "il_cldm (d)")])
 
 
+def test_another_training_list_or_mask_is_never_compared_and_no_repetition(tmp_path):
+    make_run(tmp_path, "a")
+    make_run(tmp_path, "b", training="t1")
+    make_run(tmp_path, "c", seed=1, training="t1")
+    groups, remarks = group_runs(load_runs(tmp_path / "result")[0])
+    assert ([[run.name for run in group.runs] for group in groups], remarks) == ([["a"], ["b", "c"]], [])
+    assert tables_of(tmp_path)["image_quality"].groupby("data").size().tolist() == [2, 2]
+
+
+def test_a_test_list_that_changed_between_two_seeds_makes_two_rows(tmp_path):
+    make_run(tmp_path, "a_seed0")
+    make_run(tmp_path, "a_seed1", seed=1, ids=range(N - 1), cohort="c1")
+    found = tables_of(tmp_path)["image_quality"].query("method == 'il_cldm'")
+    assert sorted(zip(found["experiment"], found["n"], found["seeds"], strict=True)) == [("a_seed0", N, 1), ("a_seed1", N - 1, 1)]
+
+
+def test_simulated_cohorts_of_several_seeds_are_one_row_of_all_their_subjects(tmp_path):
+    demo = {name: value for name, value in PRESETS["demo"].items() if name != "data_dir"}
+    for seed in (0, 1, 2):
+        make_run(tmp_path, f"d{seed}", seed=seed, cohort=f"c{seed}", training=f"t{seed}", **demo | {"data_dir": f"data/d{seed}",
+                                                                                                    "phantom_seed": seed})
+    tables = tables_of(tmp_path)
+    found = row(tables["image_quality"], method="il_cldm")
+    assert (found["n"], found["seeds"], found["experiment"]) == (3 * N, 3, "d")
+    parts = [pd.read_csv(tmp_path / "result" / f"d{seed}" / "predictions.csv").query("readout == 'mri'") for seed in (0, 1, 2)]
+    areas = [status_metrics(*(part[name].to_numpy() for name in ("label", "score", "positive")))[0] for part in parts]
+    found = row(tables["amyloid_status"], readout="mri")
+    assert (found["AUC"], found["AUC_sd"]) == (pytest.approx(np.mean(areas)), pytest.approx(np.std(areas, ddof=1)))
+    alone = [interval(bootstrap(lambda index, part=part: area_under_roc(part["label"].to_numpy()[index], part["score"].to_numpy()[index]),
+                                N, 2000, seed=0)) for part in parts]
+    width = np.sqrt(sum((high - low) ** 2 for low, high in alone)) / 3                        # of the mean of independent lists
+    assert found["AUC_high"] - found["AUC_low"] == pytest.approx(width, rel=0.25)
+
+
+def test_experiments_whose_names_begin_alike_stay_apart(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path, f"s{seed}", seed)
+        make_run(tmp_path, f"s{seed}_noimg", seed, image_conditioning=False)
+    found = tables_of(tmp_path)["image_quality"].query("method == 'il_cldm'")
+    assert found["seeds"].tolist() == [2, 2]
+    assert found["experiment"].nunique() == 2
+    assert [text.count("python main.py") for text in found["made_by"]] == [2, 2]
+    assert found["made_by"].str.contains("image_conditioning").sum() == 1
+
+
+def test_a_control_that_differs_in_one_seed_counts_every_seed(tmp_path):
+    for seed in (0, 1, 2):
+        make_run(tmp_path, f"a{seed}", seed)
+    folder = tmp_path / "result" / "a2"
+    run = load_run(folder)
+    other = run.predictions.assign(score=run.predictions["score"].where(run.predictions["readout"] != "mri", 1 - run.predictions["score"]))
+    save_run(folder, {name: value for name, value in run.facts.items() if name not in ("format", "files")},
+             {"test": run.test, "uptake": run.uptake, "predictions": other})
+    part = other[other["readout"] == "mri"]
+    areas = area_under_roc(part["label"].to_numpy(), np.stack([1 - part["score"], 1 - part["score"], part["score"]]))
+    found = row(tables_of(tmp_path)["amyloid_status"], readout="mri")
+    assert (found["seeds"], found["AUC"]) == (3, pytest.approx(areas.mean()))
+    assert found["AUC_sd"] == pytest.approx(areas.std(ddof=1))
+    assert row(tables_of(tmp_path)["amyloid_status"], readout="pet", method="real")["seeds"] == 1
+
+
+def test_calls_of_an_even_number_of_seeds_are_compared_without_favour(tmp_path):
+    """Two seeds that are right for half of the subjects each, against an MRI read-out that is right for half: no difference."""
+    for seed in (0, 1):
+        make_run(tmp_path, f"a{seed}", seed, ids=range(40))
+        folder = tmp_path / "result" / f"a{seed}"
+        run = load_run(folder)
+        half = (np.arange(40) // 2 % 2).astype(bool)
+        right = {"mri": half, "pet": half if seed else ~half}
+        calls = run.predictions.copy()
+        for readout, values in right.items():
+            mask = (calls["readout"] == readout) & (calls["method"] != "real")
+            calls.loc[mask, "positive"] = np.where(values, calls.loc[mask, "label"], 1 - calls.loc[mask, "label"])
+        save_run(folder, {name: value for name, value in run.facts.items() if name not in ("format", "files")},
+                 {"test": run.test, "predictions": calls})
+    compared = tables_of(tmp_path)["comparisons"].query("table == 'amyloid_status' and metric == 'ACC'")
+    assert compared["p"].min() > 0.5
+
+
+def test_settings_that_change_no_result_keep_seeds_together(tmp_path):
+    make_run(tmp_path, "a")
+    make_run(tmp_path, "b", seed=1, shown_subjects=4, device="cpu", num_workers=0)
+    assert row(tables_of(tmp_path)["image_quality"], method="il_cldm")["seeds"] == 2
+
+
 def test_a_repeated_experiment_is_left_out_and_named(tmp_path):
     make_run(tmp_path, "a")
     make_run(tmp_path, "b", device="cpu")
     groups, remarks = group_runs(load_runs(tmp_path / "result")[0])
-    assert [[run.name for run in group] for group in groups] == [["a"]]
-    assert remarks == ["b repeats a (same settings, seed and test list) and is left out"]
+    assert [[run.name for run in group.runs] for group in groups] == [["a"]]
+    assert remarks == ["b repeats a (same settings, seed and lists) and is left out"]
 
 
 def test_a_test_list_of_one_label_is_not_defined_and_no_crash(tmp_path):
     make_run(tmp_path, "a", label=0)
     runs, _ = load_runs(tmp_path / "result")
-    write_tables(tmp_path / "t", make_tables(group_runs(runs)[0], RESAMPLES))
+    write_tables(tmp_path / "t", make_tables(group_runs(runs)[0]))
     [line] = [line for line in (tmp_path / "t" / "amyloid_status.md").read_text().splitlines() if "| il_cldm" in line]
     assert line.count("not defined") == 4                  # AUC, balanced ACC, SEN, MCC
     found = row(pd.read_csv(tmp_path / "t" / "amyloid_status.csv"), readout="pet", method="il_cldm")
@@ -172,11 +259,33 @@ def test_changed_results_are_an_error_that_names_file_and_remedy(tmp_path, file,
     assert "run --stages test of experiment b again" in str(error.value)
 
 
+def test_a_changed_index_is_an_error_and_so_is_one_of_another_version(tmp_path):
+    make_run(tmp_path, "a")
+    path = tmp_path / "result" / "a" / "scores.json"
+    text = path.read_text()
+    path.write_text(text.replace('"seed": 0', '"seed": 99'))
+    with pytest.raises(InputError, match="scores.json: not there, damaged or changed"):
+        load_run(tmp_path / "result" / "a")
+    path.write_text(text)
+    run = load_run(tmp_path / "result" / "a")
+    del run.facts["settings"]["volume_size"]
+    save_run(tmp_path / "result" / "a", {name: value for name, value in run.facts.items() if name not in ("format", "files")},
+             {"test": run.test})
+    with pytest.raises(InputError, match="written by another version"):
+        load_run(tmp_path / "result" / "a")
+
+
+def test_a_copied_folder_of_results_is_used(tmp_path):
+    make_run(tmp_path, "a")
+    (tmp_path / "result" / "a" / "config.json").unlink()
+    assert [run.name for run in load_runs(tmp_path / "result")[0]] == ["a"]
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', '{"format": 0}'])
 def test_a_damaged_index_is_an_error(tmp_path, text):
     make_run(tmp_path, "a")
     (tmp_path / "result" / "a" / "scores.json").write_text(text)
-    with pytest.raises(InputError, match="scores.json: (not there or damaged|format 0)"):
+    with pytest.raises(InputError, match="scores.json: not there, damaged or changed"):
         load_run(tmp_path / "result" / "a")
 
 
@@ -202,7 +311,7 @@ def test_an_id_that_looks_like_a_missing_value_survives(tmp_path):
 def test_latex_is_balanced_and_has_no_bare_special_character(tmp_path):
     make_run(tmp_path, "a_b", better=0.3)
     runs, _ = load_runs(tmp_path / "result")
-    for path in write_tables(tmp_path / "t", make_tables(group_runs(runs)[0], RESAMPLES)):
+    for path in write_tables(tmp_path / "t", make_tables(group_runs(runs)[0])):
         text = path.with_suffix(".tex").read_text()
         assert text.count(r"\begin{") == text.count(r"\end{") >= 2
         bare = re.sub(r"\\.", "", text)
