@@ -48,10 +48,9 @@ def write_figures(folder: Path, run: Run, subjects: list[tuple[Scan, dict[str, n
         plot_calibration(figures / "calibration", run.predictions, notice)
         names += ["roc", "calibration"]
     if run.uptake is not None:
-        pair = [run.uptake[run.uptake["method"] == method].set_index("ID")[["SUVR", "label"]] for method in ("real", "il_cldm")]
-        both = pair[0].join(pair[1]["SUVR"], rsuffix="_synthetic").dropna()
+        both = run.uptake.pivot(index=["ID", "label"], columns="method", values="SUVR")[["real", "il_cldm"]].dropna().reset_index()
         if len(both) > 1:
-            values = [both[name].to_numpy() for name in ("SUVR", "SUVR_synthetic", "label")]
+            values = [both[name].to_numpy() for name in ("real", "il_cldm", "label")]
             plot_suvr(figures / "suvr", *values, notice)
             plot_bland_altman(figures / "bland_altman", *values, notice)
             names += ["suvr", "bland_altman"]

@@ -266,6 +266,17 @@ def test_a_report_of_another_test_list_is_refused_and_so_is_a_missing_volume(pro
     assert "its scores are those of another test list" in refused(capsys, "--stages", "report", exp="a")
 
 
+def test_a_lost_loss_curve_comes_back_without_training(project, capsys):
+    path = project / "result" / "a" / "loss_curve.csv"
+    before = path.read_bytes()
+    for spoil in (path.unlink, lambda: path.write_text("stage,epoch\naae,")):
+        spoil()
+        assert run("--stages", "test", exp="a") == 2
+        assert "--stages aae ldm writes it again and trains nothing anew" in capsys.readouterr().err
+        assert run("--stages", "aae", "ldm", exp="a") == 0
+        assert path.read_bytes() == before
+
+
 def test_scores_name_the_epochs_that_were_trained_and_end_with_further_training(project, capsys):
     assert run("--stages", "test", exp="a", ldm_epochs=7) == 0
     assert "ldm_epochs is 7, but 2 are trained" in capsys.readouterr().out
