@@ -119,9 +119,9 @@ class Config:
     validation_steps: int = ldm(10, "DDIM calls a validation scan; published: 999 DDPM calls", low=1)
 
     # Sampling
-    sampler: str = sampling("ddim", "ddim: deterministic, few calls; ddpm: ancestral, T - 1 calls; published: ddpm",
-                            choices=("ddim", "ddpm"))
-    sampling_steps: int = sampling(20, "network calls a draw with ddim", low=1)
+    sampler: str = sampling("ddim", "ddim: deterministic, few calls; dpm: DPM-Solver++(2M), the same with fewer; ddpm: ancestral, "
+                                    "T - 1 calls; published: ddpm", choices=("ddim", "dpm", "ddpm"))
+    sampling_steps: int = sampling(20, "network calls a draw with ddim and dpm", low=1)
     samples_per_scan: int = sampling(8, "draws a scan, whose mean latent is decoded; published: 1, which carries the variance "
                                         "of one draw", low=1)
     label_at_sampling: str = sampling("predicted", "none: no label (published, an input unseen in its training); predicted: the "

@@ -201,7 +201,7 @@ def test_target_and_its_inverse_agree(prediction):
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm"])
 def test_samplers_recover_z_0_from_the_true_noise(prediction, sampler):
     """A denoiser that knows z_0 leads every sampler to it, whatever the network is said to predict."""
     torch.manual_seed(0)
@@ -211,8 +211,8 @@ def test_samplers_recover_z_0_from_the_true_noise(prediction, sampler):
         alpha_bar_t = diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1)
         return diffusion.target(z_0, t, (z_t - alpha_bar_t.sqrt() * z_0) / (1 - alpha_bar_t).sqrt())
     z_T = torch.randn_like(z_0)
-    if sampler == "ddim":
-        torch.testing.assert_close(diffusion.ddim(denoise, z_T, 7), z_0, atol=2e-4, rtol=1e-3)
+    if sampler != "ddpm":
+        torch.testing.assert_close(getattr(diffusion, sampler)(denoise, z_T, 7), z_0, atol=2e-4, rtol=1e-3)
     else:                                                  # ends with the noise of its last but one step left
         sampled = diffusion.ddpm(denoise, z_T, iter(torch.randn(998, 2, 1, 3, 3, 3)))
         assert (sampled - z_0).abs().max() < 0.05
@@ -233,7 +233,35 @@ def test_ancestral_sampling_gives_the_variance_of_the_data():
     assert z_0.std().item() == pytest.approx(std, abs=0.03)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def gaussian_error(sampler: str, steps: int) -> float:
+    """RMS distance of a deterministic sampler's result from the exact solution of its differential equation, for Gaussian data."""
+    diffusion, mean, std = Diffusion(prediction="v"), 0.7, 0.4
+    calls = []
+
+    def z_0_given(z_t, t):                                 # E[z_0 | z_t]
+        a = diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1)
+        return mean + a.sqrt() * std ** 2 * (z_t - a.sqrt() * mean) / (a * std ** 2 + 1 - a)
+
+    def denoise(z_t, t):
+        calls.append(t)
+        a, z_0 = diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1), z_0_given(z_t, t)
+        return diffusion.target(z_0, t, (z_t - a.sqrt() * z_0) / (1 - a).sqrt())
+    z_T = torch.randn(1, 1, 10, 10, 10, generator=torch.Generator().manual_seed(0))
+    a_1, a_T = diffusion.alpha_bar[1], diffusion.alpha_bar[-1]                                # (z_t - alpha mean) / SD(z_t) stays
+    z_1 = (z_T - a_T.sqrt() * mean) * ((a_1 * std ** 2 + 1 - a_1) / (a_T * std ** 2 + 1 - a_T)).sqrt() + a_1.sqrt() * mean
+    exact = z_0_given(z_1, torch.tensor([1]))
+    error = (getattr(diffusion, sampler)(denoise, z_T, steps) - exact).pow(2).mean().sqrt().item()
+    assert len(calls) == steps
+    return error
+
+
+def test_the_second_order_solver_needs_far_fewer_calls():
+    assert gaussian_error("dpm", 10) < gaussian_error("ddim", 50) < gaussian_error("ddim", 10)
+    assert gaussian_error("dpm", 20) < 0.6 * gaussian_error("dpm", 10) < 0.2 * gaussian_error("dpm", 5)
+    assert gaussian_error("dpm", 1) == pytest.approx(gaussian_error("ddim", 1), rel=1e-4)    # one call: the same estimate
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm", "ddpm"])
 def test_synthesizer_averages_latents_and_decodes_once(small_unet, sampler):
     decoded, extracted = [], []
 
@@ -254,7 +282,7 @@ def test_synthesizer_averages_latents_and_decodes_once(small_unet, sampler):
         def denoise(z_t, t):
             return small_unet(z_t, mri, t, label)
         with torch.no_grad():
-            if sampler == "ddim":
-                return diffusion.ddim(denoise, noise[0][k:k + 1], 4)
+            if sampler != "ddpm":
+                return getattr(diffusion, sampler)(denoise, noise[0][k:k + 1], 4)
             return diffusion.ddpm(denoise, noise[0][k:k + 1], (eps[k:k + 1] for eps in noise[1:]))
     torch.testing.assert_close(decoded[0], sum(alone(k) for k in range(3)) / 3 * 2.0 + 0.5, atol=1e-4, rtol=1e-4)
