@@ -261,7 +261,7 @@ def image_quality(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
     return pd.DataFrame([record for row in rows for record in _records(row, ("method",), image_values(row))]), comparisons
 
 
-def amyloid_status(groups: list[list[Run]], resamples: int) -> tuple[pd.DataFrame, list[dict]]:
+def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the status metrics; comparisons of every contender with the MRI's own classifier, and of the PETs with each other."""
     order = ("majority", "age_sex", "mri", "pet", "suvr", "mri_pet", "none", "mean_pet", "il_cldm", "oracle", "aae", "real")
     rows = collect_rows(groups, "predictions", ("readout", "method"), order)
