@@ -270,6 +270,7 @@ PRESETS = {"paper": {}, "demo": DEMO, "published": PUBLISHED}
 def command(settings: dict) -> str:
     """The shortest command line that gives these settings (as to_json holds them), but for its stages."""
     def differences(presets: tuple[str, ...]) -> list[str]:
+        """The words `--name value` of what the presets do not give."""
         base = {f.name: _plain(f.default) for f in dataclasses.fields(Config)}
         base["exp"] = base["exp"] if presets == ("paper",) else "_".join(presets)
         for name in presets:

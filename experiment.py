@@ -61,6 +61,7 @@ class Experiment:
         cfg, grid, problems = self.cfg, (self.cohort.affine, self.crop), []
 
         def attempt(read, *arguments):
+            """What read gives, or None with its problem noted."""
             try:
                 return read(*arguments)
             except InputError as error:

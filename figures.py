@@ -27,7 +27,7 @@ READOUTS = {("pet", "real"): ("real PET", "#000000", "-"), ("pet", "il_cldm"): (
 
 
 def _save(figure: plt.Figure, stem: Path, notice: str, suffixes: tuple[str, ...] = (".png", ".pdf")) -> None:
-    figure.supxlabel(notice, x=0.99, ha="right", fontsize=8, color="0.35")
+    figure.suptitle(notice, x=0.99, ha="right", fontsize=8, color="0.35")                    # at the top, where no legend covers it
     for suffix in suffixes:
         with atomic(stem.with_name(stem.name + suffix)) as partial:
             figure.savefig(partial, dpi=150)
@@ -108,7 +108,7 @@ def plot_volumes(stem: Path, rows: list[tuple[str, np.ndarray, np.ndarray]], not
 
 
 def _square(title: str, **settings) -> tuple[plt.Figure, plt.Axes]:
-    figure, axis = plt.subplots(figsize=(5, 5.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(5, 6.4), layout="constrained")
     axis.set(title=title, **settings)
     return figure, axis
 

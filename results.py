@@ -62,8 +62,9 @@ def load_run(folder: Path) -> Run:
     try:
         facts = json.loads((folder / INDEX).read_text())
         digest, files = facts.pop("digest"), facts["files"]
-        assert digest == _digest(json.dumps(facts).encode())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        if digest != _digest(json.dumps(facts).encode()):
+            raise ValueError("its digest is another")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / INDEX}: not there, damaged or changed; {again}") from error
     if facts["format"] != FORMAT or {field.name for field in dataclasses.fields(Config)} != facts["settings"].keys():
         raise InputError(f"{folder / INDEX}: written by another version of this project; {again}")

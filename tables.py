@@ -272,7 +272,8 @@ def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, l
         return bootstrap_p(draws_of[id(a)]["AUC"], draws_of[id(b)]["AUC"])
 
     def accuracy(a: Row, b: Row) -> float:
-        if any(len(row.runs) > len({cohort for cohort, _ in row.runs}) for row in (a, b)):    # several calls a subject
+        """p of McNemar's test, which takes one call a subject; of the bootstrap where several seeds give several."""
+        if any(len(row.runs) > len({cohort for cohort, _ in row.runs}) for row in (a, b)):
             return bootstrap_p(draws_of[id(a)]["ACC"], draws_of[id(b)]["ACC"])
         right = [row.per_subject(lambda frame: 1 - (frame["positive"] - frame["label"]).abs()).to_numpy() for row in (a, b)]
         return mcnemar_p(*(calls == 1 for calls in right)) if np.isfinite(right).all() else np.nan

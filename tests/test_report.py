@@ -1,4 +1,5 @@
 """A phantom through every stage: its figures, and its report as a real browser shows it."""
+import itertools
 import json
 import os
 import shutil
@@ -17,7 +18,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+import figures
 import main
+from results import load_run
 
 EXP = "ph"
 PHANTOM = {"exp": EXP, "phantom_subjects": (8, 4, 6), "phantom_voxel": 8, "data_dir": "data/ph", "bootstrap_resamples": 100}
@@ -72,6 +75,22 @@ def test_every_figure_is_there_as_png_of_150_dpi_and_pdf(project):
         assert picture.info["dpi"][0] == pytest.approx(150, abs=0.1)
         assert np.asarray(picture.convert("L")).std() > 10                                   # something is drawn
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_nothing_covers_the_notice_of_a_figure(project, tmp_path, monkeypatch):
+    run, drawn = load_run(project / "result" / EXP), []
+    monkeypatch.setattr(figures.plt, "close", drawn.append)
+    figures.plot_roc(tmp_path / "roc", run.predictions, run.facts["notice"])
+    figures.plot_calibration(tmp_path / "calibration", run.predictions, run.facts["notice"])
+    figures.plot_suvr(tmp_path / "suvr", *np.random.default_rng(0).normal(1.2, 0.1, (2, 9)), np.arange(9) % 2, run.facts["notice"])
+    figures.plot_bland_altman(tmp_path / "ba", *np.random.default_rng(0).normal(1.2, 0.1, (2, 9)), np.arange(9) % 2, run.facts["notice"])
+    assert len(drawn) == 4
+    for figure in drawn:
+        figure.draw_without_rendering()
+        axis = figure.axes[0]
+        boxes = [artist.get_window_extent() for artist in (*figure.texts, *figure.legends, axis.title, axis.xaxis.label)]
+        assert len(boxes) == 4
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_uptake_of_the_real_pet_is_the_one_that_the_phantom_drew(project):
