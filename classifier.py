@@ -1,4 +1,5 @@
 """A linear classifier of the amyloid label from volumes: what gives a new MRI its label in sampling, and what reads a PET."""
+import tempfile
 import warnings
 
 import numpy as np
@@ -36,9 +37,10 @@ class LabelClassifier:
         """
         voxels = pool_volume(torch.from_numpy(brain.astype(np.float32))[None, None], pool)[0, 0].numpy() >= 0.5
         features = pooled[:, :, voxels].reshape(len(pooled), -1).astype(np.float64)          # [n, M F]
-        pipeline = make_pipeline(StandardScaler(), PCA(COMPONENTS, svd_solver="full"), LogisticRegression(C=STRENGTHS[0], max_iter=1000))
         folds = min(5, int(np.bincount(labels)[np.unique(labels)].min()))
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as components, warnings.catch_warnings():         # kept for all strengths of a fold
+            pipeline = make_pipeline(StandardScaler(), PCA(COMPONENTS, svd_solver="full"),
+                                     LogisticRegression(C=STRENGTHS[0], max_iter=1000), memory=components)
             warnings.simplefilter("ignore", ConvergenceWarning)                              # the weakest penalties of the search
             if folds >= 2:
                 search = GridSearchCV(pipeline, {"logisticregression__C": STRENGTHS}, scoring="neg_log_loss",
