@@ -1,11 +1,17 @@
-"""Seconds and peak memory of every part of the method: `python benchmark.py [--preset demo] [--field value]`.
+"""Seconds, peak memory and gain of every part of the method: `python benchmark.py [--quick] [--preset demo] [--field value]`.
 
-Each part runs in a process of its own, on random volumes of the settings' size, so that its peak memory is its own.
+Every part is measured twice, each time in a process of its own: as published (float32, default memory layout, plain optimizer, one scan
+and one draw at a time, the Extractor in every call, T - 1 calls a scan, files decoded at every reading), which this project's own switches
+reproduce, and with the settings. Without --preset at paper size and at the demo's. --quick: one call, without warm-up.
 """
+import argparse
+import dataclasses
 import multiprocessing
+import platform
 import resource
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,101 +20,234 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+from nilearn.datasets import load_mni152_template
+from skimage.transform import resize
 
 from config import Config, parse_args
-from dataset import read_volume
-from experiment import build_aae, build_diffusion, build_unet
-from model import Discriminator, Synthesizer
+from dataset import Crop, Scan
+from experiment import build_aae, build_diffusion, build_discriminator, build_unet
+from loading import VolumeCache, VolumeDataset
+from metrics import evaluate, score_volume
+from model import Synthesizer
 from training import aae_step, ldm_step
-from utils import pick_device, score_volume, subject_noise, write_csv
+from utils import autocast, draw_noise, pick_device, pick_precision, write_csv
 
-SYNTHESIS_STEPS = 2
-REPEATS = 3
-LONG = 10.0                                                # seconds from which on the first call is taken as it is
-
-
-def _volumes(cfg: Config, batch: int, device: torch.device) -> torch.Tensor:
-    return torch.rand(batch, 1, *cfg.volume_size, device=device)
+REPEATS, ENOUGH = 5, 20.0                                  # calls after the warm-up; seconds after which there is no further one
+SUBJECTS = {"train": 408, "validation": 51, "test": 51}    # of a run at paper scale
+AS_PUBLISHED = {"channels_last": False, "precision": "fp32", "cache": "off", "recompute": False}
 
 
-def stage_1_step(cfg: Config, device: torch.device) -> Callable[[], object]:
+class Setup:
+    """The settings, with what the parts need: device, context of the precision, volumes. published: as the published code does it."""
+
+    def __init__(self, cfg: Config, published: bool):
+        self.cfg, self.published = dataclasses.replace(cfg, **AS_PUBLISHED) if published else cfg, published
+        self.device = pick_device(cfg.device)
+        self.dtype = pick_precision(self.cfg.precision, self.device)
+        torch.manual_seed(0)
+
+    def cast(self) -> torch.autocast:
+        return autocast(self.device, self.dtype)
+
+    def volumes(self, count: int) -> torch.Tensor:
+        """Random volumes [count, 1, D, H, W] on the device."""
+        return torch.rand(count, 1, *self.cfg.volume_size, device=self.device)
+
+    def latents(self, count: int) -> torch.Tensor:
+        """Random latents [count, C, d, h, w] on the device."""
+        return torch.randn(count, self.cfg.latent_channels, *self.cfg.latent_size, device=self.device)
+
+    def head(self) -> np.ndarray:
+        """The MNI152 T1 with a little noise on the grid of a whole volume, float32 in [0, 1]."""
+        t1 = load_mni152_template(resolution=2).get_fdata(dtype=np.float32)
+        voxels = resize(t1 / t1.max(), self.cfg.image_size)
+        return (voxels + (voxels > 0) * 0.02 * np.random.default_rng(0).random(voxels.shape)).clip(0, 1).astype(np.float32)
+
+
+# A part is a function Setup -> (what is timed, how many units of work that does).
+Part = tuple[Callable[[], object], int]
+
+
+def stage_1_step(setup: Setup) -> Part:
     """One update of autoencoder and discriminator on a batch."""
-    aae, disc = build_aae(cfg, device), Discriminator(cfg.disc_channels).to(device)
-    opt_g, opt_d = (torch.optim.Adam(module.parameters(), cfg.aae_lr, betas=cfg.aae_betas) for module in (aae, disc))
-    x = _volumes(cfg, cfg.aae_batch_size, device)
-    return lambda: aae_step(aae, disc, opt_g, opt_d, x, cfg.lambda_rec)
+    cfg, (aae, disc) = setup.cfg, (build(setup.cfg, setup.device) for build in (build_aae, build_discriminator))
+    opt_g, opt_d = (torch.optim.Adam(net.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=not setup.published) for net in (aae, disc))
+    x = setup.volumes(cfg.aae_batch_size)
+    return lambda: aae_step(aae, disc, opt_g, opt_d, x, cfg.lambda_rec, cast=setup.cast), 1
 
 
-def stage_2_step(cfg: Config, device: torch.device) -> Callable[[], object]:
+def stage_2_step(setup: Setup) -> Part:
     """One update of the denoiser on a batch."""
-    unet, diffusion = build_unet(cfg, device), build_diffusion(cfg, device)
-    opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr)
-    batch = cfg.ldm_batch_size
-    z_0, label = torch.randn(batch, cfg.latent_channels, *cfg.latent_size, device=device), torch.arange(batch, device=device) % 2
-    mri = _volumes(cfg, batch, device)
-    return lambda: ldm_step(unet, diffusion, opt, z_0, mri, label, cfg.share_without_label)
+    cfg, unet, diffusion = setup.cfg, build_unet(setup.cfg, setup.device), build_diffusion(setup.cfg, setup.device)
+    opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr, fused=not setup.published)
+    z_0, mri = setup.latents(cfg.ldm_batch_size), setup.volumes(cfg.ldm_batch_size)
+    label = torch.arange(cfg.ldm_batch_size, device=setup.device) % 2
+    return lambda: ldm_step(unet, diffusion, opt, z_0, mri, label, cfg.share_without_label, cast=setup.cast), 1
 
 
-def encode(cfg: Config, device: torch.device) -> Callable[[], object]:
+def denoiser_call(setup: Setup) -> Part:
+    """One network call of one draw; as published with the Extractor."""
+    unet, draws = build_unet(setup.cfg, setup.device).eval(), 1 if setup.published else setup.cfg.samples_per_scan
+    z_t, mri, t = setup.latents(draws), setup.volumes(1), torch.full((draws,), setup.cfg.timesteps // 2, device=setup.device)
+    condition = None if setup.published else unet.extractor(mri).detach().expand(draws, -1, -1, -1, -1)
+
+    @torch.no_grad()
+    def call():
+        with setup.cast():
+            return unet.denoise(z_t, unet.extractor(mri) if condition is None else condition, t)
+    return call, draws
+
+
+def scan(setup: Setup) -> Part:
+    """One scan with the sampler of the settings, decoded; as published it is extrapolated from denoiser_call and decode."""
+    cfg, aae, unet = setup.cfg, build_aae(setup.cfg, setup.device).eval(), build_unet(setup.cfg, setup.device).eval()
+    synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(cfg, setup.device), batch=cfg.sampling_batch, cast=setup.cast)
+    mri, shape = setup.volumes(1), (cfg.latent_channels, *cfg.latent_size)
+
+    def synthesize():
+        noise = [[draw_noise(cfg.seed, "s", k, shape) for k in range(cfg.samples_per_scan)]]
+        return synthesizer.decode(synthesizer.draw(mri, None, noise, cfg.sampler, cfg.sampling_steps).mean(dim=1))
+    return synthesize, 1
+
+
+def encode(setup: Setup) -> Part:
     """One PET to its latent."""
-    aae, x = build_aae(cfg, device).eval(), _volumes(cfg, 1, device)
-    return torch.no_grad()(lambda: aae.encoder(x))
+    aae, x = build_aae(setup.cfg, setup.device).eval(), setup.volumes(1 if setup.published else setup.cfg.aae_batch_size)
+
+    @torch.no_grad()
+    def run():
+        with setup.cast():
+            return aae.encoder(x)
+    return run, len(x)
 
 
-def synthesis(cfg: Config, device: torch.device) -> Callable[[], object]:
-    """One scan: the settings' draws with few DDIM calls, decoded once."""
-    aae, unet = build_aae(cfg, device).eval(), build_unet(cfg, device).eval()
-    synthesizer, mri = Synthesizer(aae.decoder, unet, build_diffusion(cfg, device)), _volumes(cfg, 1, device)
-    shape = (cfg.latent_channels, *cfg.latent_size)
-    return lambda: synthesizer(mri, None, subject_noise(0, "s", cfg.samples_per_scan, shape), "ddim", SYNTHESIS_STEPS)
+def decode(setup: Setup) -> Part:
+    """One latent to its PET."""
+    aae, z_0 = build_aae(setup.cfg, setup.device).eval(), setup.latents(1 if setup.published else setup.cfg.scans_at_once)
+
+    @torch.no_grad()
+    def run():
+        with setup.cast():
+            return aae.decoder(z_0)
+    return run, len(z_0)
 
 
-def scores(cfg: Config, device: torch.device) -> Callable[[], object]:
-    """PSNR, SSIM and MAE of one volume, box and brain."""
-    x, x_hat = np.random.default_rng(0).random((2, *cfg.volume_size), np.float32)
-    return lambda: score_volume(x_hat, x, x > 0.2)
+def scores(setup: Setup) -> Part:
+    """PSNR, SSIM and MAE of one volume, box and brain; as published by scikit-image, one volume after the other."""
+    x = torch.from_numpy(setup.head()[Crop(setup.cfg.crop_start, setup.cfg.volume_size).slices()].copy())
+    brain, count = x.numpy() > 0.3, 4
+    x_hat = (x + 0.02 * torch.randn_like(x)).clamp(0, 1)
+    if setup.published:
+        return lambda: score_volume(x_hat, x, brain), 1
+    pets, x_hats = (volume.expand(count, 1, *x.shape) for volume in (x, x_hat.to(setup.device)))
+    batch = {"id": ["s"] * count, "label": [0] * count, "pet": pets}
+    return lambda: evaluate(lambda _: x_hats, [batch], lambda y, volumes: score_volume(y, volumes["pet"], brain), "scores"), count
 
 
-def reading(cfg: Config, device: torch.device) -> Callable[[], object]:
-    """One volume from a .nii.gz."""
-    folder = Path("result") / "benchmark"
-    folder.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(np.random.default_rng(0).random(cfg.image_size, np.float32), np.eye(4)), folder / "volume.nii.gz")
-    return lambda: read_volume(folder / "volume.nii.gz")
+def reading(setup: Setup) -> Part:
+    """The crop of one .nii.gz; as published it is decoded, here it comes from the cache."""
+    setup.folder = tempfile.TemporaryDirectory()           # lives as long as the setup
+    path = Path(setup.folder.name) / "s.nii.gz"
+    nib.save(nib.Nifti1Image(setup.head(), np.eye(4)), path)
+    cache = VolumeCache([path], Crop(setup.cfg.crop_start, setup.cfg.volume_size), setup.cfg.crop_jitter, setup.cfg.cache)
+    dataset = VolumeDataset([Scan("s", 0, path, path)], cache, ("mri",))
+    return lambda: (setup, dataset[0]), 1
 
 
-PARTS = {"stage 1 training step": stage_1_step, "stage 2 training step": stage_2_step, "encode one PET": encode,
-         f"synthesis, {SYNTHESIS_STEPS} DDIM calls": synthesis, "scores of one volume": scores, "read one .nii.gz": reading}
+PARTS = {"stage 1 training step": stage_1_step, "stage 2 training step": stage_2_step, "denoiser call": denoiser_call, "encode": encode,
+         "decode": decode, "one scan": scan, "scores of a volume": scores, "read a .nii.gz": reading}
 
 
-def measure(part: str, cfg: Config) -> dict:
-    """Median seconds over the repeats after a warm-up, or of the only call if it is long; peak memory of this process and of the GPU."""
-    device = pick_device(cfg.device)
-    action, seconds = PARTS[part](cfg, device), []
-    while not seconds or (len(seconds) <= REPEATS and seconds[0] < LONG):
+def measure(part: str, cfg: Config, published: bool, quick: bool) -> tuple[float, float]:
+    """Median seconds of a unit of work after a warm-up, and the peak memory in GiB: of the GPU if there is one, else of this process."""
+    setup = Setup(cfg, published)
+    action, units = PARTS[part](setup)
+    seconds, first = [], time.perf_counter()
+    while not seconds or not (quick or (len(seconds) > 1 and (len(seconds) > REPEATS or time.perf_counter() - first > ENOUGH))):
         start = time.perf_counter()
         action()
-        if device.type == "cuda":
+        if setup.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    gpu = torch.cuda.max_memory_allocated() / 2 ** 30 if device.type == "cuda" else 0.0
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** 20
-    return {"part": part, "seconds": statistics.median(seconds[1:] or seconds), "GiB": memory, "GPU GiB": gpu}
+    memory = torch.cuda.max_memory_allocated() if setup.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return statistics.median(seconds[1:] or seconds) / units, memory / 2 ** 30
+
+
+def measure_apart(*arguments) -> tuple[float, float]:
+    """measure in a process of its own, so that its memory is its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(measure, arguments)
+
+
+def measure_all(size: str, cfg: Config, quick: bool) -> pd.DataFrame:
+    """A row a part: seconds and memory as published and with the settings, and the ratio of the seconds."""
+    rows = {}
+    for part in PARTS:
+        found = []
+        for published in (True, False):
+            if part == "one scan" and published:           # 87 minutes and more on a CPU
+                seconds = rows["denoiser call"]["published_s"] * (cfg.timesteps - 1) + rows["decode"]["published_s"]
+                found.append((seconds, rows["denoiser call"]["published_GiB"]))
+                continue
+            found.append(measure_apart(part, cfg, published, quick))
+        (published_s, published_gib), (seconds, gib) = found
+        rows[part] = {"size": size, "part": part, "published_s": published_s, "seconds": seconds, "ratio": published_s / seconds,
+                      "published_GiB": published_gib, "GiB": gib}
+        print(f"  {part:24}{published_s:12.4f} s{seconds:12.4f} s{published_s / seconds:9.1f} x{published_gib:9.2f}{gib:9.2f} GiB"
+              + ("   (published: extrapolated)" if part == "one scan" else ""), flush=True)
+    return pd.DataFrame(rows.values())
+
+
+def run_cost(cfg: Config, table: pd.DataFrame) -> pd.DataFrame:
+    """Hours of a run of 408 + 51 + 51 subjects, computed from the measured parts; reading is left out, it goes on beside the training."""
+    rows = []
+    for column in ("published_s", "seconds"):
+        s, published = table.set_index("part")[column], column == "published_s"
+        validation_scan = s["one scan"] if published else cfg.validation_steps * s["denoiser call"] + s["decode"]
+        validations = cfg.ldm_epochs // (1 if published else cfg.validation_every)
+        n = SUBJECTS["validation"]
+        rows.append({
+            "stage 1 training": cfg.aae_epochs * (SUBJECTS["train"] // cfg.aae_batch_size) * s["stage 1 training step"],
+            "stage 1 validation": cfg.aae_epochs * n * (s["encode"] + s["decode"] + s["scores of a volume"]),
+            "encoding": (SUBJECTS["train"] + n) * s["encode"],
+            "stage 2 training": cfg.ldm_epochs * (SUBJECTS["train"] // cfg.ldm_batch_size) * s["stage 2 training step"],
+            "stage 2 validation": validations * n * (validation_scan + s["scores of a volume"]),
+            "test": SUBJECTS["test"] * (s["one scan"] + s["scores of a volume"])})
+    hours = pd.DataFrame(rows, index=["published_h", "hours"]).T / 3600
+    hours.loc["all"] = hours.sum()
+    return hours.assign(ratio=hours["published_h"] / hours["hours"]).rename_axis("of a computed run").reset_index()
+
+
+def machine(device: torch.device) -> str:
+    """What the table was measured on."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{torch.get_num_threads()} threads on {name}, torch {torch.__version__}"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the table, part by part."""
-    cfg = parse_args(argv)
-    print(f"{'x'.join(map(str, cfg.volume_size))} voxels, AAE batch {cfg.aae_batch_size}, LDM batch {cfg.ldm_batch_size}, "
-          f"{cfg.samples_per_scan} draws, {pick_device(cfg.device)}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    rows = []
-    for part in PARTS:
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            rows.append(pool.apply(measure, (part, cfg)))
-        print("  {part:28}{seconds:10.3f} s   peak {GiB:6.2f} GiB   GPU {GPU GiB:6.2f} GiB".format(**rows[-1]), flush=True)
-    path = Path("result") / "benchmark" / f"{cfg.exp}.csv"
-    write_csv(path, pd.DataFrame(rows))
-    print(f"written to {path}")
+    """Print the tables, part by part, and write them to result/benchmark/."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--quick", action="store_true")
+    own, rest = parser.parse_known_args(argv)
+    sizes = {"given": rest} if "--preset" in rest else {"paper": rest, "demo": ["--preset", "demo", *rest]}
+    folder = Path("result") / "benchmark"
+    tables, settings = [], {size: parse_args(words) for size, words in sizes.items()}
+    for size, cfg in settings.items():
+        device = pick_device(cfg.device)
+        dtype = str(pick_precision(cfg.precision, device)).removeprefix("torch.")
+        print(f"{size} size: {'x'.join(map(str, cfg.volume_size))} voxels, batches of {cfg.aae_batch_size} and {cfg.ldm_batch_size}, "
+              f"{cfg.samples_per_scan} draws of {cfg.sampling_steps} {cfg.sampler} calls, {dtype}; {machine(device)}\n"
+              f"  {'':24}{'as published':>14}{'here':>14}{'ratio':>11}{'memory as published, here':>27}", flush=True)
+        tables.append(measure_all(size, cfg, own.quick).assign(precision=dtype, machine=machine(device)))
+        cost = run_cost(cfg, tables[-1])
+        print(f"computed from these, not measured: hours of a run with {' + '.join(map(str, SUBJECTS.values()))} subjects, "
+              f"{cfg.aae_epochs} + {cfg.ldm_epochs} epochs\n{cost.to_string(index=False, float_format='{:.1f}'.format)}", flush=True)
+        write_csv(folder / f"run_cost_{size}.csv", cost)
+        write_csv(folder / "benchmark.csv", pd.concat(tables))
+    print(f"written to {folder}")
     return 0
 
 
