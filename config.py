@@ -19,6 +19,7 @@ from pathlib import Path
 
 VERSION = "0.1.0"
 STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")
+EXTRA_STAGES = ("curve",)                                  # run only where they are asked for
 GROUPS = {
     "run": "the run",
     "data": "the cohort",
@@ -50,10 +51,18 @@ class Config:
 
     # The run
     exp: str = run("paper", "name of the experiment; outputs go to result/<exp>")
-    stages: tuple[str, ...] = run(STAGES, "stages to run; check always runs first", choices=STAGES)
+    stages: tuple[str, ...] = run(STAGES, "stages to run; check always runs first. curve, which is not among the default ones, scores the "
+                                          "validation list with every sampler, number of calls and number of draws",
+                                  choices=STAGES + EXTRA_STAGES)
     seed: int = run(0, "seed of weights, order, noise and crops; paper: 0", low=0, high=2 ** 32 - 1, free=False)
     device: str = run("auto", "auto is the GPU if there is one, else the CPU", choices=("auto", "cpu", "cuda"))
-    num_workers: int = run(2, "processes that read volumes during training; 0 reads in the main process", low=0)
+    num_workers: int = run(2, "processes that read volumes; 0 reads in the main process", low=0)
+    cache: str = run("auto", "where decoded .nii.gz crops are kept during a run: ram, file (in the folder for temporary files), off; auto: "
+                             "the first of these with room enough", choices=("auto", "ram", "file", "off"))
+    precision: str = run("auto", "bf16: networks compute in bfloat16 (autocast; TF32 for the rest), weights stay float32; fp32: all in "
+                                 "float32; auto: bf16 where the device has instructions for it", choices=("auto", "fp32", "bf16"))
+    channels_last: bool = run(True, "keep the channels of a voxel together in memory: faster training on a CPU (README, Speed)")
+    recompute: bool = run(False, "recompute activations in the backward pass instead of keeping them: less memory, more time")
 
     # The cohort
     data_dir: str = data("data", "folder with whole_MRI and whole_Abeta; latent_Abeta is written there", free=True)
@@ -89,6 +98,7 @@ class Config:
     aae_lr: float = aae(1e-4, "learning rate of Adam; paper: 1e-4", low=1e-8, high=1.0)
     aae_betas: tuple[float, float] = aae((0.5, 0.999), "betas of Adam; paper", low=0.0, high=0.99999)
     aae_batch_size: int = aae(2, "volumes a step; paper: 2", low=1)
+    aae_accumulation: int = aae(1, "batches whose gradients are added up for one step, which then sees batch size x accumulation", low=1)
     aae_epochs: int = aae(1000, "epochs; paper: 1000; may be raised later", low=1, free=True)
 
     # Stage 2, the latent diffusion model
@@ -112,18 +122,21 @@ class Config:
                                     "not a new input; published: 0", low=0.0, high=1.0)
     ldm_lr: float = ldm(1e-4, "learning rate of AdamW; paper: 1e-4", low=1e-8, high=1.0)
     ldm_batch_size: int = ldm(2, "subjects a step; paper: 2", low=1)
+    ldm_accumulation: int = ldm(1, "batches whose gradients are added up for one step, which then sees batch size x accumulation", low=1)
     ldm_epochs: int = ldm(1000, "epochs; paper: 1000; may be raised later", low=1, free=True)
     ema_decay: float = ldm(0.9999, "decay of the moving average of the weights; paper: 0.9999", low=0.0, high=0.999999)
     ema_start: int = ldm(2000, "steps for which the average is a plain copy; paper: 2000", low=0)
     validation_every: int = ldm(1, "epochs from one validation to the next; paper: 1", low=1)
-    validation_steps: int = ldm(10, "DDIM calls a validation scan; published: 999 DDPM calls", low=1)
+    validation_steps: int = ldm(2, "DDIM calls a validation scan; published: 999 DDPM calls", low=1)
 
     # Sampling
     sampler: str = sampling("ddim", "ddim: deterministic, few calls; dpm: DPM-Solver++(2M), the same with fewer; ddpm: ancestral, "
                                     "T - 1 calls; published: ddpm", choices=("ddim", "dpm", "ddpm"))
-    sampling_steps: int = sampling(20, "network calls a draw with ddim and dpm", low=1)
-    samples_per_scan: int = sampling(8, "draws a scan, whose mean latent is decoded; published: 1, which carries the variance "
+    sampling_steps: int = sampling(2, "network calls a draw with ddim and dpm; chosen, with the next, from the curve in the README", low=1)
+    samples_per_scan: int = sampling(4, "draws a scan, whose mean latent is decoded; published: 1, which carries the variance "
                                         "of one draw", low=1)
+    sampling_batch: int = sampling(8, "draws, of one or several scans, that go through the denoiser at once", low=1)
+    save_deviation: bool = sampling(False, "also write the standard deviation of the decoded draws of each scan, <ID>_sd.nii.gz")
     label_at_sampling: str = sampling("predicted", "none: no label (published, an input unseen in its training); predicted: the "
                                                    "probabilities of a classifier fitted on the training MRIs mix the label "
                                                    "embeddings. The true label is never used", choices=("none", "predicted"))
@@ -183,6 +196,8 @@ class Config:
         for one, other in (("cortex_mask", "reference_mask"), ("regions_image", "regions_table")):
             if bool(getattr(self, one)) != bool(getattr(self, other)):
                 yield f"{one} and {other} go together: give both or none"
+        if self.save_deviation and self.samples_per_scan < 2:
+            yield "save_deviation needs samples_per_scan of at least 2"
         if self.centiloid_intercept and not self.centiloid_slope:
             yield f"centiloid_intercept {self.centiloid_intercept} needs a centiloid_slope"
         yield from self._phantom_misfits()
@@ -212,6 +227,11 @@ class Config:
     def latent_size(self) -> tuple[int, ...]:
         """d, h, w in voxels of the latent."""
         return tuple(n // self.downscale for n in self.volume_size)
+
+    @property
+    def scans_at_once(self) -> int:
+        """Scans of one batch of synthesis: as many as have all their draws in it."""
+        return max(1, self.sampling_batch // self.samples_per_scan)
 
     @property
     def is_phantom(self) -> bool:
@@ -262,7 +282,7 @@ DEMO = {"data_dir": "data/phantom", "num_workers": 0,
         "image_size": (45, 54, 45), "crop_start": (2, 4, 2), "volume_size": (40, 48, 40), "crop_jitter": 1,
         "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3, "aae_epochs": 5,
         "unet_channels": 16, "unet_mults": (1, 2, 2), "unet_res_blocks": 1, "unet_norm_groups": 8, "ldm_lr": 1e-3, "ldm_epochs": 8,
-        "ema_decay": 0.99, "ema_start": 100, "validation_every": 4, "validation_steps": 5, "sampling_steps": 5}
+        "ema_decay": 0.99, "ema_start": 100, "validation_every": 4}
 
 PRESETS = {"paper": {}, "demo": DEMO, "published": PUBLISHED}
 

@@ -1,4 +1,4 @@
-"""The cohort: lists and labels, checks, NIfTI reading and writing, the crop, the torch datasets, the latent cache."""
+"""The cohort: lists and labels, checks, NIfTI reading and writing, the crop."""
 import gzip
 import hashlib
 import os
@@ -13,13 +13,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-import torch
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils import InputError, atomic, derived_seed
+from utils import InputError, atomic
 
 SPLITS = ("train", "validation", "test")
 RAS = axcodes2ornt("RAS")
@@ -371,67 +368,3 @@ def _report(splits, affine, image_size, stored, ranges, scans) -> str:
         low, high = min(ranges[path][0] for path in paths), max(ranges[path][1] for path in paths)
         lines.append(f"  {name}         intensities from {low:.3f} to {high:.3f}")
     return "\n".join(lines)
-
-
-# ---------------------------------------------------------------- torch datasets
-
-class VolumeDataset(Dataset):
-    """Items {id, label, and each of the modalities ('mri', 'pet') as [1, D, H, W] float32 in [0, 1]}.
-
-    jitter: the crop is shifted by a random integer in {-jitter..jitter} an axis, drawn from `seed` and the scan's ID.
-    """
-
-    def __init__(self, scans: list[Scan], crop: Crop, modalities: tuple[str, ...], jitter: int = 0, seed: int = 0):
-        self.scans, self.crop, self.modalities, self.jitter, self.seed = scans, crop, modalities, jitter, seed
-
-    def __len__(self) -> int:
-        return len(self.scans)
-
-    def __getitem__(self, index: int) -> dict:
-        scan = self.scans[index]
-        generator = np.random.default_rng(derived_seed(self.seed, scan.id))
-        slices = self.crop.slices(generator.integers(-self.jitter, self.jitter, size=3, endpoint=True))
-        volumes = {name: torch.from_numpy(read_volume(getattr(scan, name))[0][slices][None].copy()) for name in self.modalities}
-        return {"id": scan.id, "label": scan.label, **volumes}
-
-
-def training_loader(dataset: Dataset, batch_size: int, num_workers: int, seed: int) -> DataLoader:
-    """Batches in an order drawn from the seed; the last incomplete one is dropped (paper)."""
-    return DataLoader(dataset, batch_size, shuffle=True, drop_last=True, num_workers=num_workers,
-                      generator=torch.Generator().manual_seed(seed))
-
-
-# ---------------------------------------------------------------- the latent cache
-
-class LatentCache:
-    """Latents as NIfTI files in data_dir/latent_Abeta/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
-
-    autoencoder: key of the weights. A file's header names the key of autoencoder and crop and of the bytes of the PET file; a latent
-    whose key is another, or which cannot be read, is not there.
-    """
-
-    def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...], affine: np.ndarray):
-        self.folder = data_dir / "latent_Abeta" / autoencoder
-        self.autoencoder, self.crop, self.shape, self.affine = autoencoder, crop, shape, affine
-
-    def _note(self, scan: Scan) -> str:
-        made_from = hashlib.blake2b(f"{self.autoencoder} {self.crop}".encode(), digest_size=12)
-        made_from.update(scan.pet.read_bytes())
-        return f"latent of {made_from.hexdigest()}"
-
-    def save(self, scan: Scan, z_0: Tensor) -> None:
-        """Write z_0 [C, d, h, w], channels as the file's fourth dimension, where it lies in space."""
-        voxels = z_0.permute(1, 2, 3, 0).numpy()                                             # [d, h, w, C]
-        affine = self.crop.affine(self.affine, self.crop.size[0] // self.shape[1])
-        save_nifti(self.folder / f"{scan.id}.nii.gz", voxels, affine, self._note(scan))
-
-    def load(self, scan: Scan) -> Tensor | None:
-        """z_0 [C, d, h, w], or None if there is none of this autoencoder, crop and PET file."""
-        path = self.folder / f"{scan.id}.nii.gz"
-        try:
-            voxels, _ = read_volume(path)
-            note = nib.load(path).header["descrip"].item().decode()
-        except (ValueError, OSError):
-            return None
-        z_0 = torch.from_numpy(voxels.reshape(*voxels.shape[:3], -1)).permute(3, 0, 1, 2).contiguous()
-        return z_0 if note == self._note(scan) and tuple(z_0.shape) == self.shape else None

@@ -1,20 +1,27 @@
 """An experiment: a checked cohort, the settings, the device, and what every stage makes of them."""
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn as nn
 from nibabel.affines import voxel_sizes
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from classifier import LabelClassifier, pool_volume, pool_width
 from config import STAGES, Config
-from dataset import Cohort, Crop, LatentCache, Scan, VolumeDataset
-from model import AAE, Diffusion, Synthesizer, UNet
+from dataset import Cohort, Crop, Scan
+from loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
+from metrics import score_volume
+from model import AAE, Diffusion, Discriminator, Synthesizer, UNet, recompute_activations
 from regions import COVERED, Regions, read_labels, read_mask, share_inside
 from results import load_run
-from utils import InputError, check_settings, load_checkpoint, score_volume, subject_noise, weights_key
+from utils import InputError, autocast, check_settings, draw_noise, load_checkpoint, pick_precision, weights_key
+
+Network = TypeVar("Network", bound=nn.Module)
 
 CHECKPOINT = {"aae": "CHECKPOINT_AAE", "ldm": "CHECKPOINT_Unet"}
 PHANTOM_NOTICE = "digital phantom, not patient data"
@@ -25,13 +32,25 @@ RESEARCH_NOTICE = "research only, not for clinical use"
 
 def build_aae(cfg: Config, device: torch.device) -> AAE:
     """The autoencoder E, D."""
-    return AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups).to(device)
+    return place(AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups), cfg, device)
+
+
+def build_discriminator(cfg: Config, device: torch.device) -> Discriminator:
+    """What the autoencoder is trained against."""
+    return place(Discriminator(cfg.disc_channels), cfg, device)
 
 
 def build_unet(cfg: Config, device: torch.device) -> UNet:
     """The denoiser with its Extractor and Projector."""
-    return UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
-                cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.image_conditioning).to(device)
+    return place(UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
+                      cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.image_conditioning), cfg, device)
+
+
+def place(network: Network, cfg: Config, device: torch.device) -> Network:
+    """The network on its device, in the memory layout of the settings, which its activations follow."""
+    if cfg.recompute:
+        recompute_activations(network)
+    return network.to(device=device, memory_format=torch.channels_last_3d if cfg.channels_last else torch.contiguous_format)
 
 
 def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
@@ -46,7 +65,10 @@ class Experiment:
 
     def __init__(self, cfg: Config, cohort: Cohort, device: torch.device):
         self.cfg, self.cohort, self.device = cfg, cohort, device
+        self.dtype = pick_precision(cfg.precision, device)
         self.crop = Crop(cfg.crop_start, cfg.volume_size)
+        scans = cohort.train + cohort.validation + cohort.test
+        self.cache = VolumeCache([path for scan in scans for path in (scan.mri, scan.pet)], self.crop, cfg.crop_jitter, cfg.cache)
         self.pool = pool_width(float(np.mean(voxel_sizes(cohort.affine))))
         self.is_phantom = (Path(cfg.data_dir) / "phantom.json").exists()
         truth = Path(cfg.data_dir) / "truth"
@@ -89,14 +111,14 @@ class Experiment:
         return [f"{name} {self.region_masks[name]}: {1 - share:.0%} of it lies outside the crop and is left out, in real and synthetic PET"
                 for name, share in shares.items() if share < COVERED]
 
-    def image_scores(self, x_hat: np.ndarray, volumes: dict[str, np.ndarray]) -> dict[str, float]:
+    def image_scores(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict[str, float]:
         """A measure for evaluate: PSNR, SSIM and MAE of x_hat [D, H, W] against the PET."""
         return score_volume(x_hat, volumes["pet"], self.brain)
 
-    def readable(self, x_hat: np.ndarray, volumes: dict[str, np.ndarray]) -> dict:
+    def readable(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
         """A measure for evaluate: what status and uptake are read from, the pooled MRI and PET [d, h, w], SUVR and more if known."""
-        mri, pet = (pool_volume(torch.from_numpy(v)[None, None], self.pool)[0, 0].numpy() for v in (volumes["mri"], x_hat))
-        return {"mri": mri, "pet": pet, **(self.regions.measure(x_hat) if self.regions else {})}
+        mri, pet = (pool_volume(v[None, None], self.pool)[0, 0].numpy() for v in (volumes["mri"], x_hat))
+        return {"mri": mri, "pet": pet, **(self.regions.measure(x_hat.cpu().numpy()) if self.regions else {})}
 
     def scores_note(self, n: int) -> str:
         """What every score of this experiment has to be read with."""
@@ -131,9 +153,14 @@ class Experiment:
                     settings["aae_epochs"] = cfg.aae_epochs
                 check_settings(path, load_checkpoint(path), settings)
 
-    def scans(self, scans: list[Scan], *modalities: str) -> DataLoader:
-        """The scans one by one, in order, with their centre crop."""
-        return DataLoader(VolumeDataset(scans, self.crop, modalities), num_workers=self.cfg.num_workers)
+    def batches(self, scans: list[Scan], *modalities: str, batch: int = 0, order: EpochOrder | None = None) -> DataLoader:
+        """The scans with their crop, `batch` of them at once, by default as many as in a step of stage 1; in training with an order."""
+        return volume_loader(VolumeDataset(scans, self.cache, modalities), batch or self.cfg.aae_batch_size, self.cfg.num_workers,
+                             self.device.type == "cuda", order)
+
+    def cast(self) -> torch.autocast:
+        """The context in which networks compute in the precision of the settings."""
+        return autocast(self.device, self.dtype)
 
     def best_checkpoint(self, stage: str) -> dict:
         """The best checkpoint of a stage. Raises InputError if there is none."""
@@ -150,22 +177,22 @@ class Experiment:
         cfg = self.cfg
         return LatentCache(Path(cfg.data_dir), weights_key(aae), self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine)
 
-    def synthesized(self, scan: Scan) -> Path:
-        """Where the synthetic PET of a test scan lies."""
-        return self.cfg.result_dir / "synthesized" / f"{scan.id}.nii.gz"
+    def synthesized(self, scan: Scan, suffix: str = "") -> Path:
+        """Where the synthetic PET of a test scan lies, or with a suffix what goes with it."""
+        return self.cfg.result_dir / "synthesized" / f"{scan.id}{suffix}.nii.gz"
 
     def shown_scans(self) -> list[Scan]:
         """The test scans of the pictures: the first few of each label, positive ones first."""
         return [scan for label in range(self.cfg.num_classes - 1, -1, -1)
                 for scan in [s for s in self.cohort.test if s.label == label][:self.cfg.shown_subjects]]
 
-    def synthesize(self, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int, draws: int):
-        """A predict function for evaluate: one MRI -> its synthetic PET. The noise depends on seed and ID alone."""
+    def draw(self, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int,
+             draws: int) -> Callable[[dict], Tensor]:
+        """A function: batch of MRIs -> latents [B, draws, C, d, h, w]. The noise of a draw depends on seed, ID and its number alone."""
         shape = (self.cfg.latent_channels, *self.cfg.latent_size)
 
-        def predict(batch: dict) -> Tensor:
-            [subject] = batch["id"]
+        def latents(batch: dict) -> Tensor:
             label = classifier.probabilities(batch["mri"]) if classifier else None
-            noise = subject_noise(self.cfg.seed, subject, draws, shape)
-            return synthesizer(batch["mri"].to(self.device), label, noise, sampler, steps)
-        return predict
+            noise = [[draw_noise(self.cfg.seed, subject, k, shape) for k in range(draws)] for subject in batch["id"]]
+            return synthesizer.draw(batch["mri"].to(self.device), label, noise, sampler, steps)
+        return latents

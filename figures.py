@@ -18,7 +18,6 @@ from utils import atomic  # noqa: E402
 CURVES = {"aae": ("Stage 1, autoencoder", {"rec": "L1 reconstruction"}),
           "ldm": ("Stage 2, denoiser", {"mse": "training", "mse_validation": "validation"})}
 
-
 # Okabe and Ito's colours, which the colour-blind tell apart; shapes and line styles differ too
 LABELS = {0: ("amyloid negative", "#0072B2", "o"), 1: ("amyloid positive", "#D55E00", "^")}
 READOUTS = {("pet", "real"): ("real PET", "#000000", "-"), ("pet", "il_cldm"): ("synthetic PET", "#D55E00", "-"),
@@ -55,6 +54,24 @@ def plot_curves(folder: Path, stem: Path, notice: str, suffixes: tuple[str, ...]
             row[1].legend()
         row[1].set(title=f"{title}: validation", xlabel="epoch", ylabel="PSNR on the box (dB)")
     _save(figure, stem, notice, suffixes)
+
+
+def plot_sampling(table: pd.DataFrame, chosen: tuple[str, int, int], stem: Path, note: str) -> None:
+    """Scores against network calls: a colour a number of draws, a line a sampler, a ring around the chosen (sampler, steps, draws)."""
+    panels = {"PSNR_brain": "PSNR in the brain (dB)", "SSIM_brain": "SSIM in the brain", "SUVR_r": "correlation of SUVR"}
+    panels = {column: title for column, title in panels.items() if column in table}
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.2), layout="constrained")
+    colours = dict(zip(sorted(table["draws"].unique()), ("#56B4E9", "#0072B2", "#000000", "#D55E00"), strict=False))
+    for axis, (column, title) in zip(axes, panels.items(), strict=True):
+        for (sampler, draws), rows in table.groupby(["sampler", "draws"]):
+            line, marker = {"ddpm": ("", "s"), "ddim": ("-", "o"), "dpm": ("--", "^")}[sampler]
+            label = f"{sampler}, {draws} draw{'s' if draws > 1 else ''}"
+            axis.plot(rows["calls"], rows[column], linestyle=line, marker=marker, markersize=5, color=colours[draws], label=label)
+        here = table[(table[["sampler", "steps", "draws"]] == list(chosen)).all(axis=1)]
+        axis.plot(here["calls"], here[column], "o", markersize=13, fillstyle="none", color="#009E73", label="the setting")
+        axis.set(xscale="log", xlabel="network calls a draw", title=title)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    _save(figure, stem, note)
 
 
 def _planes(voxels: np.ndarray) -> np.ndarray:

@@ -21,19 +21,33 @@ from tqdm import tqdm
 
 from classifier import LabelClassifier, pool_volume
 from config import Config, parse_args
-from dataset import Cohort, Scan, VolumeDataset, check_cohort, read_demographics, read_volume, save_synthesis, training_loader
-from experiment import CHECKPOINT, PHANTOM_NOTICE, Experiment, build_aae, build_diffusion, build_unet
+from curve import measure_curve
+from dataset import Cohort, Scan, check_cohort, read_demographics, read_volume, save_synthesis
+from experiment import CHECKPOINT, PHANTOM_NOTICE, Experiment, build_aae, build_diffusion, build_discriminator, build_unet
 from figures import plot_curves, plot_synthesized
 from layout import write_tables
-from model import AAE, Diffusion, Discriminator, Synthesizer, UNet
+from loading import EpochOrder
+from metrics import METRICS, evaluate, summarize
+from model import AAE, Diffusion, Synthesizer, UNet
 from phantom import build_phantom
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs, save_run
 from status import Reader, fit_readers, read_status
 from tables import group_runs, make_tables
 from training import aae_step, denoising_loss, ldm_step, train_epoch
-from utils import (EMA, METRICS, InputError, NotFiniteError, StageRun, atomic, check_settings, derived_seed, evaluate, pick_device,
-                   seed_everything, summarize, weights_key, write_csv)
+from utils import (
+    EMA,
+    InputError,
+    NotFiniteError,
+    StageRun,
+    atomic,
+    check_settings,
+    derived_seed,
+    pick_device,
+    seed_everything,
+    weights_key,
+    write_csv,
+)
 
 
 def say(stage: str, text: str) -> None:
@@ -47,35 +61,40 @@ def train_aae(exp: Experiment) -> None:
     """Train autoencoder against discriminator on the training PETs; keep the epoch with the best validation score."""
     cfg = exp.cfg
     seed_everything(cfg.seed, "aae")
-    aae, disc = build_aae(exp.cfg, exp.device), Discriminator(cfg.disc_channels).to(exp.device)
-    opt_g = torch.optim.Adam(aae.parameters(), cfg.aae_lr, betas=cfg.aae_betas)
-    opt_d = torch.optim.Adam(disc.parameters(), cfg.aae_lr, betas=cfg.aae_betas)
+    aae, disc = build_aae(cfg, exp.device), build_discriminator(cfg, exp.device)
+    opt_g, opt_d = (torch.optim.Adam(network.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True) for network in (aae, disc))
     run = StageRun(cfg.result_dir, "aae", CHECKPOINT["aae"], {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d},
                    exp.settings("aae"))
-    validation = exp.scans(exp.cohort.validation, "pet")
+    validation = exp.batches(exp.cohort.validation, "pet")
     say("aae", f"{len(exp.cohort.train)} PET volumes, {run.epoch} of {cfg.aae_epochs} epochs done, writes {run.best_path}")
 
+    order = EpochOrder(len(exp.cohort.train), jitter=True)
+    volumes = exp.batches(exp.cohort.train, "pet", batch=cfg.aae_batch_size * cfg.aae_accumulation, order=order)
+
     def step(batch: dict) -> dict[str, float]:
-        return aae_step(aae, disc, opt_g, opt_d, batch["pet"].to(exp.device), cfg.lambda_rec)
+        x = batch["pet"].to(exp.device, non_blocking=True)
+        return aae_step(aae, disc, opt_g, opt_d, x, cfg.lambda_rec, cfg.aae_accumulation, exp.cast)
 
     if run.epochs_left(cfg.aae_epochs):
         forget_run(cfg.result_dir)
     for epoch in run.epochs_left(cfg.aae_epochs):
-        seed = derived_seed(cfg.seed, "aae", epoch)                                          # an epoch depends on its number alone
-        seed_everything(seed)
-        volumes = VolumeDataset(exp.cohort.train, exp.crop, ("pet",), cfg.crop_jitter, seed)
+        order.seed = derived_seed(cfg.seed, "aae", epoch)                                    # an epoch depends on its number alone
+        seed_everything(order.seed)
         aae.train()
-        losses = train_epoch(training_loader(volumes, cfg.aae_batch_size, cfg.num_workers, seed), step, f"aae epoch {epoch}")
+        losses, waiting = train_epoch(volumes, step, f"aae epoch {epoch}")
         aae.eval()
-        scores = evaluate(reconstruct(aae, exp.device), validation, exp.image_scores, "aae validation")
+        scores = evaluate(reconstruct(exp, aae), validation, exp.image_scores, "aae validation")
         run.finish_epoch(epoch, losses, scores)
-        say("aae", f"epoch {epoch}/{cfg.aae_epochs}  L1 {losses['rec']:.4f}  validation {describe(scores)}")
+        say("aae", f"epoch {epoch}/{cfg.aae_epochs}  L1 {losses['rec']:.4f}  waiting for data {waiting:.1%}  validation {describe(scores)}")
     plot_curves(cfg.result_dir, cfg.result_dir / "loss_curve", exp.notice, (".png",))
 
 
-def reconstruct(aae: AAE, device: torch.device) -> Callable[[dict], Tensor]:
+def reconstruct(exp: Experiment, aae: AAE) -> Callable[[dict], Tensor]:
     """A predict function for evaluate: PET -> its reconstruction."""
-    return lambda batch: aae(batch["pet"].to(device)).clamp(0, 1)
+    def predict(batch: dict) -> Tensor:
+        with exp.cast():
+            return aae(batch["pet"].to(exp.device)).float().clamp(0, 1)
+    return predict
 
 
 def describe(scores: pd.DataFrame) -> str:
@@ -93,8 +112,14 @@ def encode(exp: Experiment) -> None:
     scans = exp.cohort.train + exp.cohort.validation
     missing = [scan for scan in scans if cache.load(scan) is None]
     say("encode", f"{len(missing)} of {len(scans)} latents are to be made, writes {cache.folder}")
-    for scan, batch in zip(missing, tqdm(exp.scans(missing, "pet"), desc="encode", unit="scan", leave=False, disable=None), strict=True):
-        cache.save(scan, aae.encoder(batch["pet"].to(exp.device))[0].cpu())
+    by_id = {scan.id: scan for scan in missing}
+    with tqdm(desc="encode", unit="scan", total=len(missing), leave=False, disable=None) as bar:
+        for batch in exp.batches(missing, "pet"):
+            with exp.cast():
+                latents = aae.encoder(batch["pet"].to(exp.device)).float().cpu()             # [B, C, d, h, w]
+            for name, z_0 in zip(batch["id"], latents, strict=True):
+                cache.save(by_id[name], z_0)
+                bar.update()
 
 
 # ---------------------------------------------------------------- stage 2: the conditioned denoiser
@@ -106,7 +131,7 @@ def train_ldm(exp: Experiment) -> None:
     seed_everything(cfg.seed, "ldm")
     unet, diffusion = build_unet(cfg, exp.device), build_diffusion(cfg, exp.device)
     ema = EMA(unet, cfg.ema_decay, cfg.ema_start)
-    opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr)
+    opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr, fused=True)
     bound_to = {"autoencoder": weights_key(aae), "aae_epochs": cfg.aae_epochs, "label_at_sampling": cfg.label_at_sampling}
     run = StageRun(cfg.result_dir, "ldm", CHECKPOINT["ldm"], {"unet": unet, "ema": ema.module, "opt": opt}, exp.settings("ldm") | bound_to)
     say("ldm", f"{len(cohort.train)} subjects, {run.epoch} of {cfg.ldm_epochs} epochs done, writes {run.best_path}")
@@ -116,28 +141,31 @@ def train_ldm(exp: Experiment) -> None:
     latents = load_latents(exp, aae)
     run.facts = run.facts or training_facts(exp, latents)
     z_0 = {name: (z - run.facts["latent_mean"]) / run.facts["latent_std"] for name, z in latents.items()}
-    predict = exp.synthesize(*build_synthesizer(exp, aae, ema.module, run.facts), "ddim", cfg.validation_steps, draws=1)
+    synthesizer, classifier = build_synthesizer(exp, aae, ema.module, run.facts)
+    draw = exp.draw(synthesizer, classifier, "ddim", cfg.validation_steps, draws=1)
+    validation = exp.batches(cohort.validation, "mri", "pet", batch=cfg.sampling_batch)
+    order = EpochOrder(len(cohort.train), jitter=False)
+    subjects = exp.batches(cohort.train, "mri", batch=cfg.ldm_batch_size * cfg.ldm_accumulation, order=order)
 
     def step(batch: dict) -> dict[str, float]:
         z = torch.stack([z_0[name] for name in batch["id"]])                                 # [B, C, d, h, w]
-        losses = ldm_step(unet, diffusion, opt, *(t.to(exp.device) for t in (z, batch["mri"], batch["label"])), cfg.share_without_label)
+        sample = (tensor.to(exp.device, non_blocking=True) for tensor in (z, batch["mri"], batch["label"]))
+        losses = ldm_step(unet, diffusion, opt, *sample, cfg.share_without_label, cfg.ldm_accumulation, exp.cast)
         run.step += 1
         ema.update(unet, run.step)
         return losses
 
     for epoch in run.epochs_left(cfg.ldm_epochs):
-        seed = derived_seed(cfg.seed, "ldm", epoch)
-        seed_everything(seed)
-        subjects = VolumeDataset(cohort.train, exp.crop, ("mri",))
-        losses = train_epoch(training_loader(subjects, cfg.ldm_batch_size, cfg.num_workers, seed), step, f"ldm epoch {epoch}")
+        order.seed = derived_seed(cfg.seed, "ldm", epoch)
+        seed_everything(order.seed)
+        losses, waiting = train_epoch(subjects, step, f"ldm epoch {epoch}")
         scores = None
         if epoch % cfg.validation_every == 0:
             losses["mse_validation"] = validation_loss(exp, ema.module, diffusion, z_0)
-            scores = evaluate(predict, exp.scans(cohort.validation, "mri", "pet"), exp.image_scores,
-                              "ldm validation")
+            scores = evaluate(lambda batch: synthesizer.decode(draw(batch).mean(dim=1)), validation, exp.image_scores, "ldm validation")
         run.finish_epoch(epoch, losses, scores)
         validated = "" if scores is None else f"  validation {describe(scores)}"
-        say("ldm", f"epoch {epoch}/{cfg.ldm_epochs}  mse {losses['mse']:.4f}{validated}")
+        say("ldm", f"epoch {epoch}/{cfg.ldm_epochs}  mse {losses['mse']:.4f}  waiting for data {waiting:.1%}{validated}")
     plot_curves(cfg.result_dir, cfg.result_dir / "loss_curve", exp.notice, (".png",))
 
 
@@ -152,7 +180,8 @@ def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
 
 def build_synthesizer(exp: Experiment, aae: AAE, unet: UNet, facts: dict) -> tuple[Synthesizer, LabelClassifier | None]:
     """The sampling of a trained denoiser, and the classifier that predicts its label. Raises InputError if that one is missing."""
-    synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(exp.cfg, exp.device), facts["latent_mean"], facts["latent_std"])
+    synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(exp.cfg, exp.device), facts["latent_mean"], facts["latent_std"],
+                              exp.cfg.sampling_batch, exp.cast)
     if not exp.cfg.predicts_label:
         return synthesizer, None
     if facts["classifier"] is None:
@@ -180,8 +209,8 @@ def latent_scale(latents: dict[str, Tensor], train: list[Scan]) -> tuple[float, 
 
 def fit_classifier(exp: Experiment) -> LabelClassifier:
     """Fit the label classifier on the training MRIs."""
-    loader = tqdm(exp.scans(exp.cohort.train, "mri"), desc="label classifier", unit="scan", leave=False, disable=None)
-    pooled = np.stack([pool_volume(batch["mri"], exp.pool)[0].numpy() for batch in loader])  # [n, 1, d, h, w]
+    loader = tqdm(exp.batches(exp.cohort.train, "mri"), desc="label classifier", unit="batch", leave=False, disable=None)
+    pooled = np.concatenate([pool_volume(batch["mri"], exp.pool).numpy() for batch in loader])   # [n, 1, d, h, w]
     labels = np.array([scan.label for scan in exp.cohort.train])
     return LabelClassifier.fit(pooled, labels, exp.brain, exp.pool, exp.cfg.seed)
 
@@ -190,12 +219,13 @@ def fit_classifier(exp: Experiment) -> LabelClassifier:
 def validation_loss(exp: Experiment, unet: UNet, diffusion: Diffusion, z_0: dict[str, Tensor]) -> float:
     """Denoising loss of the validation list at steps and noise that are the same in every epoch."""
     seed_everything(exp.cfg.seed, "validation loss")
-    losses = []
-    for batch in exp.scans(exp.cohort.validation, "mri"):
+    total = 0.0
+    for batch in exp.batches(exp.cohort.validation, "mri", batch=exp.cfg.ldm_batch_size):
         z = torch.stack([z_0[name] for name in batch["id"]])
-        sample = (t.to(exp.device) for t in (z, batch["mri"], batch["label"]))
-        losses.append(denoising_loss(unet, diffusion, *sample, exp.cfg.share_without_label))
-    return torch.stack(losses).mean().item()
+        sample = (tensor.to(exp.device) for tensor in (z, batch["mri"], batch["label"]))
+        with exp.cast():
+            total += denoising_loss(unet, diffusion, *sample, exp.cfg.share_without_label).item() * len(z)
+    return total / len(exp.cohort.validation)
 
 
 # ---------------------------------------------------------------- test
@@ -205,24 +235,25 @@ def test(exp: Experiment) -> None:
     cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
     synthesizer, classifier, aae = load_synthesizer(exp)
     epochs = trained_epochs(exp)
-    synthesize = exp.synthesize(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, cfg.samples_per_scan)
+    draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, cfg.samples_per_scan)
     say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} draws by {cfg.sampler}, writes {folder}/*.csv and synthesized/")
     for remark in exp.region_remarks():
         say("test", remark)
     real = survey_real(exp)
     readers = fit_status(exp, real)
-    mean_pet = mean_volume(exp.scans(cohort.train, "pet"))
-    methods = {"aae": reconstruct(aae, exp.device), "il_cldm": save_each(exp, synthesize), "mean_pet": lambda batch: mean_pet}
+    mean_pet = mean_volume(exp.batches(cohort.train, "pet"))
+    methods = {"aae": reconstruct(exp, aae), "il_cldm": synthesize_and_save(exp, synthesizer, draw),
+               "mean_pet": lambda batch: mean_pet.expand_as(batch["pet"])}
     if all(oracle_file(exp, scan.id).is_file() for scan in cohort.test):
         methods["oracle"] = read_oracle(exp)
 
-    def measure(x_hat: np.ndarray, volumes: dict[str, np.ndarray]) -> dict:
+    def measure(x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
         return exp.image_scores(x_hat, volumes) | exp.readable(x_hat, volumes)
 
     forget_run(folder)
-    with torch.no_grad():
-        subjects = {method: evaluate(predict, exp.scans(cohort.test, "mri", "pet"), measure, f"test {method}")
-                    for method, predict in methods.items()}
+    batch = {"il_cldm": cfg.scans_at_once}
+    subjects = {method: evaluate(predict, exp.batches(cohort.test, "mri", "pet", batch=batch.get(method, 0)), measure, f"test {method}")
+                for method, predict in methods.items()}
     write_results(exp, subjects, real, readers, epochs)
     plot_synthesized(folder / "synthesized", [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan))
                                               for scan in exp.shown_scans()], exp.notice)
@@ -254,7 +285,7 @@ def survey_real(exp: Experiment) -> dict[str, pd.DataFrame]:
     """What status and uptake are read from, of the real PETs of each list, with age and sex if they are known."""
     cohort = exp.cohort
     lists = {split: getattr(cohort, split) for split in ("train", "validation", "test")}
-    real = {split: evaluate(lambda batch: batch["pet"], exp.scans(scans, "mri", "pet"), exp.readable, f"read {split} list")
+    real = {split: evaluate(lambda batch: batch["pet"], exp.batches(scans, "mri", "pet"), exp.readable, f"read {split} list")
             for split, scans in lists.items()}
     if exp.regions:
         without = [name for table in real.values() for name in table.loc[~np.isfinite(table["SUVR"]), "ID"]]
@@ -267,15 +298,21 @@ def survey_real(exp: Experiment) -> dict[str, pd.DataFrame]:
     return {split: table.merge(demographics, on="ID") for split, table in real.items()}
 
 
-def save_each(exp: Experiment, synthesize: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:
-    """The predict function, which now also saves each synthetic PET on its MRI's grid."""
+def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:
+    """A predict function for evaluate: MRI -> synthetic PET, saved on the MRI's grid; beside it the deviation of its draws if asked for."""
     scans = {scan.id: scan for scan in exp.cohort.test}
     note = f"{PHANTOM_NOTICE if exp.is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"   # NIfTI holds 79 bytes
 
+    def save(volumes: Tensor, batch: dict, suffix: str) -> None:
+        for name, volume in zip(batch["id"], volumes[:, 0].cpu().numpy(), strict=True):
+            save_synthesis(exp.synthesized(scans[name], suffix), volume, scans[name].mri, exp.crop, note)
+
     def predict(batch: dict) -> Tensor:
-        x_hat = synthesize(batch)
-        scan = scans[batch["id"][0]]
-        save_synthesis(exp.synthesized(scan), x_hat[0, 0].cpu().numpy(), scan.mri, exp.crop, note)
+        z_0 = draw(batch)                                                                    # [B, m, C, d, h, w]
+        x_hat = synthesizer.decode(z_0.mean(dim=1))
+        save(x_hat, batch, "")
+        if exp.cfg.save_deviation:
+            save(synthesizer.deviation(z_0), batch, "_sd")
         return x_hat
     return predict
 
@@ -291,8 +328,8 @@ def load_synthesizer(exp: Experiment) -> tuple[Synthesizer, LabelClassifier | No
 
 def mean_volume(loader: DataLoader) -> Tensor:
     """The mean PET of the loader's scans, [1, 1, D, H, W]: what a method scores that shows everybody the same picture."""
-    total = sum(batch["pet"].double() for batch in loader)
-    return (total / len(loader)).float()
+    total = sum(batch["pet"].double().sum(dim=0, keepdim=True) for batch in loader)
+    return (total / len(loader.dataset)).float()
 
 
 def oracle_file(exp: Experiment, subject: str) -> Path:
@@ -303,9 +340,8 @@ def oracle_file(exp: Experiment, subject: str) -> Path:
 def read_oracle(exp: Experiment) -> Callable[[dict], Tensor]:
     """A predict function for evaluate: the PET that the phantom expects from a subject's anatomy and atrophy alone."""
     def predict(batch: dict) -> Tensor:
-        [subject] = batch["id"]
-        voxels, _ = read_volume(oracle_file(exp, subject))
-        return torch.from_numpy(voxels[exp.crop.slices()].copy())[None, None]                # [1, 1, D, H, W]
+        volumes = [read_volume(oracle_file(exp, subject))[0][exp.crop.slices()] for subject in batch["id"]]
+        return torch.from_numpy(np.stack(volumes))[:, None]                                  # [B, 1, D, H, W]
     return predict
 
 
@@ -333,6 +369,16 @@ def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict
         .pivot(index="method", columns="metric", values="text").loc[list(subjects), list(METRICS)]
     say("test", f"mean +- SD over {exp.scores_note(len(exp.cohort.test))}")
     print(table.rename_axis(index=None, columns=None).to_string(), flush=True)
+
+
+# ---------------------------------------------------------------- quality against network calls
+
+def curve(exp: Experiment) -> None:
+    """Score the validation list with every sampler, number of network calls and number of draws."""
+    folder = exp.cfg.result_dir / "curve"
+    synthesizer, classifier, _ = load_synthesizer(exp)
+    say("curve", f"{len(exp.cohort.validation)} subjects of the validation list, writes {folder}; what is there already stays")
+    measure_curve(exp, synthesizer, classifier, folder)
 
 
 # ---------------------------------------------------------------- tables and report
@@ -367,7 +413,7 @@ def report(exp: Experiment) -> None:
 
 def check(cfg: Config) -> Cohort:
     """Read the whole cohort once and print what is in it; raises InputError with all problems."""
-    batch = max(cfg.aae_batch_size, cfg.ldm_batch_size)
+    batch = max(cfg.aae_batch_size * cfg.aae_accumulation, cfg.ldm_batch_size * cfg.ldm_accumulation)
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
                           smallest_training_list=batch, all_labels_in_training=cfg.predicts_label)
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
@@ -395,7 +441,8 @@ def run(cfg: Config) -> None:
     exp.refuse_conflicts()
     with atomic(cfg.result_dir / "config.json") as partial:
         partial.write_text(cfg.to_json())
-    stages = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "test": test, "report": report}
+    say("check", f"{exp.cache.describe()}; networks compute in {str(exp.dtype).removeprefix('torch.')} on {device}")
+    stages = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "curve": curve, "test": test, "report": report}
     for name, stage in stages.items():
         if name in cfg.stages:
             stage(exp)

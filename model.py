@@ -7,11 +7,13 @@ The defaults of the classes are the published networks.
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 def conv3(a: int, b: int) -> nn.Conv3d:
@@ -29,9 +31,27 @@ def up(channels: int) -> nn.ConvTranspose3d:
     return nn.ConvTranspose3d(channels, channels, 4, stride=2, padding=1)
 
 
+class RecomputedBlock(nn.Module):
+    """A block whose activations can be recomputed in the backward pass instead of kept; see recompute_activations."""
+
+    recomputed = False
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self.recomputed and torch.is_grad_enabled():
+            return checkpoint(self.compute, *inputs, use_reentrant=False)
+        return self.compute(*inputs)
+
+
+def recompute_activations(network: nn.Module) -> None:
+    """Trade time for memory in training: every residual block keeps its inputs alone (Chen et al. 2016, arXiv 1604.06174)."""
+    for block in network.modules():
+        if isinstance(block, RecomputedBlock):
+            block.recomputed = True
+
+
 # ---------------------------------------------------------------- stage 1: the adversarial autoencoder (AAE)
 
-class ResBlock(nn.Module):
+class ResBlock(RecomputedBlock):
     """Residual block of the AAE and the Extractor: [B, a, D, H, W] -> [B, b, D, H, W]."""
 
     def __init__(self, a: int, b: int, norm_groups: int = 16):
@@ -42,7 +62,8 @@ class ResBlock(nn.Module):
         self.conv2 = conv3(b, b)
         self.skip = nn.Conv3d(a, b, 1) if a != b else nn.Identity()
 
-    def forward(self, h: Tensor) -> Tensor:
+    def compute(self, h: Tensor) -> Tensor:
+        """h [B, a, D, H, W] -> [B, b, D, H, W]."""
         residual = self.conv1(F.relu(self.norm1(h)))
         return self.skip(h) + self.conv2(F.relu(self.norm2(residual)))
 
@@ -169,7 +190,7 @@ class Attention(nn.Module):
         return h + self.out(attended.transpose(1, 2).reshape(h.shape))                       # [B, channels, d, h, w]
 
 
-class UNetBlock(nn.Module):
+class UNetBlock(RecomputedBlock):
     """Residual block a -> b that adds the time-and-label embedding to every channel; attention behind it if asked."""
 
     def __init__(self, a: int, b: int, time_dim: int, norm_groups: int, attention: bool = False):
@@ -182,7 +203,8 @@ class UNetBlock(nn.Module):
         self.skip = nn.Conv3d(a, b, 1) if a != b else nn.Identity()
         self.attention = Attention(b, norm_groups) if attention else nn.Identity()
 
-    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+    def compute(self, h: Tensor, embedding: Tensor) -> Tensor:
+        """h [B, a, d, h, w], embedding [B, time_dim] -> [B, b, d, h, w]."""
         residual = self.conv1(F.silu(self.norm1(h)))
         residual = residual + self.embed(F.silu(embedding))[:, :, None, None, None]
         residual = self.conv2(F.silu(self.norm2(residual)))
@@ -317,17 +339,14 @@ class Diffusion(nn.Module):
             z_t = z_0 if t_next is None else self.q_sample(z_0, torch.full_like(batch_t, t_next), eps)
         return z_t
 
-
     def dpm(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, steps: int) -> Tensor:
         """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2): deterministic, second order, `steps` network calls.
 
         z_T: [B, C, d, h, w]. Returns z_0; the last call's estimate is the result. The steps are even in lambda = log(alpha / sigma), half
         the log of the signal-to-noise ratio; where two would fall on one t, there is one call less.
         """
-        alpha_bar = self.alpha_bar.double()
-        lambda_t = (alpha_bar.log() - (1 - alpha_bar).log()) / 2                             # falls with t
-        even = torch.linspace(lambda_t[-1].item(), lambda_t[1].item(), steps, dtype=torch.float64, device=lambda_t.device)
-        times = torch.unique((lambda_t[1:, None] - even).abs().argmin(dim=0) + 1).flip(0).tolist()
+        alpha_bar, lambda_t = self.alpha_bar.double(), self._lambda()
+        times = self._even_in_lambda(steps)
         z_t, z_0_before, h_before = z_T, None, None
         for t, t_next in zip(times, [*times[1:], None], strict=True):
             z_0, _ = self.z_0_and_eps(denoise(z_t, batch_t := torch.full((len(z_t),), t, device=z_t.device)), z_t, batch_t)
@@ -340,37 +359,72 @@ class Diffusion(nn.Module):
             z_0_before, h_before = z_0, h
 
 
+    def _lambda(self) -> Tensor:
+        """lambda at every t, [T] float64; it falls with t."""
+        alpha_bar = self.alpha_bar.double()
+        return (alpha_bar.log() - (1 - alpha_bar).log()) / 2
+
+    def _even_in_lambda(self, steps: int) -> list[int]:
+        """Times from T - 1 down to 1, as even in lambda as whole steps can be."""
+        lambda_t = self._lambda()
+        even = torch.linspace(lambda_t[-1].item(), lambda_t[1].item(), steps, dtype=torch.float64, device=lambda_t.device)
+        return torch.unique((lambda_t[1:, None] - even).abs().argmin(dim=0) + 1).flip(0).tolist()
+
+    def calls(self, sampler: str, steps: int) -> int:
+        """Network calls of a draw."""
+        return {"ddpm": self.T - 1, "ddim": steps, "dpm": len(self._even_in_lambda(steps))}[sampler]
+
+
 class Synthesizer:
-    """From an MRI to its PET: draw latents, average them, decode once.
+    """From MRIs to their PETs: draw latents, average them, decode.
 
     latent_mean, latent_std: the shift and scale that the latents were trained with, z_0 = (E(x) - mean) / std.
+    batch: how many draws go through the denoiser at once. cast: gives the context, such as autocast, in which the networks compute.
     """
 
-    def __init__(self, decoder: nn.Module, unet: UNet, diffusion: Diffusion, latent_mean: float = 0.0, latent_std: float = 1.0):
+    def __init__(self, decoder: nn.Module, unet: UNet, diffusion: Diffusion, latent_mean: float = 0.0, latent_std: float = 1.0,
+                 batch: int = 8, cast: Callable = nullcontext):
         self.decoder, self.unet, self.diffusion = decoder, unet, diffusion
-        self.latent_mean, self.latent_std = latent_mean, latent_std
+        self.latent_mean, self.latent_std, self.batch, self.cast = latent_mean, latent_std, batch, cast
 
     @torch.no_grad()
-    def __call__(self, mri: Tensor, label: Tensor | None, noise: Iterator[Tensor], sampler: str, steps: int) -> Tensor:
-        """mri [1, 1, D, H, W] in [0, 1] -> x_hat of that shape, clamped to [0, 1].
+    def draw(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str, steps: int) -> Tensor:
+        """mri [B, 1, D, H, W] in [0, 1] -> m draws of each latent, [B, m, C, d, h, w].
 
-        label: weights of the label embeddings [1, K], or None. noise gives tensors [m, C, d, h, w] for m draws, z_T first.
-        sampler: 'ddpm' (T - 1 calls), 'ddim' or 'dpm' (`steps` calls). The Extractor sees the MRI once.
+        label: weights of the label embeddings [B, K], or None. noise[b][k] gives tensors [C, d, h, w] for draw k of scan b, z_T first.
+        sampler: 'ddpm' (T - 1 calls), 'ddim' or 'dpm' (`steps` calls). The Extractor sees each MRI once.
         """
-        z_T = next(noise).to(mri.device)                                                     # [m, C, d, h, w]
-        draws = len(z_T)
-        condition = self.unet.extractor(mri).expand(draws, -1, -1, -1, -1)                   # [m, 1, d, h, w]
-        label = label if label is None else label.to(mri.device).expand(draws, -1)           # [m, K]
+        draws, streams = len(noise[0]), [stream for scan in noise for stream in scan]        # B m streams
+        with self.cast():
+            condition = self.unet.extractor(mri)
+        condition = condition.float().repeat_interleave(draws, dim=0)                        # [B m, 1, d, h, w]
+        label = label if label is None else label.to(mri.device).repeat_interleave(draws, dim=0)   # [B m, K]
+        chunks = [slice(first, first + self.batch) for first in range(0, len(streams), self.batch)]
+        z_0 = [self._sample(condition[part], label if label is None else label[part], streams[part], sampler, steps) for part in chunks]
+        return torch.cat(z_0).unflatten(0, (len(mri), draws)) * self.latent_std + self.latent_mean
+
+    def _sample(self, condition: Tensor, label: Tensor | None, streams: list[Iterator[Tensor]], sampler: str, steps: int) -> Tensor:
+        """One draw for each stream of noise, all at once: [n, C, d, h, w]."""
+        noise = (torch.stack(tensors).to(condition.device) for tensors in zip(*streams, strict=True))
 
         def denoise(z_t: Tensor, t: Tensor) -> Tensor:
-            return self.unet.denoise(z_t, condition, t, label)
+            with self.cast():
+                return self.unet.denoise(z_t, condition, t, label).float()
 
+        z_T = next(noise)
         if sampler == "ddpm":
-            z_0 = self.diffusion.ddpm(denoise, z_T, (eps.to(mri.device) for eps in noise))
-        else:
-            z_0 = {"ddim": self.diffusion.ddim, "dpm": self.diffusion.dpm}[sampler](denoise, z_T, steps)
-        z_0 = z_0.mean(dim=0, keepdim=True) * self.latent_std + self.latent_mean             # [1, C, d, h, w]
-        return self.decoder(z_0).clamp(0, 1)                                                 # [1, 1, D, H, W]
+            return self.diffusion.ddpm(denoise, z_T, noise)
+        return {"ddim": self.diffusion.ddim, "dpm": self.diffusion.dpm}[sampler](denoise, z_T, steps)
+
+    @torch.no_grad()
+    def decode(self, z_0: Tensor) -> Tensor:
+        """Latents [B, C, d, h, w] -> x_hat [B, 1, D, H, W], clamped to [0, 1]."""
+        with self.cast():
+            return self.decoder(z_0).float().clamp(0, 1)
+
+    def deviation(self, z_0: Tensor) -> Tensor:
+        """Draws [B, m, C, d, h, w], m at least 2 -> the standard deviation (m - 1) of the decoded draws in every voxel, [B, 1, D, H, W]."""
+        return torch.stack([self.decode(z) for z in z_0.unbind(dim=1)]).std(dim=0)
 
 
 # ---------------------------------------------------------------- weights of the published code

@@ -12,13 +12,15 @@ import numpy as np
 import pandas as pd
 
 from config import command
+from metrics import METRICS
 from results import Run
 from stats import AGREEMENT, STATUS_METRICS, agreement, bootstrap, bootstrap_p, holm, interval, mcnemar_p, status_metrics, wilcoxon_p
-from utils import METRICS, derived_seed
+from utils import derived_seed
 
 CEILINGS = ("aae", "oracle", "real")                       # see the PET or the truth: shown, but no contenders
 REPETITION = ("seed", "phantom_seed")
-UNBOUND = ("exp", "stages", "device", "num_workers", "bootstrap_resamples", "shown_subjects", "regions_image", "regions_table")
+UNBOUND = ("exp", "stages", "device", "num_workers", "cache", "channels_last", "recompute", "sampling_batch", "save_deviation",
+           "bootstrap_resamples", "shown_subjects", "regions_image", "regions_table")
 SECTION = ("data_dir", "info_dir", "crop_start", "volume_size", "brain_mask", "cortex_mask", "reference_mask", "centiloid_slope",
            "centiloid_intercept", "phantom_subjects", "phantom_voxel", "phantom_link")
 LOWER = ("MAE", "MAE_brain", "RMSE", "Brier")

@@ -1,5 +1,7 @@
 """The updates of both stages, one function each, and the epoch that takes them."""
+import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -13,21 +15,34 @@ from model import AAE, Diffusion, Discriminator, UNet
 from utils import NotFiniteError
 
 
-def aae_step(aae: AAE, disc: Discriminator, opt_g: Optimizer, opt_d: Optimizer, x: Tensor,
-             lambda_rec: float) -> dict[str, float]:
-    """Update the autoencoder, then the discriminator, on x [B, 1, D, H, W] in [0, 1] (hinge loss)."""
-    x_hat = aae(x)
-    loss_rec, loss_adv = F.l1_loss(x_hat, x), -disc(x_hat).mean()
+def aae_step(aae: AAE, disc: Discriminator, opt_g: Optimizer, opt_d: Optimizer, x: Tensor, lambda_rec: float,
+             parts: int = 1, cast: Callable = nullcontext) -> dict[str, float]:
+    """Update the autoencoder, then the discriminator, on x [B, 1, D, H, W] in [0, 1] (hinge loss).
+
+    parts: x goes through the networks in so many equal parts, one after the other, and the gradients of the parts' mean loss are added up;
+    the discriminator's batch norms see a part alone. cast: gives the context, such as autocast, of the forward passes.
+    """
+    losses, x_hats = {"rec": 0.0, "adv": 0.0, "disc": 0.0}, []
+    disc.requires_grad_(False)                                                               # the first update is the autoencoder's alone
     opt_g.zero_grad(set_to_none=True)
-    (lambda_rec * loss_rec + loss_adv).backward()
+    for part in x.chunk(parts):
+        with cast():
+            x_hat = aae(part)
+            loss_rec, loss_adv = F.l1_loss(x_hat.float(), part), -disc(x_hat).float().mean()
+        ((lambda_rec * loss_rec + loss_adv) / parts).backward()
+        x_hats.append(x_hat.detach())                                                        # the hinge loss stops at x_hat
+        losses["rec"], losses["adv"] = losses["rec"] + loss_rec.item() / parts, losses["adv"] + loss_adv.item() / parts
     opt_g.step()
 
-    opt_d.zero_grad(set_to_none=True)                                                        # drops what loss_adv left in disc
-    real, fake = disc(x), disc(x_hat.detach())                                               # the hinge loss stops at x_hat
-    loss_disc = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-    loss_disc.backward()
+    disc.requires_grad_(True)
+    opt_d.zero_grad(set_to_none=True)
+    for part, x_hat in zip(x.chunk(parts), x_hats, strict=True):
+        with cast():
+            loss_disc = 0.5 * (F.relu(1 - disc(part).float()).mean() + F.relu(1 + disc(x_hat).float()).mean())
+        (loss_disc / parts).backward()
+        losses["disc"] += loss_disc.item() / parts
     opt_d.step()
-    return {"rec": loss_rec.item(), "adv": loss_adv.item(), "disc": loss_disc.item()}
+    return losses
 
 
 def denoising_loss(unet: UNet, diffusion: Diffusion, z_0: Tensor, mri: Tensor, label: Tensor, label_dropout: float) -> Tensor:
@@ -39,25 +54,39 @@ def denoising_loss(unet: UNet, diffusion: Diffusion, z_0: Tensor, mri: Tensor, l
     eps = torch.randn_like(z_0)
     kept = (torch.rand(len(z_0), 1, device=z_0.device) >= label_dropout).float()
     weights = F.one_hot(label, unet.projector.label.num_embeddings).float() * kept           # [B, K]
-    return F.mse_loss(unet(diffusion.q_sample(z_0, t, eps), mri, t, weights), diffusion.target(z_0, t, eps))
+    return F.mse_loss(unet(diffusion.q_sample(z_0, t, eps), mri, t, weights).float(), diffusion.target(z_0, t, eps))
 
 
-def ldm_step(unet: UNet, diffusion: Diffusion, opt: Optimizer, z_0: Tensor, mri: Tensor, label: Tensor,
-             label_dropout: float) -> dict[str, float]:
-    """Update the denoiser on one batch; shapes as in denoising_loss."""
-    loss = denoising_loss(unet, diffusion, z_0, mri, label, label_dropout)
-    opt.zero_grad(set_to_none=True)
-    loss.backward()
-    opt.step()
-    return {"mse": loss.item()}
-
-
-def train_epoch(loader: DataLoader, step: Callable[[dict], dict[str, float]], title: str) -> dict[str, float]:
-    """Take a step on every batch; returns the mean of each loss. Raises NotFiniteError that names step and subjects."""
+def ldm_step(unet: UNet, diffusion: Diffusion, opt: Optimizer, z_0: Tensor, mri: Tensor, label: Tensor, label_dropout: float,
+             parts: int = 1, cast: Callable = nullcontext) -> dict[str, float]:
+    """Update the denoiser on one batch; shapes as in denoising_loss, parts and cast as in aae_step."""
     losses = []
-    for number, batch in enumerate(tqdm(loader, desc=title, unit="step", leave=False, disable=None), 1):
+    opt.zero_grad(set_to_none=True)
+    for part in zip(z_0.chunk(parts), mri.chunk(parts), label.chunk(parts), strict=True):
+        with cast():
+            loss = denoising_loss(unet, diffusion, *part, label_dropout)
+        (loss / parts).backward()
+        losses.append(loss.item() / parts)
+    opt.step()
+    return {"mse": sum(losses)}
+
+
+def train_epoch(loader: DataLoader, step: Callable[[dict], dict[str, float]], title: str) -> tuple[dict[str, float], float]:
+    """Take a step on every batch. Returns the mean of each loss, and the share of the time that was spent waiting for data.
+
+    Raises NotFiniteError that names step and subjects.
+    """
+    losses, waited, started = [], 0.0, time.perf_counter()
+    batches = iter(tqdm(loader, desc=title, unit="step", leave=False, disable=None))
+    while True:
+        asked = time.perf_counter()
+        batch = next(batches, None)
+        waited += time.perf_counter() - asked
+        if batch is None:
+            break
         losses.append(step(batch))
         if not np.isfinite(list(losses[-1].values())).all():
-            raise NotFiniteError(f"{title}, step {number}: loss {losses[-1]} on {', '.join(batch['id'])}; "
+            raise NotFiniteError(f"{title}, step {len(losses)}: loss {losses[-1]} on {', '.join(batch['id'])}; "
                                  "the checkpoint of the epoch before is kept")
-    return {name: float(np.mean([row[name] for row in losses])) for name in losses[0]}
+    means = {name: float(np.mean([row[name] for row in losses])) for name in losses[0]}
+    return means, waited / (time.perf_counter() - started)

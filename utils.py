@@ -1,23 +1,19 @@
-"""What both stages share: errors, seeds, the moving average, metrics, evaluation, files that appear whole, checkpoints."""
+"""What both stages share: errors, device, precision, seeds, the moving average, files that appear whole, checkpoints."""
 import copy
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn as nn
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
-from tqdm import tqdm
-
-METRICS = ("PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain")
+from torch.optim import Optimizer
 
 
 class InputError(ValueError):
@@ -28,13 +24,34 @@ class NotFiniteError(RuntimeError):
     """A loss or a synthesized volume is NaN or infinite: main prints where, and exits with code 3."""
 
 
-# ---------------------------------------------------------------- device and randomness
+# ---------------------------------------------------------------- device, precision and randomness
 
 def pick_device(name: str) -> torch.device:
     """'auto', 'cpu' or 'cuda' as a device. Raises InputError for cuda where there is none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda was asked for, but torch finds no CUDA GPU here; use --device auto or --device cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The type that networks compute in: bfloat16 for 'bf16', and for 'auto' where the device has instructions for it; else float32.
+
+    Also lets a GPU use TF32 for what stays in float32 beside bfloat16, and forbids it otherwise. Raises InputError for a GPU without bf16.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = any(getattr(torch.cpu, has, bool)() for has in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    if name == "bf16" and device.type == "cuda" and not native:
+        raise InputError("precision bf16 was asked for, but this GPU has no bfloat16; use --precision auto or --precision fp32")
+    dtype = torch.bfloat16 if name == "bf16" or (name == "auto" and native) else torch.float32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == torch.bfloat16
+    return dtype
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """A context in which networks compute in dtype; weights, optimizers and losses stay in float32."""
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def derived_seed(*parts) -> int:
@@ -49,14 +66,11 @@ def seed_everything(*parts) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def subject_noise(seed: int, subject: str, draws: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """Endless standard normal tensors [draws, *shape] on the CPU.
-
-    Draw k depends on seed, subject and k alone: not on the other subjects, their order, or the number of draws.
-    """
-    generators = [torch.Generator().manual_seed(derived_seed(seed, subject, k)) for k in range(draws)]
+def draw_noise(seed: int, subject: str, draw: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """Endless standard normal tensors of that shape, on the CPU; they depend on seed, subject and number of the draw alone."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, subject, draw))
     while True:
-        yield torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        yield torch.randn(shape, generator=generator)
 
 
 class EMA:
@@ -71,52 +85,6 @@ class EMA:
         """Follow the module after its optimizer step number `step`, counted from 1."""
         weight = 1.0 if step <= self.start else 1 - self.decay
         torch._foreach_lerp_(list(self.module.parameters()), list(module.parameters()), weight)
-
-
-# ---------------------------------------------------------------- metrics
-
-def score_volume(x_hat: np.ndarray, x: np.ndarray, brain: np.ndarray) -> dict[str, float]:
-    """PSNR (dB), SSIM and MAE of one volume on the whole box and inside the brain, as scikit-image defines them.
-
-    x_hat, x: [D, H, W] float32 in [0, 1]; brain: [D, H, W] bool. Data range 1, SSIM window 7, uniform.
-    Inside the brain: errors over its voxels only, and the mean of the SSIM map over them.
-    """
-    ssim, ssim_map = structural_similarity(x, x_hat, win_size=7, data_range=1.0, full=True)
-    inside, inside_hat = x[brain], x_hat[brain]
-    return {"PSNR": peak_signal_noise_ratio(x, x_hat, data_range=1.0), "SSIM": float(ssim),
-            "MAE": float(np.abs(x - x_hat).mean()),
-            "PSNR_brain": peak_signal_noise_ratio(inside, inside_hat, data_range=1.0),
-            "SSIM_brain": float(ssim_map[brain].mean()), "MAE_brain": float(np.abs(inside - inside_hat).mean())}
-
-
-def selection_score(psnr: float, ssim: float) -> float:
-    """What picks the best checkpoint: mean PSNR in dB + 10 x mean SSIM, both on the whole box (paper)."""
-    return psnr + 10 * ssim
-
-
-@torch.no_grad()
-def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure: Callable[[np.ndarray, dict], dict],
-             title: str) -> pd.DataFrame:
-    """One row a subject: ID, label and what is measured.
-
-    loader gives batches {id, label, and volumes by name, each [B, 1, D, H, W]}; predict turns one into x_hat of that shape;
-    measure(x_hat, volumes), each volume [D, H, W], gives the values of a row.
-    """
-    rows = []
-    for batch in tqdm(loader, desc=title, unit="scan", leave=False, disable=None):
-        x_hat = predict(batch).cpu().numpy()
-        if not np.isfinite(x_hat).all():
-            raise NotFiniteError(f"{title}: the volume of {', '.join(batch['id'])} is not finite")
-        for i, subject in enumerate(batch["id"]):
-            volumes = {name: batch[name][i, 0].numpy() for name in ("mri", "pet") if name in batch}
-            rows.append({"ID": subject, "label": int(batch["label"][i]), **measure(x_hat[i, 0], volumes)})
-    return pd.DataFrame(rows)
-
-
-def summarize(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation (n - 1) and n over subjects, a row a method and metric, in the order of the scores."""
-    table = scores.groupby("method", sort=False)[list(METRICS)].agg(["mean", "std", "count"]).stack(level=0, future_stack=True)
-    return table.rename(columns={"count": "n"}).rename_axis(["method", "metric"]).reset_index()
 
 
 # ---------------------------------------------------------------- files that appear whole or not at all
@@ -177,6 +145,21 @@ def weights_key(*modules: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def selection_score(psnr: float, ssim: float) -> float:
+    """What picks the best checkpoint: mean PSNR in dB + 10 x mean SSIM, both on the whole box (paper)."""
+    return psnr + 10 * ssim
+
+
+def restore(part: nn.Module | Optimizer, state: dict) -> None:
+    """Load a saved state in place; an optimizer's moments take the memory layout of its weights, which fused updates rely on."""
+    part.load_state_dict(state)
+    if isinstance(part, Optimizer):
+        for weight, moments in part.state.items():
+            for name, value in moments.items():
+                if value.shape == weight.shape:
+                    moments[name] = torch.empty_like(weight).copy_(value)
+
+
 class StageRun:
     """The training of one stage: its checkpoints, its history, its CSV rows; continues where an earlier run stopped.
 
@@ -197,7 +180,7 @@ class StageRun:
         saved = load_checkpoint(self.last_path)
         check_settings(self.last_path, saved, self.settings)
         for name, part in self.parts.items():
-            part.load_state_dict(saved["state"][name])
+            restore(part, saved["state"][name])
         self.epoch, self.step, self.facts = saved["epoch"], saved["step"], saved["facts"]
         self.losses, self.validations = saved["losses"], saved["validations"]
         self._publish()                                    # a kill may have come between the checkpoint and its CSV rows

@@ -1,15 +1,13 @@
 """What the cohort's reader accepts, what it refuses, and where voxels end up in space."""
-import gzip
 
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 from conftest import AFFINE, LISTS, SHAPE, write_volume
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from config import Config
-from dataset import Crop, LatentCache, Scan, VolumeDataset, check_cohort, read_volume, save_synthesis
+from dataset import Crop, check_cohort, read_volume, save_synthesis
 from utils import InputError
 
 PATTERN = Config().subject_pattern
@@ -271,51 +269,9 @@ def test_the_latent_affine_places_a_latent_voxel_in_the_middle_of_its_block():
     np.testing.assert_allclose(nib.affines.apply_affine(affine, (1, 2, 0)), middle)
 
 
-def test_crop_jitter_shifts_within_its_range_and_depends_on_seed_and_id_only(root):
-    scans = check(root).train
-    whole, _ = read_volume(scans[0].pet)
-    seen = set()
-    for seed in range(60):
-        [crop] = VolumeDataset(scans, CROP, ("pet",), jitter=1, seed=seed)[0]["pet"].numpy()
-        shifts = [s for s in np.ndindex(3, 3, 3) if np.array_equal(crop, whole[CROP.slices(np.array(s) - 1)])]
-        assert len(shifts) == 1
-        seen.add(shifts[0])
-    assert {s[0] for s in seen} == {s[1] for s in seen} == {s[2] for s in seen} == {0, 1, 2}
-    again = VolumeDataset(scans[::-1], CROP, ("pet",), jitter=1, seed=59)[len(scans) - 1]["pet"].numpy()[0]
-    np.testing.assert_array_equal(again, crop)
-    np.testing.assert_array_equal(VolumeDataset(scans, CROP, ("pet",))[0]["pet"].numpy()[0], whole[CROP.slices()])
-
-
 def test_nifti_2_is_read(root):
     path = root / "data" / "whole_MRI" / "s03.nii.gz"
     image = nib.load(path)
     nib.save(nib.Nifti2Image(image.get_fdata(dtype=np.float32), image.affine), path)
     np.testing.assert_array_equal(read_volume(path)[0], image.get_fdata(dtype=np.float32))
     assert check(root).train
-
-
-def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path):
-    pet = tmp_path / "a.nii.gz"
-    write_volume(pet, np.random.default_rng(0).random(SHAPE).astype(np.float32))
-    scan, z_0 = Scan("a", 1, pet, pet), torch.randn(2, 4, 6, 4)
-    cache = LatentCache(tmp_path, "key1", CROP, (2, 4, 6, 4), AFFINE)
-    assert cache.load(scan) is None
-    cache.save(scan, z_0)
-    torch.testing.assert_close(cache.load(scan), z_0)
-    path = tmp_path / "latent_Abeta" / "key1" / "a.nii.gz"
-    np.testing.assert_allclose(nib.load(path).affine, CROP.affine(AFFINE, 4))
-
-    moved = Crop((2, 2, 3), CROP.size)
-    assert LatentCache(tmp_path, "key1", moved, (2, 4, 6, 4), AFFINE).load(scan) is None
-    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE).load(scan) is None
-    (tmp_path / "latent_Abeta" / "key1").rename(tmp_path / "latent_Abeta" / "key2")
-    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE).load(scan) is None
-
-    (tmp_path / "latent_Abeta" / "key2").rename(tmp_path / "latent_Abeta" / "key1")
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-20])
-    assert cache.load(scan) is None
-    path.write_bytes(whole)
-    assert cache.load(scan) is not None
-    pet.write_bytes(gzip.compress(gzip.decompress(pet.read_bytes())[:-4] + b"\0\0\0\0"))
-    assert cache.load(scan) is None

@@ -11,8 +11,10 @@ import torch
 from conftest import AFFINE, LISTS, SHAPE, TINY, arguments, write_cohort, write_volume
 from test_dataset import BAD, reorient
 
+import curve
 import main
 from config import STAGES, Config
+from experiment import Experiment
 from utils import load_checkpoint
 
 CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv")
@@ -141,6 +143,63 @@ def test_a_finished_run_trains_nothing_anew(project, capsys):
     out = capsys.readouterr().out
     assert "2 of 2 epochs done" in out
     assert "0 of 8 latents are to be made" in out
+
+
+def test_recomputed_activations_and_the_place_of_the_cache_change_nothing(project):
+    assert run(exp="b", recompute=True, cache="file") == 0
+    assert same_csvs(project / "result" / "a", project / "result" / "b")
+
+
+def test_added_up_gradients_and_bfloat16_go_through_every_stage(project, capsys):
+    assert run(exp="b", precision="bf16", aae_batch_size=1, aae_accumulation=2, ldm_batch_size=1, ldm_accumulation=3) == 0
+    log = capsys.readouterr().out
+    assert "networks compute in bfloat16 on cpu" in log
+    assert log.count("waiting for data") == 4              # a line an epoch
+    found, plain = (pd.read_csv(project / "result" / exp / "test.csv").query("method == 'aae'")["PSNR"].mean() for exp in "ba")
+    assert found == pytest.approx(plain, abs=3)
+
+
+def test_the_deviation_of_the_draws_lies_beside_the_synthetic_pet(project):
+    assert run("--stages", "test", exp="a", save_deviation=True, samples_per_scan=3) == 0
+    for scan_id in LISTS["test"]:
+        deviation, x_hat = (nib.load(project / "result" / "a" / "synthesized" / f"{scan_id}{suffix}.nii.gz") for suffix in ("_sd", ""))
+        np.testing.assert_array_equal(deviation.affine, x_hat.affine)
+        crop = deviation.get_fdata()[3:19, 2:26, 3:19]
+        assert deviation.get_fdata().sum() == pytest.approx(crop.sum())
+        assert 0 < crop.mean() < crop.max() < 0.6
+
+
+def test_the_curve_holds_what_a_run_with_these_settings_scores(project):
+    cfg = Config(**TINY | {"exp": "a"})
+    assert run("--stages", "curve", exp="a") == 0
+    path = project / "result" / "a" / "curve" / "sampling_curve.csv"
+    assert path.with_suffix(".png").is_file()
+    table = pd.read_csv(path)
+    found = {sampler: sorted(set(rows["calls"])) for sampler, rows in table.groupby("sampler")}
+    assert found == {"ddim": [1, 2, 3, 5, 10], "dpm": [1, 2, 5, 9], "ddpm": [19]}            # 3: the setting; T is 20: steps of dpm meet
+    assert set(table.groupby(["sampler", "steps"])["draws"].agg(tuple)) == {(1, 2, 4, 16)}
+    exp = Experiment(cfg, main.check(cfg), torch.device("cpu"))
+    synthesizer, classifier, _ = main.load_synthesizer(exp)
+    draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, cfg.samples_per_scan)
+    scores = pd.DataFrame([exp.image_scores(synthesizer.decode(draw(batch).mean(1))[0, 0], {"pet": batch["pet"][0, 0]})
+                           for batch in exp.batches(exp.cohort.validation, "mri", "pet", batch=1)])
+    row = table.query("sampler == 'ddim' and steps == 3 and draws == 2").iloc[0]
+    assert row[scores.columns].to_dict() == pytest.approx(scores.mean().to_dict(), rel=1e-5)
+
+
+def test_an_interrupted_curve_goes_on_and_that_of_other_networks_starts_anew(project, monkeypatch):
+    assert run("--stages", "curve", exp="a") == 0
+    path = project / "result" / "a" / "curve" / "sampling_curve.csv"
+    whole, table, measured = path.read_bytes(), pd.read_csv(path), []
+    score = curve._score
+    monkeypatch.setattr(curve, "_score", lambda *args: measured.append(args[3:5]) or score(*args))
+    table[table["sampler"] != "dpm"].to_csv(path, index=False)
+    assert run("--stages", "curve", exp="a") == 0
+    assert path.read_bytes() == whole
+    assert set(measured) == {("dpm", steps) for steps in (1, 2, 5, 10)}
+    table.assign(measured_on="0" * 16).to_csv(path, index=False)
+    assert run("--stages", "curve", exp="a") == 0
+    assert path.read_bytes() == whole
 
 
 def test_every_stage_works_as_published(project):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from model import AAE, Diffusion, Discriminator, Extractor, Projector, Synthesizer, UNet, load_published
+from model import AAE, Diffusion, Discriminator, Extractor, Projector, Synthesizer, UNet, load_published, recompute_activations
 
 TOLERANCE = 1e-4
 
@@ -261,28 +261,95 @@ def test_the_second_order_solver_needs_far_fewer_calls():
     assert gaussian_error("dpm", 1) == pytest.approx(gaussian_error("ddim", 1), rel=1e-4)    # one call: the same estimate
 
 
+class Enlarging(nn.Module):
+    """Stands in for a decoder: doubles the grid, and counts its calls."""
+    calls = 0
+
+    def forward(self, z_0):
+        self.calls += 1
+        return 0.5 + 0.1 * z_0.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
+
+
+def noises(scans: int, draws: int) -> list:
+    """Streams of noise of each scan and draw, from the start."""
+    def stream(*key):
+        generator = torch.Generator().manual_seed(hash(key))
+        while True:
+            yield torch.randn(1, 4, 4, 4, generator=generator)
+    return [[stream(scan, draw) for draw in range(draws)] for scan in range(scans)]
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "dpm", "ddpm"])
-def test_synthesizer_averages_latents_and_decodes_once(small_unet, sampler):
-    decoded, extracted = [], []
-
-    class Decoder(nn.Module):
-        def forward(self, z_0):
-            decoded.append(z_0)
-            return 10 * z_0.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
-    diffusion, mri, label = Diffusion(T=12, prediction="v"), torch.rand(1, 1, 8, 8, 8), torch.tensor([[0.3, 0.7]])
-    noise = [torch.randn(3, 1, 4, 4, 4) for _ in range(11)]
-    hook = small_unet.extractor.register_forward_hook(lambda *_: extracted.append(1))
-    x_hat = Synthesizer(Decoder(), small_unet, diffusion, 0.5, 2.0)(mri, label, iter(noise), sampler, 4)
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_a_latent_does_not_depend_on_the_batch_that_it_was_drawn_in(small_unet, sampler, batch):
+    """Two scans, three draws each, however they are batched, give what one draw at a time gives; the Extractor sees each MRI once."""
+    diffusion, mri, label = Diffusion(T=12, prediction="v"), torch.rand(2, 1, 8, 8, 8), torch.tensor([[0.3, 0.7], [0.9, 0.1]])
+    extracted = []
+    hook = small_unet.extractor.register_forward_hook(lambda module, args, out: extracted.extend(args[0]))
+    z_0 = Synthesizer(Enlarging(), small_unet, diffusion, 0.5, 2.0, batch).draw(mri, label, noises(2, 3), sampler, 4)
     hook.remove()
-    assert x_hat.shape == mri.shape
-    assert 0 <= x_hat.min() <= x_hat.max() <= 1
-    assert len(decoded) == len(extracted) == 1
+    assert z_0.shape == (2, 3, 1, 4, 4, 4)
+    assert len(extracted) == 2
 
-    def alone(k):                                          # one draw at a time, by hand
+    def alone(scan, draw):
         def denoise(z_t, t):
-            return small_unet(z_t, mri, t, label)
+            return small_unet(z_t, mri[[scan]], t, label[[scan]])
+        stream = (eps[None] for eps in noises(2, 3)[scan][draw])
         with torch.no_grad():
-            if sampler != "ddpm":
-                return getattr(diffusion, sampler)(denoise, noise[0][k:k + 1], 4)
-            return diffusion.ddpm(denoise, noise[0][k:k + 1], (eps[k:k + 1] for eps in noise[1:]))
-    torch.testing.assert_close(decoded[0], sum(alone(k) for k in range(3)) / 3 * 2.0 + 0.5, atol=1e-4, rtol=1e-4)
+            z_T = next(stream)
+            return diffusion.ddpm(denoise, z_T, stream) if sampler == "ddpm" else getattr(diffusion, sampler)(denoise, z_T, 4)
+    expected = torch.stack([torch.cat([alone(scan, draw) for draw in range(3)]) for scan in range(2)])
+    torch.testing.assert_close(z_0, expected * 2.0 + 0.5, atol=1e-5, rtol=1e-5)
+
+
+def test_decoded_draws_have_their_deviation_in_every_voxel(small_unet):
+    decoder, z_0 = Enlarging(), torch.randn(2, 5, 1, 4, 4, 4)
+    synthesizer = Synthesizer(decoder, small_unet, Diffusion(T=12))
+    assert set(synthesizer.decode(1e4 * z_0[:, 0]).unique().tolist()) == {0.0, 1.0}         # clamped
+    deviation = synthesizer.deviation(z_0)
+    assert deviation.shape == (2, 1, 8, 8, 8)
+    expected = np.std([decoder(z_0[:, k]).clamp(0, 1).numpy() for k in range(5)], axis=0, ddof=1)
+    np.testing.assert_allclose(deviation, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm", "ddpm"])
+@pytest.mark.parametrize("steps", [1, 5, 400, 999])
+def test_the_number_of_calls_is_known_beforehand(sampler, steps):
+    diffusion, seen = Diffusion(prediction="v"), []
+
+    def denoise(z_t, t):
+        seen.append(t)
+        return torch.zeros_like(z_t)
+    z_T = torch.randn(1, 1, 1, 1, 1)
+    if sampler == "ddpm":
+        diffusion.ddpm(denoise, z_T, iter(torch.randn(998, 1, 1, 1, 1, 1)))
+    else:
+        getattr(diffusion, sampler)(denoise, z_T, steps)
+    assert len(seen) == diffusion.calls(sampler, steps)
+
+
+@pytest.mark.parametrize("network", ["aae", "unet"])
+def test_recomputed_activations_change_neither_output_nor_gradients_and_take_less_memory(network):
+    def run(recompute):
+        torch.manual_seed(0)
+        if network == "aae":
+            module, inputs = AAE((8, 16), norm_groups=8), (torch.rand(1, 1, 16, 16, 16),)
+        else:
+            module = UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2)
+            inputs = (torch.randn(1, 1, 8, 8, 8), torch.rand(1, 1, 16, 16, 16), torch.tensor([5]), torch.tensor([1]))
+        if recompute:
+            recompute_activations(module)
+        kept = {}                                          # storage -> bytes of what the backward pass needs
+
+        def keep(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = module(*inputs)
+        size = sum(kept.values())
+        out.square().mean().backward()
+        return out, [p.grad for p in module.parameters()], size
+    (out, gradients, size), (out_again, gradients_again, less) = run(False), run(True)
+    torch.testing.assert_close(out_again, out, rtol=0, atol=0)
+    torch.testing.assert_close(gradients_again, gradients, rtol=0, atol=0)
+    assert less < 0.7 * size

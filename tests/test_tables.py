@@ -11,10 +11,11 @@ import scipy.stats
 
 from config import PRESETS, Config, command, parse_args
 from layout import to_csv, write_tables
+from metrics import METRICS
 from results import Run, load_run, load_runs, save_run
 from stats import STATUS_METRICS, agreement, area_under_roc, bootstrap, holm, interval, status_metrics
 from tables import group_runs, make_tables
-from utils import METRICS, InputError
+from utils import InputError
 
 N = 12
 RESAMPLES = 200
@@ -101,7 +102,7 @@ def test_status_and_quantification_equal_their_definitions(tmp_path):
 
 def test_the_best_contender_is_bold_and_a_difference_is_marked(tmp_path):
     make_run(tmp_path, "worse", better=-0.2)
-    make_run(tmp_path, "better", better=0.2, samples_per_scan=4)
+    make_run(tmp_path, "better", better=0.2, samples_per_scan=3)
     runs, _ = load_runs(tmp_path / "result")
     write_tables(tmp_path / "t", make_tables(group_runs(runs)[0]))
     lines = (tmp_path / "t" / "image_quality.md").read_text().splitlines()

@@ -1,4 +1,6 @@
 """The updates of both stages, and the label classifier."""
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 from classifier import LabelClassifier, pool_volume, pool_width
 from model import AAE, Diffusion, Discriminator, UNet
 from training import aae_step, denoising_loss, ldm_step, train_epoch
-from utils import NotFiniteError
+from utils import NotFiniteError, autocast
 
 
 def networks():
@@ -83,7 +85,67 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_subjects():
     batches = [{"id": ["a"]}, {"id": ["b", "c"]}, {"id": ["d"]}]
     with pytest.raises(NotFiniteError, match="aae epoch 3, step 2: .* on b, c"):
         train_epoch(batches, lambda batch: {"rec": float("nan") if len(batch["id"]) == 2 else 1.0}, "aae epoch 3")
-    assert train_epoch(batches, lambda batch: {"rec": float(len(batch["id"]))}, "t") == {"rec": pytest.approx(4 / 3)}
+    assert train_epoch(batches, lambda batch: {"rec": float(len(batch["id"]))}, "t")[0] == {"rec": pytest.approx(4 / 3)}
+
+
+def test_the_share_of_time_spent_waiting_for_data_is_measured():
+    def slow(pause):
+        for name in "ab":
+            time.sleep(pause)
+            yield {"id": [name]}
+
+    def step(batch):
+        time.sleep(0.05)
+        return {"rec": 0.0}
+    _, much = train_epoch(slow(0.15), step, "t")
+    _, little = train_epoch(slow(0.0), step, "t")
+    assert little < 0.1 < 0.6 < much < 0.9
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_gradients_that_are_added_up_are_those_of_the_whole_batch(parts):
+    x = torch.rand(4, 1, 16, 16, 16)
+    results = []
+    for count in (1, parts):
+        aae, disc, *_ = networks()
+        disc.eval()                                        # batch norms see a part alone; with fixed statistics the split must not matter
+        opt_g, opt_d = torch.optim.SGD(aae.parameters(), 0.1), torch.optim.SGD(disc.parameters(), 0.1)
+        losses = aae_step(aae, disc, opt_g, opt_d, x, 100.0, count)
+        results.append((losses, [*aae.parameters(), *disc.parameters()]))
+    (losses, weights), (losses_parts, weights_parts) = results
+    assert losses_parts == pytest.approx(losses, rel=1e-4)
+    torch.testing.assert_close(weights_parts, weights, atol=1e-5, rtol=1e-4)
+
+
+def test_a_denoiser_step_in_parts_follows_the_mean_of_their_losses():
+    z_0, mri, label = torch.randn(4, 1, 4, 4, 4), torch.rand(4, 1, 8, 8, 8), torch.tensor([0, 1, 0, 1])
+
+    def start():
+        torch.manual_seed(0)
+        unet = UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2)
+        torch.manual_seed(1)
+        return unet, Diffusion(prediction="v")
+    unet, diffusion = start()
+    losses = [denoising_loss(unet, diffusion, z_0[i:i + 2], mri[i:i + 2], label[i:i + 2], 0.5) for i in (0, 2)]
+    gradients = torch.autograd.grad(sum(losses) / 2, list(unet.parameters()))
+    expected = [p - 0.1 * g for p, g in zip(unet.parameters(), gradients, strict=True)]
+    unet, diffusion = start()
+    found = ldm_step(unet, diffusion, torch.optim.SGD(unet.parameters(), 0.1), z_0, mri, label, 0.5, parts=2)
+    assert found["mse"] == pytest.approx(sum(losses).item() / 2, rel=1e-5)
+    torch.testing.assert_close(list(unet.parameters()), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_steps_in_bfloat16_learn_as_those_in_float32():
+    """Losses that fall alike, on weights that stay in float32."""
+    x = F.interpolate(torch.rand(2, 1, 4, 4, 4, generator=torch.Generator().manual_seed(0)), scale_factor=4, mode="trilinear")
+    last = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        aae, disc, opt_g, opt_d = networks()
+        losses = [aae_step(aae, disc, opt_g, opt_d, x, 100.0, cast=lambda dtype=dtype: autocast(x.device, dtype)) for _ in range(12)]
+        assert all(p.dtype == torch.float32 for p in aae.parameters())
+        assert losses[-1]["rec"] < 0.9 * losses[0]["rec"]
+        last[dtype] = losses[-1]["rec"]
+    assert last[torch.bfloat16] == pytest.approx(last[torch.float32], rel=0.05)
 
 
 @pytest.mark.parametrize("classes", [2, 3])

@@ -1,85 +1,81 @@
-"""Metrics, the moving average, noise, files and checkpoints."""
+"""Precision, the moving average, noise, files and checkpoints."""
 import os
 import stat
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from utils import (EMA, InputError, NotFiniteError, StageRun, atomic, check_settings, evaluate, load_checkpoint, pick_device, score_volume,
-                   subject_noise, summarize, weights_key, write_stage_rows)
+from utils import (
+    EMA,
+    InputError,
+    StageRun,
+    atomic,
+    autocast,
+    check_settings,
+    draw_noise,
+    load_checkpoint,
+    pick_device,
+    pick_precision,
+    restore,
+    weights_key,
+    write_stage_rows,
+)
 
 
-def test_scores_equal_their_definitions():
-    rng = np.random.default_rng(0)
-    x, x_hat = rng.random((2, 9, 10, 11)).astype(np.float32)
-    brain = np.zeros(x.shape, bool)
-    brain[3:6, 4:7, 2:9] = True
-    scores = score_volume(x_hat, x, brain)
-    assert scores["PSNR"] == pytest.approx(-10 * np.log10(np.mean((x - x_hat) ** 2)), rel=1e-5)
-    assert scores["PSNR_brain"] == pytest.approx(-10 * np.log10(np.mean((x - x_hat)[brain] ** 2)), rel=1e-5)
-    assert scores["MAE_brain"] == pytest.approx(np.abs(x - x_hat)[brain].mean(), rel=1e-5)
-
-    def ssim_at(i, j, k):                                  # Wang et al. 2004, uniform 7^3 window, sample covariances, data range 1
-        a, b = (v[i - 3:i + 4, j - 3:j + 4, k - 3:k + 4].astype(float).ravel() for v in (x, x_hat))
-        covariance = np.cov(a, b)
-        return ((2 * a.mean() * b.mean() + 1e-4) * (2 * covariance[0, 1] + 9e-4)
-                / ((a.mean() ** 2 + b.mean() ** 2 + 1e-4) * (covariance[0, 0] + covariance[1, 1] + 9e-4)))
-    inner = [ssim_at(i, j, k) for i in range(3, 6) for j in range(3, 7) for k in range(3, 8)]
-    assert scores["SSIM"] == pytest.approx(np.mean(inner), abs=1e-5)
-    inside = [ssim_at(i, j, k) for i in range(3, 6) for j in range(4, 7) for k in range(3, 8)]
-    brain[:, :, [2, 8]] = False
-    assert score_volume(x_hat, x, brain)["SSIM_brain"] == pytest.approx(np.mean(inside), abs=1e-5)
-
-
-def test_a_perfect_volume_scores_perfectly():
-    x = np.random.default_rng(0).random((8, 8, 8)).astype(np.float32)
-    with np.errstate(divide="ignore"):                     # the PSNR is infinite
-        scores = score_volume(x, x, x > 0.5)
-    assert (scores["SSIM"], scores["MAE"], scores["SSIM_brain"]) == (pytest.approx(1), 0, pytest.approx(1))
-
-
-def test_evaluate_gives_a_row_a_subject_whatever_the_batch_and_refuses_nan():
-    x = torch.rand(3, 1, 8, 8, 8)
-    brain = np.ones((8, 8, 8), bool)
-
-    def score(x_hat, volumes):
-        return score_volume(x_hat, volumes["pet"], brain)
-    together = [{"id": ["a", "b", "c"], "label": torch.tensor([0, 1, 0]), "pet": x}]
-    alone = [{"id": [name], "label": torch.tensor([label]), "pet": x[i:i + 1]}
-             for i, name, label in ((0, "a", 0), (1, "b", 1), (2, "c", 0))]
-    one, three = (evaluate(lambda batch: batch["pet"] * 0.9, loader, score, "t") for loader in (together, alone))
-    pd.testing.assert_frame_equal(one, three)
-    assert one["ID"].tolist() == ["a", "b", "c"]
-    assert one["label"].tolist() == [0, 1, 0]
-    with pytest.raises(NotFiniteError, match="a, b, c"):
-        evaluate(lambda batch: batch["pet"] * float("nan"), together, score, "t")
-
-
-def test_summary_has_mean_deviation_and_n_of_each_method():
-    scores = pd.DataFrame({"method": ["b", "b", "a"], **{name: [1.0, 3.0, 5.0] for name in
-                                                         ("PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain")}})
-    table = summarize(scores)
-    first = table.iloc[0]
-    assert (first["method"], first["metric"], first["mean"], first["n"]) == ("b", "PSNR", 2.0, 2)
-    assert first["std"] == pytest.approx(np.sqrt(2))
-    assert len(table) == 12
-
-
-def test_noise_of_a_subject_depends_on_nobody_else():
-    first, second = next(subject_noise(0, "s1", 3, (1, 2, 2, 2))), next(subject_noise(0, "s2", 3, (1, 2, 2, 2)))
-    torch.testing.assert_close(next(subject_noise(0, "s1", 1, (1, 2, 2, 2)))[0], first[0], rtol=0, atol=0)
-    assert not torch.equal(first[0], first[1])
-    assert not torch.equal(first, second)
-    assert not torch.equal(first, next(subject_noise(1, "s1", 3, (1, 2, 2, 2))))
-    stream = subject_noise(0, "s1", 3, (1, 2, 2, 2))
+def test_noise_of_a_draw_depends_on_seed_subject_and_number_alone():
+    shape = (1, 2, 2, 2)
+    first = next(draw_noise(0, "s1", 0, shape))
+    assert torch.equal(next(draw_noise(0, "s1", 0, shape)), first)
+    assert not any(torch.equal(next(draw_noise(*other, shape)), first) for other in ((1, "s1", 0), (0, "s2", 0), (0, "s1", 1)))
+    stream = draw_noise(0, "s1", 0, shape)
     assert torch.equal(next(stream), first)
     assert not torch.equal(next(stream), first)
-    many = torch.cat([next(stream) for _ in range(500)])
+    many = torch.cat([next(stream) for _ in range(1500)])
     assert abs(many.mean().item()) < 0.03
     assert many.std().item() == pytest.approx(1, abs=0.03)
+
+
+def test_precision_decides_what_networks_compute_in():
+    cpu, network, x = torch.device("cpu"), nn.Conv3d(1, 1, 3), torch.rand(1, 1, 4, 4, 4)
+    found = {}
+    for name in ("fp32", "bf16"):
+        with autocast(cpu, pick_precision(name, cpu)):
+            found[name] = network(x)
+    assert {name: y.dtype for name, y in found.items()} == {"fp32": torch.float32, "bf16": torch.bfloat16}
+    assert torch.equal(found["fp32"], network(x))
+    torch.testing.assert_close(found["bf16"].float(), found["fp32"], atol=0.02, rtol=0.02)
+
+
+@pytest.mark.parametrize(("instructions", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_takes_bf16_where_the_cpu_has_it(monkeypatch, instructions, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions, raising=False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
+    assert pick_precision("auto", torch.device("cpu")) == dtype
+
+
+def test_an_optimizer_saved_in_another_memory_layout_goes_on_as_if_in_this_one():
+    """A fused update walks weight, gradient and moments as they lie in memory."""
+    def train(network, opt, steps):
+        for _ in range(steps):
+            opt.zero_grad()
+            network(x).square().mean().backward()
+            opt.step()
+        return network, opt
+
+    def start(layout):
+        torch.manual_seed(0)
+        network = nn.Conv3d(2, 3, 3).to(memory_format=layout)
+        return network, torch.optim.Adam(network.parameters(), 0.1, fused=True)
+    x = torch.rand(1, 2, 6, 6, 6)
+    uncut, _ = train(*start(torch.channels_last_3d), 6)
+    saved = [part.state_dict() for part in train(*start(torch.contiguous_format), 3)]
+    parts = start(torch.channels_last_3d)
+    for part, state in zip(parts, saved, strict=True):
+        restore(part, state)
+    resumed, _ = train(*parts, 3)
+    torch.testing.assert_close(resumed.weight, uncut.weight, atol=1e-4, rtol=1e-4)
 
 
 def test_moving_average_copies_first_and_follows_its_recursion_then():

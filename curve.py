@@ -1,0 +1,82 @@
+"""Quality against cost: the validation list synthesized by every sampler with few and many network calls and draws.
+
+The defaults of sampler, sampling_steps and samples_per_scan were chosen from this table, and never from the test list.
+"""
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from classifier import LabelClassifier
+from experiment import Experiment
+from figures import plot_sampling
+from metrics import METRICS, evaluate
+from model import Synthesizer
+from utils import derived_seed, weights_key, write_csv
+
+CALLS = (1, 2, 5, 10, 20, 50, 100)                         # of ddim and dpm; ddpm takes T - 1
+DRAWS = (1, 4, 16)
+
+
+def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: LabelClassifier | None, folder: Path) -> None:
+    """Write sampling_curve.csv, a row for each sampler, number of calls and number of draws, and its picture.
+
+    A row holds the mean scores over the validation list and the correlation of synthetic with real SUVR. The present setting of the
+    sampler is one of the rows. Rows of the same networks, settings and scans that are there already stay, so that the same command goes on.
+    """
+    cfg, path = exp.cfg, folder / "sampling_curve.csv"
+    longest = cfg.timesteps - 1
+    plan = [("ddpm", longest)] + [(sampler, steps) for sampler in ("ddim", "dpm") for steps in CALLS if steps <= longest]
+    if cfg.sampler != "ddpm" and (cfg.sampler, cfg.sampling_steps) not in plan:
+        plan.append((cfg.sampler, cfg.sampling_steps))
+    draws = sorted({*DRAWS, cfg.samples_per_scan})
+    measured_on = _measured_on(exp, synthesizer, draws)
+    table = pd.read_csv(path, dtype={"measured_on": str}) if path.is_file() else pd.DataFrame(columns=["measured_on", "sampler", "steps"])
+    table = table[table["measured_on"] == measured_on]
+    real = evaluate(lambda batch: batch["pet"], exp.batches(exp.cohort.validation, "pet"), lambda x, _: _uptake(exp, x), "curve, real PET")
+    for sampler, steps in reversed(plan):                                                    # the long one last
+        if not ((table["sampler"] == sampler) & (table["steps"] == steps)).any():
+            rows = [{"sampler": sampler, "steps": steps, "calls": synthesizer.diffusion.calls(sampler, steps), **scores}
+                    for scores in _score(exp, synthesizer, classifier, sampler, steps, draws, real)]
+            new = pd.DataFrame(rows).assign(measured_on=measured_on)
+            table = pd.concat([table, new]) if len(table) else new
+            table = table.sort_values(["sampler", "draws", "calls"], kind="stable")
+            write_csv(path, table)
+    chosen = (cfg.sampler, longest if cfg.sampler == "ddpm" else cfg.sampling_steps, cfg.samples_per_scan)
+    plot_sampling(table, chosen, folder / "sampling_curve", exp.scores_note(len(exp.cohort.validation)))
+
+
+def _measured_on(exp: Experiment, synthesizer: Synthesizer, draws: list[int]) -> str:
+    """16 hexadecimal digits that identify what a row depends on besides its sampler."""
+    cfg = exp.cfg
+    facts = (weights_key(synthesizer.unet, synthesizer.decoder), exp.cohort.fingerprint("validation"), exp.identity(), cfg.seed,
+             cfg.label_at_sampling, str(exp.dtype), draws)
+    return f"{derived_seed(*facts):016x}"
+
+
+def _uptake(exp: Experiment, x: Tensor) -> dict[str, float]:
+    """The SUVR of a volume [D, H, W], if there are regions."""
+    return {"SUVR": exp.regions.measure(x.cpu().numpy())["SUVR"]} if exp.regions else {}
+
+
+def _score(exp: Experiment, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int, draws: list[int],
+           real: pd.DataFrame) -> list[dict]:
+    """The mean scores with each number of draws; the first m of all draws are those that a run with m draws makes."""
+    draw, title = exp.draw(synthesizer, classifier, sampler, steps, max(draws)), f"curve, {sampler} {steps}"
+    scans, at_once = exp.cohort.validation, max(1, exp.cfg.sampling_batch // max(draws))
+    latents = {}
+    with tqdm(desc=title, unit="scan", total=len(scans), leave=False, disable=None) as bar:
+        for batch in exp.batches(scans, "mri", batch=at_once):
+            latents |= zip(batch["id"], draw(batch), strict=True)                            # ID -> [m, C, d, h, w]
+            bar.update(len(batch["id"]))
+    rows = []
+    for m in draws:
+        def predict(batch: dict, m: int = m) -> Tensor:
+            return synthesizer.decode(torch.stack([latents[name][:m].mean(dim=0) for name in batch["id"]]))
+        scores = evaluate(predict, exp.batches(scans, "pet"), lambda x_hat, volumes: exp.image_scores(x_hat, volumes) | _uptake(exp, x_hat),
+                          f"{title}, {m} draws")
+        correlation = {"SUVR_r": scores["SUVR"].corr(real["SUVR"])} if exp.regions else {}
+        rows.append({"draws": m, "n": len(scores), **scores[list(METRICS)].mean(), **correlation})
+    return rows

@@ -1,0 +1,164 @@
+"""Volumes and latents on their way to the networks: the cache of decoded crops, the torch dataset and its loaders, the latent cache."""
+import hashlib
+import mmap
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dataset import Crop, Scan, read_volume, save_nifti
+from utils import derived_seed
+
+# ---------------------------------------------------------------- the cache of decoded crops
+
+class VolumeCache:
+    """The crops of a cohort's volumes; those of .nii.gz files are decoded once a run and then shared by all its processes.
+
+    margin: voxels around the crop that are kept too, for its random shifts. place: 'ram', 'file' (one without a name, in the system's
+    folder for temporary files, so that nothing is left behind), 'off', or 'auto', the first of these that has room: half of the
+    memory, then all but a tenth of the free disk. A plain .nii needs no cache: it is read as fast. An entry belongs to one state of its
+    file; after a change of the file it is made again.
+    """
+
+    def __init__(self, paths: list[Path], crop: Crop, margin: int = 0, place: str = "auto"):
+        self.crop, self.margin = crop, margin
+        self.rows = {path: row for row, path in enumerate(sorted({path for path in paths if path.suffix == ".gz"}))}
+        self.shape = tuple(n + 2 * margin for n in crop.size)
+        self.bytes = 4 * len(self.rows) * int(np.prod(self.shape))
+        self.place = self._place(place) if self.rows else "off"
+        if self.place == "off":
+            return
+        if self.place == "ram":
+            memory = mmap.mmap(-1, self.bytes)             # shared with the processes that are forked later
+        else:
+            with tempfile.TemporaryFile() as file:
+                os.posix_fallocate(file.fileno(), 0, self.bytes)                             # a full disk is an error now, no crash later
+                memory = mmap.mmap(file.fileno(), self.bytes)
+        self.volumes = np.frombuffer(memory, np.float32).reshape(-1, *self.shape)
+        self.states = np.frombuffer(mmap.mmap(-1, 8 * len(self.rows)), np.int64)             # of the files that the entries were made from
+
+    def _place(self, wanted: str) -> str:
+        if wanted != "auto":
+            return wanted
+        if self.bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2:
+            return "ram"
+        return "file" if self.bytes <= 0.9 * shutil.disk_usage(tempfile.gettempdir()).free else "off"
+
+    def __reduce__(self):
+        return VolumeCache, ([], self.crop, self.margin, "off")                              # a process that is not forked cannot share it
+
+    def describe(self) -> str:
+        """Where the decoded crops are kept, in a line."""
+        size = f"{len(self.rows)} decoded .nii.gz, {self.bytes / 2 ** 30:.2f} GiB"
+        return {"ram": f"{size}, kept in memory", "file": f"{size}, kept in a file in {tempfile.gettempdir()}",
+                "off": f"{size}, not kept" if self.rows else "plain .nii, read as they are needed"}[self.place]
+
+    def read(self, path: Path) -> np.ndarray:
+        """The crop of a volume with its margin, float32, to be copied and not to be changed. Raises InputError for a damaged file."""
+        row = self.rows.get(path)
+        if self.place == "off" or row is None:
+            return self._decode(path)
+        status = path.stat()
+        state = derived_seed(status.st_size, status.st_mtime_ns, status.st_ino)
+        if self.states[row] != state:
+            self.volumes[row] = self._decode(path)
+            self.states[row] = state                       # last: another process may be reading
+        return self.volumes[row]
+
+    def _decode(self, path: Path) -> np.ndarray:
+        start = tuple(first - self.margin for first in self.crop.start)
+        return read_volume(path)[0][Crop(start, self.shape).slices()]
+
+
+# ---------------------------------------------------------------- torch datasets
+
+class VolumeDataset(Dataset):
+    """Items {id, label, and each of the modalities ('mri', 'pet') as [1, D, H, W] float32 in [0, 1]}.
+
+    An item is asked for by its index, or by (index, seed): its crop is then shifted by a random integer in {-margin..margin} an axis,
+    drawn from the seed and the scan's ID.
+    """
+
+    def __init__(self, scans: list[Scan], cache: VolumeCache, modalities: tuple[str, ...]):
+        self.scans, self.cache, self.modalities = scans, cache, modalities
+
+    def __len__(self) -> int:
+        return len(self.scans)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        scan, margin, shift = self.scans[index], self.cache.margin, np.zeros(3, int)
+        if seed is not None:
+            shift = np.random.default_rng(derived_seed(seed, scan.id)).integers(-margin, margin, size=3, endpoint=True)
+        box = Crop((margin,) * 3, self.cache.crop.size).slices(shift)
+        volumes = {name: torch.from_numpy(self.cache.read(getattr(scan, name))[box][None].copy()) for name in self.modalities}
+        return {"id": scan.id, "label": scan.label, **volumes}
+
+
+class EpochOrder(Sampler):
+    """The items of an epoch in an order drawn from .seed, each as its index, or with the seed if its crop is to be shifted."""
+
+    def __init__(self, length: int, jitter: bool):
+        self.length, self.jitter, self.seed = length, jitter, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int | tuple[int, int]]:
+        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed)).tolist()
+        return iter([(index, self.seed) if self.jitter else index for index in order])       # with the item, the seed reaches any process
+
+
+def volume_loader(dataset: VolumeDataset, batch_size: int, num_workers: int, pin_memory: bool,
+                  order: EpochOrder | None = None) -> DataLoader:
+    """Batches in the dataset's order, or for training in that of `order`, where the last incomplete one is dropped (paper).
+
+    The processes that read live as long as the loader. pin_memory: for copies to a GPU that go on beside its work.
+    """
+    context = "fork" if num_workers and sys.platform == "linux" else None                    # what is forked shares the cache
+    return DataLoader(dataset, batch_size, sampler=order, drop_last=order is not None, num_workers=num_workers, pin_memory=pin_memory,
+                      persistent_workers=num_workers > 0, multiprocessing_context=context, generator=torch.Generator())
+
+
+# ---------------------------------------------------------------- the latent cache
+
+class LatentCache:
+    """Latents as NIfTI files in data_dir/latent_Abeta/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
+
+    autoencoder: key of the weights. A file's header names the key of autoencoder and crop and of the bytes of the PET file; a latent
+    whose key is another, or which cannot be read, is not there.
+    """
+
+    def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...], affine: np.ndarray):
+        self.folder = data_dir / "latent_Abeta" / autoencoder
+        self.autoencoder, self.crop, self.shape, self.affine = autoencoder, crop, shape, affine
+
+    def _note(self, scan: Scan) -> str:
+        made_from = hashlib.blake2b(f"{self.autoencoder} {self.crop}".encode(), digest_size=12)
+        made_from.update(scan.pet.read_bytes())
+        return f"latent of {made_from.hexdigest()}"
+
+    def save(self, scan: Scan, z_0: Tensor) -> None:
+        """Write z_0 [C, d, h, w], channels as the file's fourth dimension, where it lies in space."""
+        voxels = z_0.permute(1, 2, 3, 0).numpy()                                             # [d, h, w, C]
+        affine = self.crop.affine(self.affine, self.crop.size[0] // self.shape[1])
+        save_nifti(self.folder / f"{scan.id}.nii.gz", voxels, affine, self._note(scan))
+
+    def load(self, scan: Scan) -> Tensor | None:
+        """z_0 [C, d, h, w], or None if there is none of this autoencoder, crop and PET file."""
+        path = self.folder / f"{scan.id}.nii.gz"
+        try:
+            voxels, _ = read_volume(path)
+            note = nib.load(path).header["descrip"].item().decode()
+        except (ValueError, OSError):
+            return None
+        z_0 = torch.from_numpy(voxels.reshape(*voxels.shape[:3], -1)).permute(3, 0, 1, 2).contiguous()
+        return z_0 if note == self._note(scan) and tuple(z_0.shape) == self.shape else None

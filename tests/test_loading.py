@@ -1,0 +1,151 @@
+"""The cache of decoded crops, the loaders, the latent cache."""
+import gzip
+import os
+import pickle
+import tempfile
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import AFFINE, SHAPE, write_volume
+
+import loading
+from dataset import Crop, Scan, read_volume
+from loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
+from utils import InputError
+
+CROP = Crop((3, 2, 3), (16, 24, 16))
+
+
+def write_scans(root, n: int = 5) -> list[Scan]:
+    """Random volumes, every second one a .nii."""
+    scans = []
+    for i in range(n):
+        path = root / f"s{i}.nii{'' if i % 2 else '.gz'}"
+        write_volume(path, np.random.default_rng(i).random(SHAPE).astype(np.float32))
+        scans.append(Scan(f"s{i}", i % 2, path, path))
+    return scans
+
+
+def cache_of(scans, margin=1, place="ram") -> VolumeCache:
+    return VolumeCache([scan.mri for scan in scans], CROP, margin, place)
+
+
+@pytest.mark.parametrize("place", ["ram", "file", "off"])
+def test_a_crop_is_that_of_its_file_and_is_decoded_once(tmp_path, monkeypatch, place):
+    scans, decoded = write_scans(tmp_path), []
+    cache = cache_of(scans, place=place)
+
+    def read(path):
+        decoded.append(path)
+        return read_volume(path)
+    monkeypatch.setattr(loading, "read_volume", read)
+    for _ in range(3):
+        for scan in scans:
+            np.testing.assert_array_equal(cache.read(scan.mri), read_volume(scan.mri)[0][Crop((2, 1, 2), (18, 26, 18)).slices()])
+    assert [decoded.count(scan.mri) for scan in scans] == ([3] * 5 if place == "off" else [1, 3, 1, 3, 1])
+    assert {"ram": "memory", "file": tempfile.gettempdir(), "off": "not kept"}[place] in cache.describe()
+
+
+def test_the_cache_file_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    scans = write_scans(tmp_path)
+    cache = cache_of(scans, place="file")
+    cache.read(scans[0].mri)
+    assert os.listdir(tmp_path / "temporary") == []
+
+
+def test_a_changed_file_is_decoded_again_and_a_damaged_one_refused(tmp_path):
+    scans = write_scans(tmp_path)
+    cache, path = cache_of(scans), scans[0].mri
+    before = cache.read(path).copy()
+    write_volume(path, np.full(SHAPE, 0.25, np.float32))
+    assert (cache.read(path) == 0.25).all()
+    assert not (before == 0.25).any()
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(InputError, match="truncated or damaged"):
+        cache.read(path)
+
+
+@pytest.mark.parametrize(("memory_share", "free", "place"), [(4, 100, "ram"), (1, 2, "file"), (1, 1, "off")])
+def test_auto_takes_the_first_place_with_room(tmp_path, monkeypatch, memory_share, free, place):
+    scans = write_scans(tmp_path)
+    size = cache_of(scans).bytes
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": size, "SC_PHYS_PAGES": memory_share}[name])
+    monkeypatch.setattr(loading.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free * size})())
+    assert cache_of(scans, place="auto").place == place
+
+
+def test_processes_share_the_cache_and_a_copy_sent_to_one_reads_the_files(tmp_path):
+    scans = write_scans(tmp_path)
+    cache = cache_of(scans)
+    loader = volume_loader(VolumeDataset(scans, cache, ("mri",)), 2, 2, False)
+    assert [batch["id"] for batch in loader] == [["s0", "s1"], ["s2", "s3"], ["s4"]]
+    assert (cache.states != 0).all()                       # filled by the two others
+    copy = pickle.loads(pickle.dumps(cache))
+    assert copy.place == "off"
+    np.testing.assert_array_equal(copy.read(scans[0].mri), cache.read(scans[0].mri))
+
+
+def test_shifted_crops_stay_in_range_and_depend_on_seed_and_id_alone(tmp_path):
+    scans = write_scans(tmp_path)
+    dataset, whole = VolumeDataset(scans, cache_of(scans), ("pet",)), read_volume(scans[0].pet)[0]
+    seen = set()
+    for seed in range(60):
+        [crop] = dataset[0, seed]["pet"].numpy()
+        shifts = [s for s in np.ndindex(3, 3, 3) if np.array_equal(crop, whole[CROP.slices(np.array(s) - 1)])]
+        assert len(shifts) == 1
+        seen.add(shifts[0])
+    assert {s[0] for s in seen} == {s[1] for s in seen} == {s[2] for s in seen} == {0, 1, 2}
+    again = VolumeDataset(scans[::-1], cache_of(scans), ("pet",))[len(scans) - 1, 59]["pet"].numpy()[0]
+    np.testing.assert_array_equal(again, crop)
+    np.testing.assert_array_equal(dataset[0]["pet"].numpy()[0], whole[CROP.slices()])
+
+
+def test_an_epoch_is_the_same_whoever_reads_it(tmp_path):
+    scans = write_scans(tmp_path, 7)
+
+    def epochs(workers: int) -> list:
+        order = EpochOrder(len(scans), jitter=True)
+        loader = volume_loader(VolumeDataset(scans, cache_of(scans), ("pet",)), 2, workers, False, order)
+        found = []
+        for order.seed in (5, 6, 5):
+            found.append([(batch["id"], batch["pet"]) for batch in loader])
+        return found
+    alone, helped = epochs(0), epochs(2)                   # the two processes live on from epoch to epoch
+    for one, other in zip(alone, helped, strict=True):
+        assert [ids for ids, _ in one] == [ids for ids, _ in other]
+        assert all(torch.equal(a, b) for (_, a), (_, b) in zip(one, other, strict=True))
+    assert [len(epoch) for epoch in alone] == [3, 3, 3]    # the incomplete batch is dropped
+    assert len({name for ids, _ in alone[0] for name in ids}) == 6
+    assert [ids for ids, _ in alone[0]] == [ids for ids, _ in alone[2]] != [ids for ids, _ in alone[1]]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(alone[0], alone[2], strict=True))
+
+
+def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path):
+    pet = tmp_path / "a.nii.gz"
+    write_volume(pet, np.random.default_rng(0).random(SHAPE).astype(np.float32))
+    scan, z_0 = Scan("a", 1, pet, pet), torch.randn(2, 4, 6, 4)
+    cache = LatentCache(tmp_path, "key1", CROP, (2, 4, 6, 4), AFFINE)
+    assert cache.load(scan) is None
+    cache.save(scan, z_0)
+    torch.testing.assert_close(cache.load(scan), z_0)
+    path = tmp_path / "latent_Abeta" / "key1" / "a.nii.gz"
+    np.testing.assert_allclose(nib.load(path).affine, CROP.affine(AFFINE, 4))
+
+    moved = Crop((2, 2, 3), CROP.size)
+    assert LatentCache(tmp_path, "key1", moved, (2, 4, 6, 4), AFFINE).load(scan) is None
+    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE).load(scan) is None
+    (tmp_path / "latent_Abeta" / "key1").rename(tmp_path / "latent_Abeta" / "key2")
+    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE).load(scan) is None
+
+    (tmp_path / "latent_Abeta" / "key2").rename(tmp_path / "latent_Abeta" / "key1")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20])
+    assert cache.load(scan) is None
+    path.write_bytes(whole)
+    assert cache.load(scan) is not None
+    pet.write_bytes(gzip.compress(gzip.decompress(pet.read_bytes())[:-4] + b"\0\0\0\0"))
+    assert cache.load(scan) is None
