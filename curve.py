@@ -2,6 +2,7 @@
 
 The defaults of sampler, sampling_steps and samples_per_scan were chosen from this table, and never from the test list.
 """
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -10,10 +11,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from classifier import LabelClassifier
+from diffusion import Synthesizer
 from experiment import Experiment
 from figures import plot_sampling
 from metrics import METRICS, evaluate
-from model import Synthesizer
 from utils import derived_seed, weights_key, write_csv
 
 CALLS = (1, 2, 5, 10, 20, 50, 100)                         # of ddim and dpm; ddpm takes T - 1
@@ -33,16 +34,18 @@ def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: LabelCl
         plan.append((cfg.sampler, cfg.sampling_steps))
     draws = sorted({*DRAWS, cfg.samples_per_scan})
     measured_on = _measured_on(exp, synthesizer, draws)
-    table = pd.read_csv(path, dtype={"measured_on": str}) if path.is_file() else pd.DataFrame(columns=["measured_on", "sampler", "steps"])
+    columns = ["measured_on", "sampler", "steps", "draws"]
+    table = pd.read_csv(path, dtype={"measured_on": str}) if path.is_file() else pd.DataFrame(columns=columns)
     table = table[table["measured_on"] == measured_on]
     real = evaluate(lambda batch: batch["pet"], exp.batches(exp.cohort.validation, "pet"), lambda x, _: _uptake(exp, x), "curve, real PET")
     for sampler, steps in reversed(plan):                                                    # the long one last
-        if not ((table["sampler"] == sampler) & (table["steps"] == steps)).any():
-            rows = [{"sampler": sampler, "steps": steps, "calls": synthesizer.diffusion.calls(sampler, steps), **scores}
-                    for scores in _score(exp, synthesizer, classifier, sampler, steps, draws, real)]
-            new = pd.DataFrame(rows).assign(measured_on=measured_on)
+        if set(draws) <= set(table.loc[(table["sampler"] == sampler) & (table["steps"] == steps), "draws"]):
+            continue
+        for scores in _score(exp, synthesizer, classifier, sampler, steps, draws, real):
+            row = {"sampler": sampler, "steps": steps, "calls": synthesizer.diffusion.calls(sampler, steps), **scores}
+            new = pd.DataFrame([row]).assign(measured_on=measured_on)
             table = pd.concat([table, new]) if len(table) else new
-            table = table.sort_values(["sampler", "draws", "calls"], kind="stable")
+            table = table.drop_duplicates(columns, keep="last").sort_values(["sampler", "draws", "calls"], kind="stable")
             write_csv(path, table)
     chosen = (cfg.sampler, longest if cfg.sampler == "ddpm" else cfg.sampling_steps, cfg.samples_per_scan)
     plot_sampling(table, chosen, folder / "sampling_curve", exp.scores_note(len(exp.cohort.validation)))
@@ -62,21 +65,22 @@ def _uptake(exp: Experiment, x: Tensor) -> dict[str, float]:
 
 
 def _score(exp: Experiment, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int, draws: list[int],
-           real: pd.DataFrame) -> list[dict]:
-    """The mean scores with each number of draws; the first m of all draws are those that a run with m draws makes."""
-    draw, title = exp.draw(synthesizer, classifier, sampler, steps, max(draws)), f"curve, {sampler} {steps}"
-    scans, at_once = exp.cohort.validation, max(1, exp.cfg.sampling_batch // max(draws))
-    latents = {}
-    with tqdm(desc=title, unit="scan", total=len(scans), leave=False, disable=None) as bar:
-        for batch in exp.batches(scans, "mri", batch=at_once):
-            latents |= zip(batch["id"], draw(batch), strict=True)                            # ID -> [m, C, d, h, w]
-            bar.update(len(batch["id"]))
-    rows = []
+           real: pd.DataFrame) -> Iterator[dict]:
+    """The mean scores with each number of draws. More draws go on from fewer ones, as a run with so many makes them."""
+    title, scans, first = f"curve, {sampler} {steps}", exp.cohort.validation, 0
+    latents = {scan.id: [] for scan in scans}                                                # ID -> tensors [m, C, d, h, w]
     for m in draws:
-        def predict(batch: dict, m: int = m) -> Tensor:
-            return synthesizer.decode(torch.stack([latents[name][:m].mean(dim=0) for name in batch["id"]]))
+        draw, at_once = exp.draw(synthesizer, classifier, sampler, steps, range(first, m)), max(1, exp.cfg.sampling_batch // (m - first))
+        with tqdm(desc=f"{title}, {m} draws", unit="scan", total=len(scans), leave=False, disable=None) as bar:
+            for batch in exp.batches(scans, "mri", batch=at_once):
+                for name, z_0 in zip(batch["id"], draw(batch), strict=True):
+                    latents[name].append(z_0)
+                bar.update(len(batch["id"]))
+        first = m
+
+        def predict(batch: dict) -> Tensor:
+            return synthesizer.decode(torch.stack([torch.cat(latents[name]).mean(dim=0) for name in batch["id"]]))
         scores = evaluate(predict, exp.batches(scans, "pet"), lambda x_hat, volumes: exp.image_scores(x_hat, volumes) | _uptake(exp, x_hat),
                           f"{title}, {m} draws")
         correlation = {"SUVR_r": scores["SUVR"].corr(real["SUVR"])} if exp.regions else {}
-        rows.append({"draws": m, "n": len(scores), **scores[list(METRICS)].mean(), **correlation})
-    return rows
+        yield {"draws": m, "n": len(scores), **scores[list(METRICS)].mean(), **correlation}

@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 from classifier import LabelClassifier, pool_volume, pool_width
 from config import STAGES, Config
 from dataset import Cohort, Crop, Scan
+from diffusion import Diffusion, Synthesizer
 from loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
 from metrics import score_volume
-from model import AAE, Diffusion, Discriminator, Synthesizer, UNet, recompute_activations
+from model import AAE, Discriminator, UNet, recompute_activations
 from regions import COVERED, Regions, read_labels, read_mask, share_inside
 from results import load_run
 from utils import InputError, autocast, check_settings, draw_noise, load_checkpoint, pick_precision, weights_key
@@ -153,10 +154,15 @@ class Experiment:
                     settings["aae_epochs"] = cfg.aae_epochs
                 check_settings(path, load_checkpoint(path), settings)
 
-    def batches(self, scans: list[Scan], *modalities: str, batch: int = 0, order: EpochOrder | None = None) -> DataLoader:
-        """The scans with their crop, `batch` of them at once, by default as many as in a step of stage 1; in training with an order."""
+    def batches(self, scans: list[Scan], *modalities: str, batch: int = 0) -> DataLoader:
+        """The scans in order, with their centre crop, `batch` of them at once: by default as many as in a step of stage 1."""
         return volume_loader(VolumeDataset(scans, self.cache, modalities), batch or self.cfg.aae_batch_size, self.cfg.num_workers,
-                             self.device.type == "cuda", order)
+                             self.device.type == "cuda")
+
+    def training_batches(self, modality: str, batch: int, jitter: bool = False) -> DataLoader:
+        """The training list in the order that follows from .sampler.seed, the crops shifted if asked for."""
+        dataset = VolumeDataset(self.cohort.train, self.cache, (modality,))
+        return volume_loader(dataset, batch, self.cfg.num_workers, self.device.type == "cuda", EpochOrder(len(dataset), jitter))
 
     def cast(self) -> torch.autocast:
         """The context in which networks compute in the precision of the settings."""
@@ -186,13 +192,32 @@ class Experiment:
         return [scan for label in range(self.cfg.num_classes - 1, -1, -1)
                 for scan in [s for s in self.cohort.test if s.label == label][:self.cfg.shown_subjects]]
 
+    def synthesizer(self, aae: AAE, unet: UNet, facts: dict) -> tuple[Synthesizer, LabelClassifier | None]:
+        """The sampling of a trained denoiser, and the classifier that predicts its label. Raises InputError if that one is missing."""
+        synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(self.cfg, self.device), facts["latent_mean"], facts["latent_std"],
+                                  self.cfg.sampling_batch, self.cast)
+        if not self.cfg.predicts_label:
+            return synthesizer, None
+        if facts["classifier"] is None:
+            raise InputError("this denoiser was trained with --label_at_sampling none and holds no label classifier; "
+                             "sample it with --label_at_sampling none")
+        return synthesizer, LabelClassifier.from_state(facts["classifier"])
+
+    def best_synthesizer(self) -> tuple[Synthesizer, LabelClassifier | None, AAE]:
+        """The best checkpoints of both stages, ready to sample. Raises InputError if they do not belong together."""
+        aae, saved = self.best_aae(), self.best_checkpoint("ldm")
+        check_settings(self.cfg.result_dir / f"{CHECKPOINT['ldm']}.pth.tar", saved, {"autoencoder": weights_key(aae)})
+        unet = build_unet(self.cfg, self.device).eval().requires_grad_(False)
+        unet.load_state_dict(saved["state"]["ema"])
+        return *self.synthesizer(aae, unet, saved["facts"]), aae
+
     def draw(self, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int,
-             draws: int) -> Callable[[dict], Tensor]:
-        """A function: batch of MRIs -> latents [B, draws, C, d, h, w]. The noise of a draw depends on seed, ID and its number alone."""
+             draws: range) -> Callable[[dict], Tensor]:
+        """A function: batch of MRIs -> m draws, [B, m, C, d, h, w]. The noise of a draw depends on seed, ID and its number alone."""
         shape = (self.cfg.latent_channels, *self.cfg.latent_size)
 
         def latents(batch: dict) -> Tensor:
             label = classifier.probabilities(batch["mri"]) if classifier else None
-            noise = [[draw_noise(self.cfg.seed, subject, k, shape) for k in range(draws)] for subject in batch["id"]]
+            noise = [[draw_noise(self.cfg.seed, subject, k, shape) for k in draws] for subject in batch["id"]]
             return synthesizer.draw(batch["mri"].to(self.device), label, noise, sampler, steps)
         return latents

@@ -23,12 +23,12 @@ from classifier import LabelClassifier, pool_volume
 from config import Config, parse_args
 from curve import measure_curve
 from dataset import Cohort, Scan, check_cohort, read_demographics, read_volume, save_synthesis
+from diffusion import Diffusion, Synthesizer
 from experiment import CHECKPOINT, PHANTOM_NOTICE, Experiment, build_aae, build_diffusion, build_discriminator, build_unet
 from figures import plot_curves, plot_synthesized
 from layout import write_tables
-from loading import EpochOrder
 from metrics import METRICS, evaluate, summarize
-from model import AAE, Diffusion, Synthesizer, UNet
+from model import AAE, UNet
 from phantom import build_phantom
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs, save_run
@@ -41,7 +41,6 @@ from utils import (
     NotFiniteError,
     StageRun,
     atomic,
-    check_settings,
     derived_seed,
     pick_device,
     seed_everything,
@@ -68,8 +67,7 @@ def train_aae(exp: Experiment) -> None:
     validation = exp.batches(exp.cohort.validation, "pet")
     say("aae", f"{len(exp.cohort.train)} PET volumes, {run.epoch} of {cfg.aae_epochs} epochs done, writes {run.best_path}")
 
-    order = EpochOrder(len(exp.cohort.train), jitter=True)
-    volumes = exp.batches(exp.cohort.train, "pet", batch=cfg.aae_batch_size * cfg.aae_accumulation, order=order)
+    volumes = exp.training_batches("pet", cfg.aae_batch_size * cfg.aae_accumulation, jitter=True)
 
     def step(batch: dict) -> dict[str, float]:
         x = batch["pet"].to(exp.device, non_blocking=True)
@@ -78,8 +76,8 @@ def train_aae(exp: Experiment) -> None:
     if run.epochs_left(cfg.aae_epochs):
         forget_run(cfg.result_dir)
     for epoch in run.epochs_left(cfg.aae_epochs):
-        order.seed = derived_seed(cfg.seed, "aae", epoch)                                    # an epoch depends on its number alone
-        seed_everything(order.seed)
+        seed_everything(seed := derived_seed(cfg.seed, "aae", epoch))                        # an epoch depends on its number alone
+        volumes.sampler.seed = seed
         aae.train()
         losses, waiting = train_epoch(volumes, step, f"aae epoch {epoch}")
         aae.eval()
@@ -141,11 +139,10 @@ def train_ldm(exp: Experiment) -> None:
     latents = load_latents(exp, aae)
     run.facts = run.facts or training_facts(exp, latents)
     z_0 = {name: (z - run.facts["latent_mean"]) / run.facts["latent_std"] for name, z in latents.items()}
-    synthesizer, classifier = build_synthesizer(exp, aae, ema.module, run.facts)
-    draw = exp.draw(synthesizer, classifier, "ddim", cfg.validation_steps, draws=1)
+    synthesizer, classifier = exp.synthesizer(aae, ema.module, run.facts)
+    draw = exp.draw(synthesizer, classifier, "ddim", cfg.validation_steps, range(1))
     validation = exp.batches(cohort.validation, "mri", "pet", batch=cfg.sampling_batch)
-    order = EpochOrder(len(cohort.train), jitter=False)
-    subjects = exp.batches(cohort.train, "mri", batch=cfg.ldm_batch_size * cfg.ldm_accumulation, order=order)
+    subjects = exp.training_batches("mri", cfg.ldm_batch_size * cfg.ldm_accumulation)
 
     def step(batch: dict) -> dict[str, float]:
         z = torch.stack([z_0[name] for name in batch["id"]])                                 # [B, C, d, h, w]
@@ -156,8 +153,8 @@ def train_ldm(exp: Experiment) -> None:
         return losses
 
     for epoch in run.epochs_left(cfg.ldm_epochs):
-        order.seed = derived_seed(cfg.seed, "ldm", epoch)
-        seed_everything(order.seed)
+        seed_everything(seed := derived_seed(cfg.seed, "ldm", epoch))
+        subjects.sampler.seed = seed
         losses, waiting = train_epoch(subjects, step, f"ldm epoch {epoch}")
         scores = None
         if epoch % cfg.validation_every == 0:
@@ -176,18 +173,6 @@ def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
     say("ldm", f"latents are shifted by {latent_mean:.3f} and scaled by {latent_std:.3f}")
     classifier = fit_classifier(exp).state() if cfg.predicts_label else None
     return {"latent_mean": latent_mean, "latent_std": latent_std, "classifier": classifier}
-
-
-def build_synthesizer(exp: Experiment, aae: AAE, unet: UNet, facts: dict) -> tuple[Synthesizer, LabelClassifier | None]:
-    """The sampling of a trained denoiser, and the classifier that predicts its label. Raises InputError if that one is missing."""
-    synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(exp.cfg, exp.device), facts["latent_mean"], facts["latent_std"],
-                              exp.cfg.sampling_batch, exp.cast)
-    if not exp.cfg.predicts_label:
-        return synthesizer, None
-    if facts["classifier"] is None:
-        raise InputError("this denoiser was trained with --label_at_sampling none and holds no label classifier; "
-                         "sample it with --label_at_sampling none")
-    return synthesizer, LabelClassifier.from_state(facts["classifier"])
 
 
 def load_latents(exp: Experiment, aae: AAE) -> dict[str, Tensor]:
@@ -233,9 +218,9 @@ def validation_loss(exp: Experiment, unet: UNet, diffusion: Diffusion, z_0: dict
 def test(exp: Experiment) -> None:
     """Reconstruct and synthesize the test list with the best checkpoints; score image, uptake and status beside their controls."""
     cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
-    synthesizer, classifier, aae = load_synthesizer(exp)
+    synthesizer, classifier, aae = exp.best_synthesizer()
     epochs = trained_epochs(exp)
-    draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, cfg.samples_per_scan)
+    draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan))
     say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} draws by {cfg.sampler}, writes {folder}/*.csv and synthesized/")
     for remark in exp.region_remarks():
         say("test", remark)
@@ -317,15 +302,6 @@ def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callabl
     return predict
 
 
-def load_synthesizer(exp: Experiment) -> tuple[Synthesizer, LabelClassifier | None, AAE]:
-    """The best checkpoints of both stages, ready to sample. Raises InputError if they do not belong together."""
-    aae, saved = exp.best_aae(), exp.best_checkpoint("ldm")
-    check_settings(exp.cfg.result_dir / f"{CHECKPOINT['ldm']}.pth.tar", saved, {"autoencoder": weights_key(aae)})
-    unet = build_unet(exp.cfg, exp.device).eval().requires_grad_(False)
-    unet.load_state_dict(saved["state"]["ema"])
-    return *build_synthesizer(exp, aae, unet, saved["facts"]), aae
-
-
 def mean_volume(loader: DataLoader) -> Tensor:
     """The mean PET of the loader's scans, [1, 1, D, H, W]: what a method scores that shows everybody the same picture."""
     total = sum(batch["pet"].double().sum(dim=0, keepdim=True) for batch in loader)
@@ -376,7 +352,7 @@ def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict
 def curve(exp: Experiment) -> None:
     """Score the validation list with every sampler, number of network calls and number of draws."""
     folder = exp.cfg.result_dir / "curve"
-    synthesizer, classifier, _ = load_synthesizer(exp)
+    synthesizer, classifier, _ = exp.best_synthesizer()
     say("curve", f"{len(exp.cohort.validation)} subjects of the validation list, writes {folder}; what is there already stays")
     measure_curve(exp, synthesizer, classifier, folder)
 

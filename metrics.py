@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from utils import NotFiniteError
@@ -72,7 +73,8 @@ def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure:
     measure(x_hat, volumes), each volume [D, H, W], gives the values of a row. It runs in threads beside the prediction of what follows.
     """
     rows, waiting, workers = [], deque(), os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool, tqdm(desc=title, unit="scan", leave=False, disable=None) as bar:
+    total = len(loader.dataset) if isinstance(loader, DataLoader) else None
+    with ThreadPoolExecutor(workers) as pool, tqdm(desc=title, unit="scan", total=total, leave=False, disable=None) as bar:
         for batch in loader:
             x_hat = predict(batch)
             if not torch.isfinite(x_hat).all():

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from model import AAE, Diffusion, Discriminator, UNet
+from diffusion import Diffusion
+from model import AAE, Discriminator, UNet
 from utils import NotFiniteError
 
 

@@ -179,8 +179,8 @@ def test_the_curve_holds_what_a_run_with_these_settings_scores(project):
     assert found == {"ddim": [1, 2, 3, 5, 10], "dpm": [1, 2, 5, 9], "ddpm": [19]}            # 3: the setting; T is 20: steps of dpm meet
     assert set(table.groupby(["sampler", "steps"])["draws"].agg(tuple)) == {(1, 2, 4, 16)}
     exp = Experiment(cfg, main.check(cfg), torch.device("cpu"))
-    synthesizer, classifier, _ = main.load_synthesizer(exp)
-    draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, cfg.samples_per_scan)
+    synthesizer, classifier, _ = exp.best_synthesizer()
+    draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan))
     scores = pd.DataFrame([exp.image_scores(synthesizer.decode(draw(batch).mean(1))[0, 0], {"pet": batch["pet"][0, 0]})
                            for batch in exp.batches(exp.cohort.validation, "mri", "pet", batch=1)])
     row = table.query("sampler == 'ddim' and steps == 3 and draws == 2").iloc[0]

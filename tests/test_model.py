@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from model import AAE, Diffusion, Discriminator, Extractor, Projector, Synthesizer, UNet, load_published, recompute_activations
+from diffusion import Diffusion, Synthesizer
+from model import AAE, Discriminator, Extractor, Projector, UNet, load_published, recompute_activations
 
 TOLERANCE = 1e-4
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from classifier import LabelClassifier, pool_volume, pool_width
-from model import AAE, Diffusion, Discriminator, UNet
+from diffusion import Diffusion
+from model import AAE, Discriminator, UNet
 from training import aae_step, denoising_loss, ldm_step, train_epoch
 from utils import NotFiniteError, autocast
 
