@@ -61,7 +61,8 @@ class Config:
                              "the first of these with room enough", choices=("auto", "ram", "file", "off"))
     precision: str = run("auto", "bf16: networks compute in bfloat16 (autocast; TF32 for the rest), weights stay float32; fp32: all in "
                                  "float32; auto: bf16 where the device has instructions for it", choices=("auto", "fp32", "bf16"))
-    channels_last: bool = run(True, "keep the channels of a voxel together in memory: faster training on a CPU (README, Speed)")
+    channels_last: str = run("auto", "keep the channels of a voxel together in memory; auto: on a CPU, where training is faster with it "
+                                     "(README, Speed)", choices=("auto", "on", "off"))
     recompute: bool = run(False, "recompute activations in the backward pass instead of keeping them: less memory, more time")
 
     # The cohort
@@ -127,7 +128,8 @@ class Config:
     ema_decay: float = ldm(0.9999, "decay of the moving average of the weights; paper: 0.9999", low=0.0, high=0.999999)
     ema_start: int = ldm(2000, "steps for which the average is a plain copy; paper: 2000", low=0)
     validation_every: int = ldm(1, "epochs from one validation to the next; paper: 1", low=1)
-    validation_steps: int = ldm(2, "DDIM calls a validation scan; published: 999 DDPM calls", low=1)
+    validation_steps: int = ldm(2, "DDIM calls a validation scan; published: 999 DDPM calls, for which the preset takes 50: eps says too "
+                                   "little of z_0 at the first call", low=1)
 
     # Sampling
     sampler: str = sampling("ddim", "ddim: deterministic, few calls; dpm: DPM-Solver++(2M), the same with fewer; ddpm: ancestral, "
@@ -135,7 +137,7 @@ class Config:
     sampling_steps: int = sampling(2, "network calls a draw with ddim and dpm; chosen, with the next, from the curve in the README", low=1)
     samples_per_scan: int = sampling(4, "draws a scan, whose mean latent is decoded; published: 1, which carries the variance "
                                         "of one draw", low=1)
-    sampling_batch: int = sampling(8, "draws, of one or several scans, that go through the denoiser at once", low=1)
+    sampling_batch: int = sampling(8, "draws, of one or several scans, that go through the denoiser at once; less takes less memory", low=1)
     save_deviation: bool = sampling(False, "also write the standard deviation of the decoded draws of each scan, <ID>_sd.nii.gz")
     label_at_sampling: str = sampling("predicted", "none: no label (published, an input unseen in its training); predicted: the "
                                                    "probabilities of a classifier fitted on the training MRIs mix the label "
@@ -274,7 +276,7 @@ class Config:
 
 
 PUBLISHED = {"prediction": "eps", "label_dropout": 0.0, "label_at_sampling": "none", "latent_scaling": False,
-             "aae_output_norm": True, "samples_per_scan": 1, "sampler": "ddpm"}
+             "aae_output_norm": True, "samples_per_scan": 1, "sampler": "ddpm", "precision": "fp32", "validation_steps": 50}
 
 # Small enough for two CPU cores and a few minutes; every choice was made on the validation list.
 DEMO = {"data_dir": "data/phantom", "num_workers": 0,

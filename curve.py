@@ -32,13 +32,14 @@ def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: LabelCl
     plan = [("ddpm", longest)] + [(sampler, steps) for sampler in ("ddim", "dpm") for steps in CALLS if steps <= longest]
     if cfg.sampler != "ddpm" and (cfg.sampler, cfg.sampling_steps) not in plan:
         plan.append((cfg.sampler, cfg.sampling_steps))
-    draws = sorted({*DRAWS, cfg.samples_per_scan})
-    measured_on = _measured_on(exp, synthesizer, draws)
+    measured_on = _measured_on(exp, synthesizer)
     columns = ["measured_on", "sampler", "steps", "draws"]
     table = pd.read_csv(path, dtype={"measured_on": str}) if path.is_file() else pd.DataFrame(columns=columns)
     table = table[table["measured_on"] == measured_on]
     real = evaluate(lambda batch: batch["pet"], exp.batches(exp.cohort.validation, "pet"), lambda x, _: _uptake(exp, x), "curve, real PET")
     for sampler, steps in reversed(plan):                                                    # the long one last
+        setting = (sampler, steps) == (cfg.sampler, cfg.sampling_steps)
+        draws = sorted({*DRAWS, cfg.samples_per_scan} if setting else DRAWS)
         if set(draws) <= set(table.loc[(table["sampler"] == sampler) & (table["steps"] == steps), "draws"]):
             continue
         for scores in _score(exp, synthesizer, classifier, sampler, steps, draws, real):
@@ -51,11 +52,11 @@ def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: LabelCl
     plot_sampling(table, chosen, folder / "sampling_curve", exp.scores_note(len(exp.cohort.validation)))
 
 
-def _measured_on(exp: Experiment, synthesizer: Synthesizer, draws: list[int]) -> str:
+def _measured_on(exp: Experiment, synthesizer: Synthesizer) -> str:
     """16 hexadecimal digits that identify what a row depends on besides its sampler."""
     cfg = exp.cfg
-    facts = (weights_key(synthesizer.unet, synthesizer.decoder), exp.cohort.fingerprint("validation"), exp.identity(), cfg.seed,
-             cfg.label_at_sampling, str(exp.dtype), draws)
+    facts = (weights_key(synthesizer.unet, synthesizer.decoder), exp.cohort.fingerprint("validation"), exp.identity()["masks"], cfg.seed,
+             cfg.label_at_sampling, exp.precision)
     return f"{derived_seed(*facts):016x}"
 
 

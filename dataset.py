@@ -250,8 +250,8 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
     splits = reader.read()
     problems = reader.problems
     if splits["train"] and len(splits["train"]) < smallest_training_list:
-        problems.append(f"{info_dir / 'train.txt'}: {len(splits['train'])} usable subjects do not fill one batch of "
-                        f"{smallest_training_list}")
+        problems.append(f"{info_dir / 'train.txt'}: {len(splits['train'])} usable subjects do not fill the {smallest_training_list} of one "
+                        "step (batch size x accumulation)")
     if splits["train"] and all_labels_in_training and len({scan.label for scan in splits["train"]}) < num_classes:
         problems.append(f"{info_dir / 'train.txt'}: not all of the {num_classes} labels occur, so none can be predicted from the MRI; "
                         "use --label_at_sampling none")

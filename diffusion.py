@@ -159,8 +159,8 @@ class Synthesizer:
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
         """Latents [B, C, d, h, w] -> x_hat [B, 1, D, H, W], clamped to [0, 1]."""
-        with self.cast():
-            return self.decoder(z_0).float().clamp(0, 1)
+        with self.cast():                                  # two at a time: a decoder's activations are the largest of all
+            return torch.cat([self.decoder(part).float().clamp(0, 1) for part in z_0.split(2)])
 
     def deviation(self, z_0: Tensor) -> Tensor:
         """Draws [B, m, C, d, h, w], m at least 2 -> the standard deviation (m - 1) of the decoded draws in every voxel, [B, 1, D, H, W]."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from classifier import LabelClassifier, pool_volume, pool_width
-from config import STAGES, Config
+from config import Config
 from dataset import Cohort, Crop, Scan
 from diffusion import Diffusion, Synthesizer
 from loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
@@ -20,7 +20,7 @@ from metrics import score_volume
 from model import AAE, Discriminator, UNet, recompute_activations
 from regions import COVERED, Regions, read_labels, read_mask, share_inside
 from results import load_run
-from utils import InputError, autocast, check_settings, draw_noise, load_checkpoint, pick_precision, weights_key
+from utils import InputError, autocast, check_settings, draw_noise, has_bf16, load_checkpoint, pick_precision, weights_key
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -51,7 +51,8 @@ def place(network: Network, cfg: Config, device: torch.device) -> Network:
     """The network on its device, in the memory layout of the settings, which its activations follow."""
     if cfg.recompute:
         recompute_activations(network)
-    return network.to(device=device, memory_format=torch.channels_last_3d if cfg.channels_last else torch.contiguous_format)
+    channels_last = cfg.channels_last == "on" or (cfg.channels_last == "auto" and device.type == "cpu")
+    return network.to(device=device, memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
 
 
 def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
@@ -140,10 +141,10 @@ class Experiment:
     def refuse_conflicts(self) -> None:
         """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together."""
         cfg, paths = self.cfg, {stage: self.cfg.result_dir / f"{file}.pth.tar" for stage, file in CHECKPOINT.items()}
-        first = next((stage for stage in STAGES[1:] if stage in cfg.stages), None)
-        if first in ("encode", "ldm", "test") and not paths["aae"].exists():
+        first = next((stage for stage in ("aae", "encode", "ldm", "curve", "test", "report") if stage in cfg.stages), None)
+        if first in ("encode", "ldm", "curve", "test") and not paths["aae"].exists():
             raise InputError(f"{paths['aae']} is not there; run --stages aae first")
-        if first == "test" and not paths["ldm"].exists():
+        if first in ("curve", "test") and not paths["ldm"].exists():
             raise InputError(f"{paths['ldm']} is not there; run --stages encode ldm first")
         if first == "report" and load_run(cfg.result_dir).facts["cohort"] != self.cohort.fingerprint("test"):
             raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages test report")
@@ -164,6 +165,17 @@ class Experiment:
         dataset = VolumeDataset(self.cohort.train, self.cache, (modality,))
         return volume_loader(dataset, batch, self.cfg.num_workers, self.device.type == "cuda", EpochOrder(len(dataset), jitter))
 
+    @property
+    def precision(self) -> str:
+        """What networks compute in here, as the setting names it."""
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
+    @property
+    def slow_precision(self) -> str:
+        """A warning if the device only imitates what it computes in."""
+        imitated = self.dtype == torch.bfloat16 and not has_bf16(self.device)
+        return ", which has no instructions for it and imitates them slowly" if imitated else ""
+
     def cast(self) -> torch.autocast:
         """The context in which networks compute in the precision of the settings."""
         return autocast(self.device, self.dtype)
@@ -179,13 +191,13 @@ class Experiment:
         return aae
 
     def latent_cache(self, aae: AAE) -> LatentCache:
-        """Where the latents of this autoencoder and crop are kept."""
-        cfg = self.cfg
-        return LatentCache(Path(cfg.data_dir), weights_key(aae), self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine)
+        """Where the latents of this autoencoder, precision and crop are kept."""
+        cfg, key = self.cfg, weights_key(aae) + ("" if self.dtype == torch.float32 else f"-{self.precision}")
+        return LatentCache(Path(cfg.data_dir), key, self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine)
 
-    def synthesized(self, scan: Scan, suffix: str = "") -> Path:
-        """Where the synthetic PET of a test scan lies, or with a suffix what goes with it."""
-        return self.cfg.result_dir / "synthesized" / f"{scan.id}{suffix}.nii.gz"
+    def synthesized(self, scan: Scan) -> Path:
+        """Where the synthetic PET of a test scan lies."""
+        return self.cfg.result_dir / "synthesized" / f"{scan.id}.nii.gz"
 
     def shown_scans(self) -> list[Scan]:
         """The test scans of the pictures: the first few of each label, positive ones first."""

@@ -1,4 +1,5 @@
 """The pictures of a run, drawn from its files."""
+import itertools
 from pathlib import Path
 
 import matplotlib
@@ -61,7 +62,8 @@ def plot_sampling(table: pd.DataFrame, chosen: tuple[str, int, int], stem: Path,
     panels = {"PSNR_brain": "PSNR in the brain (dB)", "SSIM_brain": "SSIM in the brain", "SUVR_r": "correlation of SUVR"}
     panels = {column: title for column, title in panels.items() if column in table}
     figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 4.2), layout="constrained")
-    colours = dict(zip(sorted(table["draws"].unique()), ("#56B4E9", "#0072B2", "#000000", "#D55E00"), strict=False))
+    palette = itertools.cycle(("#56B4E9", "#0072B2", "#000000", "#D55E00", "#CC79A7"))
+    colours = dict(zip(sorted(table["draws"].unique()), palette, strict=False))
     for axis, (column, title) in zip(axes, panels.items(), strict=True):
         for (sampler, draws), rows in table.groupby(["sampler", "draws"]):
             line, marker = {"ddpm": ("", "s"), "ddim": ("-", "o"), "dpm": ("--", "^")}[sampler]

@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import nibabel as nib
@@ -15,17 +16,29 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset import Crop, Scan, read_volume, save_nifti
-from utils import derived_seed
+from utils import InputError, derived_seed
 
 # ---------------------------------------------------------------- the cache of decoded crops
 
+def free_memory() -> float:
+    """Bytes of memory that this process may still take on Linux, in a container too; elsewhere 0, not known."""
+    rooms = [0.0]
+    with suppress(OSError):
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        rooms = [1024.0 * int(fields["MemAvailable"].split()[0])]
+    with suppress(OSError, ValueError):                    # "max" without a limit
+        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
+        rooms.append(limit - used)
+    return min(rooms)
+
+
 class VolumeCache:
-    """The crops of a cohort's volumes; those of .nii.gz files are decoded once a run and then shared by all its processes.
+    """The crops of a cohort's volumes; those of .nii.gz files are decoded on first use and then shared by all processes of the run.
 
     margin: voxels around the crop that are kept too, for its random shifts. place: 'ram', 'file' (one without a name, in the system's
     folder for temporary files, so that nothing is left behind), 'off', or 'auto', the first of these that has room: half of the
-    memory, then all but a tenth of the free disk. A plain .nii needs no cache: it is read as fast. An entry belongs to one state of its
-    file; after a change of the file it is made again.
+    free memory, then half of the free disk. A plain .nii needs no cache: it is read as fast. An entry belongs to one state of its
+    file; after a change of the file it is made again. Raises InputError if the place that is asked for has no room.
     """
 
     def __init__(self, paths: list[Path], crop: Crop, margin: int = 0, place: str = "auto"):
@@ -36,21 +49,31 @@ class VolumeCache:
         self.place = self._place(place) if self.rows else "off"
         if self.place == "off":
             return
-        if self.place == "ram":
-            memory = mmap.mmap(-1, self.bytes)             # shared with the processes that are forked later
-        else:
-            with tempfile.TemporaryFile() as file:
-                os.posix_fallocate(file.fileno(), 0, self.bytes)                             # a full disk is an error now, no crash later
-                memory = mmap.mmap(file.fileno(), self.bytes)
+        try:
+            memory = self._memory()
+        except OSError as error:
+            where = "memory" if self.place == "ram" else f"{tempfile.gettempdir()} (TMPDIR names another folder)"
+            raise InputError(f"cache {self.place}: no room for {self.bytes / 2 ** 30:.2f} GiB in {where}; use --cache off") from error
         self.volumes = np.frombuffer(memory, np.float32).reshape(-1, *self.shape)
         self.states = np.frombuffer(mmap.mmap(-1, 8 * len(self.rows)), np.int64)             # of the files that the entries were made from
+
+    def _memory(self) -> mmap.mmap:
+        """Memory that is shared with the processes that are forked later; in a file, all of whose disk is taken at once."""
+        if self.place == "ram":
+            return mmap.mmap(-1, self.bytes)
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, self.bytes)                             # a full disk is an error now, no crash later
+            else:
+                file.truncate(self.bytes)
+            return mmap.mmap(file.fileno(), self.bytes)
 
     def _place(self, wanted: str) -> str:
         if wanted != "auto":
             return wanted
-        if self.bytes <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2:
+        if self.bytes <= free_memory() / 2:
             return "ram"
-        return "file" if self.bytes <= 0.9 * shutil.disk_usage(tempfile.gettempdir()).free else "off"
+        return "file" if self.bytes <= shutil.disk_usage(tempfile.gettempdir()).free / 2 else "off"
 
     def __reduce__(self):
         return VolumeCache, ([], self.crop, self.margin, "off")                              # a process that is not forked cannot share it
@@ -67,7 +90,7 @@ class VolumeCache:
         if self.place == "off" or row is None:
             return self._decode(path)
         status = path.stat()
-        state = derived_seed(status.st_size, status.st_mtime_ns, status.st_ino)
+        state = derived_seed(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
         if self.states[row] != state:
             self.volumes[row] = self._decode(path)
             self.states[row] = state                       # last: another process may be reading
@@ -121,7 +144,7 @@ def volume_loader(dataset: VolumeDataset, batch_size: int, num_workers: int, pin
                   order: EpochOrder | None = None) -> DataLoader:
     """Batches in the dataset's order, or for training in that of `order`, where the last incomplete one is dropped (paper).
 
-    The processes that read live as long as the loader. pin_memory: for copies to a GPU that go on beside its work.
+    The processes that read live as long as the loader. pin_memory: for faster copies to a GPU.
     """
     context = "fork" if num_workers and sys.platform == "linux" else None                    # what is forked shares the cache
     return DataLoader(dataset, batch_size, sampler=order, drop_last=order is not None, num_workers=num_workers, pin_memory=pin_memory,

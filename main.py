@@ -5,6 +5,7 @@ MRI and the label learns to denoise the latents (stage 2); sampled and decoded t
 """
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,18 +36,8 @@ from results import forget_run, load_run, load_runs, save_run
 from status import Reader, fit_readers, read_status
 from tables import group_runs, make_tables
 from training import aae_step, denoising_loss, ldm_step, train_epoch
-from utils import (
-    EMA,
-    InputError,
-    NotFiniteError,
-    StageRun,
-    atomic,
-    derived_seed,
-    pick_device,
-    seed_everything,
-    weights_key,
-    write_csv,
-)
+from utils import (EMA, InputError, NotFiniteError, StageRun, atomic, derived_seed, is_out_of_memory, pick_device, seed_everything,
+                   weights_key, write_csv)
 
 
 def say(stage: str, text: str) -> None:
@@ -108,16 +99,16 @@ def encode(exp: Experiment) -> None:
     aae = exp.best_aae()
     cache = exp.latent_cache(aae)
     scans = exp.cohort.train + exp.cohort.validation
-    missing = [scan for scan in scans if cache.load(scan) is None]
+    missing = {scan.id: scan for scan in scans if cache.load(scan) is None}
     say("encode", f"{len(missing)} of {len(scans)} latents are to be made, writes {cache.folder}")
-    by_id = {scan.id: scan for scan in missing}
-    with tqdm(desc="encode", unit="scan", total=len(missing), leave=False, disable=None) as bar:
-        for batch in exp.batches(missing, "pet"):
-            with exp.cast():
-                latents = aae.encoder(batch["pet"].to(exp.device)).float().cpu()             # [B, C, d, h, w]
-            for name, z_0 in zip(batch["id"], latents, strict=True):
-                cache.save(by_id[name], z_0)
-                bar.update()
+    groups = [scans[first:first + exp.cfg.aae_batch_size] for first in range(0, len(scans), exp.cfg.aae_batch_size)]
+    needed = [scan for group in groups if any(scan.id in missing for scan in group) for scan in group]   # beside the same others, always
+    for batch in tqdm(exp.batches(needed, "pet"), desc="encode", unit="batch", leave=False, disable=None):
+        with exp.cast():
+            latents = aae.encoder(batch["pet"].to(exp.device)).float().cpu()                 # [B, C, d, h, w]
+        for name, z_0 in zip(batch["id"], latents, strict=True):
+            if name in missing:
+                cache.save(missing[name], z_0)
 
 
 # ---------------------------------------------------------------- stage 2: the conditioned denoiser
@@ -158,7 +149,7 @@ def train_ldm(exp: Experiment) -> None:
         losses, waiting = train_epoch(subjects, step, f"ldm epoch {epoch}")
         scores = None
         if epoch % cfg.validation_every == 0:
-            losses["mse_validation"] = validation_loss(exp, ema.module, diffusion, z_0)
+            losses["mse_validation"] = validation_loss(exp, ema.module, diffusion, z_0, validation)
             scores = evaluate(lambda batch: synthesizer.decode(draw(batch).mean(dim=1)), validation, exp.image_scores, "ldm validation")
         run.finish_epoch(epoch, losses, scores)
         validated = "" if scores is None else f"  validation {describe(scores)}"
@@ -201,16 +192,16 @@ def fit_classifier(exp: Experiment) -> LabelClassifier:
 
 
 @torch.no_grad()
-def validation_loss(exp: Experiment, unet: UNet, diffusion: Diffusion, z_0: dict[str, Tensor]) -> float:
+def validation_loss(exp: Experiment, unet: UNet, diffusion: Diffusion, z_0: dict[str, Tensor], loader: DataLoader) -> float:
     """Denoising loss of the validation list at steps and noise that are the same in every epoch."""
     seed_everything(exp.cfg.seed, "validation loss")
     total = 0.0
-    for batch in exp.batches(exp.cohort.validation, "mri", batch=exp.cfg.ldm_batch_size):
+    for batch in loader:
         z = torch.stack([z_0[name] for name in batch["id"]])
         sample = (tensor.to(exp.device) for tensor in (z, batch["mri"], batch["label"]))
         with exp.cast():
             total += denoising_loss(unet, diffusion, *sample, exp.cfg.share_without_label).item() * len(z)
-    return total / len(exp.cohort.validation)
+    return total / len(loader.dataset)
 
 
 # ---------------------------------------------------------------- test
@@ -236,6 +227,7 @@ def test(exp: Experiment) -> None:
         return exp.image_scores(x_hat, volumes) | exp.readable(x_hat, volumes)
 
     forget_run(folder)
+    shutil.rmtree(folder / "deviation", ignore_errors=True)                                  # not every run writes it anew
     batch = {"il_cldm": cfg.scans_at_once}
     subjects = {method: evaluate(predict, exp.batches(cohort.test, "mri", "pet", batch=batch.get(method, 0)), measure, f"test {method}")
                 for method, predict in methods.items()}
@@ -288,16 +280,16 @@ def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callabl
     scans = {scan.id: scan for scan in exp.cohort.test}
     note = f"{PHANTOM_NOTICE if exp.is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"   # NIfTI holds 79 bytes
 
-    def save(volumes: Tensor, batch: dict, suffix: str) -> None:
+    def save(volumes: Tensor, batch: dict, folder: str) -> None:
         for name, volume in zip(batch["id"], volumes[:, 0].cpu().numpy(), strict=True):
-            save_synthesis(exp.synthesized(scans[name], suffix), volume, scans[name].mri, exp.crop, note)
+            save_synthesis(exp.cfg.result_dir / folder / f"{name}.nii.gz", volume, scans[name].mri, exp.crop, note)
 
     def predict(batch: dict) -> Tensor:
         z_0 = draw(batch)                                                                    # [B, m, C, d, h, w]
         x_hat = synthesizer.decode(z_0.mean(dim=1))
-        save(x_hat, batch, "")
+        save(x_hat, batch, "synthesized")
         if exp.cfg.save_deviation:
-            save(synthesizer.deviation(z_0), batch, "_sd")
+            save(synthesizer.deviation(z_0), batch, "deviation")
         return x_hat
     return predict
 
@@ -337,7 +329,7 @@ def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict
         frames["predictions"] = read_status(readers, readable)
     facts = {"phantom": exp.is_phantom, "notice": exp.notice, "note": exp.scores_note(len(exp.cohort.test)), **exp.identity(),
              **json.loads(cfg.to_json())}
-    facts["settings"] |= epochs
+    facts["settings"] |= epochs | {"precision": exp.precision}
     save_run(cfg.result_dir, facts, frames)
     summary = summarize(frames["test"])
     write_csv(cfg.result_dir / "summary.csv", summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else cfg.data_dir))
@@ -417,7 +409,7 @@ def run(cfg: Config) -> None:
     exp.refuse_conflicts()
     with atomic(cfg.result_dir / "config.json") as partial:
         partial.write_text(cfg.to_json())
-    say("check", f"{exp.cache.describe()}; networks compute in {str(exp.dtype).removeprefix('torch.')} on {device}")
+    say("check", f"{exp.cache.describe()}; networks compute in {exp.precision} on {device}{exp.slow_precision}")
     stages = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "curve": curve, "test": test, "report": report}
     for name, stage in stages.items():
         if name in cfg.stages:
@@ -429,17 +421,24 @@ def run(cfg: Config) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run with the command line's settings.
 
-    Returns the exit code: 0 done, 1 a file could not be read or written, 2 wrong data or settings, 3 diverged, 130 interrupted.
+    Returns the exit code: 0 done, 1 a file could not be read or written, 2 wrong data or settings, 3 diverged, 4 out of memory,
+    130 interrupted.
     """
     cfg = parse_args(argv)
     try:
         run(cfg)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except InputError as error:                            # one from a process that reads comes wrapped in its traceback
+        print(f"error: {str(error).rsplit('InputError: ')[-1].strip()}", file=sys.stderr)
         return 2
     except NotFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print("error: out of memory; less is taken by --recompute true, --sampling_batch 1, and in training by --aae_batch_size 1 "
+              "--aae_accumulation 2 and --ldm_batch_size 1 --ldm_accumulation 2; finished epochs are kept", file=sys.stderr)
+        return 4
     except OSError as error:
         print(f"error: {error}; finished epochs are kept, the same command continues behind them", file=sys.stderr)
         return 1

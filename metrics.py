@@ -72,17 +72,18 @@ def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure:
     loader gives batches {id, label, and volumes by name, each [B, 1, D, H, W]}; predict turns one into x_hat of that shape;
     measure(x_hat, volumes), each volume [D, H, W], gives the values of a row. It runs in threads beside the prediction of what follows.
     """
-    rows, waiting, workers = [], deque(), os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rows, waiting, workers = [], deque(), min(8, cores)
     total = len(loader.dataset) if isinstance(loader, DataLoader) else None
     with ThreadPoolExecutor(workers) as pool, tqdm(desc=title, unit="scan", total=total, leave=False, disable=None) as bar:
         for batch in loader:
             x_hat = predict(batch)
-            if not torch.isfinite(x_hat).all():
-                raise NotFiniteError(f"{title}: a volume of {', '.join(batch['id'])} is not finite")
+            if bad := [name for name, volume in zip(batch["id"], x_hat, strict=True) if not torch.isfinite(volume).all()]:
+                raise NotFiniteError(f"{title}: the volume of {', '.join(bad)} is not finite")
             for i, subject in enumerate(batch["id"]):
                 volumes = {name: batch[name][i, 0] for name in ("mri", "pet") if name in batch}
                 waiting.append(({"ID": subject, "label": int(batch["label"][i])}, pool.submit(measure, x_hat[i, 0], volumes)))
-            while len(waiting) > 2 * workers:              # no more volumes in memory than keep the threads busy
+            while len(waiting) > (2 * workers if x_hat.device.type == "cpu" else 0):         # no more volumes than keep the threads busy
                 who, values = waiting.popleft()
                 rows.append(who | values.result())
             bar.update(len(batch["id"]))

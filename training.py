@@ -24,18 +24,16 @@ def aae_step(aae: AAE, disc: Discriminator, opt_g: Optimizer, opt_d: Optimizer, 
     the discriminator's batch norms see a part alone. cast: gives the context, such as autocast, of the forward passes.
     """
     losses, x_hats = {"rec": 0.0, "adv": 0.0, "disc": 0.0}, []
-    disc.requires_grad_(False)                                                               # the first update is the autoencoder's alone
     opt_g.zero_grad(set_to_none=True)
     for part in x.chunk(parts):
         with cast():
             x_hat = aae(part)
             loss_rec, loss_adv = F.l1_loss(x_hat.float(), part), -disc(x_hat).float().mean()
-        ((lambda_rec * loss_rec + loss_adv) / parts).backward()
+        ((lambda_rec * loss_rec + loss_adv) / parts).backward(inputs=list(aae.parameters()))  # none for the discriminator
         x_hats.append(x_hat.detach())                                                        # the hinge loss stops at x_hat
         losses["rec"], losses["adv"] = losses["rec"] + loss_rec.item() / parts, losses["adv"] + loss_adv.item() / parts
     opt_g.step()
 
-    disc.requires_grad_(True)
     opt_d.zero_grad(set_to_none=True)
     for part, x_hat in zip(x.chunk(parts), x_hats, strict=True):
         with cast():

@@ -24,6 +24,11 @@ class NotFiniteError(RuntimeError):
     """A loss or a synthesized volume is NaN or infinite: main prints where, and exits with code 3."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether this is what Python, a GPU, or torch's allocator on a CPU raises when memory is short."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 # ---------------------------------------------------------------- device, precision and randomness
 
 def pick_device(name: str) -> torch.device:
@@ -33,15 +38,19 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return any(getattr(torch.cpu, has, bool)() for has in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+
+
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The type that networks compute in: bfloat16 for 'bf16', and for 'auto' where the device has instructions for it; else float32.
 
     Also lets a GPU use TF32 for what stays in float32 beside bfloat16, and forbids it otherwise. Raises InputError for a GPU without bf16.
     """
-    if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        native = any(getattr(torch.cpu, has, bool)() for has in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    native = has_bf16(device)
     if name == "bf16" and device.type == "cuda" and not native:
         raise InputError("precision bf16 was asked for, but this GPU has no bfloat16; use --precision auto or --precision fp32")
     dtype = torch.bfloat16 if name == "bf16" or (name == "auto" and native) else torch.float32

@@ -12,7 +12,7 @@ from conftest import AFFINE, SHAPE, write_volume
 
 import loading
 from dataset import Crop, Scan, read_volume
-from loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
+from loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, free_memory, volume_loader
 from utils import InputError
 
 CROP = Crop((3, 2, 3), (16, 24, 16))
@@ -64,18 +64,34 @@ def test_a_changed_file_is_decoded_again_and_a_damaged_one_refused(tmp_path):
     write_volume(path, np.full(SHAPE, 0.25, np.float32))
     assert (cache.read(path) == 0.25).all()
     assert not (before == 0.25).any()
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    write_volume(path, np.full(SHAPE, 0.75, np.float32))
+    os.utime(path, ns=times)                               # as a copying tool does that keeps times
+    assert (cache.read(path) == 0.75).all()
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match="truncated or damaged"):
         cache.read(path)
 
 
-@pytest.mark.parametrize(("memory_share", "free", "place"), [(4, 100, "ram"), (1, 2, "file"), (1, 1, "off")])
-def test_auto_takes_the_first_place_with_room(tmp_path, monkeypatch, memory_share, free, place):
+@pytest.mark.parametrize(("memory", "disk", "place"), [(4, 100, "ram"), (1, 2, "file"), (1, 1, "off")])
+def test_auto_takes_the_first_place_with_room(tmp_path, monkeypatch, memory, disk, place):
     scans = write_scans(tmp_path)
     size = cache_of(scans).bytes
-    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PAGE_SIZE": size, "SC_PHYS_PAGES": memory_share}[name])
-    monkeypatch.setattr(loading.shutil, "disk_usage", lambda _: type("Usage", (), {"free": free * size})())
+    monkeypatch.setattr(loading, "free_memory", lambda: memory * size)
+    monkeypatch.setattr(loading.shutil, "disk_usage", lambda _: type("Usage", (), {"free": disk * size})())
     assert cache_of(scans, place="auto").place == place
+
+
+def test_free_memory_is_known_here():
+    assert 2 ** 27 < free_memory() < 2 ** 45
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_refused_with_its_size(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(InputError, match=r"cache file: no room for 0.00 GiB in .*TMPDIR.*--cache off"):
+        cache_of(write_scans(tmp_path), place="file")
 
 
 def test_processes_share_the_cache_and_a_copy_sent_to_one_reads_the_files(tmp_path):

@@ -11,11 +11,14 @@ import torch
 from conftest import AFFINE, LISTS, SHAPE, TINY, arguments, write_cohort, write_volume
 from test_dataset import BAD, reorient
 
+from torch.utils.checkpoint import checkpoint
+
 import curve
 import main
+import model
 from config import STAGES, Config
 from experiment import Experiment
-from utils import load_checkpoint
+from utils import InputError, load_checkpoint
 
 CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv")
 COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain"]
@@ -145,16 +148,40 @@ def test_a_finished_run_trains_nothing_anew(project, capsys):
     assert "0 of 8 latents are to be made" in out
 
 
-def test_recomputed_activations_and_the_place_of_the_cache_change_nothing(project):
+def test_recomputed_activations_and_the_place_of_the_cache_change_nothing(project, monkeypatch, capsys):
+    recomputed = []
+    monkeypatch.setattr(model, "checkpoint", lambda *args, **kwargs: recomputed.append(1) or checkpoint(*args, **kwargs))
     assert run(exp="b", recompute=True, cache="file") == 0
+    assert len(recomputed) > 50
+    assert "kept in a file" in capsys.readouterr().out
     assert same_csvs(project / "result" / "a", project / "result" / "b")
 
 
-def test_added_up_gradients_and_bfloat16_go_through_every_stage(project, capsys):
+def test_a_latent_that_was_lost_comes_back_the_same(project):
+    path = next((project / "data" / "latent_Abeta").rglob("s02.nii.gz"))
+    before = nib.load(path).get_fdata()
+    path.unlink()
+    assert run("--stages", "encode", exp="a") == 0
+    np.testing.assert_array_equal(nib.load(path).get_fdata(), before)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+def test_a_synthetic_pet_does_not_depend_on_the_batch_that_it_was_sampled_in(project, batch):
+    before = synthesized(project / "result" / "a")
+    assert run("--stages", "test", exp="a", sampling_batch=batch) == 0
+    for scan_id, volume in synthesized(project / "result" / "a").items():
+        np.testing.assert_allclose(volume, before[scan_id], rtol=0, atol=1e-5)
+
+
+def test_added_up_gradients_and_bfloat16_go_through_every_stage(project, capsys, monkeypatch):
+    seen, step = set(), main.aae_step
+    monkeypatch.setattr(main, "aae_step", lambda *args: seen.add((len(args[4]), args[6])) or step(*args))
     assert run(exp="b", precision="bf16", aae_batch_size=1, aae_accumulation=2, ldm_batch_size=1, ldm_accumulation=3) == 0
+    assert seen == {(2, 2)}                                # two volumes a step, in two parts
     log = capsys.readouterr().out
-    assert "networks compute in bfloat16 on cpu" in log
+    assert "networks compute in bf16 on cpu" in log
     assert log.count("waiting for data") == 4              # a line an epoch
+    assert json.loads((project / "result" / "b" / "scores.json").read_text())["settings"]["precision"] == "bf16"
     found, plain = (pd.read_csv(project / "result" / exp / "test.csv").query("method == 'aae'")["PSNR"].mean() for exp in "ba")
     assert found == pytest.approx(plain, abs=3)
 
@@ -162,11 +189,13 @@ def test_added_up_gradients_and_bfloat16_go_through_every_stage(project, capsys)
 def test_the_deviation_of_the_draws_lies_beside_the_synthetic_pet(project):
     assert run("--stages", "test", exp="a", save_deviation=True, samples_per_scan=3) == 0
     for scan_id in LISTS["test"]:
-        deviation, x_hat = (nib.load(project / "result" / "a" / "synthesized" / f"{scan_id}{suffix}.nii.gz") for suffix in ("_sd", ""))
+        deviation, x_hat = (nib.load(project / "result" / "a" / folder / f"{scan_id}.nii.gz") for folder in ("deviation", "synthesized"))
         np.testing.assert_array_equal(deviation.affine, x_hat.affine)
         crop = deviation.get_fdata()[3:19, 2:26, 3:19]
         assert deviation.get_fdata().sum() == pytest.approx(crop.sum())
         assert 0 < crop.mean() < crop.max() < 0.6
+    assert run("--stages", "test", exp="a") == 0
+    assert not (project / "result" / "a" / "deviation").exists()                             # it was that of other draws
 
 
 def test_the_curve_holds_what_a_run_with_these_settings_scores(project):
@@ -177,7 +206,9 @@ def test_the_curve_holds_what_a_run_with_these_settings_scores(project):
     table = pd.read_csv(path)
     found = {sampler: sorted(set(rows["calls"])) for sampler, rows in table.groupby("sampler")}
     assert found == {"ddim": [1, 2, 3, 5, 10], "dpm": [1, 2, 5, 9], "ddpm": [19]}            # 3: the setting; T is 20: steps of dpm meet
-    assert set(table.groupby(["sampler", "steps"])["draws"].agg(tuple)) == {(1, 2, 4, 16)}
+    draws = table.groupby(["sampler", "steps"])["draws"].agg(lambda column: tuple(sorted(column))).to_dict()
+    assert draws.pop(("ddim", 3)) == (1, 2, 4, 16)         # those of the setting too
+    assert set(draws.values()) == {(1, 4, 16)}
     exp = Experiment(cfg, main.check(cfg), torch.device("cpu"))
     synthesizer, classifier, _ = exp.best_synthesizer()
     draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan))
@@ -197,9 +228,19 @@ def test_an_interrupted_curve_goes_on_and_that_of_other_networks_starts_anew(pro
     assert run("--stages", "curve", exp="a") == 0
     assert path.read_bytes() == whole
     assert set(measured) == {("dpm", steps) for steps in (1, 2, 5, 10)}
+    measured.clear()
+    assert run("--stages", "curve", exp="a", samples_per_scan=3, sampling_steps=10) == 0  # nothing is lost, little is made
+    assert measured == [("ddim", 10)]
+    longer = pd.read_csv(path).merge(table, how="outer", on=["sampler", "steps", "draws"], indicator=True)["_merge"]
+    assert longer.value_counts().to_dict() == {"both": len(table), "left_only": 1, "right_only": 0}
     table.assign(measured_on="0" * 16).to_csv(path, index=False)
     assert run("--stages", "curve", exp="a") == 0
     assert path.read_bytes() == whole
+
+
+def test_a_curve_of_nothing_trained_is_refused_before_anything_is_written(root, capsys):
+    assert "run --stages aae first" in refused(capsys, "--stages", "curve", exp="typo")
+    assert not (root / "result").exists()
 
 
 def test_every_stage_works_as_published(project):
@@ -527,3 +568,29 @@ def test_settings_of_the_paper_and_of_the_demo_describe_networks_that_fit():
             assert z_0.shape == (1, cfg.latent_channels, *cfg.latent_size)
             assert aae.decoder(z_0).shape == x.shape
             assert unet(z_0, x, torch.ones(1, dtype=torch.long)).shape == z_0.shape
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
+                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_out_of_memory_names_the_settings_that_take_less(monkeypatch, capsys, error):
+    def fail(cfg):
+        raise error
+    monkeypatch.setattr(main, "run", fail)
+    assert main.main(["--exp", "a"]) == 4
+    assert "--recompute true" in capsys.readouterr().err
+
+
+def test_another_runtime_error_is_not_hidden(monkeypatch):
+    def fail(cfg):
+        raise RuntimeError("a fault of ours")
+    monkeypatch.setattr(main, "run", fail)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        main.main(["--exp", "a"])
+
+
+def test_a_problem_that_a_reading_process_meets_is_told_without_its_traceback(monkeypatch, capsys):
+    def fail(cfg):
+        raise InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback ...\nutils.InputError: a.nii.gz: damaged\n")
+    monkeypatch.setattr(main, "run", fail)
+    assert main.main(["--exp", "a"]) == 2
+    assert capsys.readouterr().err == "error: a.nii.gz: damaged\n"

@@ -7,7 +7,7 @@ from nilearn.datasets import load_mni152_template
 from scipy.ndimage import gaussian_filter
 
 from metrics import METRICS, evaluate, score_on_device, score_volume, summarize
-from utils import NotFiniteError
+from utils import InputError, NotFiniteError
 
 
 @pytest.mark.parametrize("score", [score_volume, score_on_device])
@@ -55,8 +55,15 @@ def test_evaluate_gives_a_row_a_subject_whatever_the_batch_and_refuses_nan():
     assert one["label"].tolist() == [0, 1, 0]
     table = evaluate(lambda batch: batch["pet"] * 0.9, alone * 20, score, "t")               # more than the threads take at once
     pd.testing.assert_frame_equal(table, pd.concat([three] * 20, ignore_index=True))
-    with pytest.raises(NotFiniteError, match="a, b, c"):
-        evaluate(lambda batch: batch["pet"] * float("nan"), together, score, "t")
+    broken = x.clone()
+    broken[1, 0, 0, 0, 0] = float("nan")
+    with pytest.raises(NotFiniteError, match="the volume of b is not finite"):
+        evaluate(lambda batch: broken, together, score, "t")
+
+    def fail(x_hat, volumes):
+        raise InputError("found while it was measured")
+    with pytest.raises(InputError, match="found while it was measured"):
+        evaluate(lambda batch: batch["pet"], together, fail, "t")
 
 
 def test_summary_has_mean_deviation_and_n_of_each_method():

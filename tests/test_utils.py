@@ -7,21 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from utils import (
-    EMA,
-    InputError,
-    StageRun,
-    atomic,
-    autocast,
-    check_settings,
-    draw_noise,
-    load_checkpoint,
-    pick_device,
-    pick_precision,
-    restore,
-    weights_key,
-    write_stage_rows,
-)
+from utils import (EMA, InputError, StageRun, atomic, autocast, check_settings, draw_noise, load_checkpoint, pick_device, pick_precision,
+                   restore, weights_key, write_stage_rows)
 
 
 def test_noise_of_a_draw_depends_on_seed_subject_and_number_alone():
@@ -43,6 +30,8 @@ def test_precision_decides_what_networks_compute_in():
     for name in ("fp32", "bf16"):
         with autocast(cpu, pick_precision(name, cpu)):
             found[name] = network(x)
+        tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        assert tf32 == (name == "bf16",) * 2               # never where all is to be float32
     assert {name: y.dtype for name, y in found.items()} == {"fp32": torch.float32, "bf16": torch.bfloat16}
     assert torch.equal(found["fp32"], network(x))
     torch.testing.assert_close(found["bf16"].float(), found["fp32"], atol=0.02, rtol=0.02)
