@@ -49,7 +49,7 @@ def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: LabelCl
             table = table.drop_duplicates(columns, keep="last").sort_values(["sampler", "draws", "calls"], kind="stable")
             write_csv(path, table)
     chosen = (cfg.sampler, longest if cfg.sampler == "ddpm" else cfg.sampling_steps, cfg.samples_per_scan)
-    plot_sampling(table, chosen, folder / "sampling_curve", exp.scores_note(len(exp.cohort.validation)))
+    plot_sampling(table, chosen, folder / "sampling_curve", f"validation list, {exp.scores_note(len(exp.cohort.validation))}")
 
 
 def _measured_on(exp: Experiment, synthesizer: Synthesizer) -> str:
