@@ -191,7 +191,7 @@ def test_other_affines_of_one_shape_are_refused(root):
 def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
     (root / "data_info" / "train.txt").write_text("s01\ns03\n")
     message = problems(root, smallest_training_list=3, all_labels_in_training=True)
-    assert "2 usable subjects do not fill one batch of 3" in message
+    assert "2 usable subjects do not fill the 3 of one step" in message
     assert "not all of the 2 labels occur" in message
 
 
