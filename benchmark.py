@@ -120,24 +120,22 @@ def scan(setup: Setup) -> Part:
 
 def encode(setup: Setup) -> Part:
     """One PET to its latent."""
-    aae, x = build_aae(setup.cfg, setup.device).eval(), setup.volumes(1 if setup.published else setup.cfg.aae_batch_size)
-
-    @torch.no_grad()
-    def run():
-        with setup.cast():
-            return aae.encoder(x)
-    return run, len(x)
+    return _forward(setup, build_aae(setup.cfg, setup.device).encoder, setup.volumes(1 if setup.published else setup.cfg.aae_batch_size))
 
 
 def decode(setup: Setup) -> Part:
     """One latent to its PET."""
-    aae, z_0 = build_aae(setup.cfg, setup.device).eval(), setup.latents(1 if setup.published else setup.cfg.scans_at_once)
+    return _forward(setup, build_aae(setup.cfg, setup.device).decoder, setup.latents(1 if setup.published else setup.cfg.scans_at_once))
+
+
+def _forward(setup: Setup, network: torch.nn.Module, x: torch.Tensor) -> Part:
+    network.eval()
 
     @torch.no_grad()
     def run():
         with setup.cast():
-            return aae.decoder(z_0)
-    return run, len(z_0)
+            return network(x)
+    return run, len(x)
 
 
 def scores(setup: Setup) -> Part:

@@ -30,16 +30,16 @@ def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: LabelCl
     cfg, path = exp.cfg, folder / "sampling_curve.csv"
     longest = cfg.timesteps - 1
     plan = [("ddpm", longest)] + [(sampler, steps) for sampler in ("ddim", "dpm") for steps in CALLS if steps <= longest]
-    if cfg.sampler != "ddpm" and (cfg.sampler, cfg.sampling_steps) not in plan:
-        plan.append((cfg.sampler, cfg.sampling_steps))
+    setting = (cfg.sampler, longest if cfg.sampler == "ddpm" else cfg.sampling_steps)
+    if setting not in plan:
+        plan.append(setting)
     measured_on = _measured_on(exp, synthesizer)
     columns = ["measured_on", "sampler", "steps", "draws"]
     table = pd.read_csv(path, dtype={"measured_on": str}) if path.is_file() else pd.DataFrame(columns=columns)
     table = table[table["measured_on"] == measured_on]
     real = evaluate(lambda batch: batch["pet"], exp.batches(exp.cohort.validation, "pet"), lambda x, _: _uptake(exp, x), "curve, real PET")
     for sampler, steps in reversed(plan):                                                    # the long one last
-        setting = (sampler, steps) == (cfg.sampler, cfg.sampling_steps)
-        draws = sorted({*DRAWS, cfg.samples_per_scan} if setting else DRAWS)
+        draws = sorted({*DRAWS, cfg.samples_per_scan} if (sampler, steps) == setting else DRAWS)
         if set(draws) <= set(table.loc[(table["sampler"] == sampler) & (table["steps"] == steps), "draws"]):
             continue
         for scores in _score(exp, synthesizer, classifier, sampler, steps, draws, real):
@@ -48,8 +48,8 @@ def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: LabelCl
             table = pd.concat([table, new]) if len(table) else new
             table = table.drop_duplicates(columns, keep="last").sort_values(["sampler", "draws", "calls"], kind="stable")
             write_csv(path, table)
-    chosen = (cfg.sampler, longest if cfg.sampler == "ddpm" else cfg.sampling_steps, cfg.samples_per_scan)
-    plot_sampling(table, chosen, folder / "sampling_curve", f"validation list, {exp.scores_note(len(exp.cohort.validation))}")
+    note = f"validation list, {exp.scores_note(len(exp.cohort.validation))}"
+    plot_sampling(table, (*setting, cfg.samples_per_scan), folder / "sampling_curve", note)
 
 
 def _measured_on(exp: Experiment, synthesizer: Synthesizer) -> str:

@@ -330,6 +330,7 @@ def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size:
 def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[float, float, int]]:
     """Smallest and largest intensity of every file, and the checksum of its voxels."""
     def extremes(path: Path) -> tuple[float, float, int] | str:
+        """What stands in the result for a file, or its problem."""
         try:
             voxels, _ = read_volume(path)
         except ValueError as error:

@@ -23,7 +23,7 @@ from utils import InputError, derived_seed
 def free_memory() -> float:
     """Bytes of memory that this process may still take on Linux, in a container too; elsewhere 0, not known."""
     rooms = [0.0]
-    with suppress(OSError):
+    with suppress(OSError, KeyError):
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         rooms = [1024.0 * int(fields["MemAvailable"].split()[0])]
     with suppress(OSError, ValueError):                    # "max" without a limit
@@ -156,8 +156,8 @@ def volume_loader(dataset: VolumeDataset, batch_size: int, num_workers: int, pin
 class LatentCache:
     """Latents as NIfTI files in data_dir/latent_Abeta/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
 
-    autoencoder: key of the weights. A file's header names the key of autoencoder and crop and of the bytes of the PET file; a latent
-    whose key is another, or which cannot be read, is not there.
+    autoencoder: key of the weights and of the precision that they encode in. A file's header names the key of autoencoder and crop and of
+    the bytes of the PET file; a latent whose key is another, or which cannot be read, is not there.
     """
 
     def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...], affine: np.ndarray):

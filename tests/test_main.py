@@ -238,6 +238,13 @@ def test_an_interrupted_curve_goes_on_and_that_of_other_networks_starts_anew(pro
     assert path.read_bytes() == whole
 
 
+def test_the_curve_has_the_draws_of_a_ddpm_setting_too(project, monkeypatch):
+    monkeypatch.setattr(curve, "CALLS", ())
+    assert run("--stages", "curve", exp="a", sampler="ddpm") == 0
+    table = pd.read_csv(project / "result" / "a" / "curve" / "sampling_curve.csv")
+    assert table[["sampler", "steps", "draws"]].values.tolist() == [["ddpm", 19, m] for m in (1, 2, 4, 16)]
+
+
 def test_a_curve_of_nothing_trained_is_refused_before_anything_is_written(root, capsys):
     assert "run --stages aae first" in refused(capsys, "--stages", "curve", exp="typo")
     assert not (root / "result").exists()
