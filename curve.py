@@ -14,8 +14,9 @@ from classifier import LabelClassifier
 from diffusion import Synthesizer
 from experiment import Experiment
 from figures import plot_sampling
+from files import write_csv
 from metrics import METRICS, evaluate
-from utils import derived_seed, weights_key, write_csv
+from utils import derived_seed, weights_key
 
 CALLS = (1, 2, 5, 10, 20, 50, 100)                         # of ddim and dpm; ddpm takes T - 1
 DRAWS = (1, 4, 16)

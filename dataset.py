@@ -16,7 +16,8 @@ import pandas as pd
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from tqdm import tqdm
 
-from utils import InputError, atomic
+from files import atomic
+from utils import InputError
 
 SPLITS = ("train", "validation", "test")
 RAS = axcodes2ornt("RAS")

@@ -11,6 +11,7 @@ from nibabel.affines import voxel_sizes
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from checkpoints import check_settings, load_checkpoint
 from classifier import LabelClassifier, pool_volume, pool_width
 from config import Config
 from dataset import Cohort, Crop, Scan
@@ -20,7 +21,7 @@ from metrics import score_volume
 from model import AAE, Discriminator, UNet, recompute_activations
 from regions import COVERED, Regions, read_labels, read_mask, share_inside
 from results import load_run
-from utils import InputError, autocast, check_settings, draw_noise, has_bf16, load_checkpoint, pick_precision, weights_key
+from utils import InputError, autocast, draw_noise, has_bf16, pick_precision, weights_key
 
 Network = TypeVar("Network", bound=nn.Module)
 

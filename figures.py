@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator  # noqa: E402
 from sklearn.calibration import calibration_curve  # noqa: E402
 from sklearn.metrics import roc_auc_score, roc_curve  # noqa: E402
 
+from files import atomic  # noqa: E402
 from stats import agreement  # noqa: E402
-from utils import atomic  # noqa: E402
 
 CURVES = {"aae": ("Stage 1, autoencoder", {"rec": "L1 reconstruction"}),
           "ldm": ("Stage 2, denoiser", {"mse": "training", "mse_validation": "validation"})}

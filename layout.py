@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from files import atomic, write_csv
 from tables import CAPTIONS, Table
-from utils import atomic, write_csv
 
 LEVEL = 0.05                                               # of significance, after Holm's correction
 DIGITS = {"PSNR": 2, "PSNR_brain": 2, "MAE": 4, "MAE_brain": 4, "p": 3, "p_holm": 3}

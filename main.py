@@ -20,13 +20,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from checkpoints import StageRun
 from classifier import LabelClassifier, pool_volume
 from config import Config, parse_args
+from controls import mean_volume, oracle_file, read_oracle
 from curve import measure_curve
-from dataset import Cohort, Scan, check_cohort, read_demographics, read_volume, save_synthesis
+from dataset import Cohort, Scan, check_cohort, read_demographics, save_synthesis
 from diffusion import Diffusion, Synthesizer
 from experiment import CHECKPOINT, PHANTOM_NOTICE, Experiment, build_aae, build_diffusion, build_discriminator, build_unet
 from figures import plot_curves, plot_synthesized
+from files import atomic, write_csv
 from layout import write_tables
 from metrics import METRICS, evaluate, summarize
 from model import AAE, UNet
@@ -36,8 +39,7 @@ from results import forget_run, load_run, load_runs, save_run
 from status import Reader, fit_readers, read_status
 from tables import group_runs, make_tables
 from training import aae_step, denoising_loss, ldm_step, train_epoch
-from utils import (EMA, InputError, NotFiniteError, StageRun, atomic, derived_seed, is_out_of_memory, pick_device, seed_everything,
-                   weights_key, write_csv)
+from utils import EMA, InputError, NotFiniteError, derived_seed, is_out_of_memory, pick_device, seed_everything, weights_key
 
 
 def say(stage: str, text: str) -> None:
@@ -291,25 +293,6 @@ def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callabl
         if exp.cfg.save_deviation:
             save(synthesizer.deviation(z_0), batch, "deviation")
         return x_hat
-    return predict
-
-
-def mean_volume(loader: DataLoader) -> Tensor:
-    """The mean PET of the loader's scans, [1, 1, D, H, W]: what a method scores that shows everybody the same picture."""
-    total = sum(batch["pet"].double().sum(dim=0, keepdim=True) for batch in loader)
-    return (total / len(loader.dataset)).float()
-
-
-def oracle_file(exp: Experiment, subject: str) -> Path:
-    """Where a phantom keeps the oracle of a subject."""
-    return Path(exp.cfg.data_dir) / "truth" / "oracle" / f"{subject}.nii.gz"
-
-
-def read_oracle(exp: Experiment) -> Callable[[dict], Tensor]:
-    """A predict function for evaluate: the PET that the phantom expects from a subject's anatomy and atrophy alone."""
-    def predict(batch: dict) -> Tensor:
-        volumes = [read_volume(oracle_file(exp, subject))[0][exp.crop.slices()] for subject in batch["id"]]
-        return torch.from_numpy(np.stack(volumes))[:, None]                                  # [B, 1, D, H, W]
     return predict
 
 

@@ -17,10 +17,11 @@ from classifier import pool_volume
 from config import command
 from dataset import Cohort, Crop, Scan, read_volume
 from figures import LABELS, plot_bland_altman, plot_calibration, plot_curves, plot_roc, plot_suvr, plot_volumes
+from files import atomic
 from layout import Markup, display
 from results import Run
 from tables import Table
-from utils import InputError, atomic
+from utils import InputError
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 VIEWER_VOXELS = 1_000_000                                  # of a volume in the viewer at most; larger ones are averaged over blocks

@@ -8,7 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from config import Config
-from utils import InputError, atomic, write_csv
+from files import atomic, write_csv
+from utils import InputError
 
 FORMAT = 1                                                 # raise it when a column changes its meaning
 INDEX = "scores.json"

@@ -16,9 +16,10 @@ from torch.utils.checkpoint import checkpoint
 import curve
 import main
 import model
+from checkpoints import load_checkpoint
 from config import STAGES, Config
 from experiment import Experiment
-from utils import InputError, load_checkpoint
+from utils import InputError
 
 CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv")
 COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain"]
