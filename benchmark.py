@@ -28,7 +28,7 @@ from config import Config, parse_args
 from dataset import Crop, Scan
 from diffusion import Synthesizer
 from experiment import build_aae, build_diffusion, build_discriminator, build_unet
-from files import write_csv
+from files import make_folder, write_csv
 from loading import VolumeCache, VolumeDataset
 from metrics import evaluate, score_volume
 from training import aae_step, ldm_step
@@ -252,6 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     own, rest = parser.parse_known_args(argv)
     sizes = {"given": rest} if any(word.startswith("--preset") for word in rest) else {"paper": rest, "demo": ["--preset", "demo", *rest]}
     folder = Path("result") / "benchmark"
+    make_folder(folder)
     tables, settings = [], {size: parse_args(words) for size, words in sizes.items()}
     for size, cfg in settings.items():
         try:

@@ -1,97 +1,182 @@
-"""Checkpoints: reading, writing, and the training of a stage that continues from them."""
+"""Checkpoints: verified when they are read, whole when they are written, and the training of a stage that continues from them."""
 import json
 import os
 import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
 import torch
 import torch.nn as nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 from files import atomic, write_csv
-from utils import InputError
+from stopping import Stopped, held
+from utils import InputError, NotFiniteError
 
+CONTENT = {"stage": str, "epoch": int, "step": int, "settings": dict, "free_settings": dict, "facts": dict, "losses": list,
+           "validations": list, "progress": dict, "state": dict}
+
+
+# ---------------------------------------------------------------- reading
 
 def load_checkpoint(path: Path) -> dict:
-    """A checkpoint's content, on the CPU. Raises InputError if it is missing, damaged, or holds code instead of weights."""
+    """A checkpoint's content, on the CPU. Raises InputError if it is missing, damaged, or holds code instead of weights.
+
+    torch does not look at the checksums of the archive that a checkpoint is: one flipped bit would be another weight. They are verified.
+    """
     if not path.is_file():
         raise InputError(f"{path} is not there; run the stage that writes it first")
     try:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise ValueError("its parts are compressed, which torch.save never does")
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} cannot be used as a checkpoint; only plain weights are read, never code: {reason}") from error
-    if not isinstance(saved, dict) or not {"settings", "state", "facts", "epoch"} <= saved.keys():
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+        raise InputError(f"{path} cannot be used as a checkpoint, it is damaged or none; only plain weights are read, never code: "
+                         f"{reason}") from error
+    if not isinstance(saved, dict) or any(not isinstance(saved.get(name), kind) for name, kind in CONTENT.items()):
         raise InputError(f"{path} is no checkpoint of this project; one of the published code is loaded by model.load_published")
     return saved
 
+
+def restore(part: nn.Module | Optimizer, state: dict, path: Path) -> None:
+    """Load a saved state in place, all of it and nothing else; an optimizer's moments take the memory layout of its weights, which
+    fused updates rely on. path: for messages. Raises InputError if the state is another network's or optimizer's."""
+    try:
+        part.load_state_dict(state)
+        if isinstance(part, Optimizer):
+            for weight, moments in part.state.items():
+                for name, value in moments.items():
+                    if value.dim():                        # all but the count of steps
+                        moments[name] = torch.empty_like(weight).copy_(value.view_as(weight))
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{path} does not fit the {type(part).__name__} of these settings: {reason}") from error
+
+
+def check_settings(path: Path, saved: dict, settings: dict) -> None:
+    """Raise InputError with a table `setting: saved -> now` if a checkpoint is bound to others than these settings."""
+    differences = _differences(saved["settings"], settings)
+    if differences:
+        raise InputError(f"{path} was trained with other settings (saved -> now); give the saved ones, or another --exp:\n  "
+                         + "\n  ".join(differences))
+
+
+def _differences(saved: dict, now: dict) -> list[str]:
+    return [f"{name}: {json.dumps(saved.get(name))} -> {json.dumps(value)}" for name, value in now.items() if saved.get(name) != value]
+
+
+# ---------------------------------------------------------------- how far an epoch has come
+
+class Progress:
+    """The steps that the present epoch has taken: their losses, and the state of torch's random generators behind the last."""
+
+    def __init__(self, losses: list[dict] | None = None, random: dict | None = None):
+        self.losses, self.random = losses or [], random or {}
+
+    def add(self, losses: dict[str, float]) -> None:
+        """Note a step that was taken."""
+        self.losses.append(losses)
+        self.random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
+
+    def restore_random(self) -> None:
+        """Bring the generators to where they were; those of a device that is not here have no part in what follows."""
+        if "cpu" in self.random:
+            torch.set_rng_state(self.random["cpu"])
+        if "cuda" in self.random and torch.cuda.is_available():
+            torch.cuda.set_rng_state(self.random["cuda"])
+
+
+# ---------------------------------------------------------------- the training of a stage
 
 def selection_score(psnr: float, ssim: float) -> float:
     """What picks the best checkpoint: mean PSNR in dB + 10 x mean SSIM, both on the whole box (paper)."""
     return psnr + 10 * ssim
 
 
-def restore(part: nn.Module | Optimizer, state: dict) -> None:
-    """Load a saved state in place; an optimizer's moments take the memory layout of its weights, which fused updates rely on."""
-    part.load_state_dict(state)
-    if isinstance(part, Optimizer):
-        for weight, moments in part.state.items():
-            for name, value in moments.items():
-                if value.shape == weight.shape:
-                    moments[name] = torch.empty_like(weight).copy_(value)
-
-
 class StageRun:
     """The training of one stage: its checkpoints, its history, its CSV rows; continues where an earlier run stopped.
 
-    parts: name -> module or optimizer, restored and saved. settings: what a checkpoint is bound to.
+    parts: name -> module or optimizer, restored and saved. settings: what a checkpoint is bound to; free_settings: what may
+    change, which is said in .remarks as `setting: saved -> now`.
     .facts: plain values (numbers, strings, tensors) that are stored with the weights; empty before the first checkpoint.
-    Files in `folder`: <file>.pth.tar is the best epoch's checkpoint, <file>_last.pth.tar the last epoch's.
-    Raises InputError if the saved settings differ.
+    .progress: the steps of the epoch behind .epoch.
+    Files in `folder`: <file>.pth.tar is the best epoch's checkpoint, <file>_last.pth.tar the last one's.
+    Raises InputError if the saved settings differ, or if only the best checkpoint is left, from which no run can continue.
     """
 
-    def __init__(self, folder: Path, stage: str, file: str, parts: dict, settings: dict):
-        self.folder, self.stage, self.parts, self.settings, self.facts = folder, stage, parts, settings, {}
+    def __init__(self, folder: Path, stage: str, file: str, parts: dict, settings: dict, free_settings: dict):
+        self.folder, self.stage, self.parts, self.settings, self.free_settings = folder, stage, parts, settings, free_settings
         self.best_path, self.last_path = folder / f"{file}.pth.tar", folder / f"{file}_last.pth.tar"
         self.epoch, self.step, self.losses, self.validations = 0, 0, [], []
+        self.facts, self.progress, self.remarks = {}, Progress(), []
         if self.last_path.exists():
             self._resume()
+        elif self.best_path.exists():
+            raise InputError(f"{self.best_path} is there, but not {self.last_path.name}, from which its training would continue; bring it "
+                             "back, or give another --exp, or remove the first to start anew")
 
     def _resume(self) -> None:
         saved = load_checkpoint(self.last_path)
         check_settings(self.last_path, saved, self.settings)
         for name, part in self.parts.items():
-            restore(part, saved["state"][name])
+            restore(part, saved["state"].get(name), self.last_path)
         self.epoch, self.step, self.facts = saved["epoch"], saved["step"], saved["facts"]
-        self.losses, self.validations = saved["losses"], saved["validations"]
+        self.losses, self.validations, self.progress = saved["losses"], saved["validations"], Progress(**saved["progress"])
+        self.remarks = _differences(saved["free_settings"], self.free_settings)
         self._publish()                                    # a kill may have come between the checkpoint and its CSV rows
 
     def epochs_left(self, epochs: int) -> range:
         """The epochs, counted from 1, that are still to be trained."""
         return range(self.epoch + 1, epochs + 1)
 
+    @contextmanager
+    def saved_when_stopped(self) -> Iterator[None]:
+        """A block of training after which, if a signal ends it, the steps that it has taken are saved."""
+        try:
+            yield
+        except Stopped:
+            if self.progress.losses:
+                self._save()
+            raise
+
     def finish_epoch(self, epoch: int, losses: dict[str, float], scores: pd.DataFrame | None) -> None:
         """Record the epoch's mean losses and, if it was validated, its scores; save; publish the best checkpoint."""
-        self.epoch = epoch
-        self.losses.append({"stage": self.stage, "epoch": epoch, **losses})
-        if scores is not None:
-            psnr, ssim = float(scores["PSNR"].mean()), float(scores["SSIM"].mean())
-            self.validations.append({"stage": self.stage, "epoch": epoch, "PSNR": psnr, "SSIM": ssim,
-                                     "score": selection_score(psnr, ssim)})
-        checkpoint = {"stage": self.stage, "epoch": epoch, "step": self.step, "settings": self.settings,
-                      "facts": self.facts, "losses": self.losses, "validations": self.validations,
-                      "state": {name: part.state_dict() for name, part in self.parts.items()}}
-        with atomic(self.last_path) as partial:
-            torch.save(checkpoint, partial)
-        self._publish()
+        with held():
+            self.epoch, self.progress = epoch, Progress()
+            self.losses.append({"stage": self.stage, "epoch": epoch, **losses})
+            if scores is not None:
+                psnr, ssim = float(scores["PSNR"].mean()), float(scores["SSIM"].mean())
+                self.validations.append({"stage": self.stage, "epoch": epoch, "PSNR": psnr, "SSIM": ssim,
+                                         "score": selection_score(psnr, ssim)})
+            self._save()
+            self._publish()
+
+    def _save(self) -> None:
+        state = {name: part.state_dict() for name, part in self.parts.items()}
+        for name, values in state.items():
+            if any(torch.is_tensor(value) and not torch.isfinite(value).all() for value in tree_leaves(values)):
+                raise NotFiniteError(f"{self.stage} epoch {self.epoch}: the weights of {name} are not finite and were not saved; "
+                                     "the checkpoint before is kept")
+        content = {"stage": self.stage, "epoch": self.epoch, "step": self.step, "settings": self.settings,
+                   "free_settings": self.free_settings, "facts": self.facts, "losses": self.losses, "validations": self.validations,
+                   "progress": vars(self.progress), "state": state}
+        with atomic(self.last_path, tensor_bytes(state)) as partial, partial.open("wb") as file:
+            torch.save(content, file)
 
     def _publish(self) -> None:
         best = max(self.validations, key=lambda row: row["score"], default=None)
-        if best and best["epoch"] == self.epoch:
-            with atomic(self.best_path) as partial:        # a second name for the same file: no second copy of gigabytes
+        if best and best["epoch"] == self.epoch and not self.progress.losses:
+            with atomic(self.best_path, self.last_path.stat().st_size) as partial:
                 try:
-                    os.link(self.last_path, partial)
+                    os.link(self.last_path, partial)       # a second name for the same file: no second copy of gigabytes
                 except OSError:                            # a file system without hard links
                     shutil.copyfile(self.last_path, partial)
         write_stage_rows(self.folder / "loss_curve.csv", self.stage, self.losses)
@@ -99,13 +184,9 @@ class StageRun:
                          [{**row, "best": row is best} for row in self.validations])
 
 
-def check_settings(path: Path, saved: dict, settings: dict) -> None:
-    """Raise InputError with a table `setting: saved -> now` if a checkpoint is bound to others than these settings."""
-    differences = [f"{name}: {json.dumps(saved['settings'].get(name))} -> {json.dumps(value)}"
-                   for name, value in settings.items() if saved["settings"].get(name) != value]
-    if differences:
-        raise InputError(f"{path} was trained with other settings (saved -> now); give the saved ones, or another --exp:\n  "
-                         + "\n  ".join(differences))
+def tensor_bytes(state) -> int:
+    """Bytes of all tensors in nested lists and dictionaries."""
+    return sum(value.nbytes for value in tree_leaves(state) if torch.is_tensor(value))
 
 
 def write_stage_rows(path: Path, stage: str, rows: list[dict]) -> None:
@@ -114,7 +195,10 @@ def write_stage_rows(path: Path, stage: str, rows: list[dict]) -> None:
         return
     new = pd.DataFrame(rows)
     if path.exists():
-        old = pd.read_csv(path)
-        others = old[old["stage"] != stage]
+        try:
+            old = pd.read_csv(path)
+            others = old[old["stage"] != stage]
+        except (ValueError, KeyError) as error:
+            raise InputError(f"{path}: damaged; remove it, and --stages aae ldm writes it again and trains nothing anew") from error
         new = pd.concat([others, new]) if len(others) else new
     write_csv(path, new.sort_values("stage", kind="stable"))

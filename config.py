@@ -55,6 +55,8 @@ class Config:
                                           "validation list with every sampler, number of calls and number of draws",
                                   choices=STAGES + EXTRA_STAGES)
     seed: int = run(0, "seed of weights, order, noise and crops; paper: 0", low=0, high=2 ** 32 - 1, free=False)
+    resume: str = run("auto", "yes: continue a run, an error if there is none in result/<exp>; no: begin one, an error if there is; "
+                              "auto: continue if there is one", choices=("auto", "yes", "no"))
     device: str = run("auto", "auto is the GPU if there is one, else the CPU", choices=("auto", "cpu", "cuda"))
     num_workers: int = run(2, "processes that read volumes; 0 reads in the main process", low=0)
     cache: str = run("auto", "where decoded .nii.gz crops are kept during a run: ram, file (in the folder for temporary files), off; auto: "
@@ -265,6 +267,12 @@ class Config:
         groups = {"run", "data", "phantom", stage}
         return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)
                 if f.metadata["group"] in groups and not f.metadata["free"]}
+
+    def free_settings(self, stage: str) -> dict:
+        """The settings that may change while the stage is trained, as JSON values: what a run notes when it continues."""
+        groups = {"run", "data", "phantom", stage}
+        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)
+                if f.metadata["group"] in groups and f.metadata["free"] and f.name not in ("exp", "stages", "resume")}
 
     def to_json(self) -> str:
         """All settings, with the versions of what produced the results."""

@@ -14,7 +14,7 @@ from classifier import LabelClassifier
 from diffusion import Synthesizer
 from experiment import Experiment
 from figures import plot_sampling
-from files import write_csv
+from files import make_folder, write_csv
 from metrics import METRICS, evaluate
 from utils import derived_seed, weights_key
 
@@ -28,6 +28,7 @@ def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: LabelCl
     A row holds the mean scores over the validation list and the correlation of synthetic with real SUVR. The present setting of the
     sampler is one of the rows. Rows of the same networks, settings and scans that are there already stay, so that the same command goes on.
     """
+    make_folder(folder)
     cfg, path = exp.cfg, folder / "sampling_curve.csv"
     longest = cfg.timesteps - 1
     plan = [("ddpm", longest)] + [(sampler, steps) for sampler in ("ddim", "dpm") for steps in CALLS if steps <= longest]

@@ -11,7 +11,7 @@ from nibabel.affines import voxel_sizes
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from checkpoints import check_settings, load_checkpoint
+from checkpoints import check_settings, load_checkpoint, restore, tensor_bytes
 from classifier import LabelClassifier, pool_volume, pool_width
 from config import Config
 from dataset import Cohort, Crop, Scan
@@ -21,7 +21,7 @@ from metrics import score_volume
 from model import AAE, Discriminator, UNet, recompute_activations
 from regions import COVERED, Regions, read_labels, read_mask, share_inside
 from results import load_run
-from utils import InputError, autocast, draw_noise, has_bf16, pick_precision, weights_key
+from utils import InputError, NotFiniteError, autocast, draw_noise, has_bf16, pick_precision, weights_key
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -67,7 +67,7 @@ class Experiment:
     """A checked cohort, the settings and the device: what every stage needs."""
 
     def __init__(self, cfg: Config, cohort: Cohort, device: torch.device):
-        self.cfg, self.cohort, self.device = cfg, cohort, device
+        self.cfg, self.cohort, self.device, self.trained = cfg, cohort, device, {}
         self.dtype = pick_precision(cfg.precision, device)
         self.crop = Crop(cfg.crop_start, cfg.volume_size)
         scans = cohort.train + cohort.validation + cohort.test
@@ -140,7 +140,10 @@ class Experiment:
         return self.cfg.fixed_settings(stage) | {"training and validation list": self.cohort.fingerprint("train", "validation")}
 
     def refuse_conflicts(self) -> None:
-        """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together."""
+        """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together.
+
+        Notes in .trained how many epochs the last checkpoints have.
+        """
         cfg, paths = self.cfg, {stage: self.cfg.result_dir / f"{file}.pth.tar" for stage, file in CHECKPOINT.items()}
         first = next((stage for stage in ("aae", "encode", "ldm", "curve", "test", "report") if stage in cfg.stages), None)
         if first in ("encode", "ldm", "curve", "test") and not paths["aae"].exists():
@@ -154,7 +157,34 @@ class Experiment:
                 settings = self.settings(stage)
                 if stage == "ldm" and "aae" in cfg.stages:                                   # its autoencoder must stay what it is
                     settings["aae_epochs"] = cfg.aae_epochs
-                check_settings(path, load_checkpoint(path), settings)
+                saved = load_checkpoint(path)
+                check_settings(path, saved, settings)
+                if path.stem.startswith(f"{file}_last"):
+                    self.trained[stage] = saved["epoch"]
+        self._refuse_resume()
+
+    def _refuse_resume(self) -> None:
+        """Raise InputError if the first training of this run is to continue and cannot, or is to begin and there is one already."""
+        stage = next((stage for stage in CHECKPOINT if stage in self.cfg.stages), None)
+        if stage is None:
+            return
+        last = self.cfg.result_dir / f"{CHECKPOINT[stage]}_last.pth.tar"
+        if self.cfg.resume == "yes" and stage not in self.trained:
+            raise InputError(f"{last} is not there, so nothing can be continued; check --exp, or begin with --resume auto")
+        if self.cfg.resume == "no" and stage in self.trained:
+            raise InputError(f"{last} is there, but --resume no begins anew; give another --exp, or move {self.cfg.result_dir} away")
+
+    def checkpoint_room(self) -> int:
+        """Bytes that the trainings of this run may take on the disk in addition to what is there."""
+        meta, room = torch.device("meta"), 0
+        with meta:
+            networks = {"aae": [build_aae(self.cfg, meta), build_discriminator(self.cfg, meta)], "ldm": [build_unet(self.cfg, meta)]}
+        for stage, modules in networks.items():
+            if stage in self.cfg.stages and self.trained.get(stage, 0) < getattr(self.cfg, f"{stage}_epochs"):
+                there = {path.stat().st_ino for path in self.cfg.result_dir.glob(f"{CHECKPOINT[stage]}*.pth.tar")}
+                copies = 4 if stage == "ldm" else 3        # weights and two moments of Adam; the moving average
+                room += (3 - len(there)) * copies * sum(tensor_bytes(module.state_dict()) for module in modules)
+        return room
 
     def batches(self, scans: list[Scan], *modalities: str, batch: int = 0) -> DataLoader:
         """The scans in order, with their centre crop, `batch` of them at once: by default as many as in a step of stage 1."""
@@ -183,18 +213,26 @@ class Experiment:
 
     def best_checkpoint(self, stage: str) -> dict:
         """The best checkpoint of a stage. Raises InputError if there is none."""
-        return load_checkpoint(self.cfg.result_dir / f"{CHECKPOINT[stage]}.pth.tar")
+        return load_checkpoint(self._best_path(stage))
+
+    def _best_path(self, stage: str) -> Path:
+        return self.cfg.result_dir / f"{CHECKPOINT[stage]}.pth.tar"
 
     def best_aae(self) -> AAE:
         """The autoencoder of the best epoch, frozen."""
         aae = build_aae(self.cfg, self.device).eval().requires_grad_(False)
-        aae.load_state_dict(self.best_checkpoint("aae")["state"]["aae"])
+        restore(aae, self.best_checkpoint("aae")["state"].get("aae"), self._best_path("aae"))
         return aae
+
+    @property
+    def latents(self) -> Path:
+        """The folder of all latents of this cohort."""
+        return Path(self.cfg.data_dir) / "latent_Abeta"
 
     def latent_cache(self, aae: AAE) -> LatentCache:
         """Where the latents of this autoencoder, precision and crop are kept."""
         cfg, key = self.cfg, weights_key(aae) + ("" if self.dtype == torch.float32 else f"-{self.precision}")
-        return LatentCache(Path(cfg.data_dir), key, self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine)
+        return LatentCache(self.latents.parent, key, self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine)
 
     def synthesized(self, scan: Scan) -> Path:
         """Where the synthetic PET of a test scan lies."""
@@ -219,9 +257,9 @@ class Experiment:
     def best_synthesizer(self) -> tuple[Synthesizer, LabelClassifier | None, AAE]:
         """The best checkpoints of both stages, ready to sample. Raises InputError if they do not belong together."""
         aae, saved = self.best_aae(), self.best_checkpoint("ldm")
-        check_settings(self.cfg.result_dir / f"{CHECKPOINT['ldm']}.pth.tar", saved, {"autoencoder": weights_key(aae)})
+        check_settings(self._best_path("ldm"), saved, {"autoencoder": weights_key(aae)})
         unet = build_unet(self.cfg, self.device).eval().requires_grad_(False)
-        unet.load_state_dict(saved["state"]["ema"])
+        restore(unet, saved["state"].get("ema"), self._best_path("ldm"))
         return *self.synthesizer(aae, unet, saved["facts"]), aae
 
     def draw(self, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int,
@@ -232,5 +270,8 @@ class Experiment:
         def latents(batch: dict) -> Tensor:
             label = classifier.probabilities(batch["mri"]) if classifier else None
             noise = [[draw_noise(self.cfg.seed, subject, k, shape) for k in draws] for subject in batch["id"]]
-            return synthesizer.draw(batch["mri"].to(self.device), label, noise, sampler, steps)
+            z_0 = synthesizer.draw(batch["mri"].to(self.device), label, noise, sampler, steps)
+            if bad := [subject for subject, draws_of in zip(batch["id"], z_0, strict=True) if not torch.isfinite(draws_of).all()]:
+                raise NotFiniteError(f"the latents sampled by {sampler} for {', '.join(bad)} are not finite")
+            return z_0
         return latents

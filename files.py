@@ -1,27 +1,192 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, the room for them, and the lock of a folder."""
+import errno
+import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock, Timeout
+
+from stopping import held
+
+PARTIAL = ".partial-"                                      # begins the name of a folder in which a file is being written
+HOST = socket.gethostname()
+DAY = 24 * 3600
+ORPHANS = 15                                               # seconds that processes of a killed run may live on and keep its lock
+
+
+class WriteError(OSError):
+    """A file could not be written: main prints the message and exits with code 5."""
+
+
+class BusyError(RuntimeError):
+    """Another run works in the folder: main prints which, and exits with code 7."""
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2 ** 30:.3f} GiB"
+
+
+def _room(folder: Path) -> int:
+    """Free bytes on the disk of a folder, or of its nearest parent that is there."""
+    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.is_dir())).free
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".partial-", dir=path.parent))
+def atomic(path: Path, size: int = 0) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it takes the place of `path`, safe on the disk, when the block ends without an error.
+
+    The folder of `path` must be there. size: bytes that will be written, for the message. Signals wait for the end of the block.
+    Raises WriteError that says what stands in the way; what was at `path` before is then still there.
+    """
+    partial = None
+    with held():
+        try:
+            partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{HOST}-{os.getpid()}-", dir=path.parent)) / path.name
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
+            _sync(path.parent)
+        except OSError as error:
+            raise _explained(error, path, partial, size) from error
+        finally:
+            if partial:
+                shutil.rmtree(partial.parent, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and path.is_dir():                  # Windows has no such call
+        return
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
-        yield folder / path.name
-        os.replace(folder / path.name, path)
+        os.fsync(descriptor)
     finally:
-        shutil.rmtree(folder)
+        os.close(descriptor)
+
+
+def _explained(error: OSError, path: Path, partial: Path | None, size: int) -> WriteError:
+    """The error with what a user needs to know of it."""
+    if isinstance(error, WriteError):
+        return error
+    reason = error.strerror or str(error)
+    if not path.parent.is_dir():
+        return WriteError(error.errno, f"{path}: cannot be written, its folder is gone")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        written = partial.stat().st_size if partial and partial.is_file() else 0
+        needed = f"{_gib(size)} are needed" if size else f"more than {_gib(written)} are needed"
+        reason += f"; {needed}, {_gib(_room(path.parent))} are free"
+    before = "; the file that was there before is intact" if path.is_file() else ""
+    return WriteError(error.errno, f"{path}: cannot be written: {reason}{before}")
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table with full float precision."""
     with atomic(path) as partial:
         table.to_csv(partial, index=False)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8."""
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, with those that it lies in, and see that files can be written to it. Raises WriteError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"can it be written to?")
+    except OSError as error:
+        raise WriteError(error.errno, f"{folder}: cannot be written to: {error.strerror or error}") from error
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Raise WriteError if the disk of the folder has not so many bytes left."""
+    if (free := _room(folder)) < needed:
+        raise WriteError(errno.ENOSPC, f"{folder}: {what} need {_gib(needed)}, {_gib(free)} are free on its disk")
+
+
+def remove_leftovers(root: Path, everyones: bool = False) -> None:
+    """Remove, in all folders under root, what killed runs were writing: of dead processes of this machine, of others after a day.
+
+    everyones: without that caution, because nobody else writes here.
+    """
+    for folder in [path for path in root.rglob(f"{PARTIAL}*") if path.is_dir()]:
+        host, _, pid = folder.name.removeprefix(PARTIAL).rpartition("-")[0].rpartition("-")
+        with suppress(OSError):
+            if everyones or folder.stat().st_mtime < time.time() - DAY or (host == HOST and not _is_alive(pid)):
+                shutil.rmtree(folder)
+
+
+def _is_alive(pid: str | int) -> bool:
+    """Whether another process of this machine has that number."""
+    if int(pid) == os.getpid():
+        return False
+    if os.name == "nt":                                    # there the question itself would end the process
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+# ---------------------------------------------------------------- one run a folder
+
+class FolderLock:
+    """Keeps a second run out of a folder. The system frees it with the process, so that none is left behind by a killed run.
+
+    While it is held, running.json in the folder says by whom.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder, self.note, self.lock = folder, folder / "running.json", FileLock(folder / ".lock")
+        self.left_by = ""                                  # whose killed run left it behind
+
+    def __enter__(self) -> "FolderLock":
+        if self.folder.is_dir():                           # otherwise nobody works there; it is made when there is something to write
+            self.acquire()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.lock.is_locked:
+            with suppress(OSError):
+                self.note.unlink(missing_ok=True)
+            self.lock.release()
+
+    def acquire(self) -> None:
+        """Take the lock, if this run does not hold it yet. Raises BusyError with who holds it."""
+        if self.lock.is_locked:
+            return
+        owner = self._owner()
+        dead = owner.get("host") == HOST and not _is_alive(owner["pid"])
+        try:
+            self.lock.acquire(timeout=ORPHANS if dead else 0)
+        except Timeout:
+            raise BusyError(f"{self.folder}: another run works here ({self._describe(self._owner())}); wait for it, stop it, or give "
+                            "another --exp") from None
+        except OSError as error:
+            raise WriteError(error.errno, f"{self.folder}: cannot be locked: {error.strerror or error}") from error
+        self.left_by = self._describe(self._owner()) if self.note.is_file() else ""
+        write_text(self.note, json.dumps({"host": HOST, "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
+
+    def _owner(self) -> dict:
+        try:
+            owner = json.loads(self.note.read_text())
+            return {"host": str(owner["host"]), "pid": int(owner["pid"]), "since": str(owner["since"])}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
+
+    @staticmethod
+    def _describe(owner: dict) -> str:
+        return "process {pid} on {host}, since {since}".format(**owner) if owner else "it has not said which"

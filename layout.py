@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from files import atomic, write_csv
+from files import make_folder, write_csv, write_text
 from tables import CAPTIONS, Table
 
 LEVEL = 0.05                                               # of significance, after Holm's correction
@@ -122,6 +122,7 @@ def _latex(table: Table) -> str:
 
 def write_tables(folder: Path, tables: list[Table]) -> list[Path]:
     """Every table as .csv, .md and .tex; tables of an earlier time that are no longer made go."""
+    make_folder(folder)
     for name in CAPTIONS:
         if name not in {table.name for table in tables}:
             for suffix in (".csv", ".md", ".tex"):
@@ -129,6 +130,5 @@ def write_tables(folder: Path, tables: list[Table]) -> list[Path]:
     for table in tables:
         write_csv(folder / f"{table.name}.csv", to_csv(table))
         for suffix, text in ((".md", _markdown(table)), (".tex", _latex(table))):
-            with atomic(folder / f"{table.name}{suffix}") as partial:
-                partial.write_text(text)
+            write_text(folder / f"{table.name}{suffix}", text)
     return [folder / f"{table.name}.csv" for table in tables]

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset import Crop, Scan, read_volume, save_nifti
+from stopping import leave_signals_to_parent
 from utils import InputError, derived_seed
 
 # ---------------------------------------------------------------- the cache of decoded crops
@@ -127,16 +128,19 @@ class VolumeDataset(Dataset):
 
 
 class EpochOrder(Sampler):
-    """The items of an epoch in an order drawn from .seed, each as its index, or with the seed if its crop is to be shifted."""
+    """The items of an epoch in an order drawn from .seed, each as its index, or with the seed if its crop is to be shifted.
+
+    .first: how many of them are left out, because they were seen before an interruption.
+    """
 
     def __init__(self, length: int, jitter: bool):
-        self.length, self.jitter, self.seed = length, jitter, 0
+        self.length, self.jitter, self.seed, self.first = length, jitter, 0, 0
 
     def __len__(self) -> int:
-        return self.length
+        return self.length - self.first
 
     def __iter__(self) -> Iterator[int | tuple[int, int]]:
-        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed)).tolist()
+        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed)).tolist()[self.first:]
         return iter([(index, self.seed) if self.jitter else index for index in order])       # with the item, the seed reaches any process
 
 
@@ -148,7 +152,8 @@ def volume_loader(dataset: VolumeDataset, batch_size: int, num_workers: int, pin
     """
     context = "fork" if num_workers and sys.platform == "linux" else None                    # what is forked shares the cache
     return DataLoader(dataset, batch_size, sampler=order, drop_last=order is not None, num_workers=num_workers, pin_memory=pin_memory,
-                      persistent_workers=num_workers > 0, multiprocessing_context=context, generator=torch.Generator())
+                      persistent_workers=num_workers > 0, multiprocessing_context=context, worker_init_fn=leave_signals_to_parent,
+                      generator=torch.Generator())
 
 
 # ---------------------------------------------------------------- the latent cache

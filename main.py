@@ -3,15 +3,13 @@
 The stages in the paper's order: an adversarial autoencoder learns PET volumes (stage 1) and encodes them; a UNet conditioned on the
 MRI and the label learns to denoise the latents (stage 2); sampled and decoded they are the synthetic PET of the test list.
 """
+import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import json
-import os
 import shutil
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-
-# Threads that spin without end make a CPU that others share up to 10 times slower; read once, when torch is imported.
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 import numpy as np
 import pandas as pd
@@ -22,29 +20,27 @@ from tqdm import tqdm
 
 from checkpoints import StageRun
 from classifier import LabelClassifier, pool_volume
-from config import Config, parse_args
+from config import Config, command, parse_args
 from controls import mean_volume, oracle_file, read_oracle
 from curve import measure_curve
 from dataset import Cohort, Scan, check_cohort, read_demographics, save_synthesis
 from diffusion import Diffusion, Synthesizer
 from experiment import CHECKPOINT, PHANTOM_NOTICE, Experiment, build_aae, build_diffusion, build_discriminator, build_unet
+from failures import explain
 from figures import plot_curves, plot_synthesized
-from files import atomic, write_csv
+from files import FolderLock, check_room, make_folder, remove_leftovers, write_csv, write_text
 from layout import write_tables
+from logs import LOG, keep_log, logging_run, say
 from metrics import METRICS, evaluate, summarize
 from model import AAE, UNet
 from phantom import build_phantom
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs, save_run
 from status import Reader, fit_readers, read_status
+from stopping import listening
 from tables import group_runs, make_tables
 from training import aae_step, denoising_loss, ldm_step, train_epoch
-from utils import EMA, InputError, NotFiniteError, derived_seed, is_out_of_memory, pick_device, seed_everything, weights_key
-
-
-def say(stage: str, text: str) -> None:
-    """One line of the run's log."""
-    print(f"{stage:7}{text}", flush=True)
+from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, seed_everything, weights_key
 
 
 # ---------------------------------------------------------------- stage 1: the adversarial autoencoder
@@ -56,10 +52,9 @@ def train_aae(exp: Experiment) -> None:
     aae, disc = build_aae(cfg, exp.device), build_discriminator(cfg, exp.device)
     opt_g, opt_d = (torch.optim.Adam(network.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True) for network in (aae, disc))
     run = StageRun(cfg.result_dir, "aae", CHECKPOINT["aae"], {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d},
-                   exp.settings("aae"))
+                   exp.settings("aae"), cfg.free_settings("aae"))
+    announce(run, "aae", f"{len(exp.cohort.train)} PET volumes", cfg.aae_epochs)
     validation = exp.batches(exp.cohort.validation, "pet")
-    say("aae", f"{len(exp.cohort.train)} PET volumes, {run.epoch} of {cfg.aae_epochs} epochs done, writes {run.best_path}")
-
     volumes = exp.training_batches("pet", cfg.aae_batch_size * cfg.aae_accumulation, jitter=True)
 
     def step(batch: dict) -> dict[str, float]:
@@ -68,16 +63,25 @@ def train_aae(exp: Experiment) -> None:
 
     if run.epochs_left(cfg.aae_epochs):
         forget_run(cfg.result_dir)
-    for epoch in run.epochs_left(cfg.aae_epochs):
-        seed_everything(seed := derived_seed(cfg.seed, "aae", epoch))                        # an epoch depends on its number alone
-        volumes.sampler.seed = seed
-        aae.train()
-        losses, waiting = train_epoch(volumes, step, f"aae epoch {epoch}")
-        aae.eval()
-        scores = evaluate(reconstruct(exp, aae), validation, exp.image_scores, "aae validation")
-        run.finish_epoch(epoch, losses, scores)
-        say("aae", f"epoch {epoch}/{cfg.aae_epochs}  L1 {losses['rec']:.4f}  waiting for data {waiting:.1%}  validation {describe(scores)}")
+    with run.saved_when_stopped():
+        for epoch in run.epochs_left(cfg.aae_epochs):
+            seed = derived_seed(cfg.seed, "aae", epoch)    # an epoch depends on its number alone
+            aae.train()
+            losses, waiting = train_epoch(volumes, step, seed, f"aae epoch {epoch}", run.progress)
+            aae.eval()
+            scores = evaluate(reconstruct(exp, aae), validation, exp.image_scores, f"aae epoch {epoch}, validation")
+            run.finish_epoch(epoch, losses, scores)
+            say("aae", f"epoch {epoch}/{cfg.aae_epochs}  L1 {losses['rec']:.4f}  waiting for data {waiting:.1%}  "
+                       f"validation {describe(scores)}")
     plot_curves(cfg.result_dir, cfg.result_dir / "loss_curve", exp.notice, (".png",))
+
+
+def announce(run: StageRun, stage: str, data: str, epochs: int) -> None:
+    """What a training does, where it continues, and which settings are no longer those of its beginning."""
+    steps = f" and {len(run.progress.losses)} steps" if run.progress.losses else ""
+    say(stage, f"{data}, {run.epoch} of {epochs} epochs{steps} done, writes {run.best_path}")
+    if run.remarks:
+        say(stage, "continues under settings that the method does not depend on (saved -> now): " + "; ".join(run.remarks))
 
 
 def reconstruct(exp: Experiment, aae: AAE) -> Callable[[dict], Tensor]:
@@ -101,6 +105,7 @@ def encode(exp: Experiment) -> None:
     aae = exp.best_aae()
     cache = exp.latent_cache(aae)
     scans = exp.cohort.train + exp.cohort.validation
+    make_folder(cache.folder)
     missing = {scan.id: scan for scan in scans if cache.load(scan) is None}
     say("encode", f"{len(missing)} of {len(scans)} latents are to be made, writes {cache.folder}")
     groups = [scans[first:first + exp.cfg.aae_batch_size] for first in range(0, len(scans), exp.cfg.aae_batch_size)]
@@ -109,6 +114,8 @@ def encode(exp: Experiment) -> None:
         with exp.cast():
             latents = aae.encoder(batch["pet"].to(exp.device)).float().cpu()                 # [B, C, d, h, w]
         for name, z_0 in zip(batch["id"], latents, strict=True):
+            if not torch.isfinite(z_0).all():
+                raise NotFiniteError(f"the latent of {name} is not finite")
             if name in missing:
                 cache.save(missing[name], z_0)
 
@@ -124,8 +131,9 @@ def train_ldm(exp: Experiment) -> None:
     ema = EMA(unet, cfg.ema_decay, cfg.ema_start)
     opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr, fused=True)
     bound_to = {"autoencoder": weights_key(aae), "aae_epochs": cfg.aae_epochs, "label_at_sampling": cfg.label_at_sampling}
-    run = StageRun(cfg.result_dir, "ldm", CHECKPOINT["ldm"], {"unet": unet, "ema": ema.module, "opt": opt}, exp.settings("ldm") | bound_to)
-    say("ldm", f"{len(cohort.train)} subjects, {run.epoch} of {cfg.ldm_epochs} epochs done, writes {run.best_path}")
+    run = StageRun(cfg.result_dir, "ldm", CHECKPOINT["ldm"], {"unet": unet, "ema": ema.module, "opt": opt}, exp.settings("ldm") | bound_to,
+                   cfg.free_settings("ldm"))
+    announce(run, "ldm", f"{len(cohort.train)} subjects", cfg.ldm_epochs)
     if not run.epochs_left(cfg.ldm_epochs):
         return
     forget_run(cfg.result_dir)
@@ -145,17 +153,17 @@ def train_ldm(exp: Experiment) -> None:
         ema.update(unet, run.step)
         return losses
 
-    for epoch in run.epochs_left(cfg.ldm_epochs):
-        seed_everything(seed := derived_seed(cfg.seed, "ldm", epoch))
-        subjects.sampler.seed = seed
-        losses, waiting = train_epoch(subjects, step, f"ldm epoch {epoch}")
-        scores = None
-        if epoch % cfg.validation_every == 0:
-            losses["mse_validation"] = validation_loss(exp, ema.module, diffusion, z_0, validation)
-            scores = evaluate(lambda batch: synthesizer.decode(draw(batch).mean(dim=1)), validation, exp.image_scores, "ldm validation")
-        run.finish_epoch(epoch, losses, scores)
-        validated = "" if scores is None else f"  validation {describe(scores)}"
-        say("ldm", f"epoch {epoch}/{cfg.ldm_epochs}  mse {losses['mse']:.4f}  waiting for data {waiting:.1%}{validated}")
+    with run.saved_when_stopped():
+        for epoch in run.epochs_left(cfg.ldm_epochs):
+            losses, waiting = train_epoch(subjects, step, derived_seed(cfg.seed, "ldm", epoch), f"ldm epoch {epoch}", run.progress)
+            scores = None
+            if epoch % cfg.validation_every == 0:
+                losses["mse_validation"] = validation_loss(exp, ema.module, diffusion, z_0, validation)
+                scores = evaluate(lambda batch: synthesizer.decode(draw(batch).mean(dim=1)), validation, exp.image_scores,
+                                  f"ldm epoch {epoch}, validation")
+            run.finish_epoch(epoch, losses, scores)
+            validated = "" if scores is None else f"  validation {describe(scores)}"
+            say("ldm", f"epoch {epoch}/{cfg.ldm_epochs}  mse {losses['mse']:.4f}  waiting for data {waiting:.1%}{validated}")
     plot_curves(cfg.result_dir, cfg.result_dir / "loss_curve", exp.notice, (".png",))
 
 
@@ -230,6 +238,8 @@ def test(exp: Experiment) -> None:
 
     forget_run(folder)
     shutil.rmtree(folder / "deviation", ignore_errors=True)                                  # not every run writes it anew
+    for name in ("synthesized", "deviation") if cfg.save_deviation else ("synthesized",):
+        make_folder(folder / name)
     batch = {"il_cldm": cfg.scans_at_once}
     subjects = {method: evaluate(predict, exp.batches(cohort.test, "mri", "pet", batch=batch.get(method, 0)), measure, f"test {method}")
                 for method, predict in methods.items()}
@@ -319,7 +329,7 @@ def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict
     table = summary.assign(text=[f"{mean:.4f} +- {std:.4f}" for mean, std in zip(summary["mean"], summary["std"], strict=True)]) \
         .pivot(index="method", columns="metric", values="text").loc[list(subjects), list(METRICS)]
     say("test", f"mean +- SD over {exp.scores_note(len(exp.cohort.test))}")
-    print(table.rename_axis(index=None, columns=None).to_string(), flush=True)
+    LOG.info("%s", table.rename_axis(index=None, columns=None).to_string())
 
 
 # ---------------------------------------------------------------- quality against network calls
@@ -363,7 +373,12 @@ def report(exp: Experiment) -> None:
 # ---------------------------------------------------------------- the run
 
 def check(cfg: Config) -> Cohort:
-    """Read the whole cohort once and print what is in it; raises InputError with all problems."""
+    """Read the whole cohort once, a phantom being simulated first, and print what is in it; raises InputError with all problems."""
+    if cfg.is_phantom:
+        try:
+            build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
+        except ValueError as error:
+            raise InputError(str(error)) from error
     batch = max(cfg.aae_batch_size * cfg.aae_accumulation, cfg.ldm_batch_size * cfg.ldm_accumulation)
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
                           smallest_training_list=batch, all_labels_in_training=cfg.predicts_label)
@@ -372,62 +387,63 @@ def check(cfg: Config) -> Cohort:
     return cohort
 
 
+def begin(exp: Experiment, lock: FolderLock) -> None:
+    """Find out what could stop the run later, make the experiment's folder its own, and write down there what is run."""
+    cfg = exp.cfg
+    exp.refuse_conflicts()
+    folders = {"encode": exp.latents, "test": cfg.result_dir / "synthesized", "tables": cfg.result_dir.parent / "tables"}
+    for folder in [cfg.result_dir, *(folders[stage] for stage in folders if stage in cfg.stages)]:
+        make_folder(folder)
+        remove_leftovers(folder)
+    lock.acquire()
+    if lock.left_by:
+        say("check", f"an earlier run here ({lock.left_by}) was killed; what it was writing is removed, what it had saved is used")
+    remove_leftovers(cfg.result_dir, everyones=True)
+    check_room(cfg.result_dir, exp.checkpoint_room(), "the checkpoints (the best, the last, and the next while it is written)")
+    keep_log(cfg.result_dir / "run.log")
+    settings = cfg.to_json()
+    write_text(cfg.result_dir / "config.json", settings)
+    LOG.debug("%s", f"{command(json.loads(settings)['settings'])} --stages {' '.join(cfg.stages)}")
+    say("check", f"{exp.cache.describe()}; networks compute in {exp.precision} on {exp.device}{exp.slow_precision}")
+
+
 def run(cfg: Config) -> None:
     """All stages of the settings, in the paper's order."""
     if "tables" in cfg.stages:
         load_runs(cfg.result_dir.parent, but=cfg.exp if "test" in cfg.stages else "")        # refuses spoilt results before all else
-    if set(cfg.stages) == {"tables"}:
-        tables(cfg)
+    if set(cfg.stages) <= {"check", "tables"}:
+        for name, stage in {"check": check, "tables": tables}.items():
+            if name in cfg.stages:
+                stage(cfg)
         return
-    device = pick_device(cfg.device)
-    if cfg.is_phantom:
-        try:
-            build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-    cohort = check(cfg)
-    if cfg.stages == ("check",):
-        return
-    exp = Experiment(cfg, cohort, device)
-    exp.refuse_conflicts()
-    with atomic(cfg.result_dir / "config.json") as partial:
-        partial.write_text(cfg.to_json())
-    say("check", f"{exp.cache.describe()}; networks compute in {exp.precision} on {device}{exp.slow_precision}")
-    stages = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "curve": curve, "test": test, "report": report}
-    for name, stage in stages.items():
-        if name in cfg.stages:
-            stage(exp)
-    if "tables" in cfg.stages:
-        tables(cfg)
+    with FolderLock(cfg.result_dir) as lock:
+        device = pick_device(cfg.device)
+        exp = Experiment(cfg, check(cfg), device)
+        begin(exp, lock)
+        stages = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "curve": curve, "test": test, "report": report,
+                  "tables": lambda exp: tables(exp.cfg)}
+        for name, stage in stages.items():
+            if name in cfg.stages:
+                try:
+                    stage(exp)
+                except BaseException as error:
+                    error.add_note(name)
+                    raise
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run with the command line's settings.
-
-    Returns the exit code: 0 done, 1 a file could not be read or written, 2 wrong data or settings, 3 diverged, 4 out of memory,
-    130 interrupted.
-    """
+    """Run with the command line's settings. Returns the exit code: 0, or one of failures.py (README, Exit codes)."""
     cfg = parse_args(argv)
-    try:
-        run(cfg)
-    except InputError as error:                            # one from a process that reads comes wrapped in its traceback
-        print(f"error: {str(error).rsplit('InputError: ')[-1].strip()}", file=sys.stderr)
-        return 2
-    except NotFiniteError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        print("error: out of memory; less is taken by --recompute true, --sampling_batch 1, and in training by --aae_batch_size 1 "
-              "--aae_accumulation 2 and --ldm_batch_size 1 --ldm_accumulation 2; finished epochs are kept", file=sys.stderr)
-        return 4
-    except OSError as error:
-        print(f"error: {error}; finished epochs are kept, the same command continues behind them", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues behind the last finished epoch", file=sys.stderr)
-        return 130
+    with logging_run(), listening():
+        try:
+            run(cfg)
+        except BaseException as error:
+            if (known := explain(error)) is None:
+                LOG.debug("%s", traceback.format_exc())
+                raise
+            code, message = known
+            LOG.error("%s", message)
+            return code
     return 0
 
 

@@ -17,7 +17,7 @@ from classifier import pool_volume
 from config import command
 from dataset import Cohort, Crop, Scan, read_volume
 from figures import LABELS, plot_bland_altman, plot_calibration, plot_curves, plot_roc, plot_suvr, plot_volumes
-from files import atomic
+from files import make_folder, write_text
 from layout import Markup, display
 from results import Run
 from tables import Table
@@ -39,6 +39,7 @@ CAPTIONS = {
 def write_figures(folder: Path, run: Run, subjects: list[tuple[Scan, dict[str, np.ndarray]]]) -> dict[str, Path]:
     """folder/figures/<name>.png and .pdf, of what the run has: name -> path of the PNG. subjects: as read_subjects gives."""
     figures, notice = folder / "figures", run.facts["notice"]
+    make_folder(figures)
     names = {label: name for label, (name, *_) in LABELS.items()}
     rows = [(f"{scan.id}\n{names.get(scan.label, f'label {scan.label}')}", volumes["real PET"], volumes["synthetic PET"])
             for scan, volumes in subjects]
@@ -128,5 +129,4 @@ def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, P
         name=run.name, phantom=run.facts["phantom"], note=run.facts["note"], command=command(run.facts["settings"]), cohort=html(cohort),
         tables=sections, figures=pictures, captions=CAPTIONS, settings=html(settings), versions=html(versions),
         viewer=_viewer_data(subjects, affine))
-    with atomic(path) as partial:
-        partial.write_text(text)
+    write_text(path, text)

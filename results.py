@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from config import Config
-from files import atomic, write_csv
+from files import write_csv, write_text
 from utils import InputError
 
 FORMAT = 1                                                 # raise it when a column changes its meaning
@@ -53,8 +53,7 @@ def save_run(folder: Path, facts: dict, frames: dict[str, pd.DataFrame]) -> None
         write_csv(folder / f"{name}.csv", frame)
     digests = {f"{name}.csv": _digest((folder / f"{name}.csv").read_bytes()) for name in frames}
     index = {"format": FORMAT, **facts, "files": digests}
-    with atomic(folder / INDEX) as partial:
-        partial.write_text(json.dumps(index | {"digest": _digest(json.dumps(index).encode())}, indent=2) + "\n")
+    write_text(folder / INDEX, json.dumps(index | {"digest": _digest(json.dumps(index).encode())}, indent=2) + "\n")
 
 
 def load_run(folder: Path) -> Run:

@@ -13,12 +13,7 @@ class InputError(ValueError):
 
 
 class NotFiniteError(RuntimeError):
-    """A loss or a synthesized volume is NaN or infinite: main prints where, and exits with code 3."""
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether this is what Python, a GPU, or torch's allocator on a CPU raises when memory is short."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """A loss, a gradient, weights or a synthesized volume are NaN or infinite: main prints where, and exits with code 3."""
 
 
 # ---------------------------------------------------------------- device, precision and randomness

@@ -1,13 +1,17 @@
 """Checkpoints, and runs that continue from them."""
 import os
+import signal
+import zipfile
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 from torch import nn
 
-from checkpoints import StageRun, check_settings, load_checkpoint, write_stage_rows
-from utils import InputError
+from checkpoints import Progress, StageRun, check_settings, load_checkpoint, restore, write_stage_rows
+from stopping import Stopped
+from utils import InputError, NotFiniteError
 
 
 def test_rows_of_a_stage_replace_only_that_stage(tmp_path):
@@ -64,9 +68,9 @@ def scores(psnr):
 
 
 def test_a_run_keeps_the_best_epoch_and_continues_behind_the_last(tmp_path):
-    def new_run():
+    def new_run(workers=2):
         module = nn.Linear(1, 1)
-        return module, StageRun(tmp_path, "aae", "C", {"m": module}, {"lr": 1})
+        return module, StageRun(tmp_path, "aae", "C", {"m": module}, {"lr": 1}, {"num_workers": workers})
     module, run = new_run()
     assert list(run.epochs_left(4)) == [1, 2, 3, 4]
     run.facts = {"fact": 3.0}
@@ -82,21 +86,124 @@ def test_a_run_keeps_the_best_epoch_and_continues_behind_the_last(tmp_path):
     assert validation["score"].tolist() == [25.0, 30.0, 27.0]
 
     (tmp_path / "validation.csv").write_text("stage,epoch,PSNR,SSIM,score,best\naae,1,")     # half a row, as a kill leaves it
-    module, run = new_run()
+    module, run = new_run(workers=0)
+    assert run.remarks == ["num_workers: 2 -> 0"]
     assert list(run.epochs_left(4)) == [4]
     assert (module.weight.item(), run.facts) == (3.0, {"fact": 3.0})
     assert pd.read_csv(tmp_path / "validation.csv")["epoch"].tolist() == [1, 2, 3]
     run.finish_epoch(4, {"rec": 0.1}, None)
     assert load_checkpoint(tmp_path / "C.pth.tar")["epoch"] == 2
     with pytest.raises(InputError, match="lr: 1 -> 2"):
-        StageRun(tmp_path, "aae", "C", {"m": module}, {"lr": 2})
+        StageRun(tmp_path, "aae", "C", {"m": module}, {"lr": 2}, {})
 
 
 def test_a_run_may_start_with_epochs_that_are_not_validated(tmp_path):
-    run = StageRun(tmp_path, "ldm", "C", {"m": nn.Linear(1, 1)}, {})
+    run = StageRun(tmp_path, "ldm", "C", {"m": nn.Linear(1, 1)}, {}, {})
     run.finish_epoch(1, {"mse": 0.5}, None)
     assert not (tmp_path / "validation.csv").exists()
     assert not (tmp_path / "C.pth.tar").exists()
     run.finish_epoch(2, {"mse": 0.4}, scores(20.0))
     assert pd.read_csv(tmp_path / "validation.csv")["epoch"].tolist() == [2]
     assert load_checkpoint(tmp_path / "C.pth.tar")["epoch"] == 2
+
+
+def test_an_optimizer_saved_in_another_memory_layout_goes_on_as_if_in_this_one():
+    """A fused update walks weight, gradient and moments as they lie in memory."""
+    def train(network, opt, steps):
+        for _ in range(steps):
+            opt.zero_grad()
+            network(x).square().mean().backward()
+            opt.step()
+        return network, opt
+
+    def start(layout):
+        torch.manual_seed(0)
+        network = nn.Conv3d(2, 3, 3).to(memory_format=layout)
+        return network, torch.optim.Adam(network.parameters(), 0.1, fused=True)
+    x = torch.rand(1, 2, 6, 6, 6)
+    uncut, _ = train(*start(torch.channels_last_3d), 6)
+    saved = [part.state_dict() for part in train(*start(torch.contiguous_format), 3)]
+    parts = start(torch.channels_last_3d)
+    for part, state in zip(parts, saved, strict=True):
+        restore(part, state, Path("a"))
+    resumed, _ = train(*parts, 3)
+    torch.testing.assert_close(resumed.weight, uncut.weight, atol=1e-4, rtol=1e-4)
+
+
+def stage_run(folder, module):
+    return StageRun(folder, "aae", "C", {"m": module, "opt": torch.optim.Adam(module.parameters())}, {}, {})
+
+
+def test_a_stopped_epoch_is_saved_with_its_steps_and_is_never_the_best(tmp_path):
+    module = nn.Linear(1, 1)
+    run = stage_run(tmp_path, module)
+    run.finish_epoch(1, {"rec": 1.0}, scores(20.0))
+    with torch.no_grad():
+        module.weight.fill_(7)
+    torch.manual_seed(3)
+    with pytest.raises(Stopped), run.saved_when_stopped():
+        run.progress.add({"rec": 0.5})
+        expected = torch.rand(4)
+        raise Stopped(signal.SIGTERM)
+    resumed = stage_run(tmp_path, nn.Linear(1, 1))
+    assert (resumed.epoch, resumed.progress.losses, resumed.parts["m"].weight.item()) == (1, [{"rec": 0.5}], 7)
+    resumed.progress.restore_random()
+    assert torch.equal(torch.rand(4), expected)
+    assert load_checkpoint(tmp_path / "C.pth.tar")["state"]["m"]["weight"].item() != 7
+    resumed.finish_epoch(2, {"rec": 0.4}, scores(30.0))
+    assert load_checkpoint(tmp_path / "C.pth.tar")["state"]["m"]["weight"].item() == 7
+    assert vars(stage_run(tmp_path, nn.Linear(1, 1)).progress) == vars(Progress())
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    module = nn.Linear(1, 1)
+    run = stage_run(tmp_path, module)
+    run.finish_epoch(1, {"rec": 1.0}, scores(20.0))
+    before = (tmp_path / "C_last.pth.tar").read_bytes()
+    with torch.no_grad():
+        module.bias.fill_(float("inf"))
+    with pytest.raises(NotFiniteError, match="the weights of m are not finite and were not saved"):
+        run.finish_epoch(2, {"rec": 0.4}, scores(30.0))
+    assert (tmp_path / "C_last.pth.tar").read_bytes() == before
+
+
+def test_the_best_checkpoint_alone_is_no_reason_to_begin_anew(tmp_path):
+    stage_run(tmp_path, nn.Linear(1, 1)).finish_epoch(1, {"rec": 1.0}, scores(20.0))
+    (tmp_path / "C_last.pth.tar").unlink()
+    with pytest.raises(InputError, match="C.pth.tar is there, but not C_last.pth.tar, from which its training would continue"):
+        stage_run(tmp_path, nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda state: state.pop("m"), lambda state: state["m"].pop("bias"), lambda state: state["m"].update(more=1),
+    lambda state: state["m"].update(bias=torch.ones(2)), lambda state: state.update(opt=None),
+    lambda state: state["opt"]["state"][0].update(exp_avg=torch.ones(5)), lambda state: state["opt"]["state"][0].update(exp_avg="x")])
+def test_a_state_of_another_network_or_optimizer_is_refused(tmp_path, spoil):
+    module = nn.Linear(1, 1)
+    run = stage_run(tmp_path, module)
+    module(torch.ones(1, 1)).sum().backward()
+    run.parts["opt"].step()
+    run.finish_epoch(1, {"rec": 1.0}, scores(20.0))
+    assert stage_run(tmp_path, nn.Linear(1, 1)).epoch == 1
+    saved = load_checkpoint(tmp_path / "C_last.pth.tar")
+    spoil(saved["state"])
+    torch.save(saved, tmp_path / "C_last.pth.tar")
+    with pytest.raises(InputError, match="C_last.pth.tar does not fit the (Linear|Adam) of these settings: "):
+        stage_run(tmp_path, nn.Linear(1, 1))
+
+
+def test_a_checkpoint_with_compressed_parts_is_refused_before_they_are_unpacked(tmp_path):
+    stage_run(tmp_path, nn.Linear(1, 1)).finish_epoch(1, {"rec": 1.0}, None)
+    plain = zipfile.ZipFile(tmp_path / "C_last.pth.tar")
+    with plain, zipfile.ZipFile(tmp_path / "b.pth.tar", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+    with pytest.raises(InputError, match="its parts are compressed"):
+        load_checkpoint(tmp_path / "b.pth.tar")
+
+
+def test_a_spoilt_csv_of_the_other_stage_is_named_and_not_overwritten(tmp_path):
+    (tmp_path / "loss_curve.csv").write_bytes(b"\xff\x00 no table")
+    with pytest.raises(InputError, match="loss_curve.csv: damaged; remove it"):
+        write_stage_rows(tmp_path / "loss_curve.csv", "aae", [{"stage": "aae", "epoch": 1}])
+    assert (tmp_path / "loss_curve.csv").read_bytes() == b"\xff\x00 no table"

@@ -1,14 +1,22 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, the room for them, and the lock of a folder."""
+import errno
+import json
 import os
+import shutil
+import signal
 import stat
+import subprocess
+import sys
 
 import pytest
 
-from files import atomic
+import files
+from files import BusyError, FolderLock, WriteError, atomic, check_room, make_folder, remove_leftovers, write_text
+from stopping import Stopped, listening
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "sub" / "a.txt"
+    path = tmp_path / "a.txt"
     with atomic(path) as partial:
         partial.write_text("old")
     with pytest.raises(RuntimeError), atomic(path) as partial:
@@ -19,3 +27,93 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_file_and_its_name_are_on_the_disk_before_the_block_ends(tmp_path, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def note(event, call):
+        return lambda *args: events.append((event, os.fstat(args[0]).st_ino if event == "sync" else None)) or call(*args)
+    monkeypatch.setattr(files.os, "fsync", note("sync", fsync))
+    monkeypatch.setattr(files.os, "replace", note("rename", replace))
+    write_text(tmp_path / "a.txt", "text")
+    assert events == [("sync", (tmp_path / "a.txt").stat().st_ino), ("rename", None), ("sync", tmp_path.stat().st_ino)]
+
+
+def test_a_signal_does_not_cut_the_writing_of_a_file(tmp_path):
+    with listening(), pytest.raises(Stopped), atomic(tmp_path / "a.txt") as partial:
+        os.kill(os.getpid(), signal.SIGTERM)
+        partial.write_text("whole")
+    assert (tmp_path / "a.txt").read_text() == "whole"
+
+
+def test_a_full_disk_is_told_with_the_room_and_harms_nothing(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(WriteError) as error, atomic(path, size=3 * 2 ** 30) as partial:
+        partial.write_text("ne")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    free = shutil.disk_usage(tmp_path).free / 2 ** 30
+    assert f"{path}: cannot be written: No space left on device; 3.000 GiB are needed, {free:.0f}"[:-1] in str(error.value)
+    assert "the file that was there before is intact" in str(error.value)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_that_is_gone_is_not_made_anew(tmp_path):
+    with pytest.raises(WriteError, match="its folder is gone"):
+        write_text(tmp_path / "gone" / "a.txt", "text")
+    assert not (tmp_path / "gone").exists()
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(WriteError, match="a/b: cannot be written to: "):
+        make_folder(tmp_path / "a" / "b")
+
+
+def test_too_little_room_is_found_before_anything_is_written(tmp_path):
+    check_room(tmp_path, 1, "the checkpoints")
+    with pytest.raises(WriteError, match=r"the checkpoints need 1048576\.000 GiB, [\d.]+ GiB are free on its disk"):
+        check_room(tmp_path / "not" / "yet", 2 ** 50, "the checkpoints")
+
+
+def test_what_dead_processes_were_writing_is_removed_and_what_others_write_is_not(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    names = {"dead": f".partial-{files.HOST}-{process.pid}-x", "alive": f".partial-{files.HOST}-{os.getppid()}-x",
+             "elsewhere": ".partial-other-host-1-x", "old": ".partial-other-host-2-x"}
+    for name in names.values():
+        (tmp_path / "sub" / name).mkdir(parents=True)
+    os.utime(tmp_path / "sub" / names["old"], (0, 0))
+    remove_leftovers(tmp_path)
+    assert {path.name for path in (tmp_path / "sub").iterdir()} == {names["alive"], names["elsewhere"]}
+    remove_leftovers(tmp_path, everyones=True)
+    assert not list((tmp_path / "sub").iterdir())
+
+
+def test_a_second_run_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path):
+    with FolderLock(tmp_path):
+        code = f"from pathlib import Path\nfrom files import FolderLock\nFolderLock(Path({str(tmp_path)!r})).acquire()"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert f"BusyError: {tmp_path}: another run works here (process {os.getpid()} on {files.HOST}, since 2" in other.stderr
+        with pytest.raises(BusyError):
+            FolderLock(tmp_path).acquire()
+    with FolderLock(tmp_path) as lock:
+        assert lock.left_by == ""
+    assert not (tmp_path / "running.json").exists()
+
+
+def test_the_lock_of_a_killed_run_is_recognised(tmp_path):
+    code = (f"import os, signal\nfrom pathlib import Path\nfrom files import FolderLock\n"
+            f"lock = FolderLock(Path({str(tmp_path)!r}))\nlock.acquire()\n"
+            "if os.fork() == 0:\n    import time; time.sleep(2); os._exit(0)\n"              # as a reading process, which outlives it
+            "os.kill(os.getpid(), signal.SIGKILL)")
+    killed = subprocess.run([sys.executable, "-c", code], timeout=60, stdout=subprocess.DEVNULL)
+    assert killed.returncode == -signal.SIGKILL
+    owner = json.loads((tmp_path / "running.json").read_text())
+    with FolderLock(tmp_path) as lock:
+        assert f"process {owner['pid']} on {files.HOST}" in lock.left_by
+    (tmp_path / "running.json").write_text("half a fi")
+    with FolderLock(tmp_path) as lock:
+        assert lock.left_by == "it has not said which"

@@ -1,4 +1,8 @@
 """The updates of both stages, and the label classifier."""
+import signal
+from contextlib import suppress
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -6,10 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 import training
+from checkpoints import Progress
 from classifier import LabelClassifier, pool_volume, pool_width
 from diffusion import Diffusion
 from model import AAE, Discriminator, UNet
-from training import aae_step, denoising_loss, ldm_step, train_epoch
+from stopping import Stopped
+from training import aae_step, denoising_loss, ldm_step, train_epoch, update
 from utils import NotFiniteError, autocast
 
 
@@ -81,11 +87,64 @@ def test_label_dropout_drops_that_share_and_steps_are_uniform(dropout, kept):
     assert t.float().mean().item() == pytest.approx(500, abs=15)
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_subjects():
-    batches = [{"id": ["a"]}, {"id": ["b", "c"]}, {"id": ["d"]}]
-    with pytest.raises(NotFiniteError, match="aae epoch 3, step 2: .* on b, c"):
-        train_epoch(batches, lambda batch: {"rec": float("nan") if len(batch["id"]) == 2 else 1.0}, "aae epoch 3")
-    assert train_epoch(batches, lambda batch: {"rec": float(len(batch["id"]))}, "t")[0] == {"rec": pytest.approx(4 / 3)}
+class Batches:
+    """Batches of IDs as a loader gives them, those behind its sampler's first."""
+    batch_size = 2
+
+    def __init__(self, *ids: str):
+        self.ids, self.sampler = ids, SimpleNamespace(seed=None, first=0)
+
+    def __len__(self):
+        return len(self.ids) - self.sampler.first // self.batch_size
+
+    def __iter__(self):
+        return iter([{"id": list(names)} for names in self.ids[self.sampler.first // self.batch_size:]])
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_subjects_before_any_weight_changes():
+    weight = nn.Parameter(torch.ones(3))
+    opt = torch.optim.SGD([weight], 0.1)
+
+    def step(batch):
+        loss = (weight * (float("nan") if "c" in batch["id"] else 1.0)).sum()
+        opt.zero_grad()
+        loss.backward()
+        update(opt, {"rec": loss.item()})
+        return {"rec": loss.item()}
+    with pytest.raises(NotFiniteError, match="aae epoch 3, step 2: loss {'rec': nan}, norm of the gradient nan on b, c; the last"):
+        train_epoch(Batches("a", "bc", "d"), step, 0, "aae epoch 3", Progress())
+    torch.testing.assert_close(weight.data, torch.full((3,), 0.9))                           # the first step alone
+
+
+def test_a_gradient_that_is_not_finite_stops_even_where_the_loss_is():
+    weight = nn.Parameter(torch.zeros(1))
+    loss = weight.sqrt().sum()                             # 0, with an infinite slope
+    loss.backward()
+    with pytest.raises(NotFiniteError, match=r"loss {'mse': 0.0}, norm of the gradient inf"):
+        update(torch.optim.SGD([weight], 0.1), {"mse": loss.item()})
+    assert weight.item() == 0
+
+
+def test_an_epoch_that_is_continued_equals_an_uncut_one():
+    def steps(progress, stop_after=99):
+        drawn = []
+
+        def step(batch):
+            if len(drawn) == stop_after:
+                raise Stopped(signal.SIGTERM)
+            drawn.append((*batch["id"], torch.rand(1).item()))
+            return {"rec": drawn[-1][-1]}
+        with suppress(Stopped):
+            return drawn, train_epoch(Batches("ab", "cd", "ef", "gh"), step, 5, "t", progress)[0]
+        return drawn, None
+    uncut, mean = steps(Progress())
+    for cut in range(5):
+        progress = Progress()
+        first, _ = steps(progress, cut)
+        torch.manual_seed(99)
+        second, found = steps(Progress(**vars(progress)))
+        assert first + second == uncut
+        assert found == mean == {"rec": pytest.approx(np.mean([row[-1] for row in uncut]))}
 
 
 @pytest.mark.parametrize("pause", [0.0, 3.0])
@@ -93,15 +152,16 @@ def test_the_share_of_time_spent_waiting_for_data_is_measured(monkeypatch, pause
     clock = [0.0]
     monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
 
-    def read():
-        for name in "ab":
-            clock[0] += pause
-            yield {"id": [name]}
+    class Slow(Batches):
+        def __iter__(self):
+            for batch in super().__iter__():
+                clock[0] += pause
+                yield batch
 
     def step(batch):
         clock[0] += 1.0
         return {"rec": 0.0}
-    assert train_epoch(read(), step, "t")[1] == pytest.approx(pause / (pause + 1))
+    assert train_epoch(Slow("a", "b"), step, 0, "t", Progress())[1] == pytest.approx(pause / (pause + 1))
 
 
 @pytest.mark.parametrize("parts", [2, 4])

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoints import restore
 from utils import EMA, InputError, autocast, draw_noise, pick_device, pick_precision, weights_key
 
 
@@ -39,29 +38,6 @@ def test_auto_takes_bf16_where_the_cpu_has_it(monkeypatch, instructions, dtype):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False, raising=False)
     assert pick_precision("auto", torch.device("cpu")) == dtype
-
-
-def test_an_optimizer_saved_in_another_memory_layout_goes_on_as_if_in_this_one():
-    """A fused update walks weight, gradient and moments as they lie in memory."""
-    def train(network, opt, steps):
-        for _ in range(steps):
-            opt.zero_grad()
-            network(x).square().mean().backward()
-            opt.step()
-        return network, opt
-
-    def start(layout):
-        torch.manual_seed(0)
-        network = nn.Conv3d(2, 3, 3).to(memory_format=layout)
-        return network, torch.optim.Adam(network.parameters(), 0.1, fused=True)
-    x = torch.rand(1, 2, 6, 6, 6)
-    uncut, _ = train(*start(torch.channels_last_3d), 6)
-    saved = [part.state_dict() for part in train(*start(torch.contiguous_format), 3)]
-    parts = start(torch.channels_last_3d)
-    for part, state in zip(parts, saved, strict=True):
-        restore(part, state)
-    resumed, _ = train(*parts, 3)
-    torch.testing.assert_close(resumed.weight, uncut.weight, atol=1e-4, rtol=1e-4)
 
 
 def test_moving_average_copies_first_and_follows_its_recursion_then():

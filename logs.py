@@ -1,0 +1,51 @@
+"""The run's log: lines on the screen, and with the time in a file of the experiment."""
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+LOG = logging.getLogger("il_cldm")
+EARLY_LINES = 10_000                                       # kept in memory until the log has its file
+
+
+class _LogFile(logging.FileHandler):
+    """A file handler that a full disk does not make talk: the run says so itself where it matters."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
+@contextmanager
+def logging_run() -> Iterator[None]:
+    """A block whose lines go to the screen (errors to stderr), and are kept for the file that keep_log names."""
+    screen, errors = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    early = MemoryHandler(EARLY_LINES, flushLevel=logging.CRITICAL + 1)
+    screen.addFilter(lambda record: record.levelno == logging.INFO)
+    errors.addFilter(lambda record: record.levelno == logging.ERROR)
+    LOG.setLevel(logging.DEBUG)
+    LOG.propagate = False
+    before, LOG.handlers = LOG.handlers, [screen, errors, early]
+    try:
+        yield
+    finally:
+        for handler in LOG.handlers:
+            if handler not in (screen, errors):
+                handler.close()
+        LOG.handlers = before
+
+
+def keep_log(path: Path) -> None:
+    """Append the log to a file, with the lines that came before this call."""
+    file = _LogFile(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+    early = next(handler for handler in LOG.handlers if isinstance(handler, MemoryHandler))
+    early.setTarget(file)
+    early.flush()
+    LOG.handlers = [handler for handler in LOG.handlers if handler is not early] + [file]
+
+
+def say(stage: str, text: str) -> None:
+    """One line of the run's log."""
+    LOG.info("%s", f"{stage:7}{text}")

@@ -1,0 +1,185 @@
+"""Runs that are interrupted over and over, beside one that is not: `python tests/interrupt.py kills --count 100`.
+
+kills: a run of the tiny cohort is killed, or asked to stop, at random moments and given again until it finishes, over and over; then all
+its final outputs must equal those of an uncut run. cycles: one process trains, is asked to stop, and continues; its memory, open files,
+threads and child processes must not grow. Each prints its counts and ends with code 1 if something was not as it must be.
+"""
+import argparse
+import gc
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+import environment  # noqa: E402, F401, I001
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torch.utils._pytree import tree_flatten_with_path  # noqa: E402
+
+import files  # noqa: E402
+import main  # noqa: E402
+from checkpoints import load_checkpoint  # noqa: E402
+from conftest import TINY, arguments, write_cohort  # noqa: E402
+from stopping import AGAIN, CTRL_C  # noqa: E402
+
+STAGES = ["--stages", "check", "aae", "encode", "ldm", "test", "tables"]
+ENDS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: AGAIN, signal.SIGUSR1: AGAIN, signal.SIGINT: CTRL_C}
+SECONDS = 20                                               # within which a run that is asked to stop must have ended
+WRITING = 0.02                                             # seconds that each file takes longer to write, as on a slow disk
+
+
+def start(project: Path, **settings) -> int:
+    """A run of the tiny cohort in the folder, in a process of its own; returns its number."""
+    if child := os.fork():
+        return child
+    os.chdir(project)
+    with open("screen.txt", "a") as screen:
+        os.dup2(screen.fileno(), 1)
+        os.dup2(screen.fileno(), 2)
+    sync = files._sync
+    files._sync = lambda path: (time.sleep(WRITING), sync(path))                             # so that many a kill meets a file half written
+    os._exit(main.main(arguments(TINY | settings) + STAGES))
+
+
+def wait(child: int, seconds: float) -> int | None:
+    """The exit code of a process, negative for the signal that killed it, or None if it still runs after so many seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.002)
+
+
+def stage_of(project: Path) -> str:
+    """What a run that was just killed was at: its stage, and whether a file was half written."""
+    log = project / "result" / "a" / "run.log"
+    words = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+    stages = [line[2] for line in words if len(line) > 2 and line[0].startswith("20")]       # behind date and time
+    writing = ", writing" if any(project.rglob(f"{files.PARTIAL}*")) else ""
+    return next((stage for stage in reversed(stages) if stage in STAGES), "check") + writing
+
+
+def outputs(project: Path) -> dict[str, object]:
+    """Every final output of a run, to be compared bit for bit."""
+    found = {}
+    for path in sorted(path for folder in ("result", "data/latent_Abeta") for path in (project / folder).rglob("*") if path.is_file()):
+        name = str(path.relative_to(project))
+        if path.suffix == ".tar":
+            saved = load_checkpoint(path)
+            saved.pop("free_settings")                     # how many processes read, which varies here
+            for keys, leaf in tree_flatten_with_path(saved)[0]:
+                found[f"{name} {keys}"] = leaf.numpy().tobytes() if torch.is_tensor(leaf) else leaf
+        elif path.name not in ("run.log", "config.json", "scores.json") and path.suffix not in (".png", ".lock") and path.name != ".lock":
+            found[name] = path.read_bytes()
+    return found
+
+
+def kills(count: int, seed: int, root: Path) -> bool:
+    """Whether `count` kills, and half as many polite signals, left no trace in the final outputs."""
+    draw = random.Random(seed)
+    uncut, cut = root / "uncut", root / "cut"
+    write_cohort(uncut)
+    began = time.monotonic()
+    if (code := wait(start(uncut, exp="a"), 600)) != 0:
+        print((uncut / "screen.txt").read_text(), f"the uncut run ended with {code}")
+        return False
+    duration, expected = time.monotonic() - began, outputs(uncut)
+    where, signals, slowest, finished, wrong = Counter(), Counter(), 0.0, 0, []
+    while signals[signal.SIGKILL] < count or finished == 0:
+        shutil.rmtree(cut, ignore_errors=True)
+        write_cohort(cut)
+        while True:
+            child = start(cut, exp="a", num_workers=draw.choice([0] * 9 + [1]))
+            code = wait(child, draw.uniform(0, 0.7 * duration))
+            if code is None:
+                number = draw.choice([signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+                os.kill(child, number)
+                asked = time.monotonic()
+                code = wait(child, SECONDS)
+                slowest = max(slowest, time.monotonic() - asked)
+                if code is None:
+                    os.kill(child, signal.SIGKILL)
+                    wrong.append(f"still ran {SECONDS} s after {number.name}")
+                if code != 0:                              # it may have come to its end in that moment
+                    signals[number] += 1
+                    where[stage_of(cut)] += number == signal.SIGKILL
+                    if code != ENDS[number]:
+                        wrong.append(f"{number.name} gave exit code {code}: {(cut / 'screen.txt').read_text()[-500:]}")
+                    continue
+            if code == 0:
+                break
+            wrong.append(f"a run that was not interrupted ended with {code}: {(cut / 'screen.txt').read_text()[-500:]}")
+            break
+        finished += 1
+        found = outputs(cut)
+        wrong += [f"{name} differs" for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
+        wrong += [f"{path} was left behind" for path in cut.rglob(f"{files.PARTIAL}*")]
+    print(f"{signals[signal.SIGKILL]} kills, {sum(signals.values()) - signals[signal.SIGKILL]} polite signals, {finished} runs finished; "
+          f"{len(expected)} final outputs compared each; killed in {dict(where.most_common())}; slowest end {slowest:.1f} s; "
+          f"{len(wrong)} faults")
+    print("\n".join(wrong[:20]))
+    return not wrong
+
+
+def state() -> dict[str, int]:
+    """What a process must not pile up."""
+    gc.collect()
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return {"MiB": resident // 2 ** 20, "open files": len(os.listdir("/proc/self/fd")), "threads": threading.active_count(),
+            "processes": len(list(Path("/proc/self/task").glob("*/children"))[0].read_text().split())}
+
+
+def cycles(count: int, steps: int, seed: int, root: Path) -> bool:
+    """Whether training so many steps, stopped and continued so many times, leaves the process as small as it was."""
+    draw = random.Random(seed)
+    write_cohort(root, {"train": [f"t{i:03}" for i in range(40)], "validation": ["v1", "v2"], "test": ["x1", "x2"]})
+    os.chdir(root)
+    epochs = max(1, steps // 2 // 20)                      # 20 steps an epoch, two stages
+    argv = arguments(TINY | {"exp": "a", "aae_epochs": epochs, "ldm_epochs": epochs}) + ["--stages", "aae", "encode", "ldm"]
+    states, stops, began = [], 0, time.monotonic()
+    with open("screen.txt", "w") as screen:
+        sys.stdout = sys.stderr = screen
+        while True:
+            stopper = threading.Timer(draw.uniform(1, 3), os.kill, (os.getpid(), signal.SIGTERM)) if stops < count else None
+            if stopper:
+                stopper.start()
+            code = main.main(argv)
+            if stopper:
+                stopper.cancel()
+                stopper.join()
+            stops += code == AGAIN
+            states.append(state())
+            if code != AGAIN:
+                break
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+    early, late = ({name: int(np.median([s[name] for s in part])) for name in states[0]} for part in (states[2:8], states[-6:]))
+    print(f"{2 * epochs * 20} training steps, {stops} stops, exit code {code}, {time.monotonic() - began:.0f} s; "
+          f"early {early}, late {late} (medians of 6 cycles)")
+    return code == 0 and stops >= count and late["MiB"] <= 1.05 * early["MiB"] and all(late[n] <= early[n] for n in early if n != "MiB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("kills", "cycles"))
+    parser.add_argument("--count", type=int, default=100, help="kills, or stops")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps of the cycles")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.what == "kills":
+            good = kills(args.count, args.seed, Path(folder))
+        else:
+            good = cycles(args.count, args.steps, args.seed, Path(folder))
+        os.chdir("/")
+    sys.exit(not good)
