@@ -1,19 +1,25 @@
 """The cohort: lists and labels, checks, NIfTI reading and writing, the crop."""
 import gzip
 import hashlib
+import io
+import math
 import os
 import re
+import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.arrayproxy import ArrayProxy
+from nibabel.orientations import OrientationError, apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.spatialimages import HeaderDataError, SpatialImage
 from tqdm import tqdm
 
 from files import atomic
@@ -21,9 +27,15 @@ from utils import InputError
 
 SPLITS = ("train", "validation", "test")
 RAS = axcodes2ornt("RAS")
-ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]*")
+ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")            # file systems take names of 255 bytes
 SAME_PLACE_MM = 0.1                                        # of the box's corners; registration tools write affines in float32
-UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error)
+FARTHEST_MM = 1e6                                          # from the origin; a number of this size in an affine is damage
+MAX_VOXELS = 2 ** 29                                       # 2 GiB as float32, 17 times a head at 1 mm; a header that claims more is damaged
+DEFLATE_RATIO = 1032                                       # most bytes that deflate packs into one, so the most that a .nii.gz can hold
+PADDING = 2 ** 20                                          # bytes behind the voxels that some programs add; more is no volume
+MAX_TEXT = 2 ** 26                                         # bytes of a list or table; the whole of ADNI takes a third of it
+# what nibabel, gzip and numpy raise on damaged files; MemoryError is none of it, because what a header claims is compared with the file
+UNREADABLE = (HeaderDataError, OrientationError, OSError, EOFError, ValueError, TypeError, ArithmeticError, LookupError, zlib.error)
 RANGE_TOLERANCE = 1e-5                                     # integers times a float32 scale factor may end at 1.0000001
 
 
@@ -55,17 +67,101 @@ class Crop:
         return affine @ np.block([[np.eye(3) * downscale, corner[:, None]], [np.zeros(3), 1]])
 
 
+# ---------------------------------------------------------------- files that others wrote
+
+def brief(content: object) -> str:
+    """What others wrote, short enough for a line of a message."""
+    text = str(content)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def file_status(path: Path) -> os.stat_result:
+    """Status of a file. Raises InputError for what must not be opened: a folder, and a pipe or a device, which might never end."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: cannot be read: it is no file but a folder, a pipe or a device")
+    return status
+
+
+def read_text(path: Path) -> str:
+    """A file of UTF-8 text, with or without byte order mark. Raises InputError if it is none, or larger than any list or table."""
+    size = file_status(path).st_size
+    if size > MAX_TEXT:
+        raise InputError(f"{path}: has {size} bytes; expected a text of at most {MAX_TEXT}")
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_TEXT).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text in UTF-8: {brief(error)}") from error
+
+
+def read_table(path: Path, *columns: str) -> pd.DataFrame:
+    """A CSV file as strings, empty where a row is short. Raises InputError if a column is missing or stands twice."""
+    text = read_text(path)
+    try:
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True).fillna("")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path}: cannot be read as a table: {brief(error)}") from error
+    if missing := set(columns) - set(table.columns):
+        raise InputError(f"{path}: column(s) {', '.join(sorted(missing))} missing, found {brief(', '.join(table.columns))}")
+    if twice := [name for name in columns if f"{name}.1" in table.columns]:                  # so pandas names the second
+        raise InputError(f"{path}: column(s) {', '.join(twice)} stand twice; keep one")
+    return table
+
+
 # ---------------------------------------------------------------- reading and writing NIfTI
 
-def open_nifti(path: Path) -> nib.Nifti1Image:
-    """The image with its header read and its voxels not. Raises ValueError that says what is wrong with the file."""
+def _open(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def read_header(path: Path) -> nib.Nifti1Header:
+    """The header of a NIfTI file, which then holds a volume that can be placed in space, and no larger one than fits into the file.
+
+    Raises InputError that says what is wrong.
+    """
+    size = file_status(path).st_size
     try:
-        image = nib.load(path)
+        with _open(path) as file:
+            start = file.read(nib.Nifti2Header.sizeof_hdr)
+        kinds = [kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(start)]
+        if not kinds:
+            raise ValueError("it does not start with a NIfTI header")
+        header = kinds[0](start[:kinds[0].sizeof_hdr])
+        problem = _header_problem(header, size, packed=path.suffix == ".gz")
     except UNREADABLE as error:
-        raise ValueError(f"cannot be read as NIfTI: {error}") from error
-    if not isinstance(image, nib.Nifti1Image):
-        raise ValueError(f"is {type(image).__name__}, not NIfTI")
-    return image
+        raise InputError(f"{path}: cannot be read as NIfTI: truncated or damaged ({brief(error)}); copy it again") from error
+    if problem:
+        raise InputError(f"{path}: {problem}")
+    return header
+
+
+def _header_problem(header: nib.Nifti1Header, size: int, packed: bool) -> str:
+    """What is wrong in the header of a file of that size, empty if nothing is."""
+    shape, kind, offset = header.get_data_shape(), header.get_data_dtype(), header.get_data_offset()
+    voxels, slope, inter = math.prod(shape), float(header["scl_slope"]), float(header["scl_inter"])
+    claimed, most = offset + voxels * kind.itemsize, size * (DEFLATE_RATIO if packed else 1)
+    if len(shape) < 3 or min(shape) < 1:
+        return f"has {len(shape)} dimensions {shape}; expected 3 or more, of one voxel or more"
+    if kind.kind not in "iuf":
+        return f"holds {kind} voxels; expected one number a voxel"
+    if not np.isfinite([slope, inter]).all():
+        return f"its scale factors scl_slope {slope} and scl_inter {inter} are no numbers"
+    for name, code, affine in (("affine", 1, header.get_best_affine()), ("sform", header["sform_code"], header.get_sform()),
+                               ("qform", header["qform_code"], header.get_qform() if header["qform_code"] else None)):
+        if code and not (np.abs(affine) < FARTHEST_MM).all():                                # NaN is not less either
+            return f"its {name} holds {np.abs(affine).max():g}; expected less than {FARTHEST_MM:g} mm"
+        if code and (abs(np.linalg.det(affine[:3, :3])) < 1e-6 or np.isnan(io_orientation(affine)).any()):
+            return f"its {name} cannot be inverted"
+    if voxels > MAX_VOXELS:
+        return f"truncated or damaged (its header claims {'x'.join(map(str, shape))} voxels, more than {MAX_VOXELS}); copy it again"
+    if claimed > most or offset < header.sizeof_hdr:
+        return (f"truncated or damaged (its header claims voxels in the bytes {offset} to {claimed}, {'at most ' if packed else ''}{most} "
+                "found); copy it again")
+    return ""
 
 
 def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -73,19 +169,23 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     A .nii.gz is read to its end, which verifies its checksum. Raises InputError for a truncated or damaged file.
     """
+    header = read_header(path)
     try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                image = type(nib.load(path)).from_bytes(file.read())
-        else:
-            image = nib.load(path, mmap=False)             # a mapped file that another process rewrites would crash us
-        image = nib.as_closest_canonical(image)
-        return np.ascontiguousarray(image.get_fdata(dtype=np.float32)), image.affine
+        with _open(path) as file:                          # not mapped: another process that rewrites the file would crash us
+            image = SpatialImage(ArrayProxy(file, header, mmap=False), header.get_best_affine())
+            image = nib.as_closest_canonical(image)
+            voxels = np.ascontiguousarray(image.get_fdata(dtype=np.float32))
+            behind = 0
+            while path.suffix == ".gz" and (chunk := file.read(2 ** 16)):                    # a checksum is compared where its data end
+                behind += len(chunk)
+                if behind > PADDING:
+                    raise ValueError(f"it unpacks to more than {PADDING} bytes behind its voxels")
+        return voxels, image.affine
     except UNREADABLE as error:
-        raise InputError(f"{path}: truncated or damaged ({error}); copy it again") from error
+        raise InputError(f"{path}: truncated or damaged ({brief(error)}); copy it again") from error
 
 
-def save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, note: str = "", like: nib.Nifti1Image | None = None) -> None:
+def save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, note: str = "", like: nib.Nifti1Header | None = None) -> None:
     """Write float32 voxels; with `like`, its sform and qform with their codes instead of the affine."""
     image = nib.Nifti1Image(voxels.astype(np.float32), affine)
     image.header.set_xyzt_units("mm")
@@ -99,11 +199,12 @@ def save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, note: str = "
 
 def save_synthesis(path: Path, x_hat: np.ndarray, mri: Path, crop: Crop, note: str) -> None:
     """Write x_hat [D, H, W] padded with 0 to the MRI's own grid, orientation, affine and codes, so that it overlays it."""
-    image = nib.load(mri)
-    to_ras = io_orientation(image.affine)
-    padded = np.zeros(apply_orientation(np.empty(image.shape, np.bool_), to_ras).shape, np.float32)
+    header = read_header(mri)
+    affine = header.get_best_affine()
+    to_ras = io_orientation(affine)
+    padded = np.zeros(apply_orientation(np.empty(header.get_data_shape(), np.bool_), to_ras).shape, np.float32)
     padded[crop.slices()] = x_hat
-    save_nifti(path, apply_orientation(padded, ornt_transform(RAS, to_ras)), image.affine, note, like=image)
+    save_nifti(path, apply_orientation(padded, ornt_transform(RAS, to_ras)), affine, note, like=header)
 
 
 # ---------------------------------------------------------------- lists and labels
@@ -125,14 +226,10 @@ class CohortReader:
         return {split: [scan for scan in found if scan] for split, found in scans.items()}
 
     def _labels(self) -> dict[str, list[str]] | None:
-        path = self.info_dir / "data_info.csv"
         try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-        except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            self.problems.append(f"{path}: cannot be read as a table: {error}")
-            return None
-        if missing := {"ID", "label"} - set(table.columns):
-            self.problems.append(f"{path}: column(s) {', '.join(sorted(missing))} missing, found {', '.join(table.columns)}")
+            table = read_table(self.info_dir / "data_info.csv", "ID", "label")
+        except InputError as error:
+            self.problems.append(str(error))
             return None
         labels: dict[str, list[str]] = {}
         for scan_id, label in zip(table["ID"].str.strip(), table["label"].str.strip(), strict=True):
@@ -142,19 +239,18 @@ class CohortReader:
     def _ids(self, split: str) -> list[str]:
         path = self.info_dir / f"{split}.txt"
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            self.problems.append(f"{path}: cannot be read as a list of IDs: {error}")
+            lines = read_text(path).splitlines()
+        except InputError as error:
+            self.problems.append(str(error))
             return []
-        ids = [line.strip() for line in lines if line.strip()]
-        if not ids:
+        counts = Counter(line.strip() for line in lines if line.strip())
+        if not counts:
             self.problems.append(f"{path}: holds no ID")
-        self.problems += [f"{path}: {scan_id} stands {count} times in this list"
-                          for scan_id, count in Counter(ids).items() if count > 1]
-        usable = [scan_id for scan_id in dict.fromkeys(ids) if ID_PATTERN.fullmatch(scan_id)]
-        self.problems += [f"{path}: {scan_id!r} is not an ID; expected a file name without folder and without .nii or .nii.gz, of "
-                          "letters, digits, '.', '_' and '-'" for scan_id in dict.fromkeys(ids) if scan_id not in usable]
-        return usable
+        usable = {scan_id: count for scan_id, count in counts.items() if ID_PATTERN.fullmatch(scan_id)}
+        self.problems += [f"{path}: {scan_id} stands {count} times in this list" for scan_id, count in usable.items() if count > 1]
+        self.problems += [f"{path}: {brief(repr(scan_id))} is not an ID; expected a file name without folder and without .nii or .nii.gz, "
+                          "of at most 200 letters, digits, '.', '_' and '-'" for scan_id in counts if scan_id not in usable]
+        return list(usable)
 
     def _subject(self, scan_id: str) -> str:
         match = self.subject_pattern.search(scan_id)
@@ -183,31 +279,36 @@ class CohortReader:
         valid = {str(k): k for k in range(self.num_classes)} | {f"{k}.0": k for k in range(self.num_classes)}
         if len(found) == 1 and found[0] in valid:
             return valid[found[0]]
-        what = f"has the label {found[0]!r}" if len(found) == 1 else f"has {len(found) or 'no'} rows"
+        what = f"has the label {brief(repr(found[0]))}" if len(found) == 1 else f"has {len(found) or 'no'} rows"
         self.problems.append(f"{path}: {scan_id} {what}; expected one row with a label in 0 .. {self.num_classes - 1}")
         return None
 
     def _file(self, folder: str, scan_id: str) -> Path | None:
-        candidates = [self.data_dir / folder / f"{scan_id}{suffix}" for suffix in (".nii", ".nii.gz")]
-        found = [path for path in candidates if path.is_file()]
+        home = self.data_dir / folder
+        candidates = [home / f"{scan_id}{suffix}" for suffix in (".nii", ".nii.gz")]
+        found = [path for path in candidates if os.path.lexists(path)]
         if not found:
             self.problems.append(f"{candidates[0]}[.gz]: not there")
         elif len(found) == 2:
             self.problems.append(f"{found[0]} and {found[1].name}: both are there; keep one")
-        return found[0] if len(found) == 1 else None
+        elif found[0].is_symlink() and not os.path.realpath(found[0]).startswith(os.path.join(os.path.realpath(home), "")):
+            self.problems.append(f"{found[0]}: is a link that leaves its folder; copy the file, or make the whole folder a link")
+        else:
+            return found[0]
+        return None
 
 
 def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame | None, str]:
     """ID, age (years) and sex of the scans, if data_info.csv has these columns with a value for each; else None and why."""
     path = info_dir / "data_info.csv"
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    table = read_table(path, "ID")
     table.columns = [name if name == "ID" else name.strip().lower() for name in table.columns]
     table = table.loc[:, ~table.columns.duplicated()]
     if missing := {"age", "sex"} - set(table.columns):
         return None, f"{path} has no column {' and no column '.join(sorted(missing))}"
     table = table.assign(ID=table["ID"].str.strip(), age=pd.to_numeric(table["age"], errors="coerce"),
                          sex=table["sex"].str.strip().str.upper())
-    table = table.set_index("ID").loc[[scan.id for scan in scans], ["age", "sex"]].reset_index()
+    table = table.drop_duplicates("ID").set_index("ID").reindex([scan.id for scan in scans])[["age", "sex"]].reset_index()
     bad = table.loc[~table["age"].between(1, 120) | table["sex"].isin(["", "NA", "NAN", "-4", "-1"]), "ID"]   # ADNI writes -4 for missing
     if len(bad):
         return None, f"{path}: {len(bad)} scans have no sex or no age from 1 to 120 years ({', '.join(bad[:5])})"
@@ -271,21 +372,17 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: lis
     grids, stored = {}, Counter()
     for path in (path for scan in scans for path in (scan.mri, scan.pet)):
         try:
-            image = open_nifti(path)
-        except ValueError as error:
-            problems.append(f"{path}: {error}")
+            header = read_header(path)
+        except InputError as error:
+            problems.append(str(error))
             continue
-        shape, affine = image.shape, image.affine
+        shape, affine = header.get_data_shape(), header.get_best_affine()
         if len(shape) != 3:
             problems.append(f"{path}: has {len(shape)} dimensions {shape}; expected one 3D volume {image_size}")
-        elif image.get_data_dtype().kind not in "iuf":
-            problems.append(f"{path}: holds {image.get_data_dtype()} voxels; expected one number a voxel")
-        elif not (image.header["sform_code"] or image.header["qform_code"]):
+        elif not (header["sform_code"] or header["qform_code"]):
             problems.append(f"{path}: has neither sform nor qform, so left and right are unknown; write the affine into its header")
-        elif not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-            problems.append(f"{path}: its affine cannot be inverted")
-        elif image.header["sform_code"] and image.header["qform_code"] and \
-                np.linalg.det(image.get_sform()[:3, :3]) * np.linalg.det(image.get_qform()[:3, :3]) < 0:
+        elif header["sform_code"] and header["qform_code"] and \
+                np.linalg.det(header.get_sform()[:3, :3]) * np.linalg.det(header.get_qform()[:3, :3]) < 0:
             problems.append(f"{path}: its sform and its qform disagree about left and right; correct the wrong one")
         else:
             ornt = io_orientation(affine)
@@ -334,7 +431,7 @@ def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[fl
         """What stands in the result for a file, or its problem."""
         try:
             voxels, _ = read_volume(path)
-        except ValueError as error:
+        except InputError as error:
             return str(error)
         return float(voxels.min()), float(voxels.max()), zlib.crc32(voxels)
 
