@@ -93,7 +93,7 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: has {size} bytes; expected a text of at most {MAX_TEXT}")
     try:
         with path.open("rb") as file:
-            return file.read(MAX_TEXT).decode("utf-8-sig")
+            return file.read(size).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text in UTF-8: {brief(error)}") from error
 

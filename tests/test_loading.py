@@ -3,6 +3,7 @@ import gzip
 import os
 import pickle
 import tempfile
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -71,6 +72,55 @@ def test_a_changed_file_is_decoded_again_and_a_damaged_one_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match="truncated or damaged"):
         cache.read(path)
+
+
+@pytest.mark.parametrize("place", ["ram", "off"])
+@pytest.mark.parametrize("index", [0, 1])                  # a .nii.gz and a .nii
+def test_voxels_that_were_not_checked_are_refused_until_they_are_back(tmp_path, index, place):
+    scans = write_scans(tmp_path)
+    path = scans[index].mri
+    checked = read_volume(path)[0]
+    cache = VolumeCache([scan.mri for scan in scans], CROP, 0, place, {scan.mri: zlib.crc32(read_volume(scan.mri)[0]) for scan in scans})
+    for at in ("first", "later"):
+        write_volume(path, np.roll(checked, 1))            # a right volume, but another
+        with pytest.raises(InputError, match=rf"{path.name}: its voxels are no longer those that were checked.*same command again"):
+            cache.read(path)
+        with pytest.raises(InputError, match="no longer"):                                   # nor does it pass when asked for again
+            cache.read(path)
+        write_volume(path, checked)
+        np.testing.assert_array_equal(cache.read(path), checked[CROP.slices()], err_msg=at)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    write_volume(path, np.roll(checked, 1))
+    os.utime(path, ns=times)                               # as a copying tool does that keeps times
+    copy = pickle.loads(pickle.dumps(cache))
+    for either in (cache, copy):
+        with pytest.raises(InputError, match="no longer"):
+            either.read(path)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tmp_path, monkeypatch):
+    [scan] = write_scans(tmp_path, 1)
+    checked = read_volume(scan.mri)[0]
+    cache = VolumeCache([scan.mri], CROP, 0, "off", {scan.mri: zlib.crc32(checked)})
+    cache.read(scan.mri)
+
+    def replace_and_read(path):
+        write_volume(path, np.roll(checked, 1))
+        return read_volume(path)
+    monkeypatch.setattr(loading, "read_volume", replace_and_read)
+    with pytest.raises(InputError, match="no longer"):
+        cache.read(scan.mri)
+
+
+def test_a_file_that_is_gone_or_has_become_a_pipe_is_named(tmp_path):
+    scans = write_scans(tmp_path)
+    cache = cache_of(scans)
+    scans[0].mri.unlink()
+    with pytest.raises(InputError, match="s0.nii.gz: cannot be read: No such file"):
+        cache.read(scans[0].mri)
+    os.mkfifo(scans[0].mri)
+    with pytest.raises(InputError, match="s0.nii.gz: cannot be read: it is no file"):
+        cache.read(scans[0].mri)
 
 
 @pytest.mark.parametrize(("memory", "disk", "place"), [(4, 100, "ram"), (1, 2, "file"), (1, 1, "off")])
@@ -161,6 +211,21 @@ def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
     assert cache.load(scan) is None
+    path.write_bytes(whole)
+    assert cache.load(scan) is not None
+    for value in (float("nan"), float("inf")):
+        spoilt = z_0.clone()
+        spoilt[1, 2, 3, 1] = value
+        cache.save(scan, spoilt)
+        assert cache.load(scan) is None
+    content = bytearray(gzip.decompress(whole))
+    content[148:228] = b"\xff" * 80                        # the note
+    path.write_bytes(gzip.compress(content))
+    assert cache.load(scan) is None
+    path.unlink()
+    path.mkdir()
+    assert cache.load(scan) is None
+    path.rmdir()
     path.write_bytes(whole)
     assert cache.load(scan) is not None
     pet.write_bytes(gzip.compress(gzip.decompress(pet.read_bytes())[:-4] + b"\0\0\0\0"))
