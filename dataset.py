@@ -30,10 +30,10 @@ RAS = axcodes2ornt("RAS")
 ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")            # file systems take names of 255 bytes
 SAME_PLACE_MM = 0.1                                        # of the box's corners; registration tools write affines in float32
 FARTHEST_MM = 1e6                                          # from the origin; a number of this size in an affine is damage
-MAX_VOXELS = 2 ** 29                                       # 2 GiB as float32, 17 times a head at 1 mm; a header that claims more is damaged
+MAX_VOXELS = 2 ** 29                                       # 2 GiB as float32, 32 times 256x256x256; a header that claims more is damaged
 DEFLATE_RATIO = 1032                                       # most bytes that deflate packs into one, so the most that a .nii.gz can hold
 PADDING = 2 ** 20                                          # bytes behind the voxels that some programs add; more is no volume
-MAX_TEXT = 2 ** 26                                         # bytes of a list or table; the whole of ADNI takes a third of it
+MAX_TEXT = 2 ** 26                                         # bytes of a list or table, a thousand for each of 60000 scans
 # what nibabel, gzip and numpy raise on damaged files; MemoryError is none of it, because what a header claims is compared with the file
 UNREADABLE = (HeaderDataError, OrientationError, OSError, EOFError, ValueError, TypeError, ArithmeticError, LookupError, zlib.error)
 RANGE_TOLERANCE = 1e-5                                     # integers times a float32 scale factor may end at 1.0000001

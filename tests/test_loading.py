@@ -98,16 +98,22 @@ def test_voxels_that_were_not_checked_are_refused_until_they_are_back(tmp_path, 
             either.read(path)
 
 
-def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["before", "behind"])
+def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tmp_path, monkeypatch, moment):
+    """Just before its reading, after which the voxels are wrong, or just behind, after which only the next ones are."""
     [scan] = write_scans(tmp_path, 1)
     checked = read_volume(scan.mri)[0]
     cache = VolumeCache([scan.mri], CROP, 0, "off", {scan.mri: zlib.crc32(checked)})
     cache.read(scan.mri)
 
-    def replace_and_read(path):
+    def read_and_replace(path):
+        found = read_volume(path) if moment == "behind" else None
         write_volume(path, np.roll(checked, 1))
-        return read_volume(path)
-    monkeypatch.setattr(loading, "read_volume", replace_and_read)
+        return found or read_volume(path)
+    monkeypatch.setattr(loading, "read_volume", read_and_replace)
+    if moment == "behind":
+        np.testing.assert_array_equal(cache.read(scan.mri), checked[CROP.slices()])
+        monkeypatch.undo()
     with pytest.raises(InputError, match="no longer"):
         cache.read(scan.mri)
 
