@@ -25,7 +25,7 @@ import torch
 from skimage.transform import resize
 
 from config import Config, parse_args
-from dataset import Crop, Scan
+from dataset import Scan
 from diffusion import Synthesizer
 from experiment import build_aae, build_diffusion, build_discriminator, build_unet
 from files import make_folder, write_csv
@@ -33,6 +33,7 @@ from loading import VolumeCache, VolumeDataset
 from metrics import evaluate, score_volume
 from training import aae_step, ldm_step
 from utils import EMA, InputError, autocast, draw_noise, pick_device, pick_precision, seed_everything
+from volumes import Crop
 
 REPEATS = 5                                                # calls after the warm-up
 ENOUGH = {False: 20.0, True: 1.0}                          # seconds in all after which there is no further call; if it is to be quick

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataset import read_volume
 from experiment import Experiment
+from volumes import read_volume
 
 
 def mean_volume(loader: DataLoader) -> Tensor:

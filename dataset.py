@@ -1,11 +1,9 @@
-"""The cohort: lists and labels, checks, NIfTI reading and writing, the crop."""
-import gzip
+"""The cohort: lists and labels, and the check of all of it."""
 import hashlib
 import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +11,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import io_orientation
 from tqdm import tqdm
 
-from files import atomic
+from files import brief, read_table, read_text
+from stopping import abandoned_on_error
 from utils import InputError
+from volumes import read_header, read_volume
 
 SPLITS = ("train", "validation", "test")
-RAS = axcodes2ornt("RAS")
-ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]*")
+ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")            # file systems take names of 255 bytes
 SAME_PLACE_MM = 0.1                                        # of the box's corners; registration tools write affines in float32
-UNREADABLE = (nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError, OSError, EOFError, ValueError, zlib.error)
 RANGE_TOLERANCE = 1e-5                                     # integers times a float32 scale factor may end at 1.0000001
 
 
@@ -34,76 +32,6 @@ class Scan:
     label: int
     mri: Path
     pet: Path
-
-
-@dataclass(frozen=True)
-class Crop:
-    """The box of a volume that the networks see, in voxels of the RAS-oriented volume."""
-    start: tuple[int, int, int]
-    size: tuple[int, int, int]
-
-    def slices(self, shift: Iterable[int] = (0, 0, 0)) -> tuple[slice, ...]:
-        """Index of the box, moved by `shift` voxels."""
-        return tuple(slice(a + d, a + d + n) for a, n, d in zip(self.start, self.size, shift, strict=True))
-
-    def affine(self, affine: np.ndarray, downscale: int = 1) -> np.ndarray:
-        """Affine [4, 4] of the box, or of its latent, from the affine of the whole RAS volume.
-
-        A latent voxel covers downscale^3 voxels and lies at their centre.
-        """
-        corner = np.array(self.start) + (downscale - 1) / 2
-        return affine @ np.block([[np.eye(3) * downscale, corner[:, None]], [np.zeros(3), 1]])
-
-
-# ---------------------------------------------------------------- reading and writing NIfTI
-
-def open_nifti(path: Path) -> nib.Nifti1Image:
-    """The image with its header read and its voxels not. Raises ValueError that says what is wrong with the file."""
-    try:
-        image = nib.load(path)
-    except UNREADABLE as error:
-        raise ValueError(f"cannot be read as NIfTI: {error}") from error
-    if not isinstance(image, nib.Nifti1Image):
-        raise ValueError(f"is {type(image).__name__}, not NIfTI")
-    return image
-
-
-def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels [X, Y, Z] float32 with the file's scale factors, axes and affine [4, 4] brought to RAS.
-
-    A .nii.gz is read to its end, which verifies its checksum. Raises InputError for a truncated or damaged file.
-    """
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path) as file:
-                image = type(nib.load(path)).from_bytes(file.read())
-        else:
-            image = nib.load(path, mmap=False)             # a mapped file that another process rewrites would crash us
-        image = nib.as_closest_canonical(image)
-        return np.ascontiguousarray(image.get_fdata(dtype=np.float32)), image.affine
-    except UNREADABLE as error:
-        raise InputError(f"{path}: truncated or damaged ({error}); copy it again") from error
-
-
-def save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, note: str = "", like: nib.Nifti1Image | None = None) -> None:
-    """Write float32 voxels; with `like`, its sform and qform with their codes instead of the affine."""
-    image = nib.Nifti1Image(voxels.astype(np.float32), affine)
-    image.header.set_xyzt_units("mm")
-    image.header["descrip"] = note.encode()[:79]
-    if like is not None:
-        image.set_sform(*like.get_sform(coded=True))
-        image.set_qform(*like.get_qform(coded=True))
-    with atomic(path) as partial:
-        nib.save(image, partial)
-
-
-def save_synthesis(path: Path, x_hat: np.ndarray, mri: Path, crop: Crop, note: str) -> None:
-    """Write x_hat [D, H, W] padded with 0 to the MRI's own grid, orientation, affine and codes, so that it overlays it."""
-    image = nib.load(mri)
-    to_ras = io_orientation(image.affine)
-    padded = np.zeros(apply_orientation(np.empty(image.shape, np.bool_), to_ras).shape, np.float32)
-    padded[crop.slices()] = x_hat
-    save_nifti(path, apply_orientation(padded, ornt_transform(RAS, to_ras)), image.affine, note, like=image)
 
 
 # ---------------------------------------------------------------- lists and labels
@@ -125,14 +53,10 @@ class CohortReader:
         return {split: [scan for scan in found if scan] for split, found in scans.items()}
 
     def _labels(self) -> dict[str, list[str]] | None:
-        path = self.info_dir / "data_info.csv"
         try:
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
-        except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-            self.problems.append(f"{path}: cannot be read as a table: {error}")
-            return None
-        if missing := {"ID", "label"} - set(table.columns):
-            self.problems.append(f"{path}: column(s) {', '.join(sorted(missing))} missing, found {', '.join(table.columns)}")
+            table = read_table(self.info_dir / "data_info.csv", "ID", "label")
+        except InputError as error:
+            self.problems.append(str(error))
             return None
         labels: dict[str, list[str]] = {}
         for scan_id, label in zip(table["ID"].str.strip(), table["label"].str.strip(), strict=True):
@@ -142,19 +66,18 @@ class CohortReader:
     def _ids(self, split: str) -> list[str]:
         path = self.info_dir / f"{split}.txt"
         try:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            self.problems.append(f"{path}: cannot be read as a list of IDs: {error}")
+            lines = read_text(path).splitlines()
+        except InputError as error:
+            self.problems.append(str(error))
             return []
-        ids = [line.strip() for line in lines if line.strip()]
-        if not ids:
+        counts = Counter(line.strip() for line in lines if line.strip())
+        if not counts:
             self.problems.append(f"{path}: holds no ID")
-        self.problems += [f"{path}: {scan_id} stands {count} times in this list"
-                          for scan_id, count in Counter(ids).items() if count > 1]
-        usable = [scan_id for scan_id in dict.fromkeys(ids) if ID_PATTERN.fullmatch(scan_id)]
-        self.problems += [f"{path}: {scan_id!r} is not an ID; expected a file name without folder and without .nii or .nii.gz, of "
-                          "letters, digits, '.', '_' and '-'" for scan_id in dict.fromkeys(ids) if scan_id not in usable]
-        return usable
+        usable = {scan_id: count for scan_id, count in counts.items() if ID_PATTERN.fullmatch(scan_id)}
+        self.problems += [f"{path}: {scan_id} stands {count} times in this list" for scan_id, count in usable.items() if count > 1]
+        self.problems += [f"{path}: {brief(repr(scan_id))} is not an ID; expected a file name without folder and without .nii or .nii.gz, "
+                          "of at most 200 letters, digits, '.', '_' and '-'" for scan_id in counts if scan_id not in usable]
+        return list(usable)
 
     def _subject(self, scan_id: str) -> str:
         match = self.subject_pattern.search(scan_id)
@@ -183,31 +106,36 @@ class CohortReader:
         valid = {str(k): k for k in range(self.num_classes)} | {f"{k}.0": k for k in range(self.num_classes)}
         if len(found) == 1 and found[0] in valid:
             return valid[found[0]]
-        what = f"has the label {found[0]!r}" if len(found) == 1 else f"has {len(found) or 'no'} rows"
+        what = f"has the label {brief(repr(found[0]))}" if len(found) == 1 else f"has {len(found) or 'no'} rows"
         self.problems.append(f"{path}: {scan_id} {what}; expected one row with a label in 0 .. {self.num_classes - 1}")
         return None
 
     def _file(self, folder: str, scan_id: str) -> Path | None:
-        candidates = [self.data_dir / folder / f"{scan_id}{suffix}" for suffix in (".nii", ".nii.gz")]
-        found = [path for path in candidates if path.is_file()]
+        home = self.data_dir / folder
+        candidates = [home / f"{scan_id}{suffix}" for suffix in (".nii", ".nii.gz")]
+        found = [path for path in candidates if os.path.lexists(path)]
         if not found:
             self.problems.append(f"{candidates[0]}[.gz]: not there")
         elif len(found) == 2:
             self.problems.append(f"{found[0]} and {found[1].name}: both are there; keep one")
-        return found[0] if len(found) == 1 else None
+        elif found[0].is_symlink() and not os.path.realpath(found[0]).startswith(os.path.join(os.path.realpath(home), "")):
+            self.problems.append(f"{found[0]}: is a link that leaves its folder; copy the file, or make the whole folder a link")
+        else:
+            return found[0]
+        return None
 
 
 def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame | None, str]:
     """ID, age (years) and sex of the scans, if data_info.csv has these columns with a value for each; else None and why."""
     path = info_dir / "data_info.csv"
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig", skipinitialspace=True)
+    table = read_table(path, "ID")
     table.columns = [name if name == "ID" else name.strip().lower() for name in table.columns]
     table = table.loc[:, ~table.columns.duplicated()]
     if missing := {"age", "sex"} - set(table.columns):
         return None, f"{path} has no column {' and no column '.join(sorted(missing))}"
     table = table.assign(ID=table["ID"].str.strip(), age=pd.to_numeric(table["age"], errors="coerce"),
                          sex=table["sex"].str.strip().str.upper())
-    table = table.set_index("ID").loc[[scan.id for scan in scans], ["age", "sex"]].reset_index()
+    table = table.drop_duplicates("ID").set_index("ID").reindex([scan.id for scan in scans])[["age", "sex"]].reset_index()
     bad = table.loc[~table["age"].between(1, 120) | table["sex"].isin(["", "NA", "NAN", "-4", "-1"]), "ID"]   # ADNI writes -4 for missing
     if len(bad):
         return None, f"{path}: {len(bad)} scans have no sex or no age from 1 to 120 years ({', '.join(bad[:5])})"
@@ -271,21 +199,17 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: lis
     grids, stored = {}, Counter()
     for path in (path for scan in scans for path in (scan.mri, scan.pet)):
         try:
-            image = open_nifti(path)
-        except ValueError as error:
-            problems.append(f"{path}: {error}")
+            header = read_header(path)
+        except InputError as error:
+            problems.append(str(error))
             continue
-        shape, affine = image.shape, image.affine
+        shape, affine = header.get_data_shape(), header.get_best_affine()
         if len(shape) != 3:
             problems.append(f"{path}: has {len(shape)} dimensions {shape}; expected one 3D volume {image_size}")
-        elif image.get_data_dtype().kind not in "iuf":
-            problems.append(f"{path}: holds {image.get_data_dtype()} voxels; expected one number a voxel")
-        elif not (image.header["sform_code"] or image.header["qform_code"]):
+        elif not (header["sform_code"] or header["qform_code"]):
             problems.append(f"{path}: has neither sform nor qform, so left and right are unknown; write the affine into its header")
-        elif not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-            problems.append(f"{path}: its affine cannot be inverted")
-        elif image.header["sform_code"] and image.header["qform_code"] and \
-                np.linalg.det(image.get_sform()[:3, :3]) * np.linalg.det(image.get_qform()[:3, :3]) < 0:
+        elif header["sform_code"] and header["qform_code"] and \
+                np.linalg.det(header.get_sform()[:3, :3]) * np.linalg.det(header.get_qform()[:3, :3]) < 0:
             problems.append(f"{path}: its sform and its qform disagree about left and right; correct the wrong one")
         else:
             ornt = io_orientation(affine)
@@ -334,12 +258,12 @@ def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[fl
         """What stands in the result for a file, or its problem."""
         try:
             voxels, _ = read_volume(path)
-        except ValueError as error:
+        except InputError as error:
             return str(error)
         return float(voxels.min()), float(voxels.max()), zlib.crc32(voxels)
 
     ranges = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with abandoned_on_error(ThreadPoolExecutor(os.cpu_count())) as pool:
         for path, found in zip(paths, tqdm(pool.map(extremes, paths), total=len(paths), desc="check", unit="file",
                                            leave=False, disable=None), strict=True):
             if isinstance(found, str):

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from checkpoints import check_settings, load_checkpoint, restore, tensor_bytes
 from classifier import LabelClassifier, pool_volume, pool_width
 from config import Config
-from dataset import Cohort, Crop, Scan
+from dataset import Cohort, Scan
 from diffusion import Diffusion, Synthesizer
 from loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
 from metrics import score_volume
@@ -22,6 +22,7 @@ from model import AAE, Discriminator, UNet, recompute_activations
 from regions import COVERED, Regions, read_labels, read_mask, share_inside
 from results import load_run
 from utils import InputError, NotFiniteError, autocast, draw_noise, has_bf16, pick_precision, weights_key
+from volumes import Crop
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -71,7 +72,8 @@ class Experiment:
         self.dtype = pick_precision(cfg.precision, device)
         self.crop = Crop(cfg.crop_start, cfg.volume_size)
         scans = cohort.train + cohort.validation + cohort.test
-        self.cache = VolumeCache([path for scan in scans for path in (scan.mri, scan.pet)], self.crop, cfg.crop_jitter, cfg.cache)
+        self.cache = VolumeCache([path for scan in scans for path in (scan.mri, scan.pet)], self.crop, cfg.crop_jitter, cfg.cache,
+                                 cohort.checksums)
         self.pool = pool_width(float(np.mean(voxel_sizes(cohort.affine))))
         self.is_phantom = (Path(cfg.data_dir) / "phantom.json").exists()
         truth = Path(cfg.data_dir) / "truth"
@@ -232,7 +234,8 @@ class Experiment:
     def latent_cache(self, aae: AAE) -> LatentCache:
         """Where the latents of this autoencoder, precision and crop are kept."""
         cfg, key = self.cfg, weights_key(aae) + ("" if self.dtype == torch.float32 else f"-{self.precision}")
-        return LatentCache(self.latents.parent, key, self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine)
+        return LatentCache(self.latents.parent, key, self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine,
+                           self.cohort.checksums)
 
     def synthesized(self, scan: Scan) -> Path:
         """Where the synthetic PET of a test scan lies."""

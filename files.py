@@ -1,9 +1,11 @@
-"""Files that appear whole or not at all, the room for them, and the lock of a folder."""
+"""Files: what others wrote is read within bounds; ours appear whole or not at all; the room for them, and the lock of a folder."""
 import errno
+import io
 import json
 import os
 import shutil
 import socket
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -14,10 +16,12 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from stopping import held
+from utils import InputError
 
 PARTIAL = ".partial-"                                      # begins the name of a folder in which a file is being written
 HOST = socket.gethostname()
 DAY = 24 * 3600
+MAX_TEXT = 2 ** 26                                         # bytes of a list or table, a thousand for each of 60000 scans
 ORPHANS = 15                                               # seconds that processes of a killed run may live on and keep its lock
 
 
@@ -28,6 +32,53 @@ class WriteError(OSError):
 class BusyError(RuntimeError):
     """Another run works in the folder: main prints which, and exits with code 7."""
 
+
+# ---------------------------------------------------------------- files that others wrote
+
+def brief(content: object) -> str:
+    """What others wrote, short enough for a line of a message."""
+    text = str(content)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def file_status(path: Path) -> os.stat_result:
+    """Status of a file. Raises InputError for what must not be opened: a folder, and a pipe or a device, which might never end."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: cannot be read: it is no file but a folder, a pipe or a device")
+    return status
+
+
+def read_text(path: Path) -> str:
+    """A file of UTF-8 text, with or without byte order mark. Raises InputError if it is none, or larger than any list or table."""
+    size = file_status(path).st_size
+    if size > MAX_TEXT:
+        raise InputError(f"{path}: has {size} bytes; expected a text of at most {MAX_TEXT}")
+    try:
+        with path.open("rb") as file:
+            return file.read(size).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as text in UTF-8: {brief(error)}") from error
+
+
+def read_table(path: Path, *columns: str) -> pd.DataFrame:
+    """A CSV file as strings, empty where a row is short. Raises InputError if a column is missing or stands twice."""
+    text = read_text(path)
+    try:
+        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True).fillna("")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{path}: cannot be read as a table: {brief(error)}") from error
+    if missing := set(columns) - set(table.columns):
+        raise InputError(f"{path}: column(s) {', '.join(sorted(missing))} missing, found {brief(', '.join(table.columns))}")
+    if twice := [name for name in columns if f"{name}.1" in table.columns]:                  # so pandas names the second
+        raise InputError(f"{path}: column(s) {', '.join(twice)} stand twice; keep one")
+    return table
+
+
+# ---------------------------------------------------------------- files that appear whole or not at all
 
 def _gib(size: float) -> str:
     return f"{size / 2 ** 30:.3f} GiB"

@@ -5,19 +5,21 @@ import os
 import shutil
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dataset import Crop, Scan, read_volume, save_nifti
+from dataset import Scan
+from files import file_status
 from stopping import leave_signals_to_parent
 from utils import InputError, derived_seed
+from volumes import Crop, read_header, read_volume, save_nifti
 
 # ---------------------------------------------------------------- the cache of decoded crops
 
@@ -39,11 +41,13 @@ class VolumeCache:
     margin: voxels around the crop that are kept too, for its random shifts. place: 'ram', 'file' (one without a name, in the system's
     folder for temporary files, so that nothing is left behind), 'off', or 'auto', the first of these that has room: half of the
     free memory, then half of the free disk. A plain .nii needs no cache: it is read as fast. An entry belongs to one state of its
-    file; after a change of the file it is made again. Raises InputError if the place that is asked for has no room.
+    file; after a change of the file it is made again. checksums: path -> checksum of the voxels that were checked; other voxels are
+    refused. Raises InputError if the place that is asked for has no room.
     """
 
-    def __init__(self, paths: list[Path], crop: Crop, margin: int = 0, place: str = "auto"):
-        self.crop, self.margin = crop, margin
+    def __init__(self, paths: list[Path], crop: Crop, margin: int = 0, place: str = "auto", checksums: dict[Path, int] | None = None):
+        self.crop, self.margin, self.checksums = crop, margin, checksums or {}
+        self.verified: dict[Path, int] = {}                # the states of files in which this process has found the checked voxels
         self.rows = {path: row for row, path in enumerate(sorted({path for path in paths if path.suffix == ".gz"}))}
         self.shape = tuple(n + 2 * margin for n in crop.size)
         self.bytes = 4 * len(self.rows) * int(np.prod(self.shape))
@@ -77,7 +81,7 @@ class VolumeCache:
         return "file" if self.bytes <= shutil.disk_usage(tempfile.gettempdir()).free / 2 else "off"
 
     def __reduce__(self):
-        return VolumeCache, ([], self.crop, self.margin, "off")                              # a process that is not forked cannot share it
+        return VolumeCache, ([], self.crop, self.margin, "off", self.checksums)              # a process that is not forked cannot share it
 
     def describe(self) -> str:
         """Where the decoded crops are kept, in a line."""
@@ -86,20 +90,34 @@ class VolumeCache:
                 "off": f"{size}, not kept" if self.rows else "plain .nii, read as they are needed"}[self.place]
 
     def read(self, path: Path) -> np.ndarray:
-        """The crop of a volume with its margin, float32, to be copied and not to be changed. Raises InputError for a damaged file."""
+        """The crop of a volume with its margin, float32, to be copied and not to be changed.
+
+        Raises InputError for a damaged file, and for one whose voxels are not those that were checked.
+        """
         row = self.rows.get(path)
         if self.place == "off" or row is None:
             return self._decode(path)
-        status = path.stat()
-        state = derived_seed(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        state = _state(path)
         if self.states[row] != state:
             self.volumes[row] = self._decode(path)
             self.states[row] = state                       # last: another process may be reading
         return self.volumes[row]
 
     def _decode(self, path: Path) -> np.ndarray:
-        start = tuple(first - self.margin for first in self.crop.start)
-        return read_volume(path)[0][Crop(start, self.shape).slices()]
+        state = _state(path)
+        voxels, _ = read_volume(path)
+        if path in self.checksums and self.verified.get(path) != _state(path):               # it may have changed during the reading
+            if zlib.crc32(voxels) != self.checksums[path]:
+                raise InputError(f"{path}: its voxels are no longer those that were checked; see that nothing writes into this folder "
+                                 "during a run, and run the same command again")
+            self.verified[path] = state
+        return voxels[Crop(tuple(first - self.margin for first in self.crop.start), self.shape).slices()]
+
+
+def _state(path: Path) -> int:
+    """A number in [0, 2^63) that changes with the file."""
+    status = file_status(path)
+    return derived_seed(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 # ---------------------------------------------------------------- torch datasets
@@ -161,18 +179,19 @@ def volume_loader(dataset: VolumeDataset, batch_size: int, num_workers: int, pin
 class LatentCache:
     """Latents as NIfTI files in data_dir/latent_Abeta/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
 
-    autoencoder: key of the weights and of the precision that they encode in. A file's header names the key of autoencoder and crop and of
-    the bytes of the PET file; a latent whose key is another, or which cannot be read, is not there.
+    autoencoder: key of the weights and of the precision that they encode in. checksums: of the voxels of every PET, as they were checked.
+    A file's header names the key of autoencoder, crop and checksum; a latent whose key is another, which cannot be read to its end, or
+    which is not finite, is not there.
     """
 
-    def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...], affine: np.ndarray):
+    def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...], affine: np.ndarray,
+                 checksums: dict[Path, int]):
         self.folder = data_dir / "latent_Abeta" / autoencoder
-        self.autoencoder, self.crop, self.shape, self.affine = autoencoder, crop, shape, affine
+        self.autoencoder, self.crop, self.shape, self.affine, self.checksums = autoencoder, crop, shape, affine, checksums
 
     def _note(self, scan: Scan) -> str:
-        made_from = hashlib.blake2b(f"{self.autoencoder} {self.crop}".encode(), digest_size=12)
-        made_from.update(scan.pet.read_bytes())
-        return f"latent of {made_from.hexdigest()}"
+        made_from = f"{self.autoencoder} {self.crop} {self.checksums[scan.pet]}".encode()
+        return f"latent of {hashlib.blake2b(made_from, digest_size=12).hexdigest()}"
 
     def save(self, scan: Scan, z_0: Tensor) -> None:
         """Write z_0 [C, d, h, w], channels as the file's fourth dimension, where it lies in space."""
@@ -184,9 +203,10 @@ class LatentCache:
         """z_0 [C, d, h, w], or None if there is none of this autoencoder, crop and PET file."""
         path = self.folder / f"{scan.id}.nii.gz"
         try:
+            note = read_header(path)["descrip"].item()     # bytes, which need not be text in a damaged file
             voxels, _ = read_volume(path)
-            note = nib.load(path).header["descrip"].item().decode()
-        except (ValueError, OSError):
+        except InputError:
             return None
         z_0 = torch.from_numpy(voxels.reshape(*voxels.shape[:3], -1)).permute(3, 0, 1, 2).contiguous()
-        return z_0 if note == self._note(scan) and tuple(z_0.shape) == self.shape else None
+        right = note == self._note(scan).encode() and tuple(z_0.shape) == self.shape and bool(z_0.isfinite().all())
+        return z_0 if right else None

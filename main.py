@@ -23,7 +23,7 @@ from classifier import LabelClassifier, pool_volume
 from config import Config, command, parse_args
 from controls import mean_volume, oracle_file, read_oracle
 from curve import measure_curve
-from dataset import Cohort, Scan, check_cohort, read_demographics, save_synthesis
+from dataset import Cohort, Scan, check_cohort, read_demographics
 from diffusion import Diffusion, Synthesizer
 from experiment import CHECKPOINT, PHANTOM_NOTICE, Experiment, build_aae, build_diffusion, build_discriminator, build_unet
 from failures import explain
@@ -41,6 +41,7 @@ from stopping import listening
 from tables import group_runs, make_tables
 from training import aae_step, denoising_loss, ldm_step, train_epoch
 from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, seed_everything, weights_key
+from volumes import save_synthesis
 
 
 # ---------------------------------------------------------------- stage 1: the adversarial autoencoder

@@ -15,12 +15,14 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.special import ndtr, ndtri
 from tqdm import tqdm
 
 from anatomy import CORNER, FIELD_OF_VIEW, Template, load_template, thin
+from stopping import abandoned_on_error, leave_signals_to_parent
 
 VERSION = 1                                   # raise it with every change that alters a voxel
 NOTE = "digital phantom, not patient data"
@@ -250,6 +252,7 @@ _template: Template | None = None   # one copy a worker, not one a task
 def set_template(template: Template) -> None:
     """Start a worker: keep the template that all its subjects share."""
     global _template
+    leave_signals_to_parent()
     _template = template
 
 
@@ -287,7 +290,10 @@ def already_built(root: Path, settings: dict) -> bool:
         return False
     if not (root / "phantom.json").is_file():
         raise ValueError(f"{root} is not empty and holds no phantom; it is left untouched. Pass another --data_dir for the phantom")
-    there = json.loads((root / "phantom.json").read_text())
+    try:
+        there = dict(json.loads((root / "phantom.json").read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{root / 'phantom.json'} is damaged; delete {root}, and the phantom is built again") from error
     differences = [f"{key}: {there.get(key)} -> {asked}" for key, asked in settings.items() if there.get(key) != asked]
     if differences:
         raise ValueError(f"{root} holds a phantom with other settings (there -> asked):\n  " + "\n  ".join(differences)
@@ -311,8 +317,8 @@ def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, lin
 
     subjects: numbers for train, validation, test. voxel_mm: 1 (the paper's grid, 181x217x181) to 10. link: correlation of atrophy with
     amyloid load, in [0, 0.95]. The cohort grows in a folder beside root, which takes its name at the end: a killed run leaves no half
-    cohort. The same settings give the same voxels, whatever the number of workers. ValueError if root holds something else, or a
-    setting is out of range.
+    cohort, and a second run that wants it waits. The same settings give the same voxels, whatever the number of workers. ValueError if
+    root holds something else, or a setting is out of range.
     """
     check_settings(subjects, voxel_mm, link, seed)
     root = Path(root).resolve()
@@ -320,6 +326,14 @@ def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, lin
                 "phantom_link": float(link), "phantom_seed": seed}
     if already_built(root, settings):
         return
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(root.parent / f".{root.name}.lock"):
+        if not already_built(root, settings):
+            simulate(root, settings, subjects, voxel_mm, link, seed)
+
+
+def simulate(root: Path, settings: dict, subjects: tuple[int, int, int], voxel_mm: int, link: float, seed: int) -> None:
+    """Simulate the cohort beside root and give it that name; arguments as in build_phantom."""
     print(f"building a digital phantom cohort of {' + '.join(map(str, subjects))} subjects at {voxel_mm} mm in {root}", flush=True)
     growing = root.with_name(root.name + ".phantom_unfinished")
     shutil.rmtree(growing, ignore_errors=True)
@@ -330,7 +344,7 @@ def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, lin
     cohort = assign(subjects, seed)
     tasks = [(growing, index, *row, link, seed) for index, row in enumerate(cohort, start=1)]
     workers = min(os.cpu_count() or 1, len(tasks), MAX_WORKERS)
-    with ProcessPoolExecutor(workers, initializer=set_template, initargs=(template,)) as pool:
+    with abandoned_on_error(ProcessPoolExecutor(workers, initializer=set_template, initargs=(template,))) as pool:
         drawn = list(tqdm(pool.map(write_subject, tasks), total=len(tasks), desc="phantom", unit="subject", disable=None))
 
     save(growing / "truth" / "cortex.nii.gz", template.cortex.astype(np.uint8), template.affine)

@@ -1,14 +1,15 @@
 """Masks and regions of the brain, brought onto the crop through their affines, and the uptake measured in them."""
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 
-from dataset import Crop, read_volume
+from files import brief, read_table
 from utils import InputError
+from volumes import Crop, read_volume
 
 COVERED = 0.95                                             # share of a region that must lie inside the crop to go without a remark
 
@@ -38,7 +39,7 @@ def read_mask(path: Path | None, affine: np.ndarray, crop: Crop, what: str = "br
 
 
 def _read_image(path: Path, what: str) -> nib.Nifti1Image:
-    if not path.is_file():
+    if not os.path.exists(path):                           # for a name that is too long, Path.exists raises
         raise InputError(f"{what} {path}: not there")
     voxels, affine = read_volume(path)
     image = nib.Nifti1Image(np.nan_to_num(voxels), affine)                                   # SPM writes NaN outside the brain
@@ -69,20 +70,18 @@ def read_labels(image_path: Path, table_path: Path, affine: np.ndarray, crop: Cr
     table_path: CSV with the columns index (integer in the image) and name (letters, digits, '_'). Raises InputError with all problems.
     """
     try:
-        table = pd.read_csv(table_path, dtype=str, keep_default_na=False, skipinitialspace=True)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"regions_table {table_path}: cannot be read as a table: {error}") from error
-    if missing := {"index", "name"} - set(table.columns):
-        raise InputError(f"regions_table {table_path}: column(s) {', '.join(sorted(missing))} missing, found {', '.join(table.columns)}")
+        table = read_table(table_path, "index", "name")
+    except InputError as error:
+        raise InputError(f"regions_table {error}") from error
     labels = _onto_crop(_read_image(image_path, "regions_image"), affine, crop)
-    problems, masks = [], {}
+    problems, masks, present = [], {}, set(np.unique(labels).tolist())                       # float32, exact up to 16777216
     for index, name in zip(table["index"].str.strip(), table["name"].str.strip(), strict=True):
-        if not re.fullmatch(r"[A-Za-z0-9_]+", name) or not re.fullmatch(r"[1-9]\d*", index):
-            problems.append(f"regions_table {table_path}: row {index!r}, {name!r}; expected an integer of 1 or more and a name of "
-                            "letters, digits and '_'")
+        if not re.fullmatch(r"[A-Za-z0-9_]{1,80}", name) or not re.fullmatch(r"[1-9][0-9]{0,6}", index):
+            problems.append(f"regions_table {table_path}: row {brief(repr(index))}, {brief(repr(name))}; expected an integer from 1 to "
+                            "9999999 and a name of at most 80 letters, digits and '_'")
         elif name in masks:
             problems.append(f"regions_table {table_path}: the name {name} stands twice")
-        elif not (labels == int(index)).any():
+        elif int(index) not in present:
             problems.append(f"regions_image {image_path}: no voxel of region {index} ({name}) lies inside the crop")
         else:
             masks[name] = labels == int(index)

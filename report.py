@@ -15,13 +15,14 @@ from matplotlib import colormaps
 
 from classifier import pool_volume
 from config import command
-from dataset import Cohort, Crop, Scan, read_volume
+from dataset import Cohort, Scan
 from figures import LABELS, plot_bland_altman, plot_calibration, plot_curves, plot_roc, plot_suvr, plot_volumes
 from files import make_folder, write_text
 from layout import Markup, display
 from results import Run
 from tables import Table
 from utils import InputError
+from volumes import Crop, read_volume
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 VIEWER_VOXELS = 1_000_000                                  # of a volume in the viewer at most; larger ones are averaged over blocks

@@ -1,4 +1,5 @@
-"""A tiny cohort in MNI space, laid out as a user's, and settings small enough for it."""
+"""A tiny cohort in MNI space, laid out as a user's, settings small enough for it, and the number of random cases."""
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,25 @@ TINY = {"image_size": SHAPE, "crop_start": (3, 2, 3), "volume_size": (16, 24, 16
         "unet_channels": 8, "unet_mults": (1, 2), "unet_res_blocks": 1, "unet_norm_groups": 4, "ldm_epochs": 2, "ldm_lr": 1e-3,
         "timesteps": 20, "ema_start": 2, "ema_decay": 0.5, "validation_steps": 2, "sampling_steps": 3, "samples_per_scan": 2,
         "bootstrap_resamples": 100}
+
+
+def pytest_addoption(parser):
+    parser.addoption("--thorough", action="store_true", help="draw many more random cases of damage and of hostile input")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What tests recorded as "trust": how many random cases they drew, and what became of them."""
+    reports = [report for group in terminalreporter.stats.values() for report in group if getattr(report, "when", "") == "call"]
+    lines = [text for report in reports for name, text in report.user_properties if name == "trust"]
+    if lines:
+        terminalreporter.section("trust")
+        terminalreporter.write("".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture
+def count(request) -> Callable[[int, int], int]:
+    """count(quick, thorough): how many random cases a test draws, without and with --thorough."""
+    return lambda quick, thorough: thorough if request.config.getoption("--thorough") else quick
 
 
 def arguments(settings: dict) -> list[str]:

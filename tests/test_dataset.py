@@ -1,4 +1,6 @@
 """What the cohort's reader accepts, what it refuses, and where voxels end up in space."""
+import gzip
+import os
 
 import nibabel as nib
 import numpy as np
@@ -7,8 +9,9 @@ from conftest import AFFINE, LISTS, SHAPE, write_volume
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from config import Config
-from dataset import Crop, check_cohort, read_volume, save_synthesis
+from dataset import check_cohort, read_demographics
 from utils import InputError
+from volumes import Crop, read_volume, save_synthesis
 
 PATTERN = Config().subject_pattern
 CROP = Crop((3, 2, 3), (16, 24, 16))
@@ -91,11 +94,40 @@ def truncate(name):
     return change
 
 
+def replace_file(name, make):
+    """What make(path) writes there, in place of a file of the cohort."""
+    def change(root):
+        path = root / name
+        path.unlink()
+        make(path)
+    return change
+
+
+def set_header(name, **fields):
+    def change(root):
+        path = root / "data" / name
+        content = bytearray(path.read_bytes())
+        header = nib.Nifti1Header(bytes(content[:348]), check=False)
+        for field, value in fields.items():
+            header[field] = value
+        content[:348] = header.binaryblock
+        path.write_bytes(content)
+    return change
+
+
+def link_outside(path) -> None:
+    """A link to a right volume beside the data folder."""
+    outside = path.parents[2] / path.name
+    write_volume(outside, np.random.default_rng(0).random(SHAPE).astype(np.float32))
+    path.symlink_to(outside)
+
+
 def with_nan(voxels):
     voxels[5, 5, 5] = np.nan
     return voxels
 
 
+PET = "whole_Abeta/s03.nii"
 SHIFTED = AFFINE + np.array([[0, 0, 0, 1]] + [[0] * 4] * 3)
 BAD = {
     "missing MRI": (lambda root: (root / "data/whole_MRI/s03.nii.gz").unlink(), ["whole_MRI/s03.nii[.gz]: not there"]),
@@ -124,6 +156,30 @@ BAD = {
     "empty list": (lambda root: (root / "data_info/validation.txt").write_text("\n \n"), ["validation.txt: holds no ID"]),
     "missing list": (lambda root: (root / "data_info/validation.txt").unlink(), ["validation.txt: cannot be read"]),
     "ID that is a path": (edit("train.txt", "s03\n", "../data/s03\n"), ["train.txt: '../data/s03' is not an ID"]),
+    "ID of a megabyte": (edit("train.txt", "s03\n", "s" * 10 ** 6 + "\n"), ["train.txt: 'sss", "sss... is not an ID", "at most 200"]),
+    "ID with a NUL": (edit("train.txt", "s03\n", "s\0\n"), ["train.txt: 's\\x00' is not an ID"]),
+    "list that is a pipe": (replace_file("data_info/train.txt", os.mkfifo), ["train.txt: cannot be read: it is no file but"]),
+    "list without end": (lambda root: os.truncate(root / "data_info/train.txt", 2 ** 26 + 1), ["train.txt: has 67108865 bytes"]),
+    "list in UTF-16": (lambda root: (root / "data_info/train.txt").write_text("s03", "utf-16"), ["train.txt: cannot be read as text"]),
+    "table that is a folder": (replace_file("data_info/data_info.csv", os.mkdir), ["data_info.csv: cannot be read: it is no file but"]),
+    "two label columns": (edit("data_info.csv", "ID,label", "ID,label,label"), ["column(s) label stand twice"]),
+    "label of a megabyte": (edit("data_info.csv", "s03,0", "s03," + "1" * 10 ** 6), ["s03 has the label '111", "1...; expected"]),
+    "pipe": (replace_file(f"data/{PET}", os.mkfifo), ["s03.nii: cannot be read: it is no file but a folder, a pipe"]),
+    "folder": (replace_file(f"data/{PET}", os.mkdir), ["s03.nii: cannot be read: it is no file but a folder, a pipe"]),
+    "link to a device": (replace_file(f"data/{PET}", lambda path: path.symlink_to("/dev/zero")), ["link that leaves its folder"]),
+    "link to a file": (replace_file(f"data/{PET}", link_outside), ["s03.nii: is a link that leaves its folder; copy the file"]),
+    "link to nothing": (replace_file(f"data/{PET}", lambda path: path.symlink_to("x")), ["s03.nii: cannot be read: No such"]),
+    "link to itself": (replace_file(f"data/{PET}", lambda path: path.symlink_to(path.name)), ["s03.nii: cannot be read: Too many"]),
+    "absurd size": (set_header(PET, dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]), ["header claims 30000x30000x30000 voxels"]),
+    "size beyond its end": (set_header(PET, dim=[3, 22, 27, 23, 1, 1, 1, 1]), ["bytes 352 to 55000, 52624 found"]),
+    "negative size": (set_header(PET, dim=[3, 22, -27, 22, 1, 1, 1, 1]), ["has 3 dimensions (22, -27, 22)"]),
+    "no size": (set_header(PET, dim=[3, 22, 0, 22, 1, 1, 1, 1]), ["has 3 dimensions (22, 0, 22)"]),
+    "one dimension": (set_header(PET, dim=[1, 22, 27, 22, 1, 1, 1, 1]), ["has 1 dimensions (22,)"]),
+    "NaN as scale": (set_header(PET, scl_slope=np.nan), ["s03.nii: its scale factors scl_slope nan"]),
+    "NaN in the affine": (set_header(PET, srow_x=[np.nan, 0, 0, 0]), ["s03.nii: its affine holds nan"]),
+    "flat affine": (set_header(PET, srow_x=[0, 8, 0, 0]), ["s03.nii: its affine cannot be inverted"]),
+    "impossible qform": (set_header(PET, qform_code=1, quatern_b=9), ["s03.nii: cannot be read as NIfTI: truncated or"]),
+    "voxels before their header's end": (set_header(PET, vox_offset=0), ["voxels in the bytes 0 to 52272"]),
     "ID with its suffix": (edit("train.txt", "s03\n", "s03.nii.gz\n"), ["'s03.nii.gz' is not an ID"]),
 }
 
@@ -236,6 +292,38 @@ def test_a_flipped_bit_in_a_gz_is_noticed(root):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match="truncated or damaged"):
             read_volume(path)
+
+
+def test_a_folder_of_links_may_be_a_link_and_so_may_a_file_to_one_in_its_folder(root):
+    (root / "data").rename(root / "elsewhere")
+    (root / "data").mkdir()
+    for folder in ("whole_MRI", "whole_Abeta"):
+        (root / "data" / folder).symlink_to(root / "elsewhere" / folder)
+    path = root / "elsewhere" / "whole_Abeta" / "s03.nii"
+    path.rename(path.with_name("old.nii"))
+    path.symlink_to("old.nii")
+    assert check(root).train[2].id == "s03"
+
+
+def test_bytes_behind_the_voxels_are_read_but_no_more_than_padding(tmp_path):
+    path, voxels = tmp_path / "a.nii.gz", np.random.default_rng(0).random(SHAPE).astype(np.float32)
+    write_volume(path, voxels)
+    content = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(content + bytes(2 ** 20)))
+    np.testing.assert_array_equal(read_volume(path)[0], voxels)
+    path.write_bytes(gzip.compress(content + bytes(2 ** 20 + 1)))
+    with pytest.raises(InputError, match="unpacks to more than 1048576 bytes behind its voxels"):
+        read_volume(path)
+
+
+def test_age_and_sex_are_read_or_their_lack_is_said(root):
+    scans, path = check(root).test, root / "data_info" / "data_info.csv"
+    assert read_demographics(root / "data_info", scans) == (None, f"{path} has no column age and no column sex")
+    path.write_text("ID,label,Age,SEX\ns09,0,71.5,f\ns10,1,80, M\ns01,0,3000,M\n")
+    table, problem = read_demographics(root / "data_info", scans)
+    assert (table.to_dict("list"), problem) == ({"ID": ["s09", "s10"], "age": [71.5, 80.0], "sex": ["F", "M"]}, "")
+    path.write_text("ID,label,Age,SEX\ns09,0,71.5,f\n")    # s10 was taken out after the check
+    assert "1 scans have no sex or no age from 1 to 120 years (s10)" in read_demographics(root / "data_info", scans)[1]
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "PIR"])

@@ -3,6 +3,7 @@ import gzip
 import os
 import pickle
 import tempfile
+import zlib
 
 import nibabel as nib
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from conftest import AFFINE, SHAPE, write_volume
 
 import loading
-from dataset import Crop, Scan, read_volume
+from dataset import Scan
 from loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, free_memory, volume_loader
 from utils import InputError
+from volumes import Crop, read_volume
 
 CROP = Crop((3, 2, 3), (16, 24, 16))
 
@@ -71,6 +73,61 @@ def test_a_changed_file_is_decoded_again_and_a_damaged_one_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match="truncated or damaged"):
         cache.read(path)
+
+
+@pytest.mark.parametrize("place", ["ram", "off"])
+@pytest.mark.parametrize("index", [0, 1])                  # a .nii.gz and a .nii
+def test_voxels_that_were_not_checked_are_refused_until_they_are_back(tmp_path, index, place):
+    scans = write_scans(tmp_path)
+    path = scans[index].mri
+    checked = read_volume(path)[0]
+    cache = VolumeCache([scan.mri for scan in scans], CROP, 0, place, {scan.mri: zlib.crc32(read_volume(scan.mri)[0]) for scan in scans})
+    for at in ("first", "later"):
+        write_volume(path, np.roll(checked, 1))            # a right volume, but another
+        with pytest.raises(InputError, match=rf"{path.name}: its voxels are no longer those that were checked.*same command again"):
+            cache.read(path)
+        with pytest.raises(InputError, match="no longer"):                                   # nor does it pass when asked for again
+            cache.read(path)
+        write_volume(path, checked)
+        np.testing.assert_array_equal(cache.read(path), checked[CROP.slices()], err_msg=at)
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    write_volume(path, np.roll(checked, 1))
+    os.utime(path, ns=times)                               # as a copying tool does that keeps times
+    copy = pickle.loads(pickle.dumps(cache))
+    for either in (cache, copy):
+        with pytest.raises(InputError, match="no longer"):
+            either.read(path)
+
+
+@pytest.mark.parametrize("moment", ["before", "behind"])
+def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tmp_path, monkeypatch, moment):
+    """Just before its reading, after which the voxels are wrong, or just behind, after which only the next ones are."""
+    [scan] = write_scans(tmp_path, 1)
+    checked = read_volume(scan.mri)[0]
+    cache = VolumeCache([scan.mri], CROP, 0, "off", {scan.mri: zlib.crc32(checked)})
+    cache.read(scan.mri)
+
+    def read_and_replace(path):
+        found = read_volume(path) if moment == "behind" else None
+        write_volume(path, np.roll(checked, 1))
+        return found or read_volume(path)
+    monkeypatch.setattr(loading, "read_volume", read_and_replace)
+    if moment == "behind":
+        np.testing.assert_array_equal(cache.read(scan.mri), checked[CROP.slices()])
+        monkeypatch.undo()
+    with pytest.raises(InputError, match="no longer"):
+        cache.read(scan.mri)
+
+
+def test_a_file_that_is_gone_or_has_become_a_pipe_is_named(tmp_path):
+    scans = write_scans(tmp_path)
+    cache = cache_of(scans)
+    scans[0].mri.unlink()
+    with pytest.raises(InputError, match="s0.nii.gz: cannot be read: No such file"):
+        cache.read(scans[0].mri)
+    os.mkfifo(scans[0].mri)
+    with pytest.raises(InputError, match="s0.nii.gz: cannot be read: it is no file"):
+        cache.read(scans[0].mri)
 
 
 @pytest.mark.parametrize(("memory", "disk", "place"), [(4, 100, "ram"), (1, 2, "file"), (1, 1, "off")])
@@ -142,9 +199,8 @@ def test_an_epoch_is_the_same_whoever_reads_it(tmp_path):
 
 def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path):
     pet = tmp_path / "a.nii.gz"
-    write_volume(pet, np.random.default_rng(0).random(SHAPE).astype(np.float32))
     scan, z_0 = Scan("a", 1, pet, pet), torch.randn(2, 4, 6, 4)
-    cache = LatentCache(tmp_path, "key1", CROP, (2, 4, 6, 4), AFFINE)
+    cache = LatentCache(tmp_path, "key1", CROP, (2, 4, 6, 4), AFFINE, {pet: 1})
     assert cache.load(scan) is None
     cache.save(scan, z_0)
     torch.testing.assert_close(cache.load(scan), z_0)
@@ -152,10 +208,10 @@ def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path)
     np.testing.assert_allclose(nib.load(path).affine, CROP.affine(AFFINE, 4))
 
     moved = Crop((2, 2, 3), CROP.size)
-    assert LatentCache(tmp_path, "key1", moved, (2, 4, 6, 4), AFFINE).load(scan) is None
-    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE).load(scan) is None
+    assert LatentCache(tmp_path, "key1", moved, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
+    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
     (tmp_path / "latent_Abeta" / "key1").rename(tmp_path / "latent_Abeta" / "key2")
-    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE).load(scan) is None
+    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
 
     (tmp_path / "latent_Abeta" / "key2").rename(tmp_path / "latent_Abeta" / "key1")
     whole = path.read_bytes()
@@ -163,5 +219,19 @@ def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path)
     assert cache.load(scan) is None
     path.write_bytes(whole)
     assert cache.load(scan) is not None
-    pet.write_bytes(gzip.compress(gzip.decompress(pet.read_bytes())[:-4] + b"\0\0\0\0"))
+    for value in (float("nan"), float("inf")):
+        spoilt = z_0.clone()
+        spoilt[1, 2, 3, 1] = value
+        cache.save(scan, spoilt)
+        assert cache.load(scan) is None
+    content = bytearray(gzip.decompress(whole))
+    content[148:228] = b"\xff" * 80                        # the note
+    path.write_bytes(gzip.compress(content))
     assert cache.load(scan) is None
+    path.unlink()
+    path.mkdir()
+    assert cache.load(scan) is None
+    path.rmdir()
+    path.write_bytes(whole)
+    assert cache.load(scan) is not None
+    assert LatentCache(tmp_path, "key1", CROP, (2, 4, 6, 4), AFFINE, {pet: 2}).load(scan) is None   # of another PET

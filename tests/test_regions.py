@@ -135,6 +135,12 @@ def test_named_regions_come_from_a_label_image_with_a_table(tmp_path):
     (tmp_path / "table.csv").write_text("index,name\n")
     with pytest.raises(InputError, match="holds no region"):
         read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)
+    (tmp_path / "table.csv").write_text("index,name\n3\n" + "9" * 5000 + ",a\n16777217,b\n3," + "a" * 10 ** 6 + "\n")
+    with pytest.raises(InputError, match=r"4 problem\(s\)") as error:
+        read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)
+    assert len(str(error.value)) < 4 * (300 + len(str(tmp_path)))
+    (tmp_path / "table.csv").write_bytes(b"\xef\xbb\xbfindex,name\n3,a\n")                  # as Excel writes it
+    assert list(read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)) == ["a"]
     (tmp_path / "table.csv").write_text("number,name\n3,a\n")
     with pytest.raises(InputError, match="index missing, found number, name"):
         read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)
