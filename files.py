@@ -28,6 +28,9 @@ ORPHANS = 15                                               # seconds that proces
 class WriteError(OSError):
     """A file could not be written: main prints the message and exits with code 5."""
 
+    def __str__(self) -> str:
+        return self.strerror
+
 
 class BusyError(RuntimeError):
     """Another run works in the folder: main prints which, and exits with code 7."""
@@ -104,8 +107,11 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
             _sync(partial)
             os.replace(partial, path)
             _sync(path.parent)
-        except OSError as error:
-            raise _explained(error, path, partial, size) from error
+        except Exception as error:
+            cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)   # torch.save follows it by another
+            if cause is None:
+                raise
+            raise _explained(cause, path, partial, size) from error
         finally:
             if partial:
                 shutil.rmtree(partial.parent, ignore_errors=True)

@@ -329,10 +329,10 @@ def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, lin
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.parent / f".{root.name}.lock"):
         if not already_built(root, settings):
-            simulate(root, settings, subjects, voxel_mm, link, seed)
+            build(root, settings, subjects, voxel_mm, link, seed)
 
 
-def simulate(root: Path, settings: dict, subjects: tuple[int, int, int], voxel_mm: int, link: float, seed: int) -> None:
+def build(root: Path, settings: dict, subjects: tuple[int, int, int], voxel_mm: int, link: float, seed: int) -> None:
     """Simulate the cohort beside root and give it that name; arguments as in build_phantom."""
     print(f"building a digital phantom cohort of {' + '.join(map(str, subjects))} subjects at {voxel_mm} mm in {root}", flush=True)
     growing = root.with_name(root.name + ".phantom_unfinished")

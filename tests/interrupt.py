@@ -79,7 +79,7 @@ def outputs(project: Path) -> dict[str, object]:
             saved.pop("free_settings")                     # how many processes read, which varies here
             for keys, leaf in tree_flatten_with_path(saved)[0]:
                 found[f"{name} {keys}"] = leaf.numpy().tobytes() if torch.is_tensor(leaf) else leaf
-        elif path.name not in ("run.log", "config.json", "scores.json") and path.suffix not in (".png", ".lock") and path.name != ".lock":
+        elif path.name not in (".lock", "run.log", "config.json", "scores.json"):            # the last two name the processes that read
             found[name] = path.read_bytes()
     return found
 

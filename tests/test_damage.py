@@ -8,7 +8,10 @@ import pytest
 import torch
 from conftest import AFFINE, SHAPE, write_volume
 from test_dataset import CROP
+from torch import nn
+from torch.utils._pytree import tree_flatten
 
+from checkpoints import StageRun, load_checkpoint
 from dataset import Scan
 from loading import LatentCache
 from utils import InputError
@@ -59,6 +62,7 @@ def packed(request, tmp_path) -> tuple[Path, Callable[[], str]]:
     voxels, affine = read_volume(pet)
     scan, z_0 = Scan("a", 0, pet, pet), torch.randn(2, 4, 6, 4, generator=torch.Generator().manual_seed(0))
     latents = LatentCache(tmp_path, "key", CROP, tuple(z_0.shape), AFFINE, {pet: 1})
+    latents.folder.mkdir(parents=True)
     latents.save(scan, z_0)
 
     def read_latent() -> str:
@@ -112,3 +116,42 @@ def test_a_truncated_nii_is_refused_with_its_size(tmp_path, count, record_proper
             read_volume(path)
         assert len(content) < 540 or f"in the bytes 352 to {len(whole)}, {len(content)} found" in str(error.value)
     record_property("trust", f"volume .nii: {n} truncations, {n} refused")
+
+
+@pytest.fixture
+def checkpoint(tmp_path) -> tuple[Path, Callable[[], str]]:
+    """A checkpoint of a network and its optimizer, and what reading it comes to."""
+    network = nn.Linear(40, 40)
+    opt = torch.optim.Adam(network.parameters())
+    network(torch.rand(1, 40)).sum().backward()
+    opt.step()
+    run = StageRun(tmp_path, "aae", "C", {"m": network, "opt": opt}, {"lr": 1}, {})
+    run.finish_epoch(1, {"rec": 0.5}, None)
+    right = load_checkpoint(run.last_path)
+
+    def read() -> str:
+        try:
+            found = load_checkpoint(run.last_path)
+        except InputError:
+            return "refused"
+        (leaves, structure), (right_leaves, right_structure) = tree_flatten(found), tree_flatten(right)
+        same = structure == right_structure and all(torch.equal(one, other) if torch.is_tensor(one) else one == other
+                                                    for one, other in zip(leaves, right_leaves, strict=True))
+        return "the same" if same else "wrong"
+    return run.last_path, read
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_refused_or_changes_nothing(checkpoint, count, record_property):
+    path, read = checkpoint
+    n = count(60, 1000)
+    found = outcomes(path, random_flips(path.read_bytes(), n), read)
+    assert set(found) <= {"refused", "the same"}
+    assert found["refused"] > 0.7 * n                      # in so small a file the frame of the archive takes much of it
+    record_property("trust", f"checkpoint: {n} flipped bits, {found['refused']} refused, {found['the same']} without effect, 0 wrong")
+
+
+def test_a_truncated_checkpoint_is_refused(checkpoint, count, record_property):
+    path, read = checkpoint
+    n = count(15, 50)
+    assert outcomes(path, truncations(path.read_bytes(), n), read) == {"refused": n}
+    record_property("trust", f"checkpoint: {n} truncations, {n} refused")

@@ -1,11 +1,13 @@
 """Disks that are full, read-only or gone: what was there before is unharmed, and the same command goes on when there is room."""
 import errno
 import os
+import re
 import shutil
 import subprocess
 from collections import Counter
 
 import pytest
+import torch
 
 import files
 import main
@@ -25,6 +27,7 @@ def expected(tmp_path_factory) -> dict:
     root, before = tmp_path_factory.mktemp("expected"), os.getcwd()
     write_cohort(root)
     os.chdir(root)
+    torch.set_num_threads(1)
     try:
         assert run() == 0
     finally:
@@ -60,7 +63,7 @@ def test_every_single_write_may_fail_for_want_of_room(root, expected, monkeypatc
             break
         assert code == 5
         err = capsys.readouterr().err
-        assert "cannot be written: No space left on device; more than " in err
+        assert re.search(r"cannot be written: No space left on device; (more than )?[\d.]+ GiB are needed, [\d.]+ GiB are free", err)
         assert "Traceback" not in err
         assert not list(root.rglob(f"{files.PARTIAL}*"))
         before = {name: content for name, content in contents(root).items() if name.endswith((".tar", ".nii.gz"))}
@@ -71,7 +74,8 @@ def test_every_single_write_may_fail_for_want_of_room(root, expected, monkeypatc
             after = contents(root)
             assert all(after[name] == content for name, content in before.items() if "latent" in name)
     assert outputs(root) == expected
-    assert {".tar", ".gz", ".csv", ".png", ".pdf", ".json", ".html", ".md", ".tex"} <= failed.keys()
+    kinds = {".tar", ".gz", ".csv", ".png", ".pdf", ".json", ".html", ".md", ".tex"}
+    assert failed.keys() == kinds if step == 1 else len(failed.keys() & kinds) > 4
     record_property("trust", f"disk full at {sum(failed.values())} writes ({dict(failed)})")
 
 
@@ -92,12 +96,12 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_a_run_on_a_disk_that_fills_up_goes_on_when_there_is_room(small_disk, expected, monkeypatch, capfd, record_property):
+def test_a_run_on_a_disk_that_fills_up_goes_on_when_there_is_room(small_disk, expected, monkeypatch, capfd, count, record_property):
     disk, remount = small_disk
     monkeypatch.chdir(disk)
     monkeypatch.setattr(main, "check_room", lambda *_: None)                                 # it would refuse at once
-    used, ends = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) // 1024, []
-    for room in [*range(40, 4000, 160), 60_000]:           # KiB
+    used, ends = shutil.disk_usage(disk).used // 1024, []
+    for room in [*range(40, 4000, count(640, 160)), 60_000]:                                 # KiB
         remount(f"size={used + room}k")
         before = contents(disk)
         ends.append(run())
@@ -135,7 +139,7 @@ def test_a_read_only_disk_is_named_before_the_first_epoch(small_disk, monkeypatc
 def test_a_disk_without_room_for_the_checkpoints_is_named_before_the_first_epoch(small_disk, monkeypatch, capsys):
     disk, remount = small_disk
     monkeypatch.chdir(disk)
-    used = sum(path.stat().st_size for path in disk.rglob("*") if path.is_file()) // 1024
+    used = shutil.disk_usage(disk).used // 1024
     remount(f"size={used + 800}k")
     assert run() == 5
     captured = capsys.readouterr()

@@ -202,6 +202,7 @@ def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path)
     scan, z_0 = Scan("a", 1, pet, pet), torch.randn(2, 4, 6, 4)
     cache = LatentCache(tmp_path, "key1", CROP, (2, 4, 6, 4), AFFINE, {pet: 1})
     assert cache.load(scan) is None
+    cache.folder.mkdir(parents=True)
     cache.save(scan, z_0)
     torch.testing.assert_close(cache.load(scan), z_0)
     path = tmp_path / "latent_Abeta" / "key1" / "a.nii.gz"

@@ -259,7 +259,7 @@ def test_a_cut_run_leaves_no_cohort_and_its_rest_is_cleared(tmp_path, monkeypatc
         build_phantom(tmp_path / "cohort", (1, 1, 0), VOXEL_MM, LINK, SEED)
     assert not any((tmp_path / "cohort").iterdir())
     build_phantom(tmp_path / "cohort", (1, 0, 0), VOXEL_MM, LINK, SEED)
-    assert [path.name for path in tmp_path.iterdir()] == ["cohort"]
+    assert {path.name for path in tmp_path.iterdir()} == {"cohort", ".cohort.lock"}
     assert [path.name for path in (tmp_path / "cohort" / "whole_MRI").iterdir()] == ["phantom001.nii.gz"]
 
 
