@@ -19,7 +19,6 @@ import model
 from checkpoints import load_checkpoint
 from config import STAGES, Config
 from experiment import Experiment
-from utils import InputError
 
 CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv")
 COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain"]
@@ -577,29 +576,3 @@ def test_settings_of_the_paper_and_of_the_demo_describe_networks_that_fit():
             assert z_0.shape == (1, cfg.latent_channels, *cfg.latent_size)
             assert aae.decoder(z_0).shape == x.shape
             assert unet(z_0, x, torch.ones(1, dtype=torch.long)).shape == z_0.shape
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(),
-                                   RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
-def test_out_of_memory_names_the_settings_that_take_less(monkeypatch, capsys, error):
-    def fail(cfg):
-        raise error
-    monkeypatch.setattr(main, "run", fail)
-    assert main.main(["--exp", "a"]) == 4
-    assert "--recompute true" in capsys.readouterr().err
-
-
-def test_another_runtime_error_is_not_hidden(monkeypatch):
-    def fail(cfg):
-        raise RuntimeError("a fault of ours")
-    monkeypatch.setattr(main, "run", fail)
-    with pytest.raises(RuntimeError, match="a fault of ours"):
-        main.main(["--exp", "a"])
-
-
-def test_a_problem_that_a_reading_process_meets_is_told_without_its_traceback(monkeypatch, capsys):
-    def fail(cfg):
-        raise InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback ...\nutils.InputError: a.nii.gz: damaged\n")
-    monkeypatch.setattr(main, "run", fail)
-    assert main.main(["--exp", "a"]) == 2
-    assert capsys.readouterr().err == "error: a.nii.gz: damaged\n"

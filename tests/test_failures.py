@@ -1,0 +1,181 @@
+"""What a user gets when a run ends before its end: one message and an exit code, never a traceback; and what must be there to start."""
+import errno
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from checkpoints import load_checkpoint
+from conftest import TINY, arguments
+from failures import explain
+from files import FolderLock
+from utils import InputError, NotFiniteError
+
+ROOT = Path(main.__file__).parent
+
+
+def run(*stages: str, **settings) -> int:
+    return main.main(arguments(TINY | {"exp": "a"} | settings) + ["--stages", *stages])
+
+
+def fails_with(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
+    """Exit code and stderr of a run in which this happens."""
+    def fail(cfg):
+        raise error
+    monkeypatch.setattr(main, "run", fail)
+    return main.main(["--exp", "a"]), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code", "expected"), [
+    (InputError("a.nii.gz: damaged"), 2, "a.nii.gz: damaged"),
+    (InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback ...\nutils.InputError: a.nii: cut\n"), 2,
+     "error: a.nii: cut"),
+    (NotFiniteError("aae epoch 3, step 2: loss nan on s01"), 3, "aae epoch 3, step 2: loss nan on s01"),
+    (torch.OutOfMemoryError("CUDA out of memory"), 4, "--recompute true"), (MemoryError(), 4, "--aae_batch_size 1"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 4, "--sampling_batch 1"),
+    (OSError(errno.EIO, "Input/output error", "b.nii"), 5, "Input/output error: 'b.nii'"),
+    (OSError("Caught OSError in DataLoader worker process 1.\nOriginal Traceback ...\nOSError: [Errno 5] b.nii\n"), 5, "[Errno 5] b.nii;"),
+    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 6, "--num_workers 0"),
+    (BrokenProcessPool("a process was terminated abruptly"), 6, "as systems do when memory is short")])
+def test_every_cause_has_its_exit_code_and_one_message(monkeypatch, capsys, error, code, expected):
+    found, err = fails_with(monkeypatch, capsys, error)
+    assert (found, err[:7], "Traceback" in err) == (code, "error: ", False)
+    assert expected in err
+
+
+def test_a_message_names_the_stage():
+    error = MemoryError()
+    error.add_note("ldm")
+    assert explain(error)[1].startswith("error: out of memory (stage ldm); ")
+
+
+def test_a_fault_of_the_program_is_not_hidden(monkeypatch, capsys):
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        fails_with(monkeypatch, capsys, RuntimeError("a fault of ours"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_training_behind_its_step_and_the_same_command_goes_on(root, monkeypatch, capsys, number, code):
+    assert run("aae", exp="uncut") == 0
+    taken, step = [], main.aae_step
+
+    def signalled(*args):
+        taken.append(step(*args))
+        if len(taken) == 5:                                # the second of three steps of the second epoch
+            os.kill(os.getpid(), number)
+        return taken[-1]
+    monkeypatch.setattr(main, "aae_step", signalled)
+    assert run("aae") == code
+    assert f"stopped by {number.name} (stage aae); the same command continues" in capsys.readouterr().err
+    assert len(taken) == 5
+    assert run("aae") == 0
+    assert len(taken) == 6
+    assert "1 of 2 epochs and 2 steps done" in capsys.readouterr().out
+    uncut, cut = (load_checkpoint(root / "result" / exp / "CHECKPOINT_AAE_last.pth.tar")["state"] for exp in ("uncut", "a"))
+    for part, other in zip(*(torch.utils._pytree.tree_leaves(state) for state in (uncut, cut)), strict=True):
+        assert torch.equal(part, other) if torch.is_tensor(part) else part == other
+    assert (root / "result/uncut/loss_curve.csv").read_bytes() == (root / "result/a/loss_curve.csv").read_bytes()
+
+
+def test_a_signal_in_the_validation_loses_no_step(root, monkeypatch, capsys):
+    evaluate = main.evaluate
+
+    def signalled(*args):
+        monkeypatch.setattr(main, "evaluate", evaluate)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(*args)
+    monkeypatch.setattr(main, "evaluate", signalled)
+    assert run("aae") == 75
+    assert len(load_checkpoint(root / "result/a/CHECKPOINT_AAE_last.pth.tar")["progress"]["losses"]) == 3
+    monkeypatch.setattr(main, "aae_step", None)            # no step is left of the first epoch
+    assert run("aae", aae_epochs=1) == 0
+
+
+def test_resume_yes_needs_a_run_and_resume_no_needs_none(root, capsys):
+    assert run("aae", resume="yes") == 2
+    assert "CHECKPOINT_AAE_last.pth.tar is not there, so nothing can be continued" in capsys.readouterr().err
+    assert not (root / "result").exists()
+    assert run("aae", resume="no", aae_epochs=1) == 0
+    assert run("aae", resume="no") == 2
+    assert "is there, but --resume no begins anew" in capsys.readouterr().err
+    assert run("aae", resume="yes") == 0
+    assert run("aae", "ldm", resume="yes", exp="b") == 2
+
+
+def test_settings_that_do_not_matter_may_change_and_are_noted(root, capsys):
+    assert run("aae", aae_epochs=1) == 0
+    shutil.move(root / "data", root / "moved")
+    assert run("aae", data_dir="moved", cache="off") == 0
+    out = capsys.readouterr().out
+    assert "continues under settings that the method does not depend on (saved -> now)" in out
+    for part in ('cache: "auto" -> "off"', 'data_dir: "data" -> "moved"', "aae_epochs: 1 -> 2"):
+        assert part in out
+
+
+def test_a_second_run_in_the_folder_ends_with_code_7(root, capsys):
+    (root / "result" / "a").mkdir(parents=True)
+    with FolderLock(root / "result" / "a"):
+        assert run("aae") == 7
+        assert f"another run works here (process {os.getpid()} on " in capsys.readouterr().err
+        assert run("check") == 0                           # to look at the data disturbs nobody
+    assert run("aae", aae_epochs=1) == 0
+
+
+def test_a_killed_reading_process_is_told_with_the_stage(root, monkeypatch, capsys):
+    def killed(cache, path):
+        os.kill(os.getpid(), signal.SIGKILL)
+    monkeypatch.setattr("loading.VolumeCache.read", killed)
+    assert run("aae", num_workers=1) == 6
+    assert "a process that was to read or simulate volumes was killed (stage aae)" in capsys.readouterr().err
+
+
+def test_the_log_has_every_line_with_its_time_and_the_error_that_ended_the_run(root, monkeypatch, capsys):
+    assert run("aae", aae_epochs=1) == 0
+    capsys.readouterr()
+    monkeypatch.setattr(main, "plot_curves", lambda *_: print(1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        run("aae")
+    screen, log = capsys.readouterr().out.splitlines(), (root / "result/a/run.log").read_text()
+    second = log[log.index("1 of 2 epochs done"):]
+    assert all(line in log for line in screen)
+    assert re.search(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}  python main.py .*--stages aae$", log)
+    assert "ZeroDivisionError" in second
+    assert log.count("no problem found") == 2              # appended, never begun anew
+
+
+def test_what_a_killed_run_left_is_said_and_removed(root, capsys):
+    assert run("aae", aae_epochs=1) == 0
+    folder = root / "result" / "a"
+    (folder / "synthesized" / ".partial-host-1-x").mkdir(parents=True)
+    (folder / "running.json").write_text('{"host": "node7", "pid": 4711, "since": "yesterday"}')
+    assert run("aae") == 0
+    assert "an earlier run here (process 4711 on node7, since yesterday) was killed" in capsys.readouterr().out
+    assert not list(folder.rglob(".partial-*"))
+    assert not (folder / "running.json").exists()
+
+
+def test_missing_packages_are_named_with_what_brings_them(tmp_path):
+    hidden = tmp_path / "sitecustomize.py"                 # runs before the program and hides two packages from it
+    hidden.write_text("import importlib.util as u\nfind = u.find_spec\n"
+                      "u.find_spec = lambda name, *a: None if name in ('nibabel', 'sklearn') else find(name, *a)\n")
+    ended = subprocess.run([sys.executable, str(ROOT / "main.py")], capture_output=True, text=True, timeout=60,
+                           env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert (ended.returncode, ended.stderr) == (
+        2, "error: missing packages: nibabel, scikit-learn; pip install -r requirements.txt brings them\n")
+
+
+def test_every_package_that_is_imported_is_asked_for():
+    import environment
+    imported = {match for path in ROOT.glob("*.py") for match in re.findall(r"(?m)^\s*(?:from|import) (\w+)", path.read_text())}
+    own = {path.stem for path in ROOT.glob("*.py")} | {"markupsafe"}                         # which jinja2 brings
+    assert imported - own - set(sys.stdlib_module_names) <= environment.PACKAGES.keys()
+    pinned = {line.split("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
+    assert set(environment.PACKAGES.values()) == pinned
