@@ -145,10 +145,12 @@ def cycles(count: int, steps: int, seed: int, root: Path) -> bool:
     write_cohort(root, {"train": [f"t{i:03}" for i in range(40)], "validation": ["v1", "v2"], "test": ["x1", "x2"]})
     os.chdir(root)
     epochs = max(1, steps // 2 // 20)                      # 20 steps an epoch, two stages
-    argv = arguments(TINY | {"exp": "a", "aae_epochs": epochs, "ldm_epochs": epochs}) + ["--stages", "aae", "encode", "ldm"]
+    stages = ["--stages", "aae", "encode", "ldm"]
+    argv = arguments(TINY | {"exp": "a", "aae_epochs": epochs, "ldm_epochs": epochs}) + stages
     states, stops, began = [], 0, time.monotonic()
     with open("screen.txt", "w") as screen:
         sys.stdout = sys.stderr = screen
+        main.main(arguments(TINY | {"exp": "first", "aae_epochs": 1, "ldm_epochs": 1}) + stages)   # what is made once, such as fonts
         while True:
             stopper = threading.Timer(draw.uniform(1, 3), os.kill, (os.getpid(), signal.SIGTERM)) if stops < count else None
             if stopper:
@@ -162,7 +164,7 @@ def cycles(count: int, steps: int, seed: int, root: Path) -> bool:
             if code != AGAIN:
                 break
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    early, late = ({name: int(np.median([s[name] for s in part])) for name in states[0]} for part in (states[2:8], states[-6:]))
+    early, late = ({name: int(np.median([s[name] for s in part])) for name in states[0]} for part in (states[:6], states[-6:]))
     print(f"{2 * epochs * 20} training steps, {stops} stops, exit code {code}, {time.monotonic() - began:.0f} s; "
           f"early {early}, late {late} (medians of 6 cycles)")
     return code == 0 and stops >= count and late["MiB"] <= 1.05 * early["MiB"] and all(late[n] <= early[n] for n in early if n != "MiB")
