@@ -237,6 +237,16 @@ class Experiment:
         return LatentCache(self.latents.parent, key, self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine,
                            self.cohort.checksums)
 
+    def load_latents(self, aae: AAE) -> dict[str, Tensor]:
+        """ID -> z_0 [C, d, h, w] of training and validation list. Raises InputError if some are missing."""
+        cache = self.latent_cache(aae)
+        latents = {scan.id: cache.load(scan) for scan in self.cohort.train + self.cohort.validation}
+        missing = [name for name, z_0 in latents.items() if z_0 is None]
+        if missing:
+            raise InputError(f"{cache.folder} lacks the latents of {len(missing)} subjects ({', '.join(missing[:5])} ...) made from the "
+                             "present PET files; run --stages encode")
+        return latents
+
     def synthesized(self, scan: Scan) -> Path:
         """Where the synthetic PET of a test scan lies."""
         return self.cfg.result_dir / "synthesized" / f"{scan.id}.nii.gz"

@@ -83,8 +83,8 @@ def read_table(path: Path, *columns: str) -> pd.DataFrame:
 
 # ---------------------------------------------------------------- files that appear whole or not at all
 
-def _gib(size: float) -> str:
-    return f"{size / 2 ** 30:.3f} GiB"
+def _readable(size: int) -> str:
+    return f"{size / 2 ** 30:.2f} GiB" if size > 2 ** 27 else f"{size / 2 ** 20:.2f} MiB"
 
 
 def _room(folder: Path) -> int:
@@ -137,8 +137,8 @@ def _explained(error: OSError, path: Path, partial: Path | None, size: int) -> W
         return WriteError(error.errno, f"{path}: cannot be written, its folder is gone")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         written = partial.stat().st_size if partial and partial.is_file() else 0
-        needed = f"{_gib(size)} are needed" if size else f"more than {_gib(written)} are needed"
-        reason += f"; {needed}, {_gib(_room(path.parent))} are free"
+        needed = f"{_readable(size)} are needed" if size else f"more than {_readable(written)} are needed"
+        reason += f"; {needed}, {_readable(_room(path.parent))} are free"
     before = "; the file that was there before is intact" if path.is_file() else ""
     return WriteError(error.errno, f"{path}: cannot be written: {reason}{before}")
 
@@ -168,7 +168,7 @@ def make_folder(folder: Path) -> None:
 def check_room(folder: Path, needed: int, what: str) -> None:
     """Raise WriteError if the disk of the folder has not so many bytes left."""
     if (free := _room(folder)) < needed:
-        raise WriteError(errno.ENOSPC, f"{folder}: {what} need {_gib(needed)}, {_gib(free)} are free on its disk")
+        raise WriteError(errno.ENOSPC, f"{folder}: {what} need {_readable(needed)}, {_readable(free)} are free on its disk")
 
 
 def remove_leftovers(root: Path, everyones: bool = False) -> None:
@@ -178,7 +178,7 @@ def remove_leftovers(root: Path, everyones: bool = False) -> None:
     """
     for folder in [path for path in root.rglob(f"{PARTIAL}*") if path.is_dir()]:
         host, _, pid = folder.name.removeprefix(PARTIAL).rpartition("-")[0].rpartition("-")
-        with suppress(OSError):
+        with suppress(OSError, ValueError):                # gone meanwhile, or not named by this program
             if everyones or folder.stat().st_mtime < time.time() - DAY or (host == HOST and not _is_alive(pid)):
                 shutil.rmtree(folder)
 
@@ -226,7 +226,7 @@ class FolderLock:
         if self.lock.is_locked:
             return
         owner = self._owner()
-        dead = owner.get("host") == HOST and not _is_alive(owner["pid"])
+        dead = owner.get("host") == HOST and owner["pid"] != os.getpid() and not _is_alive(owner["pid"])
         try:
             self.lock.acquire(timeout=ORPHANS if dead else 0)
         except Timeout:

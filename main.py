@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -125,20 +126,25 @@ def encode(exp: Experiment) -> None:
 
 def train_ldm(exp: Experiment) -> None:
     """Train the denoiser on the latents; validate, keep and use its moving average."""
-    cfg, cohort = exp.cfg, exp.cohort
-    aae = exp.best_aae()
+    cfg, aae = exp.cfg, exp.best_aae()
     seed_everything(cfg.seed, "ldm")
-    unet, diffusion = build_unet(cfg, exp.device), build_diffusion(cfg, exp.device)
+    unet = build_unet(cfg, exp.device)
     ema = EMA(unet, cfg.ema_decay, cfg.ema_start)
     opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr, fused=True)
     bound_to = {"autoencoder": weights_key(aae), "aae_epochs": cfg.aae_epochs, "label_at_sampling": cfg.label_at_sampling}
     run = StageRun(cfg.result_dir, "ldm", CHECKPOINT["ldm"], {"unet": unet, "ema": ema.module, "opt": opt}, exp.settings("ldm") | bound_to,
                    cfg.free_settings("ldm"))
-    announce(run, "ldm", f"{len(cohort.train)} subjects", cfg.ldm_epochs)
-    if not run.epochs_left(cfg.ldm_epochs):
-        return
-    forget_run(cfg.result_dir)
-    latents = load_latents(exp, aae)
+    announce(run, "ldm", f"{len(exp.cohort.train)} subjects", cfg.ldm_epochs)
+    if run.epochs_left(cfg.ldm_epochs):
+        forget_run(cfg.result_dir)
+        train_denoiser(exp, run, aae, unet, ema, opt)
+    plot_curves(cfg.result_dir, cfg.result_dir / "loss_curve", exp.notice, (".png",))
+
+
+def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA, opt: Optimizer) -> None:
+    """The epochs of stage 2 that are left."""
+    cfg, cohort, diffusion = exp.cfg, exp.cohort, build_diffusion(exp.cfg, exp.device)
+    latents = exp.load_latents(aae)
     run.facts = run.facts or training_facts(exp, latents)
     z_0 = {name: (z - run.facts["latent_mean"]) / run.facts["latent_std"] for name, z in latents.items()}
     synthesizer, classifier = exp.synthesizer(aae, ema.module, run.facts)
@@ -165,7 +171,6 @@ def train_ldm(exp: Experiment) -> None:
             run.finish_epoch(epoch, losses, scores)
             validated = "" if scores is None else f"  validation {describe(scores)}"
             say("ldm", f"epoch {epoch}/{cfg.ldm_epochs}  mse {losses['mse']:.4f}  waiting for data {waiting:.1%}{validated}")
-    plot_curves(cfg.result_dir, cfg.result_dir / "loss_curve", exp.notice, (".png",))
 
 
 def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
@@ -175,17 +180,6 @@ def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
     say("ldm", f"latents are shifted by {latent_mean:.3f} and scaled by {latent_std:.3f}")
     classifier = fit_classifier(exp).state() if cfg.predicts_label else None
     return {"latent_mean": latent_mean, "latent_std": latent_std, "classifier": classifier}
-
-
-def load_latents(exp: Experiment, aae: AAE) -> dict[str, Tensor]:
-    """ID -> z_0 [C, d, h, w] of training and validation list. Raises InputError if some are missing."""
-    cache = exp.latent_cache(aae)
-    latents = {scan.id: cache.load(scan) for scan in exp.cohort.train + exp.cohort.validation}
-    missing = [name for name, z_0 in latents.items() if z_0 is None]
-    if missing:
-        raise InputError(f"{cache.folder} lacks the latents of {len(missing)} subjects ({', '.join(missing[:5])} ...) made from the "
-                         "present PET files; run --stages encode")
-    return latents
 
 
 def latent_scale(latents: dict[str, Tensor], train: list[Scan]) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from scipy.special import ndtr, ndtri
 from tqdm import tqdm
 
 from anatomy import CORNER, FIELD_OF_VIEW, Template, load_template, thin
+from logs import say
 from stopping import abandoned_on_error, leave_signals_to_parent
 
 VERSION = 1                                   # raise it with every change that alters a voxel
@@ -334,7 +335,7 @@ def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, lin
 
 def build(root: Path, settings: dict, subjects: tuple[int, int, int], voxel_mm: int, link: float, seed: int) -> None:
     """Simulate the cohort beside root and give it that name; arguments as in build_phantom."""
-    print(f"building a digital phantom cohort of {' + '.join(map(str, subjects))} subjects at {voxel_mm} mm in {root}", flush=True)
+    say("check", f"building a digital phantom cohort of {' + '.join(map(str, subjects))} subjects at {voxel_mm} mm in {root}")
     growing = root.with_name(root.name + ".phantom_unfinished")
     shutil.rmtree(growing, ignore_errors=True)
     for folder in ("whole_MRI", "whole_Abeta", "data_info", "truth/oracle"):

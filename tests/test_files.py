@@ -54,7 +54,7 @@ def test_a_full_disk_is_told_with_the_room_and_harms_nothing(tmp_path):
         partial.write_text("ne")
         raise OSError(errno.ENOSPC, "No space left on device")
     free = shutil.disk_usage(tmp_path).free / 2 ** 30
-    assert f"{path}: cannot be written: No space left on device; 3.000 GiB are needed, {free:.0f}"[:-1] in str(error.value)
+    assert f"{path}: cannot be written: No space left on device; 3.00 GiB are needed, {free:.0f}"[:-1] in str(error.value)
     assert "the file that was there before is intact" in str(error.value)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
@@ -74,7 +74,7 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
 
 def test_too_little_room_is_found_before_anything_is_written(tmp_path):
     check_room(tmp_path, 1, "the checkpoints")
-    with pytest.raises(WriteError, match=r"the checkpoints need 1048576\.000 GiB, [\d.]+ GiB are free on its disk"):
+    with pytest.raises(WriteError, match=r"the checkpoints need 1048576\.00 GiB, [\d.]+ GiB are free on its disk"):
         check_room(tmp_path / "not" / "yet", 2 ** 50, "the checkpoints")
 
 
