@@ -1,4 +1,5 @@
 """Checkpoints: verified when they are read, whole when they are written, and the training of a stage that continues from them."""
+import errno
 import json
 import os
 import shutil
@@ -13,8 +14,9 @@ import torch.nn as nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from files import atomic, write_csv
-from stopping import Stopped, held
+from failures import is_out_of_memory
+from files import atomic, file_status, read_own_table, write_csv
+from stopping import Stopped, answer, held
 from utils import InputError, NotFiniteError
 
 CONTENT = {"stage": str, "epoch": int, "step": int, "settings": dict, "free_settings": dict, "facts": dict, "losses": list,
@@ -28,8 +30,9 @@ def load_checkpoint(path: Path) -> dict:
 
     torch does not look at the checksums of the archive that a checkpoint is: one flipped bit would be another weight. They are verified.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(f"{path} is not there; run the stage that writes it first")
+    file_status(path)
     try:
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
@@ -38,12 +41,26 @@ def load_checkpoint(path: Path) -> dict:
                 raise ValueError(f"{damaged} in it is damaged")
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the damage leads to
+        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+            raise
         reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         raise InputError(f"{path} cannot be used as a checkpoint, it is damaged or none; only plain weights are read, never code: "
                          f"{reason}") from error
-    if not isinstance(saved, dict) or any(not isinstance(saved.get(name), kind) for name, kind in CONTENT.items()):
+    if not isinstance(saved, dict) or not _is_checkpoint(saved):
         raise InputError(f"{path} is no checkpoint of this project; one of the published code is loaded by model.load_published")
     return saved
+
+
+def _is_checkpoint(saved: dict) -> bool:
+    """Whether the content has the form in which StageRun saves it."""
+    if any(not isinstance(saved.get(name), kind) for name, kind in CONTENT.items()):
+        return False
+    rows, progress = [*saved["losses"], *saved["validations"]], saved["progress"]
+    return (min(saved["epoch"], saved["step"]) >= 0 and progress.keys() == vars(Progress()).keys()
+            and isinstance(progress["losses"], list) and isinstance(progress["random"], dict)
+            and all(isinstance(row, dict) for row in rows + progress["losses"])
+            and all(isinstance(row.get("epoch"), int) for row in rows) and all("score" in row for row in saved["validations"])
+            and all(torch.is_tensor(value) and value.dtype == torch.uint8 for value in progress["random"].values()))
 
 
 def restore(part: nn.Module | Optimizer, state: dict, path: Path) -> None:
@@ -54,8 +71,12 @@ def restore(part: nn.Module | Optimizer, state: dict, path: Path) -> None:
         if isinstance(part, Optimizer):
             for weight, moments in part.state.items():
                 for name, value in moments.items():
-                    if value.dim():                        # all but the count of steps
-                        moments[name] = torch.empty_like(weight).copy_(value.view_as(weight))
+                    if value.dim() and value.shape != weight.shape:                          # all but the count of steps
+                        raise ValueError(f"{name} has the shape {tuple(value.shape)}, its weight {tuple(weight.shape)}")
+                    if value.dim():
+                        moments[name] = torch.empty_like(weight).copy_(value)
+        if not is_finite(part.state_dict()):
+            raise ValueError("it holds numbers that are not finite")
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"{path} does not fit the {type(part).__name__} of these settings: {reason}") from error
@@ -116,7 +137,7 @@ class StageRun:
         self.folder, self.stage, self.parts, self.settings, self.free_settings = folder, stage, parts, settings, free_settings
         self.best_path, self.last_path = folder / f"{file}.pth.tar", folder / f"{file}_last.pth.tar"
         self.epoch, self.step, self.losses, self.validations = 0, 0, [], []
-        self.facts, self.progress, self.remarks = {}, Progress(), []
+        self.facts, self.progress, self.remarks, self.saved_steps = {}, Progress(), [], 0
         if self.last_path.exists():
             self._resume()
         elif self.best_path.exists():
@@ -130,6 +151,7 @@ class StageRun:
             restore(part, saved["state"].get(name), self.last_path)
         self.epoch, self.step, self.facts = saved["epoch"], saved["step"], saved["facts"]
         self.losses, self.validations, self.progress = saved["losses"], saved["validations"], Progress(**saved["progress"])
+        self.saved_steps = len(self.progress.losses)
         self.remarks = _differences(saved["free_settings"], self.free_settings)
         self._publish()                                    # a kill may have come between the checkpoint and its CSV rows
 
@@ -143,14 +165,15 @@ class StageRun:
         try:
             yield
         except Stopped:
-            if self.progress.losses:
+            answer()
+            if len(self.progress.losses) > self.saved_steps:
                 self._save()
             raise
 
     def finish_epoch(self, epoch: int, losses: dict[str, float], scores: pd.DataFrame | None) -> None:
         """Record the epoch's mean losses and, if it was validated, its scores; save; publish the best checkpoint."""
         with held():
-            self.epoch, self.progress = epoch, Progress()
+            self.epoch, self.progress, self.saved_steps = epoch, Progress(), 0
             self.losses.append({"stage": self.stage, "epoch": epoch, **losses})
             if scores is not None:
                 psnr, ssim = float(scores["PSNR"].mean()), float(scores["SSIM"].mean())
@@ -162,7 +185,7 @@ class StageRun:
     def _save(self) -> None:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         for name, values in state.items():
-            if any(torch.is_tensor(value) and not torch.isfinite(value).all() for value in tree_leaves(values)):
+            if not is_finite(values):
                 raise NotFiniteError(f"{self.stage} epoch {self.epoch}: the weights of {name} are not finite and were not saved; "
                                      "the checkpoint before is kept")
         content = {"stage": self.stage, "epoch": self.epoch, "step": self.step, "settings": self.settings,
@@ -184,9 +207,20 @@ class StageRun:
                          [{**row, "best": row is best} for row in self.validations])
 
 
+def is_finite(state) -> bool:
+    """Whether all tensors in nested lists and dictionaries hold finite numbers."""
+    return all(bool(torch.isfinite(value).all()) for value in tree_leaves(state) if torch.is_tensor(value))
+
+
 def tensor_bytes(state) -> int:
     """Bytes of all tensors in nested lists and dictionaries."""
     return sum(value.nbytes for value in tree_leaves(state) if torch.is_tensor(value))
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """loss_curve.csv or validation.csv. Raises InputError if it is not there or damaged."""
+    columns = ["stage", "epoch", "best"] if path.name == "validation.csv" else ["stage", "epoch"]
+    return read_own_table(path, columns, "remove it if it is damaged; --stages aae ldm writes it again and trains nothing anew")
 
 
 def write_stage_rows(path: Path, stage: str, rows: list[dict]) -> None:
@@ -195,10 +229,7 @@ def write_stage_rows(path: Path, stage: str, rows: list[dict]) -> None:
         return
     new = pd.DataFrame(rows)
     if path.exists():
-        try:
-            old = pd.read_csv(path)
-            others = old[old["stage"] != stage]
-        except (ValueError, KeyError) as error:
-            raise InputError(f"{path}: damaged; remove it, and --stages aae ldm writes it again and trains nothing anew") from error
+        old = read_history(path)
+        others = old[old["stage"] != stage]
         new = pd.concat([others, new]) if len(others) else new
     write_csv(path, new.sort_values("stage", kind="stable"))

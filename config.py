@@ -168,6 +168,8 @@ class Config:
         """Settings that are in range one by one, but do not fit together."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.exp):
             yield f"exp {self.exp!r} must be a plain folder name of letters, digits, '.', '_' and '-'"
+        if self.exp in ("tables", "benchmark"):
+            yield f"exp {self.exp!r} is a folder of result/ that all experiments share; take another name"
         if any(n % self.downscale for n in self.volume_size):
             yield (f"volume_size {self.volume_size} must be divisible by {self.downscale}, "
                    f"because aae_channels has {len(self.aae_channels)} levels")

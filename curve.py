@@ -14,8 +14,9 @@ from classifier import LabelClassifier
 from diffusion import Synthesizer
 from experiment import Experiment
 from figures import plot_sampling
-from files import make_folder, write_csv
+from files import make_folder, read_own_table, write_csv
 from metrics import METRICS, evaluate
+from stopping import stop_if_asked
 from utils import derived_seed, weights_key
 
 CALLS = (1, 2, 5, 10, 20, 50, 100)                         # of ddim and dpm; ddpm takes T - 1
@@ -37,7 +38,9 @@ def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: LabelCl
         plan.append(setting)
     measured_on = _measured_on(exp, synthesizer)
     columns = ["measured_on", "sampler", "steps", "draws"]
-    table = pd.read_csv(path, dtype={"measured_on": str}) if path.is_file() else pd.DataFrame(columns=columns)
+    table = pd.DataFrame(columns=columns)
+    if path.is_file():
+        table = read_own_table(path, [*columns, "calls"], "remove it, and --stages curve makes it again", measured_on=str)
     table = table[table["measured_on"] == measured_on]
     real = evaluate(lambda batch: batch["pet"], exp.batches(exp.cohort.validation, "pet"), lambda x, _: _uptake(exp, x), "curve, real PET")
     for sampler, steps in reversed(plan):                                                    # the long one last
@@ -76,6 +79,7 @@ def _score(exp: Experiment, synthesizer: Synthesizer, classifier: LabelClassifie
         draw, at_once = exp.draw(synthesizer, classifier, sampler, steps, range(first, m)), max(1, exp.cfg.sampling_batch // (m - first))
         with tqdm(desc=f"{title}, {m} draws", unit="scan", total=len(scans), leave=False, disable=None) as bar:
             for batch in exp.batches(scans, "mri", batch=at_once):
+                stop_if_asked()
                 for name, z_0 in zip(batch["id"], draw(batch), strict=True):
                     latents[name].append(z_0)
                 bar.update(len(batch["id"]))

@@ -1,7 +1,9 @@
 """What must be so before anything else is imported: a Python that is new enough, the packages, and threads that do not spin."""
 import importlib.util
 import os
+import signal
 import sys
+from pathlib import Path
 
 PACKAGES = {"torch": "torch", "numpy": "numpy", "nibabel": "nibabel", "pandas": "pandas", "scipy": "scipy", "sklearn": "scikit-learn",
             "skimage": "scikit-image", "statsmodels": "statsmodels", "matplotlib": "matplotlib", "nilearn": "nilearn", "jinja2": "jinja2",
@@ -14,6 +16,10 @@ problems = [] if sys.version_info >= (3, 11) else [f"Python 3.11 or newer is nee
 missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
 if missing:
     problems.append(f"missing packages: {', '.join(missing)}; pip install -r requirements.txt brings them")
+if Path(sys.argv[0]).name == "main.py":                    # until the run listens itself, which imports come before that take seconds
+    for name, code in (("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75)):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda *_, code=code: os._exit(code))
 if problems:
     print("error: " + "; ".join(problems), file=sys.stderr)
     sys.exit(2)

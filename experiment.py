@@ -141,6 +141,10 @@ class Experiment:
         """What a checkpoint of the stage is bound to: its settings, and the lists and labels that training sees."""
         return self.cfg.fixed_settings(stage) | {"training and validation list": self.cohort.fingerprint("train", "validation")}
 
+    def free_settings(self, stage: str) -> dict:
+        """What may change while the stage is trained, as it comes out on this machine: it may change how numbers are rounded."""
+        return self.cfg.free_settings(stage) | {"device": self.device.type, "precision": self.precision, "torch": torch.__version__}
+
     def refuse_conflicts(self) -> None:
         """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together.
 
@@ -155,14 +159,16 @@ class Experiment:
         if first == "report" and load_run(cfg.result_dir).facts["cohort"] != self.cohort.fingerprint("test"):
             raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages test report")
         for stage, file in CHECKPOINT.items():
-            for path in sorted(cfg.result_dir.glob(f"{file}*.pth.tar")):
-                settings = self.settings(stage)
-                if stage == "ldm" and "aae" in cfg.stages:                                   # its autoencoder must stay what it is
-                    settings["aae_epochs"] = cfg.aae_epochs
-                saved = load_checkpoint(path)
-                check_settings(path, saved, settings)
-                if path.stem.startswith(f"{file}_last"):
-                    self.trained[stage] = saved["epoch"]
+            settings = self.settings(stage)
+            if stage == "ldm" and "aae" in cfg.stages:     # its autoencoder must stay what it is
+                settings["aae_epochs"] = cfg.aae_epochs
+            best, last = paths[stage], cfg.result_dir / f"{file}_last.pth.tar"
+            if last.exists():
+                saved = load_checkpoint(last)
+                check_settings(last, saved, settings)
+                self.trained[stage] = saved["epoch"]
+            if best.exists() and not (last.exists() and best.samefile(last)):
+                check_settings(best, load_checkpoint(best), settings)
         self._refuse_resume()
 
     def _refuse_resume(self) -> None:
@@ -271,6 +277,8 @@ class Experiment:
         """The best checkpoints of both stages, ready to sample. Raises InputError if they do not belong together."""
         aae, saved = self.best_aae(), self.best_checkpoint("ldm")
         check_settings(self._best_path("ldm"), saved, {"autoencoder": weights_key(aae)})
+        if not {"latent_mean", "latent_std", "classifier"} <= saved["facts"].keys():
+            raise InputError(f"{self._best_path('ldm')} does not say how its latents were scaled; restore it, or train stage 2 anew")
         unet = build_unet(self.cfg, self.device).eval().requires_grad_(False)
         restore(unet, saved["state"].get("ema"), self._best_path("ldm"))
         return *self.synthesizer(aae, unet, saved["facts"]), aae

@@ -3,22 +3,27 @@ from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
-from files import BusyError, WriteError
+from files import BusyError
 from stopping import CTRL_C
 from utils import InputError, NotFiniteError
 
 INPUT, NOT_FINITE, MEMORY, FILE, WORKER, BUSY = 2, 3, 4, 5, 6, 7
 CONTINUES = "the same command continues behind what was saved last"
+NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
+TRAINING_WITH_LESS = ("--recompute true takes less; so does --{0}_batch_size 1 --{0}_accumulation 2, as long as this stage has no "
+                      "checkpoint, which is bound to them")
+LESS_MEMORY = {"aae": TRAINING_WITH_LESS.format("aae"), "ldm": TRAINING_WITH_LESS.format("ldm")}   # in the other stages:
+SAMPLING_WITH_LESS = "--sampling_batch 1 and --cache off take less"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is what Python, a GPU, or torch's allocator on a CPU raises when memory is short."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
 def _is_lost_worker(error: BaseException) -> bool:
     """Whether a process that reads or simulates was killed."""
-    return isinstance(error, BrokenProcessPool) or (isinstance(error, RuntimeError) and "DataLoader worker" in str(error))
+    return isinstance(error, BrokenProcessPool) or (isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error))
 
 
 def _told(error: BaseException) -> str:
@@ -29,27 +34,27 @@ def _told(error: BaseException) -> str:
 
 def explain(error: BaseException) -> tuple[int, str] | None:
     """Exit code and message of an error, in which its notes name the stage; None for what is a fault of this program."""
-    stage = "".join(f" (stage {note})" for note in getattr(error, "__notes__", []))
+    notes = getattr(error, "__notes__", [])
+    stage = "".join(f" (stage {note})" for note in notes)
     if isinstance(error, KeyboardInterrupt):
         return getattr(error, "exit_code", CTRL_C), f"stopped by {error or 'Ctrl-C'}{stage}; {CONTINUES}"
-    code, message = _cause(error, stage)
+    code, message = _cause(error, stage, notes)
     return (code, f"error: {message}") if code else None
 
 
-def _cause(error: BaseException, stage: str) -> tuple[int, str]:
+def _cause(error: BaseException, stage: str, notes: list[str]) -> tuple[int, str]:
     """Exit code and message of an error, 0 for what is a fault of this program."""
     if isinstance(error, InputError):
         return INPUT, _told(error)
     if isinstance(error, NotFiniteError):
         return NOT_FINITE, f"{error}{stage}"
     if is_out_of_memory(error):
-        return MEMORY, (f"out of memory{stage}; less is taken by --recompute true, --sampling_batch 1, and in training by "
-                        f"--aae_batch_size 1 --aae_accumulation 2 and --ldm_batch_size 1 --ldm_accumulation 2; {CONTINUES}")
+        return MEMORY, f"out of memory{stage}; {LESS_MEMORY.get(notes[-1] if notes else '', SAMPLING_WITH_LESS)}; what was saved is kept"
     if _is_lost_worker(error):
         return WORKER, (f"a process that was to read or simulate volumes was killed{stage}, as systems do when memory is short; "
                         f"--num_workers 0 reads without such processes; {CONTINUES}")
     if isinstance(error, BusyError):
         return BUSY, str(error)
-    if isinstance(error, WriteError | OSError):
-        return FILE, f"{_told(error)}{stage}; {CONTINUES}"
+    if isinstance(error, OSError):
+        return FILE, f"{_told(error)}{stage}"
     return 0, ""

@@ -3,7 +3,6 @@ import itertools
 from pathlib import Path
 
 import matplotlib
-import nibabel as nib
 import numpy as np
 import pandas as pd
 
@@ -13,8 +12,10 @@ from matplotlib.ticker import MaxNLocator  # noqa: E402
 from sklearn.calibration import calibration_curve  # noqa: E402
 from sklearn.metrics import roc_auc_score, roc_curve  # noqa: E402
 
+from checkpoints import read_history  # noqa: E402
 from files import atomic  # noqa: E402
 from stats import agreement  # noqa: E402
+from volumes import read_volume  # noqa: E402
 
 CURVES = {"aae": ("Stage 1, autoencoder", {"rec": "L1 reconstruction"}),
           "ldm": ("Stage 2, denoiser", {"mse": "training", "mse_validation": "validation"})}
@@ -36,7 +37,7 @@ def _save(figure: plt.Figure, stem: Path, notice: str, suffixes: tuple[str, ...]
 
 def plot_curves(folder: Path, stem: Path, notice: str, suffixes: tuple[str, ...] = (".png", ".pdf")) -> None:
     """The losses of the stages so far and the validation PSNR, the chosen epoch marked; from the two CSVs in the folder."""
-    losses, validation = pd.read_csv(folder / "loss_curve.csv"), pd.read_csv(folder / "validation.csv")
+    losses, validation = read_history(folder / "loss_curve.csv"), read_history(folder / "validation.csv")
     curves = {stage: curve for stage, curve in CURVES.items() if stage in set(losses["stage"])}
     figure, axes = plt.subplots(len(curves), 2, figsize=(9, 3 * len(curves)), layout="constrained", squeeze=False)
     for row, (stage, (title, columns)) in zip(axes, curves.items(), strict=True):
@@ -89,7 +90,7 @@ def plot_synthesized(stem: Path, rows: list[tuple[str, Path, Path]], notice: str
 
     rows: (title of the subject, real PET file, synthetic PET file), whatever their orientation.
     """
-    pairs = [(title, *(_planes(np.asarray(nib.as_closest_canonical(nib.load(file)).dataobj, np.float32)) for file in files))
+    pairs = [(title, *(_planes(read_volume(file)[0]) for file in files))
              for title, *files in rows]
     top = max(real.max() for _, real, _ in pairs)
     figure, axes = plt.subplots(len(pairs), 2, figsize=(10, 1.65 * len(pairs) + 0.6), layout="constrained", squeeze=False)

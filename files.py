@@ -9,20 +9,22 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
+from logs import say
 from stopping import held
 from utils import InputError
 
 PARTIAL = ".partial-"                                      # begins the name of a folder in which a file is being written
 HOST = socket.gethostname()
+with suppress(OSError):                                    # containers of one host name that number their processes each for itself
+    HOST += "." + os.readlink("/proc/self/ns/pid").strip("pid:[]")
 DAY = 24 * 3600
 MAX_TEXT = 2 ** 26                                         # bytes of a list or table, a thousand for each of 60000 scans
-ORPHANS = 15                                               # seconds that processes of a killed run may live on and keep its lock
 
 
 class WriteError(OSError):
@@ -81,6 +83,17 @@ def read_table(path: Path, *columns: str) -> pd.DataFrame:
     return table
 
 
+def read_own_table(path: Path, columns: list[str], again: str, **kinds: type) -> pd.DataFrame:
+    """A CSV of ours with its numbers, without half rows; kinds: of columns that might be taken for numbers.
+
+    Raises InputError if it is not there, damaged, or without these columns; again: what makes it.
+    """
+    try:
+        return pd.read_csv(path, dtype=kinds).dropna(subset=columns)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path}: not there or damaged; {again}") from error
+
+
 # ---------------------------------------------------------------- files that appear whole or not at all
 
 def _readable(size: int) -> str:
@@ -104,9 +117,9 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
         try:
             partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{HOST}-{os.getpid()}-", dir=path.parent)) / path.name
             yield partial
-            _sync(partial)
+            sync(partial)
             os.replace(partial, path)
-            _sync(path.parent)
+            sync(path.parent)
         except Exception as error:
             cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)   # torch.save follows it by another
             if cause is None:
@@ -117,15 +130,15 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
                 shutil.rmtree(partial.parent, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
-    if os.name == "nt" and path.is_dir():                  # Windows has no such call
-        return
-    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    folder = path.is_dir()
+    with suppress(OSError) if folder else nullcontext():   # not every file system has that for folders
+        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _explained(error: OSError, path: Path, partial: Path | None, size: int) -> WriteError:
@@ -165,6 +178,13 @@ def make_folder(folder: Path) -> None:
         raise WriteError(error.errno, f"{folder}: cannot be written to: {error.strerror or error}") from error
 
 
+def check_place(folder: Path) -> None:
+    """Raise WriteError if a folder is not there and cannot be made either, or cannot be written to."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise WriteError(errno.EACCES, f"{folder}: cannot be written to: {place} is {'not writable' if place.is_dir() else 'no folder'}")
+
+
 def check_room(folder: Path, needed: int, what: str) -> None:
     """Raise WriteError if the disk of the folder has not so many bytes left."""
     if (free := _room(folder)) < needed:
@@ -176,7 +196,8 @@ def remove_leftovers(root: Path, everyones: bool = False) -> None:
 
     everyones: without that caution, because nobody else writes here.
     """
-    for folder in [path for path in root.rglob(f"{PARTIAL}*") if path.is_dir()]:
+    found = [Path(place) / name for place, folders, _ in os.walk(root) for name in folders if name.startswith(PARTIAL)]
+    for folder in found:                                   # os.walk, because another run's may vanish meanwhile
         host, _, pid = folder.name.removeprefix(PARTIAL).rpartition("-")[0].rpartition("-")
         with suppress(OSError, ValueError):                # gone meanwhile, or not named by this program
             if everyones or folder.stat().st_mtime < time.time() - DAY or (host == HOST and not _is_alive(pid)):
@@ -191,7 +212,7 @@ def _is_alive(pid: str | int) -> bool:
         return True
     try:
         os.kill(int(pid), 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass
@@ -225,15 +246,16 @@ class FolderLock:
         """Take the lock, if this run does not hold it yet. Raises BusyError with who holds it."""
         if self.lock.is_locked:
             return
-        owner = self._owner()
-        dead = owner.get("host") == HOST and owner["pid"] != os.getpid() and not _is_alive(owner["pid"])
         try:
-            self.lock.acquire(timeout=ORPHANS if dead else 0)
+            self.lock.acquire(timeout=0)
         except Timeout:
             raise BusyError(f"{self.folder}: another run works here ({self._describe(self._owner())}); wait for it, stop it, or give "
                             "another --exp") from None
         except OSError as error:
-            raise WriteError(error.errno, f"{self.folder}: cannot be locked: {error.strerror or error}") from error
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):                          # a disk without locks
+                raise WriteError(error.errno, f"{self.folder}: cannot be locked: {error.strerror or error}") from error
+            say("check", f"{self.folder}: its disk has no locks; see to it that no second run works there")
+            return
         self.left_by = self._describe(self._owner()) if self.note.is_file() else ""
         write_text(self.note, json.dumps({"host": HOST, "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
 
@@ -241,7 +263,7 @@ class FolderLock:
         try:
             owner = json.loads(self.note.read_text())
             return {"host": str(owner["host"]), "pid": int(owner["pid"]), "since": str(owner["since"])}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return {}
 
     @staticmethod

@@ -1,5 +1,6 @@
 """Volumes and latents on their way to the networks: the cache of decoded crops, the torch dataset and its loaders, the latent cache."""
 import hashlib
+import math
 import mmap
 import os
 import shutil
@@ -17,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset import Scan
 from files import file_status
-from stopping import leave_signals_to_parent
+from stopping import serve_parent
 from utils import InputError, derived_seed
 from volumes import Crop, read_header, read_volume, save_nifti
 
@@ -170,7 +171,7 @@ def volume_loader(dataset: VolumeDataset, batch_size: int, num_workers: int, pin
     """
     context = "fork" if num_workers and sys.platform == "linux" else None                    # what is forked shares the cache
     return DataLoader(dataset, batch_size, sampler=order, drop_last=order is not None, num_workers=num_workers, pin_memory=pin_memory,
-                      persistent_workers=num_workers > 0, multiprocessing_context=context, worker_init_fn=leave_signals_to_parent,
+                      persistent_workers=num_workers > 0, multiprocessing_context=context, worker_init_fn=serve_parent,
                       generator=torch.Generator())
 
 
@@ -203,10 +204,11 @@ class LatentCache:
         """z_0 [C, d, h, w], or None if there is none of this autoencoder, crop and PET file."""
         path = self.folder / f"{scan.id}.nii.gz"
         try:
-            note = read_header(path)["descrip"].item()     # bytes, which need not be text in a damaged file
+            header = read_header(path)
+            if header["descrip"].item() != self._note(scan).encode() or math.prod(header.get_data_shape()) != math.prod(self.shape):
+                return None                                # before anything is read that might be large
             voxels, _ = read_volume(path)
         except InputError:
             return None
         z_0 = torch.from_numpy(voxels.reshape(*voxels.shape[:3], -1)).permute(3, 0, 1, 2).contiguous()
-        right = note == self._note(scan).encode() and tuple(z_0.shape) == self.shape and bool(z_0.isfinite().all())
-        return z_0 if right else None
+        return z_0 if tuple(z_0.shape) == self.shape and bool(z_0.isfinite().all()) else None

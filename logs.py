@@ -2,7 +2,7 @@
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
@@ -10,17 +10,25 @@ LOG = logging.getLogger("il_cldm")
 EARLY_LINES = 10_000                                       # kept in memory until the log has its file
 
 
-class _LogFile(logging.FileHandler):
-    """A file handler that a full disk does not make talk: the run says so itself where it matters."""
+class _Silent:
+    """A handler that says nothing of a full disk or of a screen that is gone: what matters the run says itself."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
 
+class _Screen(_Silent, logging.StreamHandler):
+    pass
+
+
+class _File(_Silent, logging.FileHandler):
+    pass
+
+
 @contextmanager
 def logging_run() -> Iterator[None]:
     """A block whose lines go to the screen (errors to stderr), and are kept for the file that keep_log names."""
-    screen, errors = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    screen, errors = _Screen(sys.stdout), _Screen(sys.stderr)
     early = MemoryHandler(EARLY_LINES, flushLevel=logging.CRITICAL + 1)
     screen.addFilter(lambda record: record.levelno == logging.INFO)
     errors.addFilter(lambda record: record.levelno == logging.ERROR)
@@ -32,13 +40,14 @@ def logging_run() -> Iterator[None]:
     finally:
         for handler in LOG.handlers:
             if handler not in (screen, errors):
-                handler.close()
+                with suppress(OSError):
+                    handler.close()
         LOG.handlers = before
 
 
 def keep_log(path: Path) -> None:
-    """Append the log to a file, with the lines that came before this call."""
-    file = _LogFile(path, encoding="utf-8")
+    """Append the log to a file, with the lines that came before this call. Raises OSError if it cannot be written to."""
+    file = _File(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
     early = next(handler for handler in LOG.handlers if isinstance(handler, MemoryHandler))
     early.setTarget(file)

@@ -6,7 +6,6 @@ MRI and the label learns to denoise the latents (stage 2); sampled and decoded t
 import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import json
 import shutil
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from checkpoints import StageRun
+from checkpoints import StageRun, read_history
 from classifier import LabelClassifier, pool_volume
 from config import Config, command, parse_args
 from controls import mean_volume, oracle_file, read_oracle
@@ -29,7 +28,7 @@ from diffusion import Diffusion, Synthesizer
 from experiment import CHECKPOINT, PHANTOM_NOTICE, Experiment, build_aae, build_diffusion, build_discriminator, build_unet
 from failures import explain
 from figures import plot_curves, plot_synthesized
-from files import FolderLock, check_room, make_folder, remove_leftovers, write_csv, write_text
+from files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_csv, write_text
 from layout import write_tables
 from logs import LOG, keep_log, logging_run, say
 from metrics import METRICS, evaluate, summarize
@@ -38,7 +37,7 @@ from phantom import build_phantom
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs, save_run
 from status import Reader, fit_readers, read_status
-from stopping import listening
+from stopping import leave, listening
 from tables import group_runs, make_tables
 from training import aae_step, denoising_loss, ldm_step, train_epoch
 from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, seed_everything, weights_key
@@ -54,7 +53,7 @@ def train_aae(exp: Experiment) -> None:
     aae, disc = build_aae(cfg, exp.device), build_discriminator(cfg, exp.device)
     opt_g, opt_d = (torch.optim.Adam(network.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True) for network in (aae, disc))
     run = StageRun(cfg.result_dir, "aae", CHECKPOINT["aae"], {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d},
-                   exp.settings("aae"), cfg.free_settings("aae"))
+                   exp.settings("aae"), exp.free_settings("aae"))
     announce(run, "aae", f"{len(exp.cohort.train)} PET volumes", cfg.aae_epochs)
     validation = exp.batches(exp.cohort.validation, "pet")
     volumes = exp.training_batches("pet", cfg.aae_batch_size * cfg.aae_accumulation, jitter=True)
@@ -83,7 +82,8 @@ def announce(run: StageRun, stage: str, data: str, epochs: int) -> None:
     steps = f" and {len(run.progress.losses)} steps" if run.progress.losses else ""
     say(stage, f"{data}, {run.epoch} of {epochs} epochs{steps} done, writes {run.best_path}")
     if run.remarks:
-        say(stage, "continues under settings that the method does not depend on (saved -> now): " + "; ".join(run.remarks))
+        say(stage, "continues under settings that may change how numbers are rounded, but not the method (saved -> now): "
+            + "; ".join(run.remarks))
 
 
 def reconstruct(exp: Experiment, aae: AAE) -> Callable[[dict], Tensor]:
@@ -133,7 +133,7 @@ def train_ldm(exp: Experiment) -> None:
     opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr, fused=True)
     bound_to = {"autoencoder": weights_key(aae), "aae_epochs": cfg.aae_epochs, "label_at_sampling": cfg.label_at_sampling}
     run = StageRun(cfg.result_dir, "ldm", CHECKPOINT["ldm"], {"unet": unet, "ema": ema.module, "opt": opt}, exp.settings("ldm") | bound_to,
-                   cfg.free_settings("ldm"))
+                   exp.free_settings("ldm"))
     announce(run, "ldm", f"{len(exp.cohort.train)} subjects", cfg.ldm_epochs)
     if run.epochs_left(cfg.ldm_epochs):
         forget_run(cfg.result_dir)
@@ -247,9 +247,9 @@ def trained_epochs(exp: Experiment) -> dict[str, int]:
     """How many epochs of each stage were trained, as the settings that ask for them; says so if they ask for another number."""
     path = exp.cfg.result_dir / "loss_curve.csv"
     try:
-        epochs = pd.read_csv(path).groupby("stage")["epoch"].max()
+        epochs = read_history(path).groupby("stage")["epoch"].max()
         trained = {f"{stage}_epochs": int(epochs[stage]) for stage in CHECKPOINT}
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not there or damaged; --stages aae ldm writes it again and trains nothing anew") from error
     for name, number in trained.items():
         if number != getattr(exp.cfg, name):
@@ -386,7 +386,8 @@ def begin(exp: Experiment, lock: FolderLock) -> None:
     """Find out what could stop the run later, make the experiment's folder its own, and write down there what is run."""
     cfg = exp.cfg
     exp.refuse_conflicts()
-    folders = {"encode": exp.latents, "test": cfg.result_dir / "synthesized", "tables": cfg.result_dir.parent / "tables"}
+    folders = {"encode": exp.latents, "curve": cfg.result_dir / "curve", "test": cfg.result_dir / "synthesized",
+               "report": cfg.result_dir / "figures", "tables": cfg.result_dir.parent / "tables"}
     for folder in [cfg.result_dir, *(folders[stage] for stage in folders if stage in cfg.stages)]:
         make_folder(folder)
         remove_leftovers(folder)
@@ -411,6 +412,7 @@ def run(cfg: Config) -> None:
             if name in cfg.stages:
                 stage(cfg)
         return
+    check_place(cfg.result_dir)
     with FolderLock(cfg.result_dir) as lock:
         device = pick_device(cfg.device)
         exp = Experiment(cfg, check(cfg), device)
@@ -429,12 +431,13 @@ def run(cfg: Config) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run with the command line's settings. Returns the exit code: 0, or one of failures.py (README, Exit codes)."""
     cfg = parse_args(argv)
-    with logging_run(), listening():
+    with logging_run():
         try:
-            run(cfg)
+            with listening():
+                run(cfg)
         except BaseException as error:
+            LOG.debug("%s", traceback.format_exc())
             if (known := explain(error)) is None:
-                LOG.debug("%s", traceback.format_exc())
                 raise
             code, message = known
             LOG.error("%s", message)
@@ -443,4 +446,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from stopping import stop_if_asked
 from utils import NotFiniteError
 
 METRICS = ("PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain")
@@ -77,6 +78,7 @@ def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure:
     total = len(loader.dataset) if isinstance(loader, DataLoader) else None
     with ThreadPoolExecutor(workers) as pool, tqdm(desc=title, unit="scan", total=total, leave=False, disable=None) as bar:
         for batch in loader:
+            stop_if_asked()
             x_hat = predict(batch)
             if bad := [name for name, volume in zip(batch["id"], x_hat, strict=True) if not torch.isfinite(volume).all()]:
                 raise NotFiniteError(f"{title}: the volume of {', '.join(bad)} is not finite")

@@ -22,8 +22,9 @@ from scipy.special import ndtr, ndtri
 from tqdm import tqdm
 
 from anatomy import CORNER, FIELD_OF_VIEW, Template, load_template, thin
+from files import sync
 from logs import say
-from stopping import abandoned_on_error, leave_signals_to_parent
+from stopping import abandoned_on_error, serve_parent
 
 VERSION = 1                                   # raise it with every change that alters a voxel
 NOTE = "digital phantom, not patient data"
@@ -253,7 +254,7 @@ _template: Template | None = None   # one copy a worker, not one a task
 def set_template(template: Template) -> None:
     """Start a worker: keep the template that all its subjects share."""
     global _template
-    leave_signals_to_parent()
+    serve_parent()
     _template = template
 
 
@@ -352,6 +353,8 @@ def build(root: Path, settings: dict, subjects: tuple[int, int, int], voxel_mm: 
     save(growing / "truth" / "cerebellum.nii.gz", template.cerebellum.astype(np.uint8), template.affine)
     write_tables(growing, cohort, drawn)
     (growing / "phantom.json").write_text(json.dumps(settings | {"note": NOTE}, indent=2) + "\n")
+    for path in growing.rglob("*"):
+        sync(path)
     if root.exists():
         root.rmdir()                                                         # empty, or already_built would have refused it
     growing.rename(root)

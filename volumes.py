@@ -18,7 +18,7 @@ from utils import InputError
 
 RAS = axcodes2ornt("RAS")
 FARTHEST_MM = 1e6                                          # from the origin; a number of this size in an affine is damage
-MAX_VOXELS = 2 ** 29                                       # 2 GiB as float32, 32 times 256x256x256; a header that claims more is damaged
+MAX_VOXELS = 2 ** 28                                       # 1 GiB as float32, 16 times 256x256x256; a header that claims more is damaged
 DEFLATE_RATIO = 1032                                       # most bytes that deflate packs into one, so the most that a .nii.gz can hold
 PADDING = 2 ** 20                                          # bytes behind the voxels that some programs add; more is no volume
 # what nibabel, gzip and numpy raise on damaged files; MemoryError is none of it, because what a header claims is compared with the file
@@ -48,6 +48,13 @@ def _open(path: Path) -> BinaryIO:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
+def _damage(error: Exception) -> str:
+    """What became of a file that could not be read: the system says why it refused, all else is the file's fault."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read: {error.strerror}"
+    return f"truncated or damaged ({brief(error)}); copy it again"
+
+
 def read_header(path: Path) -> nib.Nifti1Header:
     """The header of a NIfTI file, which then holds a volume that can be placed in space, and no larger one than fits into the file.
 
@@ -63,7 +70,7 @@ def read_header(path: Path) -> nib.Nifti1Header:
         header = kinds[0](start[:kinds[0].sizeof_hdr])
         problem = _header_problem(header, size, packed=path.suffix == ".gz")
     except UNREADABLE as error:
-        raise InputError(f"{path}: cannot be read as NIfTI: truncated or damaged ({brief(error)}); copy it again") from error
+        raise InputError(f"{path}: cannot be read as NIfTI: {_damage(error)}") from error
     if problem:
         raise InputError(f"{path}: {problem}")
     return header
@@ -112,7 +119,7 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
                     raise ValueError(f"it unpacks to more than {PADDING} bytes behind its voxels")
         return voxels, image.affine
     except UNREADABLE as error:
-        raise InputError(f"{path}: truncated or damaged ({brief(error)}); copy it again") from error
+        raise InputError(f"{path}: {_damage(error)}") from error
 
 
 def save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, note: str = "", like: nib.Nifti1Header | None = None) -> None:

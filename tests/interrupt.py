@@ -31,7 +31,7 @@ from stopping import AGAIN, CTRL_C  # noqa: E402
 
 STAGES = ["--stages", "check", "aae", "encode", "ldm", "test", "tables"]
 ENDS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: AGAIN, signal.SIGUSR1: AGAIN, signal.SIGINT: CTRL_C}
-SECONDS = 20                                               # within which a run that is asked to stop must have ended
+SECONDS = 60                                               # within which a run that is asked to stop must have ended
 WRITING = 0.02                                             # seconds that each file takes longer to write, as on a slow disk
 
 
@@ -43,8 +43,8 @@ def start(project: Path, **settings) -> int:
     with open("screen.txt", "a") as screen:
         os.dup2(screen.fileno(), 1)
         os.dup2(screen.fileno(), 2)
-    sync = files._sync
-    files._sync = lambda path: (time.sleep(WRITING), sync(path))                             # so that many a kill meets a file half written
+    sync = files.sync
+    files.sync = lambda path: (time.sleep(WRITING), sync(path))                             # so that many a kill meets a file half written
     os._exit(main.main(arguments(TINY | settings) + STAGES))
 
 
@@ -101,6 +101,7 @@ def kills(count: int, seed: int, root: Path) -> bool:
         while True:
             child = start(cut, exp="a", num_workers=draw.choice([0] * 9 + [1]))
             code = wait(child, draw.uniform(0, 0.7 * duration))
+            duration *= 1.01                               # should the machine have become slower, a run still comes to its end
             if code is None:
                 number = draw.choice([signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
                 os.kill(child, number)
@@ -147,25 +148,25 @@ def cycles(count: int, steps: int, seed: int, root: Path) -> bool:
     epochs = max(1, steps // 2 // 20)                      # 20 steps an epoch, two stages
     stages = ["--stages", "aae", "encode", "ldm"]
     argv = arguments(TINY | {"exp": "a", "aae_epochs": epochs, "ldm_epochs": epochs}) + stages
-    states, stops, began = [], 0, time.monotonic()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)          # one that comes behind the end of a run
+    states, stops, trained, code, began = [], 0, 0, AGAIN, time.monotonic()
     with open("screen.txt", "w") as screen:
         sys.stdout = sys.stderr = screen
         main.main(arguments(TINY | {"exp": "first", "aae_epochs": 1, "ldm_epochs": 1}) + stages)   # what is made once, such as fonts
-        while True:
-            stopper = threading.Timer(draw.uniform(1, 3), os.kill, (os.getpid(), signal.SIGTERM)) if stops < count else None
-            if stopper:
-                stopper.start()
+        while code == AGAIN or (code == 0 and stops < count):
+            if code == 0:
+                shutil.rmtree("result/a")
+            stopper = threading.Timer(draw.uniform(0.5, 2) if stops < count else 3600, os.kill, (os.getpid(), signal.SIGTERM))
+            stopper.start()
             code = main.main(argv)
-            if stopper:
-                stopper.cancel()
-                stopper.join()
+            stopper.cancel()
+            stopper.join()
             stops += code == AGAIN
+            trained += code == 0
             states.append(state())
-            if code != AGAIN:
-                break
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
     early, late = ({name: int(np.median([s[name] for s in part])) for name in states[0]} for part in (states[:6], states[-6:]))
-    print(f"{2 * epochs * 20} training steps, {stops} stops, exit code {code}, {time.monotonic() - began:.0f} s; "
+    print(f"{trained * 2 * epochs * 20} training steps, {stops} stops, exit code {code}, {time.monotonic() - began:.0f} s; "
           f"early {early}, late {late} (medians of 6 cycles)")
     return code == 0 and stops >= count and late["MiB"] <= 1.05 * early["MiB"] and all(late[n] <= early[n] for n in early if n != "MiB")
 

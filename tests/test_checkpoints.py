@@ -1,4 +1,5 @@
 """Checkpoints, and runs that continue from them."""
+import errno
 import os
 import signal
 import zipfile
@@ -204,6 +205,39 @@ def test_a_checkpoint_with_compressed_parts_is_refused_before_they_are_unpacked(
 
 def test_a_spoilt_csv_of_the_other_stage_is_named_and_not_overwritten(tmp_path):
     (tmp_path / "loss_curve.csv").write_bytes(b"\xff\x00 no table")
-    with pytest.raises(InputError, match="loss_curve.csv: damaged; remove it"):
+    with pytest.raises(InputError, match="loss_curve.csv: not there or damaged; remove it if"):
         write_stage_rows(tmp_path / "loss_curve.csv", "aae", [{"stage": "aae", "epoch": 1}])
     assert (tmp_path / "loss_curve.csv").read_bytes() == b"\xff\x00 no table"
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda saved: saved.update(progress={"x": 1}), lambda saved: saved["progress"]["random"].update(cpu=3),
+    lambda saved: saved.update(epoch=-3), lambda saved: saved.update(losses=[[1]]),
+    lambda saved: saved.update(validations=[{"epoch": 1}]), lambda saved: saved.update(facts=None),
+    lambda saved: saved["state"]["m"].update(bias=torch.tensor([float("nan")]))])
+def test_a_checkpoint_of_odd_content_is_refused(tmp_path, spoil):
+    stage_run(tmp_path, nn.Linear(1, 1)).finish_epoch(1, {"rec": 1.0}, None)
+    saved = load_checkpoint(tmp_path / "C_last.pth.tar")
+    spoil(saved)
+    torch.save(saved, tmp_path / "C_last.pth.tar")
+    with pytest.raises(InputError, match="no checkpoint of this project|not finite"):
+        stage_run(tmp_path, nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+                                   OSError(errno.EIO, "Input/output error")])
+def test_a_machine_that_cannot_load_a_checkpoint_is_not_told_that_it_is_damaged(tmp_path, monkeypatch, error):
+    stage_run(tmp_path, nn.Linear(1, 1)).finish_epoch(1, {"rec": 1.0}, None)
+
+    def fail(*args, **kwargs):
+        raise error
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(type(error)) as raised:
+        load_checkpoint(tmp_path / "C_last.pth.tar")
+    assert raised.value is error
+
+
+def test_a_folder_in_place_of_a_checkpoint_is_named(tmp_path):
+    (tmp_path / "C.pth.tar").mkdir()
+    with pytest.raises(InputError, match="it is no file but a folder"):
+        load_checkpoint(tmp_path / "C.pth.tar")

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 
 import main
 from checkpoints import load_checkpoint
-from conftest import TINY, arguments
+from conftest import TINY, arguments, write_cohort
 from failures import explain
 from files import FolderLock
 from utils import InputError, NotFiniteError
@@ -39,10 +40,12 @@ def fails_with(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
     (InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback ...\nutils.InputError: a.nii: cut\n"), 2,
      "error: a.nii: cut"),
     (NotFiniteError("aae epoch 3, step 2: loss nan on s01"), 3, "aae epoch 3, step 2: loss nan on s01"),
-    (torch.OutOfMemoryError("CUDA out of memory"), 4, "--recompute true"), (MemoryError(), 4, "--aae_batch_size 1"),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 4, "--sampling_batch 1"),
+    (torch.OutOfMemoryError("CUDA out of memory"), 4, "--sampling_batch 1"), (MemoryError(), 4, "--cache off"),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 4, "what was saved is kept"),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 4, "out of memory"),
     (OSError(errno.EIO, "Input/output error", "b.nii"), 5, "Input/output error: 'b.nii'"),
-    (OSError("Caught OSError in DataLoader worker process 1.\nOriginal Traceback ...\nOSError: [Errno 5] b.nii\n"), 5, "[Errno 5] b.nii;"),
+    (OSError("Caught OSError in DataLoader worker process 1.\nOriginal Traceback ...\nOSError: [Errno 5] b.nii\n"), 5,
+     "error: [Errno 5] b.nii\n"),
     (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 6, "--num_workers 0"),
     (BrokenProcessPool("a process was terminated abruptly"), 6, "as systems do when memory is short")])
 def test_every_cause_has_its_exit_code_and_one_message(monkeypatch, capsys, error, code, expected):
@@ -51,15 +54,18 @@ def test_every_cause_has_its_exit_code_and_one_message(monkeypatch, capsys, erro
     assert expected in err
 
 
-def test_a_message_names_the_stage():
+@pytest.mark.parametrize("stage", ["aae", "ldm"])
+def test_out_of_memory_in_a_training_names_its_stage_and_what_takes_less(stage):
     error = MemoryError()
-    error.add_note("ldm")
-    assert explain(error)[1].startswith("error: out of memory (stage ldm); ")
+    error.add_note(stage)
+    message = explain(error)[1]
+    assert message.startswith(f"error: out of memory (stage {stage}); --recompute true takes less; so does --{stage}_batch_size 1 ")
 
 
-def test_a_fault_of_the_program_is_not_hidden(monkeypatch, capsys):
+@pytest.mark.parametrize("text", ["a fault of ours", "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\na fault of ours"])
+def test_a_fault_of_the_program_is_not_hidden(monkeypatch, capsys, text):
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        fails_with(monkeypatch, capsys, RuntimeError("a fault of ours"))
+        fails_with(monkeypatch, capsys, RuntimeError(text))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
@@ -115,7 +121,7 @@ def test_settings_that_do_not_matter_may_change_and_are_noted(root, capsys):
     shutil.move(root / "data", root / "moved")
     assert run("aae", data_dir="moved", cache="off") == 0
     out = capsys.readouterr().out
-    assert "continues under settings that the method does not depend on (saved -> now)" in out
+    assert "continues under settings that may change how numbers are rounded, but not the method (saved -> now)" in out
     for part in ('cache: "auto" -> "off"', 'data_dir: "data" -> "moved"', "aae_epochs: 1 -> 2"):
         assert part in out
 
@@ -179,3 +185,82 @@ def test_every_package_that_is_imported_is_asked_for():
     assert imported - own - set(sys.stdlib_module_names) <= environment.PACKAGES.keys()
     pinned = {line.split("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
     assert set(environment.PACKAGES.values()) == pinned
+
+
+@pytest.mark.parametrize(("name", "content", "stages"), [
+    ("validation.csv", "", ("report",)), ("loss_curve.csv", "epoch\n1\n", ("report",)), ("loss_curve.csv", "\xff\0", ("test",)),
+    ("validation.csv", "stage,epoch\nldm,1\n", ("aae",)), ("curve/sampling_curve.csv", "", ("curve",)),
+    ("curve/sampling_curve.csv", "sampler\nddim\n", ("curve",)), ("CHECKPOINT_Unet.pth.tar", "", ("test",))])
+def test_a_damaged_output_of_an_earlier_run_is_named(finished, tmp_path, monkeypatch, capsys, name, content, stages):
+    shutil.copytree(finished, tmp_path / "p")
+    monkeypatch.chdir(tmp_path / "p")
+    path = tmp_path / "p" / "result" / "a" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content, encoding="latin-1")
+    assert run(*stages) == 2
+    assert f"result/a/{name}" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project folder whose tiny cohort went through training, test and report."""
+    root, before = tmp_path_factory.mktemp("finished"), os.getcwd()
+    write_cohort(root)
+    os.chdir(root)
+    torch.set_num_threads(1)
+    try:
+        assert run("aae", "encode", "ldm", "test", "report") == 0
+    finally:
+        os.chdir(before)
+    return root
+
+
+@pytest.mark.parametrize(("place", "stage"), [("figures", "report"), ("curve", "curve")])
+def test_a_file_in_place_of_a_folder_is_found_before_the_first_stage(finished, tmp_path, monkeypatch, capsys, place, stage):
+    shutil.copytree(finished, tmp_path / "p")
+    monkeypatch.chdir(tmp_path / "p")
+    shutil.rmtree(Path("result/a") / place, ignore_errors=True)
+    (Path("result/a") / place).write_text("a file")
+    assert run("test", stage) == 5
+    captured = capsys.readouterr()
+    assert f"result/a/{place}: cannot be written to: File exists" in captured.err
+    assert "test  " not in captured.out
+
+
+def test_a_file_called_result_is_named_before_the_data_are_read(root, capsys):
+    (root / "result").write_text("a file")
+    assert run("aae") == 5
+    captured = capsys.readouterr()
+    assert "cannot be written to" in captured.err
+    assert "no problem found" not in captured.out
+
+
+def test_ctrl_c_ends_a_loop_of_the_shell_too(tmp_path):
+    code = "from stopping import CTRL_C, leave; leave(CTRL_C)"
+    ended = subprocess.run(["bash", "-c", f"for i in 1 2; do echo $i; {sys.executable} -c '{code}'; done"], capture_output=True, text=True,
+                           cwd=ROOT, timeout=60)
+    assert ended.stdout == "1\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_during_the_imports_has_its_exit_code(tmp_path, number, code):
+    hook = tmp_path / "numpy"                              # imported before the run listens
+    hook.mkdir()
+    (hook / "__init__.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
+    ended = subprocess.run([sys.executable, str(ROOT / "main.py")], capture_output=True, text=True, timeout=60,
+                           env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    assert (ended.returncode, ended.stderr) == (code, "")
+
+
+def test_a_screen_that_is_gone_does_not_cost_the_run_its_steps(root):
+    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
+    reader.wait()
+    run = subprocess.Popen([sys.executable, str(ROOT / "main.py"), *arguments(TINY | {"exp": "a", "aae_epochs": 500}), "--stages", "aae"],
+                           stdout=reader.stdin, stderr=reader.stdin, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    last = root / "result/a/CHECKPOINT_AAE_last.pth.tar"
+    while not last.exists():
+        assert run.poll() is None
+        time.sleep(0.1)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(120) == 75
+    assert "stopped by SIGTERM" in (root / "result/a/run.log").read_text()

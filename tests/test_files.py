@@ -114,6 +114,25 @@ def test_the_lock_of_a_killed_run_is_recognised(tmp_path):
     owner = json.loads((tmp_path / "running.json").read_text())
     with FolderLock(tmp_path) as lock:
         assert f"process {owner['pid']} on {files.HOST}" in lock.left_by
-    (tmp_path / "running.json").write_text("half a fi")
+    for odd in ("half a fi", '{"host": "h", "pid": 1e400, "since": ""}', "[" * 100_000):
+        (tmp_path / "running.json").write_text(odd)
+        with FolderLock(tmp_path) as lock:
+            assert lock.left_by == "it has not said which"
+
+
+def test_a_disk_that_cannot_sync_folders_or_lock_files_will_do(tmp_path, monkeypatch, capsys):
+    fsync = os.fsync
+
+    def refuse_folders(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+    monkeypatch.setattr(files.os, "fsync", refuse_folders)
+    write_text(tmp_path / "a.txt", "text")
+    assert (tmp_path / "a.txt").read_text() == "text"
+
+    def no_locks(*_, **__):
+        raise OSError(errno.ENOLCK, "No locks available")
+    monkeypatch.setattr(files.FileLock, "acquire", no_locks)
     with FolderLock(tmp_path) as lock:
-        assert lock.left_by == "it has not said which"
+        assert not lock.lock.is_locked
