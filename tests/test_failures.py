@@ -62,7 +62,8 @@ def test_out_of_memory_in_a_training_names_its_stage_and_what_takes_less(stage):
     assert message.startswith(f"error: out of memory (stage {stage}); --recompute true takes less; so does --{stage}_batch_size 1 ")
 
 
-@pytest.mark.parametrize("text", ["a fault of ours", "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\na fault of ours"])
+@pytest.mark.parametrize("text", ["a fault of ours", "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\n"
+                                                     "a fault of ours"])
 def test_a_fault_of_the_program_is_not_hidden(monkeypatch, capsys, text):
     with pytest.raises(RuntimeError, match="a fault of ours"):
         fails_with(monkeypatch, capsys, RuntimeError(text))
