@@ -143,7 +143,7 @@ class Experiment:
 
     def free_settings(self, stage: str) -> dict:
         """What may change while the stage is trained, as it comes out on this machine: it may change how numbers are rounded."""
-        return self.cfg.free_settings(stage) | {"device": self.device.type, "precision": self.precision, "torch": torch.__version__}
+        return self.cfg.free_settings(stage) | {"device": self.device.type, "precision": self.precision, "torch": str(torch.__version__)}
 
     def refuse_conflicts(self) -> None:
         """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together.
