@@ -1,6 +1,7 @@
 """What the cohort's reader accepts, what it refuses, and where voxels end up in space."""
 import gzip
 import os
+import re
 
 import nibabel as nib
 import numpy as np
@@ -43,8 +44,55 @@ def test_a_right_cohort_passes_and_the_report_counts_it(root):
     assert [scan.id for scan in cohort.train] == LISTS["train"]
     assert [scan.label for scan in cohort.test] == [0, 1]
     np.testing.assert_allclose(cohort.affine, AFFINE)
-    for part in ("train               6        3        3", "22 x 27 x 22 voxels of 8 x 8 x 8 mm", "RAS in 20 files"):
-        assert part in cohort.report
+    mri, pet = (max(nib.load(path).get_fdata().max() for path in (root / "data" / name).iterdir()) for name in ("whole_MRI", "whole_Abeta"))
+    assert cohort.report.splitlines() == [
+        "  list         subjects  label 0  label 1",
+        "  train               6        3        3",
+        "  validation          2        1        1",
+        "  test                2        1        1",
+        "  grid        22 x 27 x 22 voxels of 8 x 8 x 8 mm, first at (-86.5, -122.5, -68.5) mm",
+        "  stored as   RAS in 20 files",
+        f"  MRI         intensities from 0.000 to {mri:.3f}",
+        f"  PET         intensities from 0.000 to {pet:.3f}"]
+
+
+def test_the_fingerprint_follows_what_is_in_the_lists_and_not_how_it_is_stored(root):
+    """Who, in which order, with which label and voxels, and where in space; but neither orientation nor compression nor other lists."""
+    before = check(root)
+    mri, pet = root / "data/whole_MRI/s03.nii.gz", root / "data/whole_Abeta/s03.nii"
+    assert re.fullmatch("[0-9a-f]{16}", before.fingerprint("train"))
+    assert len({before.fingerprint(*splits) for splits in (["train"], ["validation"], ["train", "test"], ["test", "train"])}) == 4
+
+    reorient(mri, "LPS")
+    nib.save(nib.load(pet, mmap=False), pet.with_suffix(".nii.gz"))
+    pet.unlink()
+    edit("test.txt", "s10\n", "")(root)
+    same = check(root)
+    assert same.fingerprint("train", "validation") == before.fingerprint("train", "validation")
+    assert same.fingerprint("test") != before.fingerprint("test")
+
+    seen = {before.fingerprint("train")}
+    for i, change in enumerate((edit("train.txt", "s03\ns04\n", "s04\ns03\n"), edit("train.txt", "s06\n", ""),
+                                edit("data_info.csv", "s03,0", "s03,1"), one_voxel(mri), one_voxel(pet.with_suffix(".nii.gz")), shift_all)):
+        change(root)
+        seen.add(check(root).fingerprint("train"))
+        assert len(seen) == i + 2
+
+
+def one_voxel(path):
+    """A change of one voxel by little, which leaves smallest and largest as they are."""
+    def change(root):
+        image = nib.load(path, mmap=False)
+        voxels = image.get_fdata(dtype=np.float32)
+        voxels[11, 13, 11] *= 0.999
+        nib.save(nib.Nifti1Image(voxels, image.affine), path)
+    return change
+
+
+def shift_all(root) -> None:
+    for path in (root / "data").rglob("*.nii*"):
+        image = nib.load(path, mmap=False)
+        write_volume(path, image.get_fdata(dtype=np.float32), image.affine + np.array([[0, 0, 0, 1]] + [[0] * 4] * 3))
 
 
 def test_byte_order_marks_carriage_returns_and_blank_lines_are_harmless(root):
@@ -225,6 +273,85 @@ def test_all_problems_are_listed_at_once(root):
         assert part in message
 
 
+def test_a_problem_of_one_file_hides_none_of_the_next_files(root):
+    """One of every kind, in the order of the lists, and each in a subject of its own."""
+    data = root / "data"
+    (data / "whole_MRI/s01.nii.gz").write_bytes(b"text")
+    write_volume(data / "whole_Abeta/s02.nii", np.ones((22, 27, 21), np.float32))
+    for name, affine in (("whole_MRI/s03.nii.gz", SHIFTED), ("whole_Abeta/s05.nii", SHIFTED), ("whole_MRI/s05.nii.gz", SHIFTED)):
+        write_volume(data / name, nib.load(data / name, mmap=False).get_fdata(dtype=np.float32), affine)
+    strip_affine(data / "whole_Abeta/s06.nii")
+    for name, change in (("s07", with_nan), ("s08", np.zeros_like), ("s09", lambda v: 3 * v), ("s10", lambda v: -v)):
+        write_volume(data / f"whole_Abeta/{name}.nii", change(nib.load(data / f"whole_Abeta/{name}.nii", mmap=False).get_fdata()))
+    message = problems(root)
+    for part in ("10 problem(s) in the data:\n  ", "s01.nii.gz: cannot be read as NIfTI", "s02.nii: has 22x27x21", "s03: MRI (from (-85.5,",
+                 "s05.nii.gz: from (-85.5,", "s05.nii: from (-85.5,", "s06.nii: has neither", "s07.nii: holds NaN", "s08.nii: every voxel",
+                 "s09.nii: intensities from 0 to", "s10.nii: intensities from -"):
+        assert part in message
+    assert len(message.splitlines()) == 11
+
+
+def test_small_differences_that_tools_leave_are_accepted(root):
+    """Affines within 0.1 mm, intensities within 1e-5 of [0, 1], a qform that does not count, and a table with spaces and more columns."""
+    pet, mri = root / "data/whole_Abeta/s03.nii", root / "data/whole_MRI/s03.nii.gz"
+    voxels = nib.load(pet, mmap=False).get_fdata(dtype=np.float32)
+    voxels[0, 0, 0], voxels[1, 0, 0] = -0.9e-5, 1 + 0.9e-5
+    write_volume(pet, voxels, AFFINE + np.array([[0, 0, 0, 0.09]] + [[0] * 4] * 3))
+    mirror_qform(mri)
+    image = nib.load(mri, mmap=False)
+    image.header["qform_code"] = 0
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), mri)
+    edit("data_info.csv", "s03,0\n", " s03 , 0 \n")(root)
+    edit("train.txt", "s03\n", "  s03\t\n")(root)
+    scan = check(root).train[2]
+    assert (scan.id, scan.label) == ("s03", 0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.1e-5, 1.0), (0.0, 1 + 1.2e-5)])
+def test_intensities_beyond_the_tolerance_are_refused(root, low, high):
+    pet = root / "data/whole_Abeta/s03.nii"
+    voxels = nib.load(pet, mmap=False).get_fdata(dtype=np.float32)
+    voxels[0, 0, 0], voxels[1, 0, 0] = low, high
+    write_volume(pet, voxels)
+    assert f"s03.nii: intensities from {low:g} to 1" in problems(root)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 1), (2, 2), (0, 3), (1, 3), (2, 3)])
+def test_a_pair_that_is_apart_at_any_corner_is_refused(root, row, column):
+    """A shift of 0.2 mm, or a voxel so much larger that it adds up to that at the far end of the volume."""
+    affine = AFFINE.copy()
+    affine[row, column] += 0.2 if column == 3 else 0.2 / (SHAPE[column] - 1)
+    replace_voxels(lambda v: v, affine=affine)(root)
+    assert "s03: MRI" in problems(root)
+
+
+def test_the_grid_that_most_files_share_is_the_right_one_even_if_the_first_files_have_another(root):
+    for name in ("s01", "s02"):
+        for path in (root / "data").rglob(f"{name}.nii*"):
+            write_volume(path, nib.load(path, mmap=False).get_fdata(dtype=np.float32), SHIFTED)
+    message = problems(root)
+    assert "4 problem(s)" in message
+    assert all(f"{name}.nii" in message for name in ("s01", "s02"))
+    assert "s03" not in message
+    assert "to (81.5, 85.5, 99.5) mm; bring all to one grid" in message
+
+
+@pytest.mark.parametrize("modality", ["whole_MRI", "whole_Abeta"])
+def test_a_cohort_of_one_modality_is_one_with_missing_files(root, modality):
+    for path in (root / "data" / modality).iterdir():
+        path.unlink()
+    assert problems(root).count(f"{modality}/s") == 10
+
+
+def test_a_link_into_a_folder_whose_name_only_begins_alike_is_refused(root):
+    path = root / "data/whole_Abeta/s03.nii"
+    beside = root / "data/whole_Abeta_old/s03.nii"
+    beside.parent.mkdir()
+    path.rename(beside)
+    path.symlink_to(beside)
+    assert "s03.nii: is a link that leaves its folder" in problems(root)
+
+
 @pytest.mark.parametrize(("one", "other"), [("037S6046", "037_S_6046_m12"), ("sub-ADNI037S6046_ses-M00", "037S6046"),
                                             ("sub-01_ses-M00", "sub-01_ses-M12"), ("p7_bl", "p7_m24")])
 def test_two_visits_of_a_subject_in_two_lists_are_refused(root, one, other):
@@ -249,6 +376,11 @@ def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
     message = problems(root, smallest_training_list=3, all_labels_in_training=True)
     assert "2 usable subjects do not fill the 3 of one step" in message
     assert "not all of the 2 labels occur" in message
+    assert "use --label_at_sampling none" in message
+    (root / "data_info" / "train.txt").write_text("s01\ns02\ns03\n")
+    assert len(check(root, smallest_training_list=3, all_labels_in_training=True).train) == 3
+    (root / "data_info" / "train.txt").write_text("s01\n")
+    assert len(check(root).train) == 1                     # neither is asked for
 
 
 def test_ids_that_differ_in_their_underscores_are_different_subjects(root):
@@ -324,6 +456,29 @@ def test_age_and_sex_are_read_or_their_lack_is_said(root):
     assert (table.to_dict("list"), problem) == ({"ID": ["s09", "s10"], "age": [71.5, 80.0], "sex": ["F", "M"]}, "")
     path.write_text("ID,label,Age,SEX\ns09,0,71.5,f\n")    # s10 was taken out after the check
     assert "1 scans have no sex or no age from 1 to 120 years (s10)" in read_demographics(root / "data_info", scans)[1]
+
+
+@pytest.mark.parametrize(("age", "sex", "right"), [
+    ("1", "F", True), ("120", "m", True), ("0.9", "F", False), ("120.1", "F", False), ("", "F", False), ("old", "F", False),
+    ("70", "", False), ("70", "-4", False), ("70", "-1", False), ("70", "na", False), ("70", "NaN", False)])
+def test_an_age_or_a_sex_that_is_none_is_not_used(root, age, sex, right):
+    scans, path = check(root).test, root / "data_info" / "data_info.csv"
+    path.write_text(f" label,sex , AGE,ID,age\n1,F,70,s09,999\n1,{sex},{age}, s10 ,999\n0,X,1,s10,999\n")   # the first of two counts
+    table, problem = read_demographics(root / "data_info", scans)
+    assert (table is not None, problem == "") == (right, right)
+    if right:
+        assert table.to_dict("list") == {"ID": ["s09", "s10"], "age": [70.0, float(age)], "sex": ["F", sex.upper()]}
+    else:
+        assert problem == f"{path}: 1 scans have no sex or no age from 1 to 120 years (s10)"
+
+
+def test_of_many_scans_without_an_age_five_are_named(root):
+    scans, path = check(root).train, root / "data_info" / "data_info.csv"
+    path.write_text("ID,age,sex\n")
+    assert read_demographics(root / "data_info", scans) == (
+        None, f"{path}: 6 scans have no sex or no age from 1 to 120 years (s01, s02, s03, s04, s05)")
+    path.write_text("ID,age\ns01,70\n")
+    assert read_demographics(root / "data_info", scans) == (None, f"{path} has no column sex")
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "PIR"])
