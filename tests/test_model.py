@@ -302,6 +302,24 @@ def test_the_first_step_of_the_second_order_solver_is_one_of_ddim():
     torch.testing.assert_close(diffusion.dpm(denoise, z_T, 2), diffusion.ddim(denoise, z_T, 2), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("T", "last"), [(1000, 0.02), (20, 0.5)])
+def test_the_schedule_is_exact_in_float32_and_stands_in_no_checkpoint(T, last):
+    diffusion = Diffusion(T, 1e-4, last)
+    beta = 1e-4 + (last - 1e-4) * np.arange(T) / (T - 1)
+    alpha_bar = np.array([np.prod(1 - beta[:t + 1]) for t in range(T)])
+    np.testing.assert_allclose(diffusion.beta.numpy(), beta, rtol=7e-8)                       # half a digit of float32
+    np.testing.assert_allclose(diffusion.alpha_bar.numpy(), alpha_bar, rtol=7e-8)
+    assert not diffusion.state_dict()                      # it follows from the settings
+
+
+def test_streams_of_noise_must_not_end_before_one_another(small_unet):
+    """Otherwise the draws that come after would go on with less noise than there should be."""
+    synthesizer, mri = Synthesizer(Enlarging(), small_unet, Diffusion(T=4)), torch.rand(1, 1, 8, 8, 8)
+    streams = [iter(torch.randn(3, 1, 4, 4, 4)), iter(torch.randn(2, 1, 4, 4, 4))]
+    with pytest.raises(ValueError, match="shorter"):
+        synthesizer.draw(mri, None, [streams], "ddpm", 3)
+
+
 def test_samplers_stay_on_the_device_of_their_input():
     """The device meta, which computes nothing, stands in for a GPU."""
     def denoise(z_t, t):

@@ -140,7 +140,7 @@ def test_a_header_may_claim_what_the_file_holds_and_no_byte_more(nii):
     nii.write_bytes(content)
     changed(nii, dim=[3, 22, 27, 21, 1, 1, 1, 1], vox_offset=352 + 22 * 27 * 4)           # behind a gap
     assert problem(nii) == ""
-    for offset, right in ((0, False), (347, False), (348, True)):                             # nibabel sees to it itself, but not for this magic
+    for offset, right in ((0, False), (347, False), (348, True)):                         # nibabel sees to it, but not for this magic
         changed(nii, vox_offset=offset, magic=b"ni1")
         assert problem(nii) == ("" if right else f"truncated or damaged (its header claims voxels in the bytes {offset} to "
                                                  f"{offset + 22 * 27 * 21 * 4}, {end} found); copy it again")
