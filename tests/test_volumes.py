@@ -113,6 +113,30 @@ def test_only_an_affine_that_counts_must_be_right(nii, codes, bad, expected):
     assert problem(nii) == (f"{expected} {what}" if expected else "")
 
 
+def test_quaternions_that_do_not_count_may_be_impossible(nii):
+    changed(nii, sform_code=1, qform_code=0, quatern_b=9)
+    assert problem(nii) == ""
+    changed(nii, qform_code=1)
+    assert problem(nii).startswith("cannot be read as NIfTI: truncated or damaged (")
+
+
+def test_what_does_not_start_with_a_header_is_said_to_be_no_nifti(nii):
+    nii.write_bytes(bytes(600))
+    assert problem(nii) == "cannot be read as NIfTI: truncated or damaged (it does not start with a NIfTI header); copy it again"
+
+
+@pytest.mark.parametrize(("shape", "right"), [((1, 1, 1), True), ((3, 1, 2), True), ((3, 2), False), ((3, 0, 2), False)])
+def test_a_volume_has_three_dimensions_of_one_voxel_or_more(nii, shape, right):
+    changed(nii, dim=[len(shape), *shape, *[1] * (7 - len(shape))])
+    assert problem(nii) == ("" if right else f"has {len(shape)} dimensions {shape}; expected 3 or more, of one voxel or more")
+
+
+def test_axes_that_are_all_but_parallel_are_refused(nii):
+    """Their determinant of 0.1 is no small one, but no direction in space belongs to the second."""
+    changed(nii, srow_x=[1e5, 1e5, 0, 0], srow_y=[0, 1e-11, 0, 0], srow_z=[0, 0, 1e5, 0])
+    assert problem(nii) == "its affine cannot be inverted"
+
+
 @pytest.mark.parametrize(("size", "right"), [(0.0101, True), (0.0099, False), (-0.0101, True)])
 def test_voxels_have_a_volume(nii, size, right):
     """A millionth of a cubic millimetre, mirrored or not."""
