@@ -57,7 +57,7 @@ def test_a_right_cohort_passes_and_the_report_counts_it(root):
 
 
 def test_the_fingerprint_follows_what_is_in_the_lists_and_not_how_it_is_stored(root):
-    """Who, in which order, with which label and voxels, and where in space; but neither orientation nor compression nor other lists."""
+    """Who, in which order, with which label and voxels, and where in space; not orientation, compression, 4 microns or other lists."""
     before = check(root)
     mri, pet = root / "data/whole_MRI/s03.nii.gz", root / "data/whole_Abeta/s03.nii"
     assert re.fullmatch("[0-9a-f]{16}", before.fingerprint("train"))
@@ -67,6 +67,7 @@ def test_the_fingerprint_follows_what_is_in_the_lists_and_not_how_it_is_stored(r
     nib.save(nib.load(pet, mmap=False), pet.with_suffix(".nii.gz"))
     pet.unlink()
     edit("test.txt", "s10\n", "")(root)
+    shift_all(root, 0.004)
     same = check(root)
     assert same.fingerprint("train", "validation") == before.fingerprint("train", "validation")
     assert same.fingerprint("test") != before.fingerprint("test")
@@ -89,10 +90,11 @@ def one_voxel(path):
     return change
 
 
-def shift_all(root) -> None:
+def shift_all(root, by: float = 1.0) -> None:
+    """Move all volumes to the right, in mm."""
     for path in (root / "data").rglob("*.nii*"):
         image = nib.load(path, mmap=False)
-        write_volume(path, image.get_fdata(dtype=np.float32), image.affine + np.array([[0, 0, 0, 1]] + [[0] * 4] * 3))
+        write_volume(path, image.get_fdata(dtype=np.float32), image.affine + np.array([[0, 0, 0, by]] + [[0] * 4] * 3))
 
 
 def test_byte_order_marks_carriage_returns_and_blank_lines_are_harmless(root):
@@ -402,7 +404,7 @@ def test_other_storage_orientations_give_the_same_voxels(root, codes):
     after, affine_after = read_volume(path)
     np.testing.assert_array_equal(after, before)
     np.testing.assert_allclose(affine_after, affine)
-    assert f"{codes} in 1 files; all are brought to RAS" in check(root).report
+    assert f"stored as   RAS in 19 files, {codes} in 1 files; all are brought to RAS" in check(root).report
 
 
 def test_scale_factors_of_integer_files_are_applied(tmp_path):
@@ -479,6 +481,9 @@ def test_of_many_scans_without_an_age_five_are_named(root):
         None, f"{path}: 6 scans have no sex or no age from 1 to 120 years (s01, s02, s03, s04, s05)")
     path.write_text("ID,age\ns01,70\n")
     assert read_demographics(root / "data_info", scans) == (None, f"{path} has no column sex")
+    path.write_text("id,age,sex\ns01,70,F\n")
+    with pytest.raises(InputError, match="column\\(s\\) ID missing"):
+        read_demographics(root / "data_info", scans)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "PIR"])
