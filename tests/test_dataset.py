@@ -117,8 +117,9 @@ def test_an_id_keeps_its_leading_zeros_and_a_label_may_be_written_as_1_0(root):
 
 def test_an_empty_folder_says_how_to_place_a_cohort_and_names_the_demo(tmp_path):
     message = problems(tmp_path)
-    for part in ("whole_MRI/<ID>.nii", "whole_Abeta", "data_info.csv", "train.txt", "python main.py --preset demo"):
+    for part in ("whole_MRI/<ID>.nii", "whole_Abeta", "data_info.csv", "train.txt"):
         assert part in message
+    assert message.endswith("To see everything run on a digital phantom first: python main.py --preset demo")
 
 
 def edit(name, old, new):
@@ -194,7 +195,8 @@ BAD = {
     "no affine": (lambda root: strip_affine(root / "data/whole_Abeta/s03.nii"), ["s03.nii: has neither sform nor qform"]),
     "NaN": (replace_voxels(with_nan), ["s03.nii: holds NaN or infinite"]),
     "constant": (replace_voxels(np.zeros_like), ["s03.nii: every voxel is 0"]),
-    "too bright": (replace_voxels(lambda v: 200 * v), ["s03.nii: intensities from 0 to", "expected within [0, 1]"]),
+    "too bright": (replace_voxels(lambda v: 200 * v), ["s03.nii: intensities from 0 to",
+                                                           "expected within [0, 1], PET scaled by one constant for all\n"]),
     "negative": (replace_voxels(lambda v: v - 0.1), ["s03.nii: intensities from -0.1"]),
     "no label": (edit("data_info.csv", "s03,0\n", ""), ["s03 has no rows"]),
     "two labels": (edit("data_info.csv", "s03,0\n", "s03,0\ns03,1\n"), ["s03 has 2 rows"]),
@@ -202,16 +204,20 @@ BAD = {
     "label out of range": (edit("data_info.csv", "s03,0\n", "s03,2\n"), ["s03 has the label '2'; expected one row with a label in 0 .. 1"]),
     "no label column": (edit("data_info.csv", "label", "status"), ["column(s) label missing, found ID, status"]),
     "ID twice in a list": (edit("train.txt", "s03\n", "s03\ns03\n"), ["train.txt: s03 stands 2 times"]),
-    "ID in two lists": (edit("test.txt", "s09\n", "s03\n"), ["subject s03 is in more than one list: train.txt as s03, test.txt as s03"]),
+    "ID in two lists": (edit("test.txt", "s09\n", "s03\n"), [
+        "subject s03 is in more than one list: train.txt as s03, test.txt as s03; keep all its scans in one\n"]),
     "empty list": (lambda root: (root / "data_info/validation.txt").write_text("\n \n"), ["validation.txt: holds no ID"]),
     "missing list": (lambda root: (root / "data_info/validation.txt").unlink(), ["validation.txt: cannot be read"]),
-    "ID that is a path": (edit("train.txt", "s03\n", "../data/s03\n"), ["train.txt: '../data/s03' is not an ID"]),
+    "ID that is a path": (edit("train.txt", "s03\n", "../data/s03\n"), [
+        "train.txt: '../data/s03' is not an ID; expected a file name without folder and without .nii or .nii.gz, of at most 200 letters, "
+        "digits, '.', '_' and '-'\n"]),
     "ID of a megabyte": (edit("train.txt", "s03\n", "s" * 10 ** 6 + "\n"), ["train.txt: 'sss", "sss... is not an ID", "at most 200"]),
     "ID with a NUL": (edit("train.txt", "s03\n", "s\0\n"), ["train.txt: 's\\x00' is not an ID"]),
     "list that is a pipe": (replace_file("data_info/train.txt", os.mkfifo), ["train.txt: cannot be read: it is no file but"]),
     "list without end": (lambda root: os.truncate(root / "data_info/train.txt", 2 ** 26 + 1), ["train.txt: has 67108865 bytes"]),
     "list in UTF-16": (lambda root: (root / "data_info/train.txt").write_text("s03", "utf-16"), ["train.txt: cannot be read as text"]),
     "table that is a folder": (replace_file("data_info/data_info.csv", os.mkdir), ["data_info.csv: cannot be read: it is no file but"]),
+    "no ID column": (edit("data_info.csv", "ID,label", "name,label"), ["column(s) ID missing, found name, label"]),
     "two label columns": (edit("data_info.csv", "ID,label", "ID,label,label"), ["column(s) label stand twice"]),
     "label of a megabyte": (edit("data_info.csv", "s03,0", "s03," + "1" * 10 ** 6), ["s03 has the label '111", "1...; expected"]),
     "pipe": (replace_file(f"data/{PET}", os.mkfifo), ["s03.nii: cannot be read: it is no file but a folder, a pipe"]),
@@ -260,7 +266,7 @@ def test_a_bad_input_is_named_with_what_is_wrong(root, case):
     spoil(root)
     message = problems(root)
     for part in expected:
-        assert part in message
+        assert part in message + "\n"
     assert message.startswith("1 problem(s)"), message
 
 
@@ -376,9 +382,10 @@ def test_other_affines_of_one_shape_are_refused(root):
 def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
     (root / "data_info" / "train.txt").write_text("s01\ns03\n")
     message = problems(root, smallest_training_list=3, all_labels_in_training=True)
-    assert "2 usable subjects do not fill the 3 of one step" in message
-    assert "not all of the 2 labels occur" in message
-    assert "use --label_at_sampling none" in message
+    path = root / "data_info" / "train.txt"
+    assert message.splitlines()[1:] == [
+        f"  {path}: 2 usable subjects do not fill the 3 of one step (batch size x accumulation)",
+        f"  {path}: not all of the 2 labels occur, so none can be predicted from the MRI; use --label_at_sampling none"]
     (root / "data_info" / "train.txt").write_text("s01\ns02\ns03\n")
     assert len(check(root, smallest_training_list=3, all_labels_in_training=True).train) == 3
     (root / "data_info" / "train.txt").write_text("s01\n")
