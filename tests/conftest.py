@@ -1,4 +1,5 @@
 """A tiny cohort in MNI space, laid out as a user's, settings small enough for it, and the number of random cases."""
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,10 +69,18 @@ def write_cohort(root: Path, lists: dict[str, list[str]] = LISTS) -> None:
         (info / f"{split}.txt").write_text("".join(f"{scan_id}\n" for scan_id in ids))
 
 
+@pytest.fixture(scope="session")
+def cohort_folder(tmp_path_factory) -> Path:
+    """A tiny cohort that tests copy: to write it takes as long as to check it."""
+    folder = tmp_path_factory.mktemp("cohort")
+    write_cohort(folder)
+    return folder
+
+
 @pytest.fixture
-def root(tmp_path, monkeypatch) -> Path:
+def root(tmp_path, monkeypatch, cohort_folder) -> Path:
     """A project folder with a tiny cohort in it, as the working directory."""
-    write_cohort(tmp_path)
+    shutil.copytree(cohort_folder, tmp_path, dirs_exist_ok=True, copy_function=shutil.copyfile)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

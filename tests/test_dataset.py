@@ -1,6 +1,7 @@
 """What the cohort's reader accepts, what it refuses, and where voxels end up in space."""
 import gzip
 import os
+import re
 
 import nibabel as nib
 import numpy as np
@@ -43,8 +44,57 @@ def test_a_right_cohort_passes_and_the_report_counts_it(root):
     assert [scan.id for scan in cohort.train] == LISTS["train"]
     assert [scan.label for scan in cohort.test] == [0, 1]
     np.testing.assert_allclose(cohort.affine, AFFINE)
-    for part in ("train               6        3        3", "22 x 27 x 22 voxels of 8 x 8 x 8 mm", "RAS in 20 files"):
-        assert part in cohort.report
+    mri, pet = (max(nib.load(path).get_fdata().max() for path in (root / "data" / name).iterdir()) for name in ("whole_MRI", "whole_Abeta"))
+    assert cohort.report.splitlines() == [
+        "  list         subjects  label 0  label 1",
+        "  train               6        3        3",
+        "  validation          2        1        1",
+        "  test                2        1        1",
+        "  grid        22 x 27 x 22 voxels of 8 x 8 x 8 mm, first at (-86.5, -122.5, -68.5) mm",
+        "  stored as   RAS in 20 files",
+        f"  MRI         intensities from 0.000 to {mri:.3f}",
+        f"  PET         intensities from 0.000 to {pet:.3f}"]
+
+
+def test_the_fingerprint_follows_what_is_in_the_lists_and_not_how_it_is_stored(root):
+    """Who, in which order, with which label and voxels, and where in space; not orientation, compression, 4 microns or other lists."""
+    before = check(root)
+    mri, pet = root / "data/whole_MRI/s03.nii.gz", root / "data/whole_Abeta/s03.nii"
+    assert re.fullmatch("[0-9a-f]{16}", before.fingerprint("train"))
+    assert len({before.fingerprint(*splits) for splits in (["train"], ["validation"], ["train", "test"], ["test", "train"])}) == 4
+
+    reorient(mri, "LPS")
+    nib.save(nib.load(pet, mmap=False), pet.with_suffix(".nii.gz"))
+    pet.unlink()
+    edit("test.txt", "s10\n", "")(root)
+    shift_all(root, 0.004)
+    same = check(root)
+    assert same.fingerprint("train", "validation") == before.fingerprint("train", "validation")
+    assert same.fingerprint("test") != before.fingerprint("test")
+
+    seen = {before.fingerprint("train")}
+    for i, change in enumerate((edit("train.txt", "s03\ns04\n", "s04\ns03\n"), edit("train.txt", "s06\n", ""),
+                                edit("data_info.csv", "s03,0", "s03,1"), one_voxel(mri), one_voxel(pet.with_suffix(".nii.gz")), shift_all)):
+        change(root)
+        seen.add(check(root).fingerprint("train"))
+        assert len(seen) == i + 2
+
+
+def one_voxel(path):
+    """A change of one voxel by little, which leaves smallest and largest as they are."""
+    def change(root):
+        image = nib.load(path, mmap=False)
+        voxels = image.get_fdata(dtype=np.float32)
+        voxels[11, 13, 11] *= 0.999
+        nib.save(nib.Nifti1Image(voxels, image.affine), path)
+    return change
+
+
+def shift_all(root, by: float = 1.0) -> None:
+    """Move all volumes to the right, in mm."""
+    for path in (root / "data").rglob("*.nii*"):
+        image = nib.load(path, mmap=False)
+        write_volume(path, image.get_fdata(dtype=np.float32), image.affine + np.array([[0, 0, 0, by]] + [[0] * 4] * 3))
 
 
 def test_byte_order_marks_carriage_returns_and_blank_lines_are_harmless(root):
@@ -67,8 +117,9 @@ def test_an_id_keeps_its_leading_zeros_and_a_label_may_be_written_as_1_0(root):
 
 def test_an_empty_folder_says_how_to_place_a_cohort_and_names_the_demo(tmp_path):
     message = problems(tmp_path)
-    for part in ("whole_MRI/<ID>.nii", "whole_Abeta", "data_info.csv", "train.txt", "python main.py --preset demo"):
+    for part in ("whole_MRI/<ID>.nii", "whole_Abeta", "data_info.csv", "train.txt"):
         assert part in message
+    assert message.endswith("To see everything run on a digital phantom first: python main.py --preset demo")
 
 
 def edit(name, old, new):
@@ -144,7 +195,8 @@ BAD = {
     "no affine": (lambda root: strip_affine(root / "data/whole_Abeta/s03.nii"), ["s03.nii: has neither sform nor qform"]),
     "NaN": (replace_voxels(with_nan), ["s03.nii: holds NaN or infinite"]),
     "constant": (replace_voxels(np.zeros_like), ["s03.nii: every voxel is 0"]),
-    "too bright": (replace_voxels(lambda v: 200 * v), ["s03.nii: intensities from 0 to", "expected within [0, 1]"]),
+    "too bright": (replace_voxels(lambda v: 200 * v), ["s03.nii: intensities from 0 to",
+                                                           "expected within [0, 1], PET scaled by one constant for all\n"]),
     "negative": (replace_voxels(lambda v: v - 0.1), ["s03.nii: intensities from -0.1"]),
     "no label": (edit("data_info.csv", "s03,0\n", ""), ["s03 has no rows"]),
     "two labels": (edit("data_info.csv", "s03,0\n", "s03,0\ns03,1\n"), ["s03 has 2 rows"]),
@@ -152,16 +204,20 @@ BAD = {
     "label out of range": (edit("data_info.csv", "s03,0\n", "s03,2\n"), ["s03 has the label '2'; expected one row with a label in 0 .. 1"]),
     "no label column": (edit("data_info.csv", "label", "status"), ["column(s) label missing, found ID, status"]),
     "ID twice in a list": (edit("train.txt", "s03\n", "s03\ns03\n"), ["train.txt: s03 stands 2 times"]),
-    "ID in two lists": (edit("test.txt", "s09\n", "s03\n"), ["subject s03 is in more than one list: train.txt as s03, test.txt as s03"]),
+    "ID in two lists": (edit("test.txt", "s09\n", "s03\n"), [
+        "subject s03 is in more than one list: train.txt as s03, test.txt as s03; keep all its scans in one\n"]),
     "empty list": (lambda root: (root / "data_info/validation.txt").write_text("\n \n"), ["validation.txt: holds no ID"]),
     "missing list": (lambda root: (root / "data_info/validation.txt").unlink(), ["validation.txt: cannot be read"]),
-    "ID that is a path": (edit("train.txt", "s03\n", "../data/s03\n"), ["train.txt: '../data/s03' is not an ID"]),
+    "ID that is a path": (edit("train.txt", "s03\n", "../data/s03\n"), [
+        "train.txt: '../data/s03' is not an ID; expected a file name without folder and without .nii or .nii.gz, of at most 200 letters, "
+        "digits, '.', '_' and '-'\n"]),
     "ID of a megabyte": (edit("train.txt", "s03\n", "s" * 10 ** 6 + "\n"), ["train.txt: 'sss", "sss... is not an ID", "at most 200"]),
     "ID with a NUL": (edit("train.txt", "s03\n", "s\0\n"), ["train.txt: 's\\x00' is not an ID"]),
     "list that is a pipe": (replace_file("data_info/train.txt", os.mkfifo), ["train.txt: cannot be read: it is no file but"]),
     "list without end": (lambda root: os.truncate(root / "data_info/train.txt", 2 ** 26 + 1), ["train.txt: has 67108865 bytes"]),
     "list in UTF-16": (lambda root: (root / "data_info/train.txt").write_text("s03", "utf-16"), ["train.txt: cannot be read as text"]),
     "table that is a folder": (replace_file("data_info/data_info.csv", os.mkdir), ["data_info.csv: cannot be read: it is no file but"]),
+    "no ID column": (edit("data_info.csv", "ID,label", "name,label"), ["column(s) ID missing, found name, label"]),
     "two label columns": (edit("data_info.csv", "ID,label", "ID,label,label"), ["column(s) label stand twice"]),
     "label of a megabyte": (edit("data_info.csv", "s03,0", "s03," + "1" * 10 ** 6), ["s03 has the label '111", "1...; expected"]),
     "pipe": (replace_file(f"data/{PET}", os.mkfifo), ["s03.nii: cannot be read: it is no file but a folder, a pipe"]),
@@ -210,7 +266,7 @@ def test_a_bad_input_is_named_with_what_is_wrong(root, case):
     spoil(root)
     message = problems(root)
     for part in expected:
-        assert part in message
+        assert part in message + "\n"
     assert message.startswith("1 problem(s)"), message
 
 
@@ -223,6 +279,85 @@ def test_all_problems_are_listed_at_once(root):
     message = problems(root)
     for part in ("4 problem(s)", "s03.nii[.gz]: not there", "validation.txt", "'x'", "every voxel is 3"):
         assert part in message
+
+
+def test_a_problem_of_one_file_hides_none_of_the_next_files(root):
+    """One of every kind, in the order of the lists, and each in a subject of its own."""
+    data = root / "data"
+    (data / "whole_MRI/s01.nii.gz").write_bytes(b"text")
+    write_volume(data / "whole_Abeta/s02.nii", np.ones((22, 27, 21), np.float32))
+    for name, affine in (("whole_MRI/s03.nii.gz", SHIFTED), ("whole_Abeta/s05.nii", SHIFTED), ("whole_MRI/s05.nii.gz", SHIFTED)):
+        write_volume(data / name, nib.load(data / name, mmap=False).get_fdata(dtype=np.float32), affine)
+    strip_affine(data / "whole_Abeta/s06.nii")
+    for name, change in (("s07", with_nan), ("s08", np.zeros_like), ("s09", lambda v: 3 * v), ("s10", lambda v: -v)):
+        write_volume(data / f"whole_Abeta/{name}.nii", change(nib.load(data / f"whole_Abeta/{name}.nii", mmap=False).get_fdata()))
+    message = problems(root)
+    for part in ("10 problem(s) in the data:\n  ", "s01.nii.gz: cannot be read as NIfTI", "s02.nii: has 22x27x21", "s03: MRI (from (-85.5,",
+                 "s05.nii.gz: from (-85.5,", "s05.nii: from (-85.5,", "s06.nii: has neither", "s07.nii: holds NaN", "s08.nii: every voxel",
+                 "s09.nii: intensities from 0 to", "s10.nii: intensities from -"):
+        assert part in message
+    assert len(message.splitlines()) == 11
+
+
+def test_small_differences_that_tools_leave_are_accepted(root):
+    """Affines within 0.1 mm, intensities within 1e-5 of [0, 1], a qform that does not count, and a table with spaces and more columns."""
+    pet, mri = root / "data/whole_Abeta/s03.nii", root / "data/whole_MRI/s03.nii.gz"
+    voxels = nib.load(pet, mmap=False).get_fdata(dtype=np.float32)
+    voxels[0, 0, 0], voxels[1, 0, 0] = -0.9e-5, 1 + 0.9e-5
+    write_volume(pet, voxels, AFFINE + np.array([[0, 0, 0, 0.09]] + [[0] * 4] * 3))
+    mirror_qform(mri)
+    image = nib.load(mri, mmap=False)
+    image.header["qform_code"] = 0
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32), None, image.header), mri)
+    edit("data_info.csv", "s03,0\n", " s03 , 0 \n")(root)
+    edit("train.txt", "s03\n", "  s03\t\n")(root)
+    scan = check(root).train[2]
+    assert (scan.id, scan.label) == ("s03", 0)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.1e-5, 1.0), (0.0, 1 + 1.2e-5)])
+def test_intensities_beyond_the_tolerance_are_refused(root, low, high):
+    pet = root / "data/whole_Abeta/s03.nii"
+    voxels = nib.load(pet, mmap=False).get_fdata(dtype=np.float32)
+    voxels[0, 0, 0], voxels[1, 0, 0] = low, high
+    write_volume(pet, voxels)
+    assert f"s03.nii: intensities from {low:g} to 1" in problems(root)
+
+
+@pytest.mark.parametrize(("row", "column"), [(0, 0), (1, 1), (2, 2), (0, 3), (1, 3), (2, 3)])
+def test_a_pair_that_is_apart_at_any_corner_is_refused(root, row, column):
+    """A shift of 0.2 mm, or a voxel so much larger that it adds up to that at the far end of the volume."""
+    affine = AFFINE.copy()
+    affine[row, column] += 0.2 if column == 3 else 0.2 / (SHAPE[column] - 1)
+    replace_voxels(lambda v: v, affine=affine)(root)
+    assert "s03: MRI" in problems(root)
+
+
+def test_the_grid_that_most_files_share_is_the_right_one_even_if_the_first_files_have_another(root):
+    for name in ("s01", "s02"):
+        for path in (root / "data").rglob(f"{name}.nii*"):
+            write_volume(path, nib.load(path, mmap=False).get_fdata(dtype=np.float32), SHIFTED)
+    message = problems(root)
+    assert "4 problem(s)" in message
+    assert all(f"{name}.nii" in message for name in ("s01", "s02"))
+    assert "s03" not in message
+    assert "to (81.5, 85.5, 99.5) mm; bring all to one grid" in message
+
+
+@pytest.mark.parametrize("modality", ["whole_MRI", "whole_Abeta"])
+def test_a_cohort_of_one_modality_is_one_with_missing_files(root, modality):
+    for path in (root / "data" / modality).iterdir():
+        path.unlink()
+    assert problems(root).count(f"{modality}/s") == 10
+
+
+def test_a_link_into_a_folder_whose_name_only_begins_alike_is_refused(root):
+    path = root / "data/whole_Abeta/s03.nii"
+    beside = root / "data/whole_Abeta_old/s03.nii"
+    beside.parent.mkdir()
+    path.rename(beside)
+    path.symlink_to(beside)
+    assert "s03.nii: is a link that leaves its folder" in problems(root)
 
 
 @pytest.mark.parametrize(("one", "other"), [("037S6046", "037_S_6046_m12"), ("sub-ADNI037S6046_ses-M00", "037S6046"),
@@ -247,8 +382,14 @@ def test_other_affines_of_one_shape_are_refused(root):
 def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
     (root / "data_info" / "train.txt").write_text("s01\ns03\n")
     message = problems(root, smallest_training_list=3, all_labels_in_training=True)
-    assert "2 usable subjects do not fill the 3 of one step" in message
-    assert "not all of the 2 labels occur" in message
+    path = root / "data_info" / "train.txt"
+    assert message.splitlines()[1:] == [
+        f"  {path}: 2 usable subjects do not fill the 3 of one step (batch size x accumulation)",
+        f"  {path}: not all of the 2 labels occur, so none can be predicted from the MRI; use --label_at_sampling none"]
+    (root / "data_info" / "train.txt").write_text("s01\ns02\ns03\n")
+    assert len(check(root, smallest_training_list=3, all_labels_in_training=True).train) == 3
+    (root / "data_info" / "train.txt").write_text("s01\n")
+    assert len(check(root).train) == 1                     # neither is asked for
 
 
 def test_ids_that_differ_in_their_underscores_are_different_subjects(root):
@@ -270,7 +411,7 @@ def test_other_storage_orientations_give_the_same_voxels(root, codes):
     after, affine_after = read_volume(path)
     np.testing.assert_array_equal(after, before)
     np.testing.assert_allclose(affine_after, affine)
-    assert f"{codes} in 1 files; all are brought to RAS" in check(root).report
+    assert f"stored as   RAS in 19 files, {codes} in 1 files; all are brought to RAS" in check(root).report
 
 
 def test_scale_factors_of_integer_files_are_applied(tmp_path):
@@ -324,6 +465,32 @@ def test_age_and_sex_are_read_or_their_lack_is_said(root):
     assert (table.to_dict("list"), problem) == ({"ID": ["s09", "s10"], "age": [71.5, 80.0], "sex": ["F", "M"]}, "")
     path.write_text("ID,label,Age,SEX\ns09,0,71.5,f\n")    # s10 was taken out after the check
     assert "1 scans have no sex or no age from 1 to 120 years (s10)" in read_demographics(root / "data_info", scans)[1]
+
+
+@pytest.mark.parametrize(("age", "sex", "right"), [
+    ("1", "F", True), ("120", "m", True), ("0.9", "F", False), ("120.1", "F", False), ("", "F", False), ("old", "F", False),
+    ("70", "", False), ("70", "-4", False), ("70", "-1", False), ("70", "na", False), ("70", "NaN", False)])
+def test_an_age_or_a_sex_that_is_none_is_not_used(root, age, sex, right):
+    scans, path = check(root).test, root / "data_info" / "data_info.csv"
+    path.write_text(f" label,sex , AGE,ID,age\n1,F,70,s09,999\n1,{sex},{age}, s10 ,999\n0,X,1,s10,999\n")   # the first of two counts
+    table, problem = read_demographics(root / "data_info", scans)
+    assert (table is not None, problem == "") == (right, right)
+    if right:
+        assert table.to_dict("list") == {"ID": ["s09", "s10"], "age": [70.0, float(age)], "sex": ["F", sex.upper()]}
+    else:
+        assert problem == f"{path}: 1 scans have no sex or no age from 1 to 120 years (s10)"
+
+
+def test_of_many_scans_without_an_age_five_are_named(root):
+    scans, path = check(root).train, root / "data_info" / "data_info.csv"
+    path.write_text("ID,age,sex\n")
+    assert read_demographics(root / "data_info", scans) == (
+        None, f"{path}: 6 scans have no sex or no age from 1 to 120 years (s01, s02, s03, s04, s05)")
+    path.write_text("ID,age\ns01,70\n")
+    assert read_demographics(root / "data_info", scans) == (None, f"{path} has no column sex")
+    path.write_text("id,age,sex\ns01,70,F\n")
+    with pytest.raises(InputError, match="column\\(s\\) ID missing"):
+        read_demographics(root / "data_info", scans)
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "PIR"])

@@ -263,6 +263,85 @@ def test_the_second_order_solver_needs_far_fewer_calls():
     assert gaussian_error("dpm", 1) == pytest.approx(gaussian_error("ddim", 1), rel=1e-4)    # one call: the same estimate
 
 
+def times_of(sampler: str, steps: int, diffusion: Diffusion) -> list[int]:
+    """The t of every network call of a draw of two."""
+    seen = []
+
+    def denoise(z_t, t):
+        assert t.shape == (2,)
+        seen.append(t.tolist())
+        return 0.1 * z_t
+    getattr(diffusion, sampler)(denoise, torch.randn(2, 1, 2, 2, 2), steps)
+    assert all(first == second for first, second in seen)
+    return [first for first, _ in seen]
+
+
+@pytest.mark.parametrize("T", [20, 1000])
+@pytest.mark.parametrize("steps", [2, 3, 7, 15])
+def test_ddim_steps_are_even_in_t_and_those_of_dpm_in_lambda(T, steps):
+    """Both begin at T - 1 and end at 1; t = 0 is no call, as in the published sampler."""
+    diffusion = Diffusion(T)
+    gaps = -np.diff(times_of("ddim", steps, diffusion))
+    assert (gaps.sum(), len(gaps), gaps.max() - gaps.min() <= 1) == (T - 2, steps - 1, True)
+
+    alpha_bar = diffusion.alpha_bar.numpy().astype(np.float64)
+    of_t = np.log(np.sqrt(alpha_bar) / np.sqrt(1 - alpha_bar))
+    even = [of_t[T - 1] + (of_t[1] - of_t[T - 1]) * k / (steps - 1) for k in range(steps)]
+    nearest = {min(range(1, T), key=lambda t: abs(of_t[t] - goal)) for goal in even}
+    assert times_of("dpm", steps, diffusion) == sorted(nearest, reverse=True)
+    assert {T - 1, 1} <= nearest
+
+
+def test_the_first_step_of_the_second_order_solver_is_one_of_ddim():
+    """Lu et al. 2022: without an earlier estimate DPM-Solver++ is DDIM, so that two calls, at T - 1 and at 1, give the same."""
+    torch.manual_seed(0)
+    diffusion, z_T = Diffusion(prediction="v"), torch.randn(2, 1, 3, 3, 3)
+
+    def denoise(z_t, t):
+        return torch.sin(3 * z_t) + (t / 1000).view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(diffusion.dpm(denoise, z_T, 2), diffusion.ddim(denoise, z_T, 2), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("T", "last"), [(1000, 0.02), (20, 0.5)])
+def test_the_schedule_is_exact_in_float32_and_stands_in_no_checkpoint(T, last):
+    diffusion = Diffusion(T, 1e-4, last)
+    beta = 1e-4 + (last - 1e-4) * np.arange(T) / (T - 1)
+    alpha_bar = np.array([np.prod(1 - beta[:t + 1]) for t in range(T)])
+    np.testing.assert_allclose(diffusion.beta.numpy(), beta, rtol=7e-8)                       # half a digit of float32
+    np.testing.assert_allclose(diffusion.alpha_bar.numpy(), alpha_bar, rtol=7e-8)
+    assert not diffusion.state_dict()                      # it follows from the settings
+
+
+def test_streams_of_noise_must_not_end_before_one_another(small_unet):
+    """Otherwise the draws that come after would go on with less noise than there should be."""
+    synthesizer, mri = Synthesizer(Enlarging(), small_unet, Diffusion(T=4)), torch.rand(1, 1, 8, 8, 8)
+    streams = [iter(torch.randn(3, 1, 4, 4, 4)), iter(torch.randn(2, 1, 4, 4, 4))]
+    with pytest.raises(ValueError, match="shorter"):
+        synthesizer.draw(mri, None, [streams], "ddpm", 3)
+
+
+def test_samplers_stay_on_the_device_of_their_input():
+    """The device meta, which computes nothing, stands in for a GPU."""
+    def denoise(z_t, t):
+        assert t.device == z_t.device
+        return z_t
+    diffusion, z_T = Diffusion(T=12), torch.randn(2, 1, 4, 4, 4)
+    on_meta = Diffusion(T=12).to("meta")
+    assert on_meta.ddpm(denoise, z_T.to("meta"), iter(torch.randn(10, 2, 1, 4, 4, 4, device="meta"))).is_meta
+    assert on_meta.ddim(denoise, z_T.to("meta"), 4).is_meta
+    with torch.device("meta"):                             # dpm reads numbers from its buffers: here the default device is the other one
+        assert diffusion.dpm(denoise, z_T, 4).device == z_T.device
+
+
+def test_a_synthesis_runs_on_the_device_of_its_mri():
+    unet = UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2).to("meta")
+    synthesizer = Synthesizer(Enlarging(), unet, Diffusion(T=12).to("meta"))
+    mri, label = torch.rand(2, 1, 8, 8, 8, device="meta"), torch.tensor([[0.3, 0.7], [0.9, 0.1]])
+    for sampler in ("ddpm", "ddim"):
+        z_0 = synthesizer.draw(mri, label, noises(2, 3), sampler, 4)
+        assert (z_0.shape, z_0.is_meta) == ((2, 3, 1, 4, 4, 4), True)
+
+
 class Enlarging(nn.Module):
     """Stands in for a decoder: doubles the grid, and counts its calls."""
     calls = 0
@@ -302,6 +381,9 @@ def test_a_latent_does_not_depend_on_the_batch_that_it_was_drawn_in(small_unet, 
             return diffusion.ddpm(denoise, z_T, stream) if sampler == "ddpm" else getattr(diffusion, sampler)(denoise, z_T, 4)
     expected = torch.stack([torch.cat([alone(scan, draw) for draw in range(3)]) for scan in range(2)])
     torch.testing.assert_close(z_0, expected * 2.0 + 0.5, atol=1e-5, rtol=1e-5)
+    if batch == 100:                                       # latents are not shifted and not scaled unless asked for
+        plain = Synthesizer(Enlarging(), small_unet, diffusion).draw(mri, label, noises(2, 3), sampler, 4)
+        torch.testing.assert_close(plain, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_decoded_draws_have_their_deviation_in_every_voxel(small_unet):
