@@ -20,9 +20,9 @@ from stopping import held
 from utils import InputError
 
 PARTIAL = ".partial-"                                      # begins the name of a folder in which a file is being written
-HOST = socket.gethostname()
-with suppress(OSError):                                    # containers of one host name that number their processes each for itself
-    HOST += "." + os.readlink("/proc/self/ns/pid").strip("pid:[]")
+HOST = PROCESSES = socket.gethostname()                    # the latter: within which a process is known by its number
+with suppress(OSError):                                    # containers of one host name count their processes each for itself
+    PROCESSES += "." + os.readlink("/proc/self/ns/pid").strip("pid:[]")
 DAY = 24 * 3600
 MAX_TEXT = 2 ** 26                                         # bytes of a list or table, a thousand for each of 60000 scans
 
@@ -115,7 +115,7 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
     partial = None
     with held():
         try:
-            partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{HOST}-{os.getpid()}-", dir=path.parent)) / path.name
+            partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{PROCESSES}-{os.getpid()}-", dir=path.parent)) / path.name
             yield partial
             sync(partial)
             os.replace(partial, path)
@@ -200,7 +200,7 @@ def remove_leftovers(root: Path, everyones: bool = False) -> None:
     for folder in found:                                   # os.walk, because another run's may vanish meanwhile
         host, _, pid = folder.name.removeprefix(PARTIAL).rpartition("-")[0].rpartition("-")
         with suppress(OSError, ValueError):                # gone meanwhile, or not named by this program
-            if everyones or folder.stat().st_mtime < time.time() - DAY or (host == HOST and not _is_alive(pid)):
+            if everyones or folder.stat().st_mtime < time.time() - DAY or (host == PROCESSES and not _is_alive(pid)):
                 shutil.rmtree(folder)
 
 

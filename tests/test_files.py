@@ -81,7 +81,7 @@ def test_too_little_room_is_found_before_anything_is_written(tmp_path):
 def test_what_dead_processes_were_writing_is_removed_and_what_others_write_is_not(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    names = {"dead": f".partial-{files.HOST}-{process.pid}-x", "alive": f".partial-{files.HOST}-{os.getppid()}-x",
+    names = {"dead": f".partial-{files.PROCESSES}-{process.pid}-x", "alive": f".partial-{files.PROCESSES}-{os.getppid()}-x",
              "elsewhere": ".partial-other-host-1-x", "old": ".partial-other-host-2-x"}
     for name in names.values():
         (tmp_path / "sub" / name).mkdir(parents=True)
