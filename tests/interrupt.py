@@ -40,7 +40,7 @@ def start(project: Path, **settings) -> int:
     if child := os.fork():
         return child
     os.chdir(project)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):                           # as environment.py has it until the run listens
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):                           # as environment.py until the run listens
         signal.signal(number, lambda *_, code=ENDS[number]: os._exit(code))
     with open("screen.txt", "a") as screen:
         os.dup2(screen.fileno(), 1)
