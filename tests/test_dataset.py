@@ -115,7 +115,11 @@ def test_an_id_keeps_its_leading_zeros_and_a_label_may_be_written_as_1_0(root):
     assert (scan.id, scan.label) == ("007", 1)
 
 
-def test_an_empty_folder_says_how_to_place_a_cohort_and_names_the_demo(tmp_path):
+@pytest.mark.parametrize("folders", [(), ("whole_MRI",), ("whole_MRI", "whole_Abeta")])
+def test_folders_without_a_volume_say_how_to_place_a_cohort_and_name_the_demo(tmp_path, folders):
+    for folder in folders:                                 # as they come with the project
+        (tmp_path / "data" / folder).mkdir(parents=True)
+        (tmp_path / "data" / folder / "README.md").write_text("Place the volumes here.")
     message = problems(tmp_path)
     for part in ("whole_MRI/<ID>.nii", "whole_Abeta", "data_info.csv", "train.txt"):
         assert part in message
@@ -182,7 +186,7 @@ PET = "whole_Abeta/s03.nii"
 SHIFTED = AFFINE + np.array([[0, 0, 0, 1]] + [[0] * 4] * 3)
 BAD = {
     "missing MRI": (lambda root: (root / "data/whole_MRI/s03.nii.gz").unlink(), ["whole_MRI/s03.nii[.gz]: not there"]),
-    "both suffixes": (lambda root: (root / "data/whole_MRI/s03.nii").write_bytes(b""), ["s03.nii.gz: both are there"]),
+    "both suffixes": (lambda root: (root / "data/whole_MRI/s03.nii").write_bytes(b""), ["whole_MRI/s03.nii and s03.nii.gz: both"]),
     "truncated gzip": (truncate("whole_MRI/s03.nii.gz"), ["whole_MRI/s03.nii.gz: truncated or damaged"]),
     "truncated nii": (truncate("whole_Abeta/s03.nii"), ["whole_Abeta/s03.nii: truncated or damaged"]),
     "not NIfTI": (lambda root: (root / "data/whole_Abeta/s03.nii").write_text("text"), ["whole_Abeta/s03.nii: cannot be read as NIfTI"]),
@@ -198,8 +202,8 @@ BAD = {
     "too bright": (replace_voxels(lambda v: 200 * v), ["s03.nii: intensities from 0 to",
                                                            "expected within [0, 1], PET scaled by one constant for all\n"]),
     "negative": (replace_voxels(lambda v: v - 0.1), ["s03.nii: intensities from -0.1"]),
-    "no label": (edit("data_info.csv", "s03,0\n", ""), ["s03 has no rows"]),
-    "two labels": (edit("data_info.csv", "s03,0\n", "s03,0\ns03,1\n"), ["s03 has 2 rows"]),
+    "no label": (edit("data_info.csv", "s03,0\n", ""), ["data_info.csv: s03 has no rows; expected one row"]),
+    "two labels": (edit("data_info.csv", "s03,0\n", "s03,0\ns03,1\n"), ["data_info.csv: s03 has 2 rows"]),
     "doubtful label": (edit("data_info.csv", "s03,0\n", "s03,0.5\n"), ["s03 has the label '0.5'"]),
     "label out of range": (edit("data_info.csv", "s03,0\n", "s03,2\n"), ["s03 has the label '2'; expected one row with a label in 0 .. 1"]),
     "no label column": (edit("data_info.csv", "label", "status"), ["column(s) label missing, found ID, status"]),
@@ -315,6 +319,25 @@ def test_small_differences_that_tools_leave_are_accepted(root):
     assert (scan.id, scan.label) == ("s03", 0)
 
 
+def test_two_affines_that_agree_are_accepted_for_voxels_of_any_size(root):
+    affine = AFFINE @ np.diag([-1 / 16, 1 / 16, 1 / 16, 1])
+    for path in (root / "data").rglob("*.nii*"):
+        image = nib.Nifti1Image(nib.load(path, mmap=False).get_fdata(dtype=np.float32), affine)
+        image.set_sform(affine, 1)
+        image.set_qform(affine, 1)
+        nib.save(image, path)
+    report = check(root).report
+    assert "22 x 27 x 22 voxels of 0.5 x 0.5 x 0.5 mm" in report
+    assert "LAS in 20 files; all are brought to RAS" in report
+
+
+def test_far_from_the_origin_a_pair_must_agree_as_near_it(root):
+    shift_all(root, 5e4)
+    check(root)
+    replace_voxels(lambda v: v, affine=AFFINE + np.array([[0, 0, 0, 5e4 + 0.2]] + [[0] * 4] * 3))(root)
+    assert "s03: MRI" in problems(root)
+
+
 @pytest.mark.parametrize(("low", "high"), [(-1.1e-5, 1.0), (0.0, 1 + 1.2e-5)])
 def test_intensities_beyond_the_tolerance_are_refused(root, low, high):
     pet = root / "data/whole_Abeta/s03.nii"
@@ -390,6 +413,10 @@ def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
     assert len(check(root, smallest_training_list=3, all_labels_in_training=True).train) == 3
     (root / "data_info" / "train.txt").write_text("s01\n")
     assert len(check(root).train) == 1                     # neither is asked for
+
+
+def test_an_id_in_which_the_pattern_finds_no_name_is_a_subject_of_its_own(root):
+    assert len(check(root, subject_pattern=r"^(\d+)?").train) == 6
 
 
 def test_ids_that_differ_in_their_underscores_are_different_subjects(root):

@@ -1,5 +1,7 @@
 """NIfTI headers at the bounds of what is accepted, what stands in the files that are written, and the crop."""
 import gzip
+import tracemalloc
+from contextlib import nullcontext
 
 import nibabel as nib
 import numpy as np
@@ -191,6 +193,20 @@ def test_a_packed_header_may_claim_what_deflate_can_unpack_to_and_no_more(tmp_pa
     pack((2, fits[1] + 1, 1))
     assert problem(path) == (f"truncated or damaged (its header claims voxels in the bytes 352 to {most + 16}, at most {most} found); "
                              "copy it again")
+
+
+@pytest.mark.parametrize("read", [read_header, read_volume])
+def test_what_unpacks_to_much_more_than_its_voxels_takes_little_memory(nii, read):
+    """64 MiB behind the voxels: a header is read without them, and a volume is refused when more than padding has come."""
+    path, content = nii.with_suffix(".nii.gz"), nii.read_bytes()
+    path.write_bytes(gzip.compress(content + bytes(2 ** 26), 1))
+    tracemalloc.start()
+    try:
+        with nullcontext() if read is read_header else pytest.raises(InputError, match="unpacks to more than 1048576 bytes"):
+            read(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 ** 23
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("shape", "right"), [((2 ** 10, 2 ** 10, 2 ** 9), True), ((2 ** 10, 2 ** 10, 2 ** 9 + 1), False)])
