@@ -18,7 +18,7 @@ from utils import InputError
 
 RAS = axcodes2ornt("RAS")
 FARTHEST_MM = 1e6                                          # from the origin; a number of this size in an affine is damage
-MAX_VOXELS = 2 ** 28                                       # 1 GiB as float32, 16 times 256x256x256; a header that claims more is damaged
+MAX_VOXELS = 2 ** 29                                       # 2 GiB as float32, 32 times 256x256x256; a header that claims more is damaged
 DEFLATE_RATIO = 1032                                       # most bytes that deflate packs into one, so the most that a .nii.gz can hold
 PADDING = 2 ** 20                                          # bytes behind the voxels that some programs add; more is no volume
 # what nibabel, gzip and numpy raise on damaged files; MemoryError is none of it, because what a header claims is compared with the file
