@@ -29,7 +29,7 @@ from checkpoints import load_checkpoint  # noqa: E402
 from conftest import TINY, arguments, write_cohort  # noqa: E402
 from stopping import AGAIN, CTRL_C  # noqa: E402
 
-STAGES = ["--stages", "check", "aae", "encode", "ldm", "test", "tables"]
+STAGES = ["--stages", "check", "aae", "encode", "ldm", "test"]
 ENDS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: AGAIN, signal.SIGUSR1: AGAIN, signal.SIGINT: CTRL_C}
 SECONDS = 60                                               # within which a run that is asked to stop must have ended
 WRITING = 0.02                                             # seconds that each file takes longer to write, as on a slow disk
@@ -100,10 +100,11 @@ def kills(count: int, seed: int, root: Path) -> bool:
     while signals[signal.SIGKILL] < count or finished == 0:
         shutil.rmtree(cut, ignore_errors=True)
         write_cohort(cut)
+        longest = 0.6 * duration
         while True:
             child = start(cut, exp="a", num_workers=draw.choice([0] * 9 + [1]))
-            code = wait(child, draw.uniform(0, 0.7 * duration))
-            duration *= 1.01                               # should the machine have become slower, a run still comes to its end
+            code = wait(child, draw.uniform(0, longest))
+            longest *= 1.02                                # should the machine have become slower, a run still comes to its end
             if code is None:
                 number = draw.choice([signal.SIGKILL] * 6 + [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
                 os.kill(child, number)
