@@ -1,9 +1,10 @@
 """What must be so before anything else is imported: a Python that is new enough, the packages, and threads that do not spin."""
 import importlib.util
 import os
-import signal
 import sys
 from pathlib import Path
+
+from stopping import exit_when_asked
 
 PACKAGES = {"torch": "torch", "numpy": "numpy", "nibabel": "nibabel", "pandas": "pandas", "scipy": "scipy", "sklearn": "scikit-learn",
             "skimage": "scikit-image", "statsmodels": "statsmodels", "matplotlib": "matplotlib", "nilearn": "nilearn", "jinja2": "jinja2",
@@ -17,9 +18,7 @@ missing = [package for module, package in PACKAGES.items() if importlib.util.fin
 if missing:
     problems.append(f"missing packages: {', '.join(missing)}; pip install -r requirements.txt brings them")
 if Path(sys.argv[0]).name == "main.py":                    # until the run listens itself, which imports come before that take seconds
-    for name, code in (("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75)):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda *_, code=code: os._exit(code))
+    exit_when_asked()
 if problems:
     print("error: " + "; ".join(problems), file=sys.stderr)
     sys.exit(2)

@@ -16,7 +16,7 @@ from classifier import LabelClassifier, pool_volume, pool_width
 from config import Config
 from dataset import Cohort, Scan
 from diffusion import Diffusion, Synthesizer
-from loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
+from loading import LATENTS, EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
 from metrics import score_volume
 from model import AAE, Discriminator, UNet, recompute_activations
 from regions import COVERED, Regions, read_labels, read_mask, share_inside
@@ -150,19 +150,19 @@ class Experiment:
 
         Notes in .trained how many epochs the last checkpoints have.
         """
-        cfg, paths = self.cfg, {stage: self.cfg.result_dir / f"{file}.pth.tar" for stage, file in CHECKPOINT.items()}
+        cfg = self.cfg
         first = next((stage for stage in ("aae", "encode", "ldm", "curve", "test", "report") if stage in cfg.stages), None)
-        if first in ("encode", "ldm", "curve", "test") and not paths["aae"].exists():
-            raise InputError(f"{paths['aae']} is not there; run --stages aae first")
-        if first in ("curve", "test") and not paths["ldm"].exists():
-            raise InputError(f"{paths['ldm']} is not there; run --stages encode ldm first")
+        if first in ("encode", "ldm", "curve", "test") and not self._best_path("aae").exists():
+            raise InputError(f"{self._best_path('aae')} is not there; run --stages aae first")
+        if first in ("curve", "test") and not self._best_path("ldm").exists():
+            raise InputError(f"{self._best_path('ldm')} is not there; run --stages encode ldm first")
         if first == "report" and load_run(cfg.result_dir).facts["cohort"] != self.cohort.fingerprint("test"):
             raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages test report")
-        for stage, file in CHECKPOINT.items():
+        for stage in CHECKPOINT:
             settings = self.settings(stage)
             if stage == "ldm" and "aae" in cfg.stages:     # its autoencoder must stay what it is
                 settings["aae_epochs"] = cfg.aae_epochs
-            best, last = paths[stage], cfg.result_dir / f"{file}_last.pth.tar"
+            best, last = self._best_path(stage), self._last_path(stage)
             if last.exists():
                 saved = load_checkpoint(last)
                 check_settings(last, saved, settings)
@@ -176,7 +176,7 @@ class Experiment:
         stage = next((stage for stage in CHECKPOINT if stage in self.cfg.stages), None)
         if stage is None:
             return
-        last = self.cfg.result_dir / f"{CHECKPOINT[stage]}_last.pth.tar"
+        last = self._last_path(stage)
         if self.cfg.resume == "yes" and stage not in self.trained:
             raise InputError(f"{last} is not there, so nothing can be continued; check --exp, or begin with --resume auto")
         if self.cfg.resume == "no" and stage in self.trained:
@@ -226,6 +226,9 @@ class Experiment:
     def _best_path(self, stage: str) -> Path:
         return self.cfg.result_dir / f"{CHECKPOINT[stage]}.pth.tar"
 
+    def _last_path(self, stage: str) -> Path:
+        return self.cfg.result_dir / f"{CHECKPOINT[stage]}_last.pth.tar"
+
     def best_aae(self) -> AAE:
         """The autoencoder of the best epoch, frozen."""
         aae = build_aae(self.cfg, self.device).eval().requires_grad_(False)
@@ -235,12 +238,12 @@ class Experiment:
     @property
     def latents(self) -> Path:
         """The folder of all latents of this cohort."""
-        return Path(self.cfg.data_dir) / "latent_Abeta"
+        return Path(self.cfg.data_dir) / LATENTS
 
     def latent_cache(self, aae: AAE) -> LatentCache:
         """Where the latents of this autoencoder, precision and crop are kept."""
         cfg, key = self.cfg, weights_key(aae) + ("" if self.dtype == torch.float32 else f"-{self.precision}")
-        return LatentCache(self.latents.parent, key, self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine,
+        return LatentCache(Path(cfg.data_dir), key, self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine,
                            self.cohort.checksums)
 
     def load_latents(self, aae: AAE) -> dict[str, Tensor]:
@@ -289,6 +292,7 @@ class Experiment:
         shape = (self.cfg.latent_channels, *self.cfg.latent_size)
 
         def latents(batch: dict) -> Tensor:
+            """Batch of MRIs -> [B, m, C, d, h, w]. Raises NotFiniteError that names the subjects."""
             label = classifier.probabilities(batch["mri"]) if classifier else None
             noise = [[draw_noise(self.cfg.seed, subject, k, shape) for k in draws] for subject in batch["id"]]
             z_0 = synthesizer.draw(batch["mri"].to(self.device), label, noise, sampler, steps)

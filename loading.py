@@ -177,6 +177,9 @@ def volume_loader(dataset: VolumeDataset, batch_size: int, num_workers: int, pin
 
 # ---------------------------------------------------------------- the latent cache
 
+LATENTS = "latent_Abeta"                                   # folder of all of them in data_dir
+
+
 class LatentCache:
     """Latents as NIfTI files in data_dir/latent_Abeta/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
 
@@ -187,7 +190,7 @@ class LatentCache:
 
     def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...], affine: np.ndarray,
                  checksums: dict[Path, int]):
-        self.folder = data_dir / "latent_Abeta" / autoencoder
+        self.folder = data_dir / LATENTS / autoencoder
         self.autoencoder, self.crop, self.shape, self.affine, self.checksums = autoencoder, crop, shape, affine, checksums
 
     def _note(self, scan: Scan) -> str:

@@ -153,6 +153,7 @@ def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EM
     subjects = exp.training_batches("mri", cfg.ldm_batch_size * cfg.ldm_accumulation)
 
     def step(batch: dict) -> dict[str, float]:
+        """Update denoiser and moving average on a batch: its loss."""
         z = torch.stack([z_0[name] for name in batch["id"]])                                 # [B, C, d, h, w]
         sample = (tensor.to(exp.device, non_blocking=True) for tensor in (z, batch["mri"], batch["label"]))
         losses = ldm_step(unet, diffusion, opt, *sample, cfg.share_without_label, cfg.ldm_accumulation, exp.cast)

@@ -25,6 +25,12 @@ def exit_code(number: int) -> int:
     return CTRL_C if number == signal.SIGINT else AGAIN
 
 
+def exit_when_asked() -> None:
+    """Until the run listens, a signal ends the program at once, with its exit code: there is nothing to save yet."""
+    for number in SIGNALS:
+        signal.signal(number, lambda number, _: os._exit(exit_code(number)))
+
+
 class _Listener:
     """What the handler and the blocks that it must not cut know of each other."""
     process = 0                                            # whose signals they are; one that was forked has others to listen to

@@ -50,6 +50,16 @@ def write_volume(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) ->
     nib.save(nib.Nifti1Image(voxels, affine), path)
 
 
+def header_that_claims(shape: tuple[int, int, int], dtype: type) -> nib.Nifti1Header:
+    """The header of a NIfTI file with voxels of that shape behind it, whatever then lies there."""
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype)
+    header.set_sform(AFFINE, 1)
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    return header
+
+
 def write_cohort(root: Path, lists: dict[str, list[str]] = LISTS) -> None:
     """MRI and PET of every ID under root/data, lists and labels (alternating) under root/data_info."""
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij"))

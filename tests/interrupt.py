@@ -27,7 +27,7 @@ import files  # noqa: E402
 import main  # noqa: E402
 from checkpoints import load_checkpoint  # noqa: E402
 from conftest import TINY, arguments, write_cohort  # noqa: E402
-from stopping import AGAIN, CTRL_C  # noqa: E402
+from stopping import AGAIN, CTRL_C, exit_when_asked  # noqa: E402
 
 STAGES = ["--stages", "check", "aae", "encode", "ldm", "test"]
 ENDS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: AGAIN, signal.SIGUSR1: AGAIN, signal.SIGINT: CTRL_C}
@@ -40,8 +40,7 @@ def start(project: Path, **settings) -> int:
     if child := os.fork():
         return child
     os.chdir(project)
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):                           # as environment.py until the run listens
-        signal.signal(number, lambda *_, code=ENDS[number]: os._exit(code))
+    exit_when_asked()                                      # as the program does before it listens
     with open("screen.txt", "a") as screen:
         os.dup2(screen.fileno(), 1)
         os.dup2(screen.fileno(), 2)

@@ -12,7 +12,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import AFFINE, SHAPE, TINY, arguments, write_volume
+from conftest import AFFINE, SHAPE, TINY, arguments, header_that_claims, write_volume
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -246,14 +246,9 @@ def test_a_file_of_any_bytes_is_no_volume(tmp_path, suffix, count, record_proper
 
 def write_bomb(path: Path, shape: tuple[int, int, int], behind: int) -> None:
     """A .nii.gz whose header claims that shape, and that unpacks to so many zeros behind it; it is itself a thousandth as long."""
-    header = nib.Nifti1Header()
-    header.set_data_shape(shape)
-    header.set_data_dtype(np.float32)
-    header.set_sform(AFFINE, 1)
-    header["vox_offset"], header["magic"] = 352, b"n+1"
     with path.open("wb") as file:
         pack = zlib.compressobj(9, wbits=31)
-        file.write(pack.compress(header.binaryblock + bytes(4)))
+        file.write(pack.compress(header_that_claims(shape, np.float32).binaryblock + bytes(4)))
         for _ in range(behind // 2 ** 20):
             file.write(pack.compress(bytes(2 ** 20)))
         file.write(pack.flush())

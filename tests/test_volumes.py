@@ -6,7 +6,7 @@ from contextlib import nullcontext
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import AFFINE, SHAPE, write_volume
+from conftest import AFFINE, SHAPE, header_that_claims, write_volume
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
 from utils import InputError
@@ -213,13 +213,8 @@ def test_what_unpacks_to_much_more_than_its_voxels_takes_little_memory(nii, read
 def test_no_more_voxels_are_claimed_than_a_volume_can_have(tmp_path, shape, right):
     """2^29, in a file that would hold them: it is sparse."""
     path = tmp_path / "a.nii"
-    header = nib.Nifti1Header()
-    header.set_data_shape(shape)
-    header.set_data_dtype(np.uint8)
-    header.set_sform(AFFINE, 1)
-    header["vox_offset"], header["magic"] = 352, b"n+1"
     with path.open("wb") as file:
-        file.write(header.binaryblock)
+        file.write(header_that_claims(shape, np.uint8).binaryblock)
         file.truncate(352 + 2 ** 30)
     refused = "truncated or damaged (its header claims 1024x1024x513 voxels, more than 536870912); copy it again"
     assert problem(path) == ("" if right else refused)
