@@ -24,10 +24,11 @@ import pandas as pd
 import torch
 from skimage.transform import resize
 
-from config import Config, parse_args
+from commandline import parse_args
+from config import Config
 from dataset import Scan
 from diffusion import Synthesizer
-from experiment import build_aae, build_diffusion, build_discriminator, build_unet
+from networks import build_aae, build_diffusion, build_discriminator, build_unet
 from files import make_folder, write_csv
 from loading import VolumeCache, VolumeDataset
 from metrics import evaluate, score_volume

@@ -1,16 +1,12 @@
-"""Every setting of a run: the dataclass, the presets, the command line.
+"""Every setting of a run: the dataclass, its checks, the presets.
 
 Edit a default here, or pass `--field value` to main.py. The defaults are the paper's values, but for the few marked
 "published:", without which the method does not work (README, "Differences from the published code").
 """
-import argparse
 import dataclasses
-import difflib
-import itertools
 import json
 import platform
 import re
-import shlex
 import typing
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +15,7 @@ from pathlib import Path
 
 VERSION = "0.1.0"
 STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")
-EXTRA_STAGES = ("curve",)                                  # run only where they are asked for
+EXTRA_STAGES = ("preprocess", "prepare", "curve", "synthesize")                             # run only where they are asked for
 GROUPS = {
     "run": "the run",
     "data": "the cohort",
@@ -28,21 +24,26 @@ GROUPS = {
     "ldm": "stage 2, the latent diffusion model (LDM)",
     "sampling": "sampling, after training",
     "scoring": "scores, tables and report of the test list",
+    "preprocess": "raw scans (--stages preprocess)",
+    "prepare": "lists and labels from tables (--stages prepare)",
+    "synthesize": "new scans (--stages synthesize)",
 }
+BESIDE = ("preprocess", "prepare", "synthesize")           # groups of stages beside an experiment: its results do not depend on them
 
 
 def setting(default, explanation: str, *, group: str, low=None, high=None, choices=None, free: bool | None = None):
     """A field of Config. low, high: inclusive range of the value or of each of its entries.
 
-    free: may change between the training of a checkpoint and its use (by default in the groups run, sampling and scoring).
+    free: may change between the training of a checkpoint and its use (by default in all groups but those of cohort and training).
     """
-    free = group in ("run", "sampling", "scoring") if free is None else free
+    free = group not in ("data", "phantom", "aae", "ldm") if free is None else free
     default = tuple(default) if isinstance(default, list) else default                       # an edited default may be a list
     return dataclasses.field(default=default, metadata={
         "help": explanation, "group": group, "low": low, "high": high, "choices": choices, "free": free})
 
 
-run, data, phantom, aae, ldm, sampling, scoring = (partial(setting, group=group) for group in GROUPS)
+run, data, phantom, aae, ldm, sampling, scoring, preprocess, prepare, synthesize = (
+    partial(setting, group=group) for group in GROUPS)
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,10 @@ class Config:
 
     # The run
     exp: str = run("paper", "name of the experiment; outputs go to result/<exp>")
-    stages: tuple[str, ...] = run(STAGES, "stages to run; check always runs first. curve, which is not among the default ones, scores the "
-                                          "validation list with every sampler, number of calls and number of draws",
+    stages: tuple[str, ...] = run(STAGES, "stages to run, in the paper's order whatever theirs. Not among the default ones: preprocess "
+                                          "brings raw scans into the space of the cohort, prepare makes lists and labels from tables, "
+                                          "curve scores the validation list with every sampler, number of calls and number of draws, "
+                                          "synthesize makes the PET of new MRIs",
                                   choices=STAGES + EXTRA_STAGES)
     seed: int = run(0, "seed of weights, order, noise and crops; paper: 0", low=0, high=2 ** 32 - 1, free=False)
     resume: str = run("auto", "yes: continue a run, an error if there is none in result/<exp>; no: begin one, an error if there is; "
@@ -158,6 +161,15 @@ class Config:
     shown_subjects: int = scoring(2, "subjects of each label, first in the test list, in pictures and in the viewer of the report", low=1,
                                   high=8)
 
+    # Raw scans
+
+    # Lists and labels from tables
+    overwrite: bool = prepare(False, "replace lists and labels that are there already")
+
+    # New scans
+    mri: str = synthesize("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files")
+    out: str = synthesize("", "folder for their synthetic PETs, beside which nothing else of this project lies")
+
     def __post_init__(self):
         problems = [problem for field in dataclasses.fields(self) for problem in _value_problems(field, getattr(self, field.name))]
         problems = problems or list(self._misfits())
@@ -206,6 +218,8 @@ class Config:
             yield "save_deviation needs samples_per_scan of at least 2"
         if self.centiloid_intercept and not self.centiloid_slope:
             yield f"centiloid_intercept {self.centiloid_intercept} needs a centiloid_slope"
+        if "synthesize" in self.stages and not (self.mri and self.out):
+            yield "the stage synthesize needs --mri FILE_OR_FOLDER and --out FOLDER"
         yield from self._phantom_misfits()
         try:
             if re.compile(self.subject_pattern).groups < 1:
@@ -267,23 +281,25 @@ class Config:
     def fixed_settings(self, stage: str) -> dict:
         """The settings that a checkpoint of the stage ('aae' or 'ldm') is bound to, as JSON values."""
         groups = {"run", "data", "phantom", stage}
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)
                 if f.metadata["group"] in groups and not f.metadata["free"]}
 
     def free_settings(self, stage: str) -> dict:
         """The settings that may change while the stage is trained, as JSON values: what a run notes when it continues."""
         groups = {"run", "data", "phantom", stage}
-        return {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)
+        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)
                 if f.metadata["group"] in groups and f.metadata["free"] and f.name not in ("exp", "stages", "resume")}
 
     def to_json(self) -> str:
-        """All settings, with the versions of what produced the results."""
+        """All settings that an experiment's results may depend on, with the versions of what produced them."""
         versions = {name: version(name) for name in ("torch", "numpy", "nibabel", "scipy", "pandas", "scikit-learn", "scikit-image",
                                                      "nilearn", "statsmodels")}
-        settings = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        settings = {name: plain(getattr(self, name)) for name in EXPERIMENT_SETTINGS}
         return json.dumps({"settings": settings,
                            "versions": {"il_cldm": VERSION, "python": platform.python_version(), **versions}}, indent=2) + "\n"
 
+
+EXPERIMENT_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata["group"] not in BESIDE]
 
 PUBLISHED = {"prediction": "eps", "label_dropout": 0.0, "label_at_sampling": "none", "latent_scaling": False,
              "aae_output_norm": True, "samples_per_scan": 1, "sampler": "ddpm", "precision": "fp32", "validation_steps": 50}
@@ -299,33 +315,12 @@ DEMO = {"data_dir": "data/phantom", "num_workers": 0,
 PRESETS = {"paper": {}, "demo": DEMO, "published": PUBLISHED}
 
 
-def command(settings: dict) -> str:
-    """The shortest command line that gives these settings (as to_json holds them), but for its stages."""
-    def differences(presets: tuple[str, ...]) -> list[str]:
-        """The words `--name value` of what the presets do not give."""
-        base = {f.name: _plain(f.default) for f in dataclasses.fields(Config)}
-        base["exp"] = base["exp"] if presets == ("paper",) else "_".join(presets)
-        for name in presets:
-            base |= {key: _plain(value) for key, value in PRESETS[name].items()}
-        return [f"--{name} {' '.join(shlex.quote(_word(entry)) for entry in (value if isinstance(value, list) else [value]))}".rstrip()
-                for name, value in settings.items() if name in base and name != "stages" and base[name] != value]
-
-    combinations = [presets for count in range(1, len(PRESETS)) for presets in itertools.permutations(PRESETS, count)
-                    if presets == ("paper",) or "paper" not in presets]
-    best = min(combinations, key=lambda presets: len(differences(presets)))
-    return " ".join(["python main.py", *(["--preset", *best] if best != ("paper",) else []), *differences(best)])
-
-
-def _word(value) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _plain(value):
+def plain(value):
     """A setting as JSON keeps it, so that a saved one equals a present one."""
     return list(value) if isinstance(value, tuple) else value
 
 
-def _element_type(annotation) -> tuple[type, int | None]:
+def element_type(annotation) -> tuple[type, int | None]:
     """(type of an entry, number of entries); the number is None for a tuple of any length and 0 for a plain value."""
     if typing.get_origin(annotation) is not tuple:
         return annotation, 0
@@ -335,7 +330,7 @@ def _element_type(annotation) -> tuple[type, int | None]:
 
 def _value_problems(field: dataclasses.Field, value):
     """What is wrong with one value by itself: its type, its number of entries, its range."""
-    kind, count = _element_type(field.type)
+    kind, count = element_type(field.type)
     low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
     if (count != 0) != isinstance(value, tuple) or (count and len(value) != count):
         yield f"{field.name} {value!r} must be {'a tuple of ' + str(count or 'several') if count != 0 else 'one'} {kind.__name__}"
@@ -349,55 +344,3 @@ def _value_problems(field: dataclasses.Field, value):
             yield f"{field.name} {entry!r} must be one of {', '.join(choices)}"
         elif (low is not None and not entry >= low) or (high is not None and not entry <= high):
             yield f"{field.name} {entry!r} must be {'at least ' + str(low) if high is None else f'between {low} and {high}'}"
-
-
-def _parse_bool(text: str) -> bool:
-    values = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-    return values[text.lower()]
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        self.exit(2, f"error: {message}\n")                # without the usage, which fills a screen
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="main.py", allow_abbrev=False, description=(
-        "IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes result/<exp>/. "
-        "Running the same command again continues where it stopped."))
-    parser.add_argument("--preset", nargs="+", choices=PRESETS, default=["paper"], help=(
-        "sets of settings, later ones win: paper (the default), demo (a digital phantom, small networks, minutes on a CPU), "
-        "published (every setting as in the published code)"))
-    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
-    for field in dataclasses.fields(Config):
-        kind, count = _element_type(field.type)
-        default = "the names of the presets" if field.name == "exp" else " ".join(map(str, field.default)) \
-            if isinstance(field.default, tuple) else repr(field.default) if field.default == "" else str(field.default)
-        groups[field.metadata["group"]].add_argument(
-            f"--{field.name}", type=_parse_bool if kind is bool else kind, default=argparse.SUPPRESS,
-            nargs={0: None, None: "*"}.get(count, count), choices=field.metadata["choices"],
-            metavar=None if field.metadata["choices"] else kind.__name__.upper(),
-            help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"))
-    return parser
-
-
-def parse_args(argv: list[str] | None = None) -> Config:
-    """The settings of a command line: defaults, then presets, then --field value. Exits with code 2 on a wrong one."""
-    parser = _parser()
-    given, unknown = parser.parse_known_args(argv)
-    if unknown:
-        known = [f"--{field.name}" for field in dataclasses.fields(Config)]
-        close = difflib.get_close_matches(unknown[0], known, n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "; python main.py --help lists all settings"
-        parser.error(f"unknown setting {unknown[0]}{hint}")
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(given).items()}
-    presets = values.pop("preset")
-    settings = {} if presets == ["paper"] else {"exp": "_".join(presets)}
-    for name in presets:
-        settings |= PRESETS[name]
-    try:
-        return Config(**settings | values)
-    except ValueError as error:
-        parser.error(str(error))

@@ -1,76 +1,35 @@
 """An experiment: a checked cohort, the settings, the device, and what every stage makes of them."""
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn as nn
 from nibabel.affines import voxel_sizes
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from checkpoints import check_settings, load_checkpoint, restore, tensor_bytes
-from classifier import LabelClassifier, pool_volume, pool_width
+from checkpoints import check_settings, load_checkpoint, tensor_bytes
+from classifier import pool_volume, pool_width
 from config import Config
 from dataset import Cohort, Scan
-from diffusion import Diffusion, Synthesizer
 from loading import LATENTS, EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
 from metrics import score_volume
-from model import AAE, Discriminator, UNet, recompute_activations
+from networks import CHECKPOINT, Networks, build_aae, build_discriminator, build_unet
+from model import AAE
 from regions import COVERED, Regions, read_labels, read_mask, share_inside
 from results import load_run
-from utils import InputError, NotFiniteError, autocast, draw_noise, has_bf16, pick_precision, weights_key
-from volumes import Crop
+from utils import InputError, weights_key
 
-Network = TypeVar("Network", bound=nn.Module)
-
-CHECKPOINT = {"aae": "CHECKPOINT_AAE", "ldm": "CHECKPOINT_Unet"}
 PHANTOM_NOTICE = "digital phantom, not patient data"
 RESEARCH_NOTICE = "research only, not for clinical use"
 
 
-# ---------------------------------------------------------------- the networks of the settings, untrained
-
-def build_aae(cfg: Config, device: torch.device) -> AAE:
-    """The autoencoder E, D."""
-    return place(AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups), cfg, device)
-
-
-def build_discriminator(cfg: Config, device: torch.device) -> Discriminator:
-    """What the autoencoder is trained against."""
-    return place(Discriminator(cfg.disc_channels), cfg, device)
-
-
-def build_unet(cfg: Config, device: torch.device) -> UNet:
-    """The denoiser with its Extractor and Projector."""
-    return place(UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
-                      cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.image_conditioning), cfg, device)
-
-
-def place(network: Network, cfg: Config, device: torch.device) -> Network:
-    """The network on its device, in the memory layout of the settings, which its activations follow."""
-    if cfg.recompute:
-        recompute_activations(network)
-    channels_last = cfg.channels_last == "on" or (cfg.channels_last == "auto" and device.type == "cpu")
-    return network.to(device=device, memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
-
-
-def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
-    """The diffusion process."""
-    return Diffusion(cfg.timesteps, cfg.beta_first, cfg.beta_last, cfg.prediction).to(device)
-
-
-# ---------------------------------------------------------------- the experiment
-
-class Experiment:
-    """A checked cohort, the settings and the device: what every stage needs."""
+class Experiment(Networks):
+    """A checked cohort, the settings, the device and the networks: what every stage needs."""
 
     def __init__(self, cfg: Config, cohort: Cohort, device: torch.device):
-        self.cfg, self.cohort, self.device, self.trained = cfg, cohort, device, {}
-        self.dtype = pick_precision(cfg.precision, device)
-        self.crop = Crop(cfg.crop_start, cfg.volume_size)
+        super().__init__(cfg, device)
+        self.cohort, self.trained = cohort, {}
         scans = cohort.train + cohort.validation + cohort.test
         self.cache = VolumeCache([path for scan in scans for path in (scan.mri, scan.pet)], self.crop, cfg.crop_jitter, cfg.cache,
                                  cohort.checksums)
@@ -152,17 +111,17 @@ class Experiment:
         """
         cfg = self.cfg
         first = next((stage for stage in ("aae", "encode", "ldm", "curve", "test", "report") if stage in cfg.stages), None)
-        if first in ("encode", "ldm", "curve", "test") and not self._best_path("aae").exists():
-            raise InputError(f"{self._best_path('aae')} is not there; run --stages aae first")
-        if first in ("curve", "test") and not self._best_path("ldm").exists():
-            raise InputError(f"{self._best_path('ldm')} is not there; run --stages encode ldm first")
+        if first in ("encode", "ldm", "curve", "test") and not self.best_path("aae").exists():
+            raise InputError(f"{self.best_path('aae')} is not there; run --stages aae first")
+        if first in ("curve", "test") and not self.best_path("ldm").exists():
+            raise InputError(f"{self.best_path('ldm')} is not there; run --stages encode ldm first")
         if first == "report" and load_run(cfg.result_dir).facts["cohort"] != self.cohort.fingerprint("test"):
             raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages test report")
         for stage in CHECKPOINT:
             settings = self.settings(stage)
             if stage == "ldm" and "aae" in cfg.stages:     # its autoencoder must stay what it is
                 settings["aae_epochs"] = cfg.aae_epochs
-            best, last = self._best_path(stage), self._last_path(stage)
+            best, last = self.best_path(stage), self.last_path(stage)
             if last.exists():
                 saved = load_checkpoint(last)
                 check_settings(last, saved, settings)
@@ -176,7 +135,7 @@ class Experiment:
         stage = next((stage for stage in CHECKPOINT if stage in self.cfg.stages), None)
         if stage is None:
             return
-        last = self._last_path(stage)
+        last = self.last_path(stage)
         if self.cfg.resume == "yes" and stage not in self.trained:
             raise InputError(f"{last} is not there, so nothing can be continued; check --exp, or begin with --resume auto")
         if self.cfg.resume == "no" and stage in self.trained:
@@ -203,37 +162,6 @@ class Experiment:
         """The training list in the order that follows from .sampler.seed, the crops shifted if asked for."""
         dataset = VolumeDataset(self.cohort.train, self.cache, (modality,))
         return volume_loader(dataset, batch, self.cfg.num_workers, self.device.type == "cuda", EpochOrder(len(dataset), jitter))
-
-    @property
-    def precision(self) -> str:
-        """What networks compute in here, as the setting names it."""
-        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
-
-    @property
-    def slow_precision(self) -> str:
-        """A warning if the device only imitates what it computes in."""
-        imitated = self.dtype == torch.bfloat16 and not has_bf16(self.device)
-        return ", which has no instructions for it and imitates them slowly" if imitated else ""
-
-    def cast(self) -> torch.autocast:
-        """The context in which networks compute in the precision of the settings."""
-        return autocast(self.device, self.dtype)
-
-    def best_checkpoint(self, stage: str) -> dict:
-        """The best checkpoint of a stage. Raises InputError if there is none."""
-        return load_checkpoint(self._best_path(stage))
-
-    def _best_path(self, stage: str) -> Path:
-        return self.cfg.result_dir / f"{CHECKPOINT[stage]}.pth.tar"
-
-    def _last_path(self, stage: str) -> Path:
-        return self.cfg.result_dir / f"{CHECKPOINT[stage]}_last.pth.tar"
-
-    def best_aae(self) -> AAE:
-        """The autoencoder of the best epoch, frozen."""
-        aae = build_aae(self.cfg, self.device).eval().requires_grad_(False)
-        restore(aae, self.best_checkpoint("aae")["state"].get("aae"), self._best_path("aae"))
-        return aae
 
     @property
     def latents(self) -> Path:
@@ -264,39 +192,3 @@ class Experiment:
         """The test scans of the pictures: the first few of each label, positive ones first."""
         return [scan for label in range(self.cfg.num_classes - 1, -1, -1)
                 for scan in [s for s in self.cohort.test if s.label == label][:self.cfg.shown_subjects]]
-
-    def synthesizer(self, aae: AAE, unet: UNet, facts: dict) -> tuple[Synthesizer, LabelClassifier | None]:
-        """The sampling of a trained denoiser, and the classifier that predicts its label. Raises InputError if that one is missing."""
-        synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(self.cfg, self.device), facts["latent_mean"], facts["latent_std"],
-                                  self.cfg.sampling_batch, self.cast)
-        if not self.cfg.predicts_label:
-            return synthesizer, None
-        if facts["classifier"] is None:
-            raise InputError("this denoiser was trained with --label_at_sampling none and holds no label classifier; "
-                             "sample it with --label_at_sampling none")
-        return synthesizer, LabelClassifier.from_state(facts["classifier"])
-
-    def best_synthesizer(self) -> tuple[Synthesizer, LabelClassifier | None, AAE]:
-        """The best checkpoints of both stages, ready to sample. Raises InputError if they do not belong together."""
-        aae, saved = self.best_aae(), self.best_checkpoint("ldm")
-        check_settings(self._best_path("ldm"), saved, {"autoencoder": weights_key(aae)})
-        if not {"latent_mean", "latent_std", "classifier"} <= saved["facts"].keys():
-            raise InputError(f"{self._best_path('ldm')} does not say how its latents were scaled; restore it, or train stage 2 anew")
-        unet = build_unet(self.cfg, self.device).eval().requires_grad_(False)
-        restore(unet, saved["state"].get("ema"), self._best_path("ldm"))
-        return *self.synthesizer(aae, unet, saved["facts"]), aae
-
-    def draw(self, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int,
-             draws: range) -> Callable[[dict], Tensor]:
-        """A function: batch of MRIs -> m draws, [B, m, C, d, h, w]. The noise of a draw depends on seed, ID and its number alone."""
-        shape = (self.cfg.latent_channels, *self.cfg.latent_size)
-
-        def latents(batch: dict) -> Tensor:
-            """Batch of MRIs -> [B, m, C, d, h, w]. Raises NotFiniteError that names the subjects."""
-            label = classifier.probabilities(batch["mri"]) if classifier else None
-            noise = [[draw_noise(self.cfg.seed, subject, k, shape) for k in draws] for subject in batch["id"]]
-            z_0 = synthesizer.draw(batch["mri"].to(self.device), label, noise, sampler, steps)
-            if bad := [subject for subject, draws_of in zip(batch["id"], z_0, strict=True) if not torch.isfinite(draws_of).all()]:
-                raise NotFiniteError(f"the latents sampled by {sampler} for {', '.join(bad)} are not finite")
-            return z_0
-        return latents

@@ -7,7 +7,8 @@ import environment  # noqa: F401, I001  first: it says what is missing before th
 import json
 import shutil
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,26 +19,31 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from checkpoints import StageRun, read_history
+from checkpoints import StageRun
 from classifier import LabelClassifier, pool_volume
-from config import Config, command, parse_args
+from commandline import command, parse_args
+from config import Config
 from controls import mean_volume, oracle_file, read_oracle
 from curve import measure_curve
 from dataset import Cohort, Scan, check_cohort, read_demographics
 from diffusion import Diffusion, Synthesizer
-from experiment import CHECKPOINT, PHANTOM_NOTICE, Experiment, build_aae, build_diffusion, build_discriminator, build_unet
+from experiment import PHANTOM_NOTICE, Experiment
 from failures import explain
 from figures import plot_curves, plot_synthesized
-from files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_csv, write_text
+from files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
 from layout import write_tables
 from logs import LOG, keep_log, logging_run, say
-from metrics import METRICS, evaluate, summarize
+from metrics import evaluate
 from model import AAE, UNet
+from networks import CHECKPOINT, build_aae, build_diffusion, build_discriminator, build_unet
 from phantom import build_phantom
+from prepare import prepare_cohort
+from preprocess import preprocess_scans
 from report import cohort_table, read_subjects, write_figures, write_report
-from results import forget_run, load_run, load_runs, save_run
-from status import Reader, fit_readers, read_status
+from results import forget_run, load_run, load_runs
+from scoring import fit_status, survey_real, trained_epochs, write_results
 from stopping import leave, listening
+from synthesize import synthesize_scans
 from tables import group_runs, make_tables
 from training import aae_step, denoising_loss, ldm_step, train_epoch
 from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, seed_everything, weights_key
@@ -180,7 +186,8 @@ def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
     latent_mean, latent_std = latent_scale(latents, exp.cohort.train) if cfg.latent_scaling else (0.0, 1.0)
     say("ldm", f"latents are shifted by {latent_mean:.3f} and scaled by {latent_std:.3f}")
     classifier = fit_classifier(exp).state() if cfg.predicts_label else None
-    return {"latent_mean": latent_mean, "latent_std": latent_std, "classifier": classifier}
+    return {"latent_mean": latent_mean, "latent_std": latent_std, "classifier": classifier,
+            "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom}
 
 
 def latent_scale(latents: dict[str, Tensor], train: list[Scan]) -> tuple[float, float]:
@@ -244,45 +251,6 @@ def test(exp: Experiment) -> None:
                                               for scan in exp.shown_scans()], exp.notice)
 
 
-def trained_epochs(exp: Experiment) -> dict[str, int]:
-    """How many epochs of each stage were trained, as the settings that ask for them; says so if they ask for another number."""
-    path = exp.cfg.result_dir / "loss_curve.csv"
-    try:
-        epochs = read_history(path).groupby("stage")["epoch"].max()
-        trained = {f"{stage}_epochs": int(epochs[stage]) for stage in CHECKPOINT}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not there or damaged; --stages aae ldm writes it again and trains nothing anew") from error
-    for name, number in trained.items():
-        if number != getattr(exp.cfg, name):
-            say("test", f"{name} is {getattr(exp.cfg, name)}, but {number} are trained: the scores are those of {number}")
-    return trained
-
-
-def fit_status(exp: Experiment, real: dict[str, pd.DataFrame]) -> dict[str, Reader]:
-    """The read-outs of amyloid status, fitted before the long synthesis; none, and why, if status is not binary here."""
-    if exp.cfg.num_classes != 2 or real["train"]["label"].nunique() < 2:
-        say("test", "amyloid status is not read: it needs num_classes 2 and both labels in the training list")
-        return {}
-    return fit_readers(real["train"], real["validation"], exp.brain, exp.pool, exp.cfg.seed)
-
-
-def survey_real(exp: Experiment) -> dict[str, pd.DataFrame]:
-    """What status and uptake are read from, of the real PETs of each list, with age and sex if they are known."""
-    cohort = exp.cohort
-    lists = {split: getattr(cohort, split) for split in ("train", "validation", "test")}
-    real = {split: evaluate(lambda batch: batch["pet"], exp.batches(scans, "mri", "pet"), exp.readable, f"read {split} list")
-            for split, scans in lists.items()}
-    if exp.regions:
-        without = [name for table in real.values() for name in table.loc[~np.isfinite(table["SUVR"]), "ID"]]
-        if without:
-            raise InputError(f"reference_mask {exp.region_masks['reference_mask']}: no uptake in it in the PET of {', '.join(without)}")
-    demographics, why_not = read_demographics(exp.cfg.info_folder, [scan for scans in lists.values() for scan in scans])
-    if demographics is None:
-        say("test", f"no read-out of age and sex: {why_not}")
-        return real
-    return {split: table.merge(demographics, on="ID") for split, table in real.items()}
-
-
 def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:
     """A predict function for evaluate: MRI -> synthetic PET, saved on the MRI's grid; beside it the deviation of its draws if asked for."""
     scans = {scan.id: scan for scan in exp.cohort.test}
@@ -300,32 +268,6 @@ def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callabl
             save(synthesizer.deviation(z_0), batch, "deviation")
         return x_hat
     return predict
-
-
-def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict[str, pd.DataFrame], readers: dict[str, Reader],
-                  epochs: dict[str, int]) -> None:
-    """Read status; write the per-subject CSVs and summary.csv; print the summary with what it was measured on."""
-    cfg = exp.cfg
-    frames = {"test": pd.concat([table[["ID", "label", *METRICS]].assign(method=method) for method, table in subjects.items()])}
-    frames["test"] = frames["test"][["method", "ID", "label", *METRICS]]
-    people = real["test"][[name for name in ("ID", "age", "sex") if name in real["test"]]]
-    readable = {"real": real["test"]} | {method: table.merge(people, on="ID") for method, table in subjects.items()}
-    if exp.regions:
-        columns = ["ID", "label", *(name for name in real["test"] if name == "CL" or name.startswith("SUVR"))]
-        uptake = pd.concat([table[columns].assign(method=method) for method, table in readable.items()])
-        frames["uptake"] = uptake[["method", *columns]]
-    if readers:
-        frames["predictions"] = read_status(readers, readable)
-    facts = {"phantom": exp.is_phantom, "notice": exp.notice, "note": exp.scores_note(len(exp.cohort.test)), **exp.identity(),
-             **json.loads(cfg.to_json())}
-    facts["settings"] |= epochs | {"precision": exp.precision}
-    save_run(cfg.result_dir, facts, frames)
-    summary = summarize(frames["test"])
-    write_csv(cfg.result_dir / "summary.csv", summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else cfg.data_dir))
-    table = summary.assign(text=[f"{mean:.4f} +- {std:.4f}" for mean, std in zip(summary["mean"], summary["std"], strict=True)]) \
-        .pivot(index="method", columns="metric", values="text").loc[list(subjects), list(METRICS)]
-    say("test", f"mean +- SD over {exp.scores_note(len(exp.cohort.test))}")
-    LOG.info("%s", table.rename_axis(index=None, columns=None).to_string())
 
 
 # ---------------------------------------------------------------- quality against network calls
@@ -405,7 +347,27 @@ def begin(exp: Experiment, lock: FolderLock) -> None:
 
 
 def run(cfg: Config) -> None:
-    """All stages of the settings, in the paper's order."""
+    """All stages of the settings: those that bring scans and lists into place, those of the paper in its order, those of new scans."""
+    stages = {"preprocess": preprocess_scans, "prepare": prepare_cohort, "": run_experiment, "synthesize": synthesize_scans}
+    for name, stage in stages.items():
+        if name in cfg.stages or (not name and set(cfg.stages) - stages.keys()):
+            with naming(name):
+                stage(cfg)
+
+
+@contextmanager
+def naming(stage: str) -> Iterator[None]:
+    """A block whose errors carry the stage's name for their message."""
+    try:
+        yield
+    except BaseException as error:
+        if stage:
+            error.add_note(stage)
+        raise
+
+
+def run_experiment(cfg: Config) -> None:
+    """The stages of an experiment, in the paper's order."""
     if "tables" in cfg.stages:
         load_runs(cfg.result_dir.parent, but=cfg.exp if "test" in cfg.stages else "")        # refuses spoilt results before all else
     if set(cfg.stages) <= {"check", "tables"}:
@@ -422,11 +384,8 @@ def run(cfg: Config) -> None:
                   "tables": lambda exp: tables(exp.cfg)}
         for name, stage in stages.items():
             if name in cfg.stages:
-                try:
+                with naming(name):
                     stage(exp)
-                except BaseException as error:
-                    error.add_note(name)
-                    raise
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,7 +14,7 @@ from markupsafe import escape
 from matplotlib import colormaps
 
 from classifier import pool_volume
-from config import command
+from commandline import command
 from dataset import Cohort, Scan
 from figures import LABELS, plot_bland_altman, plot_calibration, plot_curves, plot_roc, plot_suvr, plot_volumes
 from files import make_folder, write_text

@@ -1,5 +1,4 @@
 """The per-subject results of an experiment: three CSVs and what they were made with, written together, read back only if unchanged."""
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -7,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from config import Config
+from config import EXPERIMENT_SETTINGS
 from files import write_csv, write_text
 from utils import InputError
 
@@ -66,7 +65,7 @@ def load_run(folder: Path) -> Run:
             raise ValueError("its digest is another")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / INDEX}: not there, damaged or changed; {again}") from error
-    if facts["format"] != FORMAT or {field.name for field in dataclasses.fields(Config)} != facts["settings"].keys():
+    if facts["format"] != FORMAT or set(EXPERIMENT_SETTINGS) != facts["settings"].keys():
         raise InputError(f"{folder / INDEX}: written by another version of this project; {again}")
     problems = []
     for name, digest in files.items():

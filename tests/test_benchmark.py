@@ -43,7 +43,7 @@ def test_the_extractor_runs_in_every_call_as_published_and_never_in_ours(monkeyp
 
 
 def watched(seen, *args):
-    from experiment import build_unet
+    from networks import build_unet
     unet = build_unet(*args)
     unet.extractor.register_forward_hook(lambda *_: seen.append(1))
     return unet

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from config import PRESETS, Config, parse_args
+from commandline import parse_args
+from config import PRESETS, Config
 
 
 def refused(capsys, *argv: str) -> str:
@@ -99,9 +100,10 @@ def test_the_lists_of_a_phantom_lie_beside_its_volumes():
     assert parse_args(["--info_dir", "lists"]).info_folder == Path("lists")
 
 
-def test_json_holds_every_setting_and_the_versions():
-    saved = json.loads(Config().to_json())
-    assert saved["settings"].keys() == {f.name for f in dataclasses.fields(Config)}
+def test_json_holds_every_setting_of_an_experiment_and_the_versions():
+    saved = json.loads(Config(stages=("synthesize",), mri="a.nii", out="b", overwrite=True).to_json())
+    assert {f.name for f in dataclasses.fields(Config)} - saved["settings"].keys() >= {"mri", "out", "overwrite"}
+    assert saved["settings"].keys() >= {"exp", "seed", "data_dir", "phantom_seed", "aae_lr", "ldm_lr", "sampler", "cortex_mask"}
     assert saved["settings"]["volume_size"] == [160, 192, 160]
     assert {"il_cldm", "python", "torch"} <= saved["versions"].keys()
 

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from config import PRESETS, Config, command, parse_args
+from commandline import command, parse_args
+from config import PRESETS, Config
 from layout import to_csv, write_tables
 from metrics import METRICS
 from results import Run, load_run, load_runs, save_run

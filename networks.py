@@ -1,0 +1,129 @@
+"""The networks of an experiment: built from its settings, restored from its best checkpoints, ready to sample."""
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from checkpoints import check_settings, load_checkpoint, restore
+from classifier import LabelClassifier
+from config import Config
+from diffusion import Diffusion, Synthesizer
+from model import AAE, Discriminator, UNet, recompute_activations
+from utils import InputError, NotFiniteError, autocast, draw_noise, has_bf16, pick_precision, weights_key
+from volumes import Crop
+
+Network = TypeVar("Network", bound=nn.Module)
+
+CHECKPOINT = {"aae": "CHECKPOINT_AAE", "ldm": "CHECKPOINT_Unet"}
+
+
+# ---------------------------------------------------------------- the networks of the settings, untrained
+
+def build_aae(cfg: Config, device: torch.device) -> AAE:
+    """The autoencoder E, D."""
+    return place(AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups), cfg, device)
+
+
+def build_discriminator(cfg: Config, device: torch.device) -> Discriminator:
+    """What the autoencoder is trained against."""
+    return place(Discriminator(cfg.disc_channels), cfg, device)
+
+
+def build_unet(cfg: Config, device: torch.device) -> UNet:
+    """The denoiser with its Extractor and Projector."""
+    return place(UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
+                      cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.image_conditioning), cfg, device)
+
+
+def place(network: Network, cfg: Config, device: torch.device) -> Network:
+    """The network on its device, in the memory layout of the settings, which its activations follow."""
+    if cfg.recompute:
+        recompute_activations(network)
+    channels_last = cfg.channels_last == "on" or (cfg.channels_last == "auto" and device.type == "cpu")
+    return network.to(device=device, memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
+
+
+def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
+    """The diffusion process."""
+    return Diffusion(cfg.timesteps, cfg.beta_first, cfg.beta_last, cfg.prediction).to(device)
+
+
+# ---------------------------------------------------------------- trained
+
+class Networks:
+    """The settings, the device, and the networks of the best checkpoints."""
+
+    def __init__(self, cfg: Config, device: torch.device):
+        self.cfg, self.device = cfg, device
+        self.dtype = pick_precision(cfg.precision, device)
+        self.crop = Crop(cfg.crop_start, cfg.volume_size)
+
+    @property
+    def precision(self) -> str:
+        """What networks compute in here, as the setting names it."""
+        return "bf16" if self.dtype == torch.bfloat16 else "fp32"
+
+    @property
+    def slow_precision(self) -> str:
+        """A warning if the device only imitates what it computes in."""
+        imitated = self.dtype == torch.bfloat16 and not has_bf16(self.device)
+        return ", which has no instructions for it and imitates them slowly" if imitated else ""
+
+    def cast(self) -> torch.autocast:
+        """The context in which networks compute in the precision of the settings."""
+        return autocast(self.device, self.dtype)
+
+    def best_checkpoint(self, stage: str) -> dict:
+        """The best checkpoint of a stage. Raises InputError if there is none."""
+        return load_checkpoint(self.best_path(stage))
+
+    def best_path(self, stage: str) -> Path:
+        return self.cfg.result_dir / f"{CHECKPOINT[stage]}.pth.tar"
+
+    def last_path(self, stage: str) -> Path:
+        return self.cfg.result_dir / f"{CHECKPOINT[stage]}_last.pth.tar"
+
+    def best_aae(self) -> AAE:
+        """The autoencoder of the best epoch, frozen."""
+        aae = build_aae(self.cfg, self.device).eval().requires_grad_(False)
+        restore(aae, self.best_checkpoint("aae")["state"].get("aae"), self.best_path("aae"))
+        return aae
+
+    def synthesizer(self, aae: AAE, unet: UNet, facts: dict) -> tuple[Synthesizer, LabelClassifier | None]:
+        """The sampling of a trained denoiser, and the classifier that predicts its label. Raises InputError if that one is missing."""
+        synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(self.cfg, self.device), facts["latent_mean"], facts["latent_std"],
+                                  self.cfg.sampling_batch, self.cast)
+        if not self.cfg.predicts_label:
+            return synthesizer, None
+        if facts["classifier"] is None:
+            raise InputError("this denoiser was trained with --label_at_sampling none and holds no label classifier; "
+                             "sample it with --label_at_sampling none")
+        return synthesizer, LabelClassifier.from_state(facts["classifier"])
+
+    def best_synthesizer(self) -> tuple[Synthesizer, LabelClassifier | None, AAE]:
+        """The best checkpoints of both stages, ready to sample. Raises InputError if they do not belong together."""
+        aae, saved = self.best_aae(), self.best_checkpoint("ldm")
+        check_settings(self.best_path("ldm"), saved, {"autoencoder": weights_key(aae)})
+        if not {"latent_mean", "latent_std", "classifier"} <= saved["facts"].keys():
+            raise InputError(f"{self.best_path('ldm')} does not say how its latents were scaled; restore it, or train stage 2 anew")
+        unet = build_unet(self.cfg, self.device).eval().requires_grad_(False)
+        restore(unet, saved["state"].get("ema"), self.best_path("ldm"))
+        return *self.synthesizer(aae, unet, saved["facts"]), aae
+
+    def draw(self, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int,
+             draws: range) -> Callable[[dict], Tensor]:
+        """A function: batch of MRIs -> m draws, [B, m, C, d, h, w]. The noise of a draw depends on seed, ID and its number alone."""
+        shape = (self.cfg.latent_channels, *self.cfg.latent_size)
+
+        def latents(batch: dict) -> Tensor:
+            """Batch of MRIs -> [B, m, C, d, h, w]. Raises NotFiniteError that names the subjects."""
+            label = classifier.probabilities(batch["mri"]) if classifier else None
+            noise = [[draw_noise(self.cfg.seed, subject, k, shape) for k in draws] for subject in batch["id"]]
+            z_0 = synthesizer.draw(batch["mri"].to(self.device), label, noise, sampler, steps)
+            if bad := [subject for subject, draws_of in zip(batch["id"], z_0, strict=True) if not torch.isfinite(draws_of).all()]:
+                raise NotFiniteError(f"the latents sampled by {sampler} for {', '.join(bad)} are not finite")
+            return z_0
+        return latents

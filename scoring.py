@@ -1,0 +1,81 @@
+"""The scores of the test list: what they are read from, and the CSVs that hold them."""
+import json
+
+import numpy as np
+import pandas as pd
+
+from checkpoints import read_history
+from dataset import read_demographics
+from experiment import PHANTOM_NOTICE, Experiment
+from files import write_csv
+from logs import LOG, say
+from metrics import METRICS, evaluate, summarize
+from networks import CHECKPOINT
+from results import save_run
+from status import Reader, fit_readers, read_status
+from utils import InputError
+
+
+def trained_epochs(exp: Experiment) -> dict[str, int]:
+    """How many epochs of each stage were trained, as the settings that ask for them; says so if they ask for another number."""
+    path = exp.cfg.result_dir / "loss_curve.csv"
+    try:
+        epochs = read_history(path).groupby("stage")["epoch"].max()
+        trained = {f"{stage}_epochs": int(epochs[stage]) for stage in CHECKPOINT}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not there or damaged; --stages aae ldm writes it again and trains nothing anew") from error
+    for name, number in trained.items():
+        if number != getattr(exp.cfg, name):
+            say("test", f"{name} is {getattr(exp.cfg, name)}, but {number} are trained: the scores are those of {number}")
+    return trained
+
+
+def fit_status(exp: Experiment, real: dict[str, pd.DataFrame]) -> dict[str, Reader]:
+    """The read-outs of amyloid status, fitted before the long synthesis; none, and why, if status is not binary here."""
+    if exp.cfg.num_classes != 2 or real["train"]["label"].nunique() < 2:
+        say("test", "amyloid status is not read: it needs num_classes 2 and both labels in the training list")
+        return {}
+    return fit_readers(real["train"], real["validation"], exp.brain, exp.pool, exp.cfg.seed)
+
+
+def survey_real(exp: Experiment) -> dict[str, pd.DataFrame]:
+    """What status and uptake are read from, of the real PETs of each list, with age and sex if they are known."""
+    cohort = exp.cohort
+    lists = {split: getattr(cohort, split) for split in ("train", "validation", "test")}
+    real = {split: evaluate(lambda batch: batch["pet"], exp.batches(scans, "mri", "pet"), exp.readable, f"read {split} list")
+            for split, scans in lists.items()}
+    if exp.regions:
+        without = [name for table in real.values() for name in table.loc[~np.isfinite(table["SUVR"]), "ID"]]
+        if without:
+            raise InputError(f"reference_mask {exp.region_masks['reference_mask']}: no uptake in it in the PET of {', '.join(without)}")
+    demographics, why_not = read_demographics(exp.cfg.info_folder, [scan for scans in lists.values() for scan in scans])
+    if demographics is None:
+        say("test", f"no read-out of age and sex: {why_not}")
+        return real
+    return {split: table.merge(demographics, on="ID") for split, table in real.items()}
+
+
+def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict[str, pd.DataFrame], readers: dict[str, Reader],
+                  epochs: dict[str, int]) -> None:
+    """Read status; write the per-subject CSVs and summary.csv; print the summary with what it was measured on."""
+    cfg = exp.cfg
+    frames = {"test": pd.concat([table[["ID", "label", *METRICS]].assign(method=method) for method, table in subjects.items()])}
+    frames["test"] = frames["test"][["method", "ID", "label", *METRICS]]
+    people = real["test"][[name for name in ("ID", "age", "sex") if name in real["test"]]]
+    readable = {"real": real["test"]} | {method: table.merge(people, on="ID") for method, table in subjects.items()}
+    if exp.regions:
+        columns = ["ID", "label", *(name for name in real["test"] if name == "CL" or name.startswith("SUVR"))]
+        uptake = pd.concat([table[columns].assign(method=method) for method, table in readable.items()])
+        frames["uptake"] = uptake[["method", *columns]]
+    if readers:
+        frames["predictions"] = read_status(readers, readable)
+    facts = {"phantom": exp.is_phantom, "notice": exp.notice, "note": exp.scores_note(len(exp.cohort.test)), **exp.identity(),
+             **json.loads(cfg.to_json())}
+    facts["settings"] |= epochs | {"precision": exp.precision}
+    save_run(cfg.result_dir, facts, frames)
+    summary = summarize(frames["test"])
+    write_csv(cfg.result_dir / "summary.csv", summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else cfg.data_dir))
+    table = summary.assign(text=[f"{mean:.4f} +- {std:.4f}" for mean, std in zip(summary["mean"], summary["std"], strict=True)]) \
+        .pivot(index="method", columns="metric", values="text").loc[list(subjects), list(METRICS)]
+    say("test", f"mean +- SD over {exp.scores_note(len(exp.cohort.test))}")
+    LOG.info("%s", table.rename_axis(index=None, columns=None).to_string())
