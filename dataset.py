@@ -17,7 +17,7 @@ from tqdm import tqdm
 from files import brief, read_table, read_text
 from stopping import abandoned_on_error
 from utils import InputError
-from volumes import read_header, read_volume
+from volumes import orientation_problem, read_header, read_volume
 
 SPLITS = ("train", "validation", "test")
 ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")            # file systems take names of 255 bytes
@@ -206,11 +206,8 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: lis
         shape, affine = header.get_data_shape(), header.get_best_affine()
         if len(shape) != 3:
             problems.append(f"{path}: has {len(shape)} dimensions {shape}; expected one 3D volume {image_size}")
-        elif not (header["sform_code"] or header["qform_code"]):
-            problems.append(f"{path}: has neither sform nor qform, so left and right are unknown; write the affine into its header")
-        elif header["sform_code"] and header["qform_code"] and \
-                np.linalg.det(header.get_sform()[:3, :3]) * np.linalg.det(header.get_qform()[:3, :3]) < 0:
-            problems.append(f"{path}: its sform and its qform disagree about left and right; correct the wrong one")
+        elif problem := orientation_problem(header):
+            problems.append(f"{path}: {problem}")
         else:
             ornt = io_orientation(affine)
             ras_shape = tuple(np.array(shape)[np.argsort(ornt[:, 0])])

@@ -101,6 +101,16 @@ def _header_problem(header: nib.Nifti1Header, size: int, packed: bool) -> str:
     return ""
 
 
+def orientation_problem(header: nib.Nifti1Header) -> str:
+    """Why a header does not say where left and right are, empty if it does."""
+    if not (header["sform_code"] or header["qform_code"]):
+        return "has neither sform nor qform, so left and right are unknown; write the affine into its header"
+    if header["sform_code"] and header["qform_code"] and \
+            np.linalg.det(header.get_sform()[:3, :3]) * np.linalg.det(header.get_qform()[:3, :3]) < 0:
+        return "its sform and its qform disagree about left and right; correct the wrong one"
+    return ""
+
+
 def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Voxels [X, Y, Z] float32 with the file's scale factors, axes and affine [4, 4] brought to RAS.
 
