@@ -233,7 +233,7 @@ def make_volumes(raw: Raw, recipe: Recipe, key: str) -> dict[str, float]:
         whole = registration.to_grid([head.image], [head.to_template], recipe.voxel_mm)
         brain = registration.to_grid([head.brain], [head.to_template], recipe.voxel_mm) >= 0.5
         volumes = {"mri": scale_mri(whole, brain)}
-        measures = measure_mri(head, volumes["mri"], brain, recipe)
+        measures = measure_mri(head, volumes["mri"], brain, recipe) | {"mri_below_0": float((whole[brain] < 0).mean())}
         shown = {"T1": whole}
         if frames:
             shown["PET"], found = bring_pet(frames, head, brain, recipe, Path(scratch))

@@ -13,8 +13,9 @@ from matplotlib.lines import Line2D  # noqa: E402
 
 PLANES = (("x", (-45, -22, -4, 22, 45)), ("y", (-80, -52, -24, 4, 36)), ("z", (-40, -18, 6, 30, 54)))   # mm, what is shown
 OUTLINES = {"template": ("#E69F00", "brain of the template"), "white": ("#009E73", "its white matter"), "brain": ("#56B4E9", "brain found")}
-USUAL = {"brain_ml": (900, 2000), "overlap": (0.88, 1), "correlation": (0.45, 1), "pet_likeness": (1.04, 2), "pet_covered": (0.97, 1),
-         "reference_covered": (0.8, 1), "pet_motion_mm": (0, 4), "pet_above_maximum": (0, 0), "pet_below_0": (0, 0.01)}
+USUAL = {"brain_ml": (900, 2000), "overlap": (0.88, 1), "correlation": (0.45, 1), "mri_below_0": (0, 0.01), "pet_likeness": (1.04, 2),
+         "pet_covered": (0.97, 1), "reference_covered": (0.8, 1), "pet_motion_mm": (0, 4), "pet_above_maximum": (0, 0),
+         "pet_below_0": (0, 0.01)}
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:

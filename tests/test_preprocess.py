@@ -317,6 +317,18 @@ def test_a_head_without_a_brain_is_told(near, truth, capsys):
     assert "ml was found; is it a T1 MRI of a whole head?" in capsys.readouterr().err
 
 
+def test_an_mri_whose_values_start_far_below_0_is_remarked(near, truth, monkeypatch):
+    darkest = np.quantile(truth["mri"][truth["brain"]], 0.05)
+    monkeypatch.setattr(registration, "register_head", lambda image, *_: registration.Head(
+        image, registration.like(image, truth["brain"]), [str(near / "still.mat")]))
+    import ants
+    ants.write_transform(ants.create_ants_transform(transform_type="AffineTransform", dimension=3), str(near / "still.mat"))
+    write_volume(near / "T1" / "s.nii.gz", 900 * (truth["mri"] - darkest), grid_affine(VOXEL))
+    assert quick(near) == 0
+    assert float(rows(Path("data")).loc["s", "mri_below_0"]) == pytest.approx(0.05, abs=0.01)
+    assert "mri_below_0" in rows(Path("data")).loc["s", "remark"]
+
+
 def test_scans_that_cannot_be_heads_are_told_one_by_one(near, truth, capsys):
     grid = grid_affine(VOXEL)
     write_volume(near / "T1" / "empty.nii", np.zeros((30, 36, 30), np.float32), grid)
