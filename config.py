@@ -164,7 +164,7 @@ class Config:
     # Raw scans
     raw: str = preprocess("raw", "folder with T1/<ID>.nii[.gz] and, if there are any, PET/<ID>.nii[.gz] of whole heads; or one T1 MRI, "
                                  "or a folder of such files. The volumes go to data_dir")
-    registration: str = preprocess("affine", "how a brain is brought to the template; syn: nonlinearly too, which takes its shape",
+    registration: str = preprocess("affine", "how a brain is brought to the template; syn: nonlinearly too, which gives it that shape",
                                    choices=("affine", "syn"))
     pet_fwhm: float = preprocess(0.0, "mm, FWHM of a Gaussian that PETs are smoothed with, for cohorts of several scanners", low=0.0,
                                  high=30.0)

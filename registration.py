@@ -22,7 +22,7 @@ from utils import InputError
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0])                        # its own inverse
 SEARCH_MM, LINEAR_MM, SYN_MM, BRAIN_MM = 8, 4, 3, 2        # mm, voxels that are compared: of heads the first two, of brains the others
-SYN_ITERATIONS = (20, 10)
+SYN_ITERATIONS = (20, 10)                                  # at half of that resolution, then at it; 40 and 20 found no better masks
 RIM_MM = 8.0                                               # around the brain, compared too: without it a brain may grow into its skull
 BRAIN_HEIGHT = 75.0                                        # mm from the top of a head down to the middle of its brain
 SMALLER = 1.08                                             # the template's brain is larger than most; at 1 some starts fit it to the scalp
