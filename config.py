@@ -61,6 +61,8 @@ class Config:
     resume: str = run("auto", "yes: continue a run, an error if there is none in result/<exp>; no: begin one, an error if there is; "
                               "auto: continue if there is one", choices=("auto", "yes", "no"))
     device: str = run("auto", "auto is the GPU if there is one, else the CPU", choices=("auto", "cpu", "cuda"))
+    gpus: int = run(0, "GPUs of this machine to train on, with a process for each; 0: one, or as torchrun was told (README, Several GPUs)",
+                    low=0)
     num_workers: int = run(2, "processes that read volumes; 0 reads in the main process", low=0)
     cache: str = run("auto", "where decoded .nii.gz crops are kept during a run: ram, file (in the folder for temporary files), off; auto: "
                              "the first of these with room enough", choices=("auto", "ram", "file", "off"))
@@ -103,7 +105,7 @@ class Config:
     lambda_rec: float = aae(100.0, "weight of the L1 reconstruction against the adversarial term; paper: 100", low=0.0)
     aae_lr: float = aae(1e-4, "learning rate of Adam; paper: 1e-4", low=1e-8, high=1.0)
     aae_betas: tuple[float, float] = aae((0.5, 0.999), "betas of Adam; paper", low=0.0, high=0.99999)
-    aae_batch_size: int = aae(2, "volumes a step; paper: 2", low=1)
+    aae_batch_size: int = aae(2, "volumes a step and process; paper: 2, in one process", low=1)
     aae_accumulation: int = aae(1, "batches whose gradients are added up for one step, which then sees batch size x accumulation", low=1)
     aae_epochs: int = aae(1000, "epochs; paper: 1000; may be raised later", low=1, free=True)
 
@@ -127,7 +129,7 @@ class Config:
     label_dropout: float = ldm(0.5, "share of training samples that go without their label, so that sampling without one is "
                                     "not a new input; published: 0", low=0.0, high=1.0)
     ldm_lr: float = ldm(1e-4, "learning rate of AdamW; paper: 1e-4", low=1e-8, high=1.0)
-    ldm_batch_size: int = ldm(2, "subjects a step; paper: 2", low=1)
+    ldm_batch_size: int = ldm(2, "subjects a step and process; paper: 2, in one process", low=1)
     ldm_accumulation: int = ldm(1, "batches whose gradients are added up for one step, which then sees batch size x accumulation", low=1)
     ldm_epochs: int = ldm(1000, "epochs; paper: 1000; may be raised later", low=1, free=True)
     ema_decay: float = ldm(0.9999, "decay of the moving average of the weights; paper: 0.9999", low=0.0, high=0.999999)

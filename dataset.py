@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 from nibabel.orientations import io_orientation
-from tqdm import tqdm
 
 from files import brief, read_table, read_text
+from logs import progress_bar
 from stopping import abandoned_on_error
 from utils import InputError
 from volumes import read_header, read_volume
@@ -264,8 +264,7 @@ def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[fl
 
     ranges = {}
     with abandoned_on_error(ThreadPoolExecutor(os.cpu_count())) as pool:
-        for path, found in zip(paths, tqdm(pool.map(extremes, paths), total=len(paths), desc="check", unit="file",
-                                           leave=False, disable=None), strict=True):
+        for path, found in zip(paths, progress_bar(pool.map(extremes, paths), total=len(paths), desc="check", unit="file"), strict=True):
             if isinstance(found, str):
                 problems.append(found)
             elif not np.isfinite(found).all():

@@ -42,7 +42,7 @@ def survey_real(exp: Experiment) -> dict[str, pd.DataFrame]:
     """What status and uptake are read from, of the real PETs of each list, with age and sex if they are known."""
     cohort = exp.cohort
     lists = {split: getattr(cohort, split) for split in ("train", "validation", "test")}
-    real = {split: evaluate(lambda batch: batch["pet"], exp.batches(scans, "mri", "pet"), exp.readable, f"read {split} list")
+    real = {split: evaluate(lambda batch: batch["pet"], exp.batches(scans, "mri", "pet", divided=True), exp.readable, f"read {split} list")
             for split, scans in lists.items()}
     if exp.regions:
         without = [name for table in real.values() for name in table.loc[~np.isfinite(table["SUVR"]), "ID"]]

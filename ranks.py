@@ -1,0 +1,223 @@
+"""Several processes that train one model: which of them this is, how they share the work, and what they must agree on.
+
+torchrun, or SLURM with the variables of the README, tells each process its rank and their number; a process that was started by itself is
+the only one, and everything here then does nothing. Rank 0 speaks, and writes what is not a single subject's.
+"""
+import inspect
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Sampler
+
+from stopping import Stopped, ask, asked, held
+from utils import InputError
+
+T = TypeVar("T")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+PATIENCE = timedelta(hours=6)                              # rank 0 may read or simulate a whole cohort while the others wait
+GONE = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "timed out", "Timeout", "remote process exited", "NCCL")
+LEFT_ALONE = 6                                             # exit code
+_control = None                                            # gloo, on the CPU: for all but gradients
+
+
+class LostRankError(RuntimeError):
+    """Another process of this run failed or is gone: main says so, and exits with code 6."""
+
+
+def rank() -> int:
+    """The number of this process, 0 if it is the only one."""
+    return int(os.environ.get("RANK", 0))
+
+
+def ranks() -> int:
+    """How many processes work on this run."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that speaks and writes."""
+    return rank() == 0
+
+
+def local(name: str) -> int:
+    """LOCAL_RANK or LOCAL_WORLD_SIZE: this process among those of its machine."""
+    return int(os.environ.get(name, 0 if name == "LOCAL_RANK" else 1))
+
+
+# ---------------------------------------------------------------- the beginning and the end
+
+def start_ranks(gpus: int, device: str, argv: list[str]) -> None:
+    """Become torchrun with a process for each of so many GPUs of this machine, unless this is such a process, or one is enough.
+
+    Raises InputError if there are fewer GPUs, or if the environment says otherwise.
+    """
+    wrong = [f"{name}={os.environ[name]}" for name in VARIABLES if not os.environ.get(name, "0").isdecimal()]
+    if wrong or not rank() < ranks():
+        raise InputError(f"{', '.join(wrong) or f'RANK={rank()}, WORLD_SIZE={ranks()}'}: the environment speaks of several processes, but "
+                         "not as torchrun does; unset these variables")
+    here = torch.cuda.device_count()
+    if "WORLD_SIZE" in os.environ:
+        processes = local("LOCAL_WORLD_SIZE")
+        if gpus and gpus != processes:
+            raise InputError(f"gpus {gpus}, but torchrun started {processes} processes on this machine; leave --gpus out")
+        if here and device != "cpu" and processes > here:
+            raise InputError(f"{processes} processes on this machine, but torch finds {here} GPUs; start at most that many, or give "
+                             "--device cpu")
+        return
+    if gpus and (device == "cpu" or gpus > here):
+        found = "device is cpu" if device == "cpu" else f"torch finds {here} GPUs here"
+        raise InputError(f"gpus {gpus}, but {found}; processes on CPUs are started with torchrun (README)")
+    if gpus > 1:
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]
+        os.execv(sys.executable, [sys.executable, *words, str(Path(__file__).with_name("main.py")), *argv])
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[None]:
+    """A block in which the processes of the run know each other. Raises LostRankError in place of what is raised if one is gone."""
+    global _control
+    if ranks() == 1:
+        yield
+        return
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+        _control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        yield
+        dist.destroy_process_group()
+    except (RuntimeError, ValueError) as error:            # torch has no class of its own for it
+        if isinstance(error, InputError) or not any(words in str(error) for words in GONE):
+            raise
+        if asked():                                        # the others were asked too, and were faster
+            raise Stopped(asked()) from error
+        raise LostRankError(f"another process of this run failed or is gone ({str(error).strip().splitlines()[0][:200]})") from error
+    finally:
+        _control = None
+
+
+# ---------------------------------------------------------------- what all must agree on
+
+def of_main(function: Callable[[], T]) -> T:
+    """What rank 0 gets from the function, on all ranks, while the others wait. Where it raises an error they leave without a word."""
+    if ranks() == 1:
+        return function()
+    outcome = [None, False]
+    if is_main():
+        try:
+            outcome = [function(), True]
+        except BaseException:
+            with suppress(RuntimeError):                   # nobody may be there any more to hear of it
+                dist.broadcast_object_list(outcome, src=0, group=_control)
+            raise
+    dist.broadcast_object_list(outcome, src=0, group=_control)
+    if not outcome[1]:
+        raise SystemExit(LEFT_ALONE)
+    return outcome[0]
+
+
+@contextmanager
+def stopping_together() -> Iterator[None]:
+    """A block that a signal does not cut until all ranks know of it; then Stopped is raised behind the block, on all of them."""
+    if ranks() == 1:
+        yield
+        return
+    with held():
+        yield
+        agree({})
+
+
+def wait_for_all() -> None:
+    """Go on when all ranks have come here, so that what one wrote the others find."""
+    if ranks() > 1:
+        dist.barrier(group=_control)
+
+
+def agree(losses: dict[str, float]) -> tuple[dict[str, float], bool]:
+    """The mean of each loss over the ranks, and whether all must stop here, because a signal came to one of them."""
+    if ranks() == 1:
+        return losses, False                               # a single process stops where the signal comes
+    everyone = [None] * ranks()
+    dist.all_gather_object(everyone, (asked(), losses), group=_control)
+    signal = max(number for number, _ in everyone)
+    ask(signal)
+    return {name: sum(values[name] for _, values in everyone) / ranks() for name in losses}, signal != 0
+
+
+def check_equal(key: str, what: str) -> None:
+    """Raise RuntimeError, for it is a fault of this program, if the ranks do not hold the same."""
+    if ranks() > 1:
+        keys = [None] * ranks()
+        dist.all_gather_object(keys, key, group=_control)
+        if len(set(keys)) > 1:
+            raise RuntimeError(f"{what} differ between ranks: {', '.join(keys)}")
+
+
+# ---------------------------------------------------------------- networks
+
+def wrap(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with gradients that are averaged over the ranks in its backward pass, and the weights of rank 0."""
+    if ranks() == 1:
+        return network
+    parameters = inspect.signature(DistributedDataParallel).parameters
+    share_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"   # its name before torch 2.13
+    warnings.filterwarnings("ignore", "Grad strides do not match")                           # of 1x1x1 convolutions: another name for the same
+    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
+                                   **{share_buffers: False})                                 # see average_statistics
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network itself, without what averages gradients."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
+
+
+def summing(network: nn.Module, last: bool) -> AbstractContextManager:
+    """The context of one of several backward passes of a step: gradients are averaged over the ranks in the last."""
+    return nullcontext() if last or not isinstance(network, DistributedDataParallel) else network.no_sync()
+
+
+@torch.no_grad()
+def average_statistics(network: nn.Module) -> None:
+    """Give the running statistics of the batch norms, which every rank gathers from its own batches, the mean over the ranks."""
+    if ranks() > 1:
+        for statistic in (buffer for buffer in network.buffers() if buffer.is_floating_point()):
+            mean = statistic.cpu()
+            dist.all_reduce(mean, group=_control)
+            statistic.copy_(mean / ranks())
+
+
+# ---------------------------------------------------------------- subjects
+
+class Share(Sampler[list[int]]):
+    """Batches of the indices 0 .. length - 1 in order; if divided among ranks, each gets every so-manieth batch.
+
+    The batches are the same for any number of ranks, so that rounding does not depend on it, and none is filled up.
+    """
+
+    def __init__(self, length: int, batch: int, divided: bool):
+        self.divided = divided and ranks() > 1
+        batches = [list(range(first, min(first + batch, length))) for first in range(0, length, batch)]
+        self.batches = batches[rank()::ranks()] if self.divided else batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+
+def gathered(own: list[T], loader: DataLoader) -> list[T]:
+    """What all ranks made of their batches of a loader, one entry a batch, in the order of the batches; on every rank."""
+    if not getattr(getattr(loader, "batch_sampler", None), "divided", False):
+        return own
+    parts = [None] * ranks()
+    dist.all_gather_object(parts, own, group=_control)
+    return [parts[number % ranks()][number // ranks()] for number in range(sum(map(len, parts)))]
