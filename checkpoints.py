@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from failures import is_out_of_memory
 from files import atomic, file_status, read_own_table, write_csv
 from logs import LOG
-from ranks import average_statistics, check_equal, is_main, ranks
+from ranks import check_equal, is_main, ranks
 from stopping import Stopped, answer, held
 from utils import InputError, NotFiniteError, weights_key
 
@@ -192,8 +192,6 @@ class StageRun:
         """Raise RuntimeError if the ranks do not hold the same networks; without an error they would train each its own."""
         if ranks() > 1:
             networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
-            for network in networks:
-                average_statistics(network)
             key = weights_key(*networks)
             check_equal(key, f"the weights of {self.stage} epoch {epoch}")
             LOG.debug("%s epoch %s: weights %s on all %s ranks", self.stage, epoch, key, ranks())

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset import Scan
 from files import file_status
-from ranks import Share, local, rank, ranks
+from ranks import Share, local_ranks, rank, ranks
 from stopping import serve_parent
 from utils import InputError, derived_seed
 from volumes import Crop, read_header, read_volume, save_nifti
@@ -78,7 +78,7 @@ class VolumeCache:
     def _place(self, wanted: str) -> str:
         if wanted != "auto":
             return wanted
-        needed = self.bytes * local("LOCAL_WORLD_SIZE")    # every rank of this machine has its own
+        needed = self.bytes * local_ranks()    # every rank of this machine has its own
         if needed <= free_memory() / 2:
             return "ram"
         return "file" if needed <= shutil.disk_usage(tempfile.gettempdir()).free / 2 else "off"

@@ -40,7 +40,7 @@ from networks import CHECKPOINT, build_aae, build_diffusion, build_discriminator
 from phantom import build_phantom
 from prepare import prepare_cohort
 from preprocess import preprocess_scans
-from ranks import gathered, is_main, joined, local, of_main, ranks, start_ranks, wait_for_all, wrap
+from ranks import gathered, is_main, joined, local_rank, of_main, ranks, start_ranks, wait_for_all, wrap
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs
 from scoring import fit_status, survey_real, trained_epochs, write_results
@@ -98,7 +98,7 @@ def announce(run: StageRun, stage: str, data: str, loader: DataLoader, epochs: i
     steps = f" and {len(run.progress.losses)} steps" if run.progress.losses else ""
     say(stage, f"{data}, {loader.sampler.step_items} a step{processes}, {run.epoch} of {epochs} epochs{steps} done, writes {run.best_path}")
     if run.remarks:
-        say(stage, "continues under settings that may change how numbers are rounded or a step is filled, but not the method (saved -> now): "
+        say(stage, "continues under settings that may change its numbers, but not the method (saved -> now): "
             + "; ".join(run.remarks))
 
 
@@ -377,7 +377,7 @@ def begin(exp: Experiment, lock: FolderLock) -> None:
 
 def run(cfg: Config) -> None:
     """All stages of the settings: those that bring scans and lists into place, those of the paper in its order, those of new scans."""
-    device = pick_device(cfg.device, local("LOCAL_RANK"))
+    device = pick_device(cfg.device, local_rank())
     with joined(device):
         run_beside("preprocess", preprocess_scans, cfg)
         run_beside("prepare", prepare_cohort, cfg)

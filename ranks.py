@@ -23,7 +23,7 @@ from stopping import Stopped, ask, asked, held
 from utils import InputError
 
 T = TypeVar("T")
-VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}             # what holds where the environment says nothing
 PATIENCE = timedelta(hours=6)                              # rank 0 may read or simulate a whole cohort while the others wait
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "timed out", "Timeout", "remote process exited", "NCCL")
 LEFT_ALONE = 6                                             # exit code
@@ -36,12 +36,22 @@ class LostRankError(RuntimeError):
 
 def rank() -> int:
     """The number of this process, 0 if it is the only one."""
-    return int(os.environ.get("RANK", 0))
+    return _told("RANK")
 
 
 def ranks() -> int:
     """How many processes work on this run."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return _told("WORLD_SIZE")
+
+
+def local_rank() -> int:
+    """The number of this process among those of its machine."""
+    return _told("LOCAL_RANK")
+
+
+def local_ranks() -> int:
+    """How many processes of the run work on this machine."""
+    return _told("LOCAL_WORLD_SIZE")
 
 
 def is_main() -> bool:
@@ -49,9 +59,9 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def local(name: str) -> int:
-    """LOCAL_RANK or LOCAL_WORLD_SIZE: this process among those of its machine."""
-    return int(os.environ.get(name, 0 if name == "LOCAL_RANK" else 1))
+def _told(name: str) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else ALONE[name]
 
 
 # ---------------------------------------------------------------- the beginning and the end
@@ -61,17 +71,17 @@ def start_ranks(gpus: int, device: str, argv: list[str]) -> None:
 
     Raises InputError if there are fewer GPUs, or if the environment says otherwise.
     """
-    wrong = [f"{name}={os.environ[name]}" for name in VARIABLES if not os.environ.get(name, "0").isdecimal()]
-    if wrong or not rank() < ranks():
-        raise InputError(f"{', '.join(wrong) or f'RANK={rank()}, WORLD_SIZE={ranks()}'}: the environment speaks of several processes, but "
-                         "not as torchrun does; unset these variables")
+    said = {name: os.environ.get(name, "") for name in (*ALONE, "MASTER_ADDR", "MASTER_PORT")}
+    if not all(said[name].isdecimal() or not said[name] for name in ALONE) or not rank() < ranks() or not local_rank() < local_ranks() or \
+            (ranks() > 1 and not (said["MASTER_ADDR"] and said["MASTER_PORT"])):
+        raise InputError("the environment speaks of several processes, but not as torchrun does: "
+                         + ", ".join(f"{name}={value}" for name, value in said.items()) + "; set all of them (README), or none")
     here = torch.cuda.device_count()
     if "WORLD_SIZE" in os.environ:
-        processes = local("LOCAL_WORLD_SIZE")
-        if gpus and gpus != processes:
-            raise InputError(f"gpus {gpus}, but torchrun started {processes} processes on this machine; leave --gpus out")
-        if here and device != "cpu" and processes > here:
-            raise InputError(f"{processes} processes on this machine, but torch finds {here} GPUs; start at most that many, or give "
+        if gpus not in (0, local_ranks()):
+            raise InputError(f"gpus {gpus}, but torchrun started {local_ranks()} processes on this machine; leave --gpus out")
+        if here and device != "cpu" and local_ranks() > here:
+            raise InputError(f"{local_ranks()} processes on this machine, but torch finds {here} GPUs; start at most that many, or give "
                              "--device cpu")
         return
     if gpus and (device == "cpu" or gpus > here):
@@ -168,8 +178,8 @@ def wrap(network: nn.Module, device: torch.device) -> nn.Module:
     if ranks() == 1:
         return network
     parameters = inspect.signature(DistributedDataParallel).parameters
-    share_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"   # its name before torch 2.13
-    warnings.filterwarnings("ignore", "Grad strides do not match")                           # of 1x1x1 convolutions: another name for the same
+    share_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"   # before torch 2.13
+    warnings.filterwarnings("ignore", "Grad strides do not match")                           # of 1x1x1 convolutions; the order is the same
     return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
                                    **{share_buffers: False})                                 # see average_statistics
 
@@ -187,11 +197,12 @@ def summing(network: nn.Module, last: bool) -> AbstractContextManager:
 @torch.no_grad()
 def average_statistics(network: nn.Module) -> None:
     """Give the running statistics of the batch norms, which every rank gathers from its own batches, the mean over the ranks."""
-    if ranks() > 1:
-        for statistic in (buffer for buffer in network.buffers() if buffer.is_floating_point()):
-            mean = statistic.cpu()
-            dist.all_reduce(mean, group=_control)
-            statistic.copy_(mean / ranks())
+    statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    if ranks() > 1 and statistics:
+        means = torch.cat(statistics).cpu()
+        dist.all_reduce(means, group=_control)
+        for statistic, mean in zip(statistics, (means / ranks()).split([len(statistic) for statistic in statistics]), strict=True):
+            statistic.copy_(mean)
 
 
 # ---------------------------------------------------------------- subjects

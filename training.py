@@ -14,7 +14,7 @@ from checkpoints import Progress
 from diffusion import Diffusion
 from logs import progress_bar
 from model import AAE, Discriminator, UNet
-from ranks import agree, bare, rank, ranks, stopping_together, summing
+from ranks import agree, average_statistics, bare, rank, ranks, stopping_together, summing
 from stopping import held
 from utils import NotFiniteError, seed_everything
 
@@ -48,6 +48,7 @@ def aae_step(aae: AAE, disc: Discriminator, opt_g: Optimizer, opt_d: Optimizer, 
             (loss_disc / parts).backward()
         losses["disc"] += loss_disc.item() / parts
     update(opt_d, losses)
+    average_statistics(bare(disc))
     return losses
 
 

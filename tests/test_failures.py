@@ -122,7 +122,7 @@ def test_settings_that_do_not_matter_may_change_and_are_noted(root, capsys):
     shutil.move(root / "data", root / "moved")
     assert run("aae", data_dir="moved", cache="off") == 0
     out = capsys.readouterr().out
-    assert "continues under settings that may change how numbers are rounded, but not the method (saved -> now)" in out
+    assert "continues under settings that may change its numbers, but not the method (saved -> now)" in out
     for part in ('cache: "auto" -> "off"', 'data_dir: "data" -> "moved"', "aae_epochs: 1 -> 2"):
         assert part in out
 
