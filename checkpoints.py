@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from failures import is_out_of_memory
 from files import atomic, file_status, read_own_table, write_csv
 from logs import LOG
-from ranks import check_equal, is_main, ranks
+from ranks import check_equal, is_main, ranks, wait_for_save
 from stopping import Stopped, answer, held
 from utils import InputError, NotFiniteError, weights_key
 
@@ -173,6 +173,7 @@ class StageRun:
             answer()
             if len(self.progress.losses) > self.saved_steps:
                 self._save()
+            wait_for_save()
             raise
 
     def finish_epoch(self, epoch: int, losses: dict[str, float], scores: pd.DataFrame | None) -> None:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from logs import progress_bar
-from ranks import gathered
-from stopping import stop_if_asked
+from ranks import gathered, is_divided, stopping_together
+from stopping import asked, stop_if_asked
 from utils import NotFiniteError
 
 METRICS = ("PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain")
@@ -74,12 +74,22 @@ def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure:
     loader gives batches {id, label, and volumes by name, each [B, 1, D, H, W]}; predict turns one into x_hat of that shape;
     measure(x_hat, volumes), each volume [D, H, W], gives the values of a row. It runs in threads beside the prediction of what follows.
     """
+    with stopping_together(is_divided(loader)):
+        batches = gathered(_measure_batches(predict, loader, measure, title), loader)
+    return pd.DataFrame([row for rows in batches for row in rows])
+
+
+def _measure_batches(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure: Callable[[Tensor, dict], dict],
+                     title: str) -> list[list[dict]]:
+    """The rows of each batch of this rank, of fewer of them if a signal came; arguments as in evaluate."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     batches, waiting, workers = [], deque(), min(8, cores)
     total = sum(map(len, loader.batch_sampler)) if isinstance(loader, DataLoader) else None
     with ThreadPoolExecutor(workers) as pool, progress_bar(desc=title, unit="scan", total=total) as bar:
         for batch in loader:
             stop_if_asked()
+            if is_divided(loader) and asked():             # the others learn of it when the rows are gathered
+                break
             x_hat = predict(batch)
             if bad := [name for name, volume in zip(batch["id"], x_hat, strict=True) if not torch.isfinite(volume).all()]:
                 raise NotFiniteError(f"{title}: the volume of {', '.join(bad)} is not finite")
@@ -95,7 +105,7 @@ def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure:
             bar.update(len(batch["id"]))
         for row, values in waiting:
             row |= values.result()
-    return pd.DataFrame([row for rows in gathered(batches, loader) for row in rows])
+    return batches
 
 
 def summarize(scores: pd.DataFrame) -> pd.DataFrame:

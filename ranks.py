@@ -4,10 +4,11 @@ torchrun, or SLURM with the variables of the README, tells each process its rank
 the only one, and everything here then does nothing. Rank 0 speaks, and writes what is not a single subject's.
 """
 import inspect
+import itertools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from stopping import Stopped, ask, asked, held
 from utils import InputError
@@ -27,7 +28,12 @@ ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}    
 PATIENCE = timedelta(hours=6)                              # rank 0 may read or simulate a whole cohort while the others wait
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "timed out", "Timeout", "remote process exited", "NCCL")
 LEFT_ALONE = 6                                             # exit code
-_control = None                                            # gloo, on the CPU: for all but gradients
+
+
+class _Ties:
+    """What holds the ranks together."""
+    control = None                                         # a group of gloo, on the CPU: for all but gradients
+    stopping = False                                       # a signal came to one of them, and all know
 
 
 class LostRankError(RuntimeError):
@@ -95,13 +101,13 @@ def start_ranks(gpus: int, device: str, argv: list[str]) -> None:
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """A block in which the processes of the run know each other. Raises LostRankError in place of what is raised if one is gone."""
-    global _control
+    _Ties.stopping = False
     if ranks() == 1:
         yield
         return
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-        _control = dist.new_group(backend="gloo", timeout=PATIENCE)
+        _Ties.control = dist.new_group(backend="gloo", timeout=PATIENCE)
         yield
         dist.destroy_process_group()
     except (RuntimeError, ValueError) as error:            # torch has no class of its own for it
@@ -111,7 +117,7 @@ def joined(device: torch.device) -> Iterator[None]:
             raise Stopped(asked()) from error
         raise LostRankError(f"another process of this run failed or is gone ({str(error).strip().splitlines()[0][:200]})") from error
     finally:
-        _control = None
+        _Ties.control = None
 
 
 # ---------------------------------------------------------------- what all must agree on
@@ -126,47 +132,56 @@ def of_main(function: Callable[[], T]) -> T:
             outcome = [function(), True]
         except BaseException:
             with suppress(RuntimeError):                   # nobody may be there any more to hear of it
-                dist.broadcast_object_list(outcome, src=0, group=_control)
+                dist.broadcast_object_list(outcome, src=0, group=_Ties.control)
             raise
-    dist.broadcast_object_list(outcome, src=0, group=_control)
+    dist.broadcast_object_list(outcome, src=0, group=_Ties.control)
     if not outcome[1]:
         raise SystemExit(LEFT_ALONE)
     return outcome[0]
-
-
-@contextmanager
-def stopping_together() -> Iterator[None]:
-    """A block that a signal does not cut until all ranks know of it; then Stopped is raised behind the block, on all of them."""
-    if ranks() == 1:
-        yield
-        return
-    with held():
-        yield
-        agree({})
-
-
-def wait_for_all() -> None:
-    """Go on when all ranks have come here, so that what one wrote the others find."""
-    if ranks() > 1:
-        dist.barrier(group=_control)
 
 
 def agree(losses: dict[str, float]) -> tuple[dict[str, float], bool]:
     """The mean of each loss over the ranks, and whether all must stop here, because a signal came to one of them."""
     if ranks() == 1:
         return losses, False                               # a single process stops where the signal comes
+    everyone = _exchange(losses)
+    return {name: sum(values[name] for values in everyone) / ranks() for name in losses}, _Ties.stopping
+
+
+def _exchange(own: T) -> list[T]:
+    """What each rank brings, in their order. A signal that came to one of them has then come to all."""
     everyone = [None] * ranks()
-    dist.all_gather_object(everyone, (asked(), losses), group=_control)
-    signal = max(number for number, _ in everyone)
-    ask(signal)
-    return {name: sum(values[name] for _, values in everyone) / ranks() for name in losses}, signal != 0
+    dist.all_gather_object(everyone, (asked(), own), group=_Ties.control)
+    if signal := max(number for number, _ in everyone):
+        _Ties.stopping = True
+        ask(signal)
+    return [brought for _, brought in everyone]
+
+
+@contextmanager
+def stopping_together(shared: bool = True) -> Iterator[None]:
+    """A block of shared work that no signal cuts: it ends with an exchange, behind which Stopped is raised on all ranks."""
+    with held() if shared and ranks() > 1 else nullcontext():
+        yield
+
+
+def wait_for_save() -> None:
+    """Do not leave before rank 0 has saved what all stopped behind: whoever started them may end it when the first one leaves."""
+    if _Ties.stopping:
+        wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Go on when all ranks have come here, so that what one wrote the others find."""
+    if ranks() > 1:
+        dist.barrier(group=_Ties.control)
 
 
 def check_equal(key: str, what: str) -> None:
     """Raise RuntimeError, for it is a fault of this program, if the ranks do not hold the same."""
     if ranks() > 1:
         keys = [None] * ranks()
-        dist.all_gather_object(keys, key, group=_control)
+        dist.all_gather_object(keys, key, group=_Ties.control)
         if len(set(keys)) > 1:
             raise RuntimeError(f"{what} differ between ranks: {', '.join(keys)}")
 
@@ -200,7 +215,7 @@ def average_statistics(network: nn.Module) -> None:
     statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
     if ranks() > 1 and statistics:
         means = torch.cat(statistics).cpu()
-        dist.all_reduce(means, group=_control)
+        dist.all_reduce(means, group=_Ties.control)
         for statistic, mean in zip(statistics, (means / ranks()).split([len(statistic) for statistic in statistics]), strict=True):
             statistic.copy_(mean)
 
@@ -225,10 +240,14 @@ class Share(Sampler[list[int]]):
         return iter(self.batches)
 
 
-def gathered(own: list[T], loader: DataLoader) -> list[T]:
+def is_divided(loader: Iterable) -> bool:
+    """Whether the batches of a loader are shared out among ranks."""
+    return getattr(getattr(loader, "batch_sampler", None), "divided", False)
+
+
+def gathered(own: list[T], loader: Iterable) -> list[T]:
     """What all ranks made of their batches of a loader, one entry a batch, in the order of the batches; on every rank."""
-    if not getattr(getattr(loader, "batch_sampler", None), "divided", False):
+    if not is_divided(loader):
         return own
-    parts = [None] * ranks()
-    dist.all_gather_object(parts, own, group=_control)
-    return [parts[number % ranks()][number // ranks()] for number in range(sum(map(len, parts)))]
+    rows = itertools.zip_longest(*_exchange(own))          # the first batch of each rank, then the second; the last ranks may have one less
+    return [made for row in rows for made in row if made is not None]

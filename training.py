@@ -119,5 +119,6 @@ def train_epoch(loader: DataLoader, step: Callable[[dict], dict[str, float]], se
             except NotFiniteError as error:
                 raise NotFiniteError(f"{title}, step {len(progress.losses) + 1}: {error} on {', '.join(batch['id'])}; "
                                      "the last checkpoint is kept") from error
+        agree({})
     means = {name: float(np.mean([row[name] for row in progress.losses])) for name in progress.losses[0]}
     return means, waited / (time.perf_counter() - started)

@@ -230,6 +230,25 @@ def test_a_signal_to_one_rank_ends_all_behind_the_same_step_and_any_number_of_th
     assert pd.read_csv("result/cut/loss_curve.csv").query("stage == 'ldm'")["epoch"].tolist() == [1, 2, 3]
 
 
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_signal_during_the_validation_keeps_the_steps_of_the_epoch(project, number):
+    settings = TINY | {"exp": "a", "aae_epochs": 1, "aae_batch_size": 1}
+
+    def signalled() -> int:
+        def reconstruct(*_):
+            """The second batch of a rank is not reached: the first gets the signal."""
+            def predict(batch):
+                if ranks.rank() == number:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                return batch["pet"]
+            return predict
+        main.reconstruct = reconstruct
+        return main.main([*arguments(settings), "--stages", "aae"])
+    assert in_ranks(2, signalled) == [75, 75]
+    saved = load_checkpoint(Path("result/a/CHECKPOINT_AAE_last.pth.tar"))
+    assert (saved["epoch"], saved["progress"]["items"]) == (0, 8)
+
+
 def test_what_is_left_of_an_epoch_is_taken_by_another_number_of_ranks(project):
     seen = []
     settings = TINY | {"exp": "a", "aae_batch_size": 1, "aae_epochs": 1}
