@@ -40,7 +40,7 @@ from networks import CHECKPOINT, build_aae, build_diffusion, build_discriminator
 from phantom import build_phantom
 from prepare import prepare_cohort
 from preprocess import preprocess_scans
-from ranks import gathered, is_main, joined, local_rank, of_main, ranks, start_ranks, wait_for_all, wrap
+from ranks import check_environment, gathered, is_main, joined, launch, local_rank, of_main, ranks, wait_for_all, wrap
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs
 from scoring import fit_status, survey_real, trained_epochs, write_results
@@ -435,7 +435,9 @@ def main(argv: list[str] | None = None) -> int:
     cfg = parse_args(argv)
     with logging_run():
         try:
-            start_ranks(cfg.gpus, cfg.device, sys.argv[1:] if argv is None else argv)
+            check_environment(cfg.gpus, cfg.device)
+            if cfg.gpus > 1 and ranks() == 1:
+                return launch(cfg.gpus, sys.argv[1:] if argv is None else argv)
             with listening():
                 run(cfg)
         except BaseException as error:

@@ -1,12 +1,16 @@
 """Several processes that train one model: which of them this is, how they share the work, and what they must agree on.
 
-torchrun, or SLURM with the variables of the README, tells each process its rank and their number; a process that was started by itself is
-the only one, and everything here then does nothing. Rank 0 speaks, and writes what is not a single subject's.
+torchrun, SLURM with the variables of the README, or launch tells each process its rank and their number; a process that was started by
+itself is the only one, and everything here then does nothing. Rank 0 speaks, and writes what is not a single subject's.
 """
 import inspect
 import itertools
 import os
+import signal
+import socket
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -20,14 +24,15 @@ import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
-from stopping import Stopped, ask, asked, held
+from stopping import CTRL_C, SIGNALS, Stopped, ask, asked, held
 from utils import InputError
 
 T = TypeVar("T")
 ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}             # what holds where the environment says nothing
 PATIENCE = timedelta(hours=6)                              # rank 0 may read or simulate a whole cohort while the others wait
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "timed out", "Timeout", "remote process exited", "NCCL")
-LEFT_ALONE = 6                                             # exit code
+FAILED = 6                                                 # exit code: for want of another process
+GRACE = 60                                                 # seconds, in which a checkpoint can be saved
 
 
 class _Ties:
@@ -72,30 +77,52 @@ def _told(name: str) -> int:
 
 # ---------------------------------------------------------------- the beginning and the end
 
-def start_ranks(gpus: int, device: str, argv: list[str]) -> None:
-    """Become torchrun with a process for each of so many GPUs of this machine, unless this is such a process, or one is enough.
-
-    Raises InputError if there are fewer GPUs, or if the environment says otherwise.
-    """
+def check_environment(gpus: int, device: str) -> None:
+    """Raise InputError if there are fewer GPUs than asked for, or if the environment speaks of several processes not as torchrun does."""
     said = {name: os.environ.get(name, "") for name in (*ALONE, "MASTER_ADDR", "MASTER_PORT")}
     if not all(said[name].isdecimal() or not said[name] for name in ALONE) or not rank() < ranks() or not local_rank() < local_ranks() or \
             (ranks() > 1 and not (said["MASTER_ADDR"] and said["MASTER_PORT"])):
         raise InputError("the environment speaks of several processes, but not as torchrun does: "
                          + ", ".join(f"{name}={value}" for name, value in said.items()) + "; set all of them (README), or none")
     here = torch.cuda.device_count()
-    if "WORLD_SIZE" in os.environ:
-        if gpus not in (0, local_ranks()):
-            raise InputError(f"gpus {gpus}, but torchrun started {local_ranks()} processes on this machine; leave --gpus out")
-        if here and device != "cpu" and local_ranks() > here:
-            raise InputError(f"{local_ranks()} processes on this machine, but torch finds {here} GPUs; start at most that many, or give "
-                             "--device cpu")
-        return
+    if "WORLD_SIZE" in os.environ and gpus not in (0, local_ranks()):
+        raise InputError(f"gpus {gpus}, but {local_ranks()} processes were started on this machine; leave --gpus out")
     if gpus and (device == "cpu" or gpus > here):
         found = "device is cpu" if device == "cpu" else f"torch finds {here} GPUs here"
         raise InputError(f"gpus {gpus}, but {found}; processes on CPUs are started with torchrun (README)")
-    if gpus > 1:
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(gpus)]
-        os.execv(sys.executable, [sys.executable, *words, str(Path(__file__).with_name("main.py")), *argv])
+    if here and device != "cpu" and local_ranks() > here:
+        raise InputError(f"{local_ranks()} processes on this machine, but torch finds {here} GPUs; start at most that many, or give "
+                         "--device cpu")
+
+
+def launch(count: int, argv: list[str]) -> int:
+    """Run so many processes of this program on this machine; the exit code of one that failed by itself, 0 if none did.
+
+    Signals are passed on. When one has failed the others end too, or are ended after GRACE seconds.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "localhost",
+                  "MASTER_PORT": str(free.getsockname()[1])}
+    command = [sys.executable, str(Path(__file__).with_name("main.py")), *argv]
+    children = [subprocess.Popen(command, env=os.environ | common | {"RANK": str(number), "LOCAL_RANK": str(number)},
+                                 start_new_session=True) for number in range(count)]         # Ctrl-C reaches them through us alone
+
+    def pass_on(number: int, _frame) -> None:
+        for child in children:
+            child.send_signal(number)
+    for number in SIGNALS:
+        signal.signal(number, pass_on)
+    failed_at = None
+    while any(child.poll() is None for child in children):
+        time.sleep(0.1)
+        if failed_at is None and any(child.returncode for child in children):
+            failed_at = time.monotonic()
+        if failed_at is not None and time.monotonic() > failed_at + GRACE:
+            for child in children:
+                child.kill()
+    codes = [{-signal.SIGINT: CTRL_C}.get(child.returncode, child.returncode if child.returncode >= 0 else FAILED) for child in children]
+    return next((code for code in codes if code not in (0, FAILED)), max(codes))
 
 
 @contextmanager
@@ -136,7 +163,7 @@ def of_main(function: Callable[[], T]) -> T:
             raise
     dist.broadcast_object_list(outcome, src=0, group=_Ties.control)
     if not outcome[1]:
-        raise SystemExit(LEFT_ALONE)
+        raise SystemExit(FAILED)
     return outcome[0]
 
 

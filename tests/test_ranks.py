@@ -275,7 +275,7 @@ def test_what_is_left_of_an_epoch_is_taken_by_another_number_of_ranks(project):
 def test_bad_data_is_said_once_and_ends_all(project, capfd):
     Path("data_info").unlink()
     began = time.monotonic()
-    assert [getattr(code, "code", code) for code in run_main(3, **TINY | {"exp": "a"})] == [2, ranks.LEFT_ALONE, ranks.LEFT_ALONE]
+    assert [getattr(code, "code", code) for code in run_main(3, **TINY | {"exp": "a"})] == [2, ranks.FAILED, ranks.FAILED]
     assert time.monotonic() - began < 30
     assert capfd.readouterr().err.count("error:") == 1
 
@@ -310,9 +310,7 @@ def test_torchrun_ends_within_a_minute_when_a_rank_is_killed_and_another_number_
     last = project / "result/a/CHECKPOINT_AAE_last.pth.tar"
     while not last.exists() and run.poll() is None:
         time.sleep(0.1)
-    children = [int(pid) for pid in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
-    victim = next(pid for pid in children if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
-    os.kill(victim, signal.SIGKILL)
+    os.kill(child_of(run.pid, rank=1), signal.SIGKILL)
     began = time.monotonic()
     output, _ = run.communicate(timeout=90)
     assert time.monotonic() - began < 60
@@ -329,7 +327,7 @@ def test_torchrun_ends_within_a_minute_when_a_rank_is_killed_and_another_number_
     ({}, {"gpus": 2}, "gpus 2, but torch finds 0 GPUs here"),
     ({}, {"gpus": 2, "device": "cpu"}, "gpus 2, but device is cpu"),
     ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
-     {"gpus": 3}, "gpus 3, but torchrun started 2 processes"),
+     {"gpus": 3}, "gpus 3, but 2 processes were started"),
     ({"RANK": "x", "WORLD_SIZE": "2"}, {}, "RANK=x, WORLD_SIZE=2"),
     ({"RANK": "2", "WORLD_SIZE": "2"}, {}, "RANK=2, WORLD_SIZE=2"),
     ({"RANK": "0", "WORLD_SIZE": "2"}, {}, "LOCAL_RANK=, LOCAL_WORLD_SIZE=, MASTER_ADDR=, MASTER_PORT=; set all of them"),
@@ -343,20 +341,47 @@ def test_processes_that_cannot_be_are_refused(project, monkeypatch, capsys, envi
     assert not Path("result").exists()
 
 
-def test_more_processes_than_gpus_are_refused_and_gpus_start_as_many(project, monkeypatch, capsys):
-    started = []
+def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(os, "execv", lambda program, words: started.append(words))
-    ranks.start_ranks(2, "auto", ["--gpus", "2"])
-    [words] = started
-    assert words[1:6] == ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] and words[-2:] == ["--gpus", "2"]
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("MASTER_PORT", "29500")
+    ranks.check_environment(2, "auto")
+    for name, value in zip((*ranks.ALONE, "MASTER_ADDR", "MASTER_PORT"), ("0", "3", "0", "3", "localhost", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="3 processes on this machine, but torch finds 2 GPUs"):
-        ranks.start_ranks(0, "auto", [])
+        ranks.check_environment(0, "auto")
+
+
+def test_gpus_starts_as_many_processes(project, monkeypatch):
+    started = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(main, "launch", lambda *arguments: started.append(arguments) or 75)
+    assert main.main(["--gpus", "3", "--exp", "a"]) == 75
+    assert started == [(3, ["--gpus", "3", "--exp", "a"])]
+
+
+@pytest.mark.parametrize(("number", "code"), [(None, 0), (signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, 6)])
+def test_launched_processes_end_together_with_their_exit_code(project, number, code):
+    settings = TINY | {"exp": "a", "aae_epochs": 1 if number is None else 300}
+    words = [*arguments(settings), "--stages", "aae"]
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import ranks; sys.exit(ranks.launch(2, {words!r}))"
+    run = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    last = project / "result/a/CHECKPOINT_AAE_last.pth.tar"
+    while not last.exists() and run.poll() is None:
+        time.sleep(0.1)
+    if number == signal.SIGKILL:
+        os.kill(child_of(run.pid, rank=1), number)
+    elif number:
+        run.send_signal(number)
+    began = time.monotonic()
+    _, said = run.communicate(timeout=90)
+    assert run.returncode == code and time.monotonic() - began < 60, said
+    assert "Traceback" not in said
+    assert number != signal.SIGKILL or "rank 0: error: another process of this run failed or is gone" in said
+
+
+def child_of(pid: int, rank: int) -> int:
+    """The process with that rank among the children of another."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return next(child for child in children if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes())
 
 
 def test_the_global_batch_is_said_and_must_be_filled(project, capfd):
