@@ -202,17 +202,19 @@ def test_what_is_gathered_stands_in_the_order_of_the_batches(count):
 def test_a_signal_to_one_rank_ends_all_behind_the_same_step_and_any_number_of_them_goes_on(project):
     settings = TINY | {"exp": "cut", "aae_batch_size": 1, "ldm_batch_size": 1}
 
-    def signalled() -> tuple[int, int]:
-        step, taken = training.aae_step, []
+    def signalled() -> tuple[int, int, float]:
+        step, save, taken = training.aae_step, main.StageRun._save, []
 
         def stepping(*args):
             taken.append(1)
             if len(taken) == 2 and ranks.rank() == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(*args)
-        main.aae_step = stepping
-        return main.main([*arguments(settings), "--stages", "aae", "encode", "ldm"]), len(taken)
-    assert in_ranks(2, signalled) == [(75, 2), (75, 2)]
+        main.aae_step, main.StageRun._save = stepping, lambda run: (time.sleep(3 * ranks.is_main()), save(run))
+        return main.main([*arguments(settings), "--stages", "aae", "encode", "ldm"]), len(taken), time.monotonic()
+    (*ended, saved_at), (*other, left_at) = in_ranks(2, signalled)
+    assert ended == other == [75, 2]
+    assert left_at > saved_at - 1                          # not before rank 0 has saved, which takes it three seconds
     saved = load_checkpoint(Path("result/cut/CHECKPOINT_AAE_last.pth.tar"))
     assert (saved["epoch"], saved["progress"]["items"]) == (0, 4)
 
