@@ -57,4 +57,4 @@ def keep_log(path: Path) -> None:
 
 def say(stage: str, text: str) -> None:
     """One line of the run's log."""
-    LOG.info("%s", f"{stage:7}{text}")
+    LOG.info("%s", f"{stage:6} {text}")
