@@ -181,7 +181,7 @@ class Config:
     qc_keep: tuple[int, ...] = prepare((2,), "values of the column qc_flag that pass; ADNI: 2", low=-9)
     tracer: str = prepare("", "keep one tracer, as the table's column TRACER writes it, such as FBP; empty: all")
     window_days: int = prepare(180, "most days between a scan and its row; amyloid grows over years", low=0)
-    require_dates: bool = prepare(False, "leave out scans without a date, even where the subject's rows leave no doubt about the label")
+    require_dates: bool = prepare(False, "leave out scans without a date where the table has some, even if the rows leave no doubt")
     split_ratios: tuple[float, float, float] = prepare((0.8, 0.1, 0.1), "shares of the subjects in the training, validation and test list; "
                                                                         "paper: 408, 51 and 51", low=1e-6)
     split_seed: int = prepare(0, "seed of the lists; same seed, same lists", low=0)

@@ -2,7 +2,7 @@
 import re
 from datetime import date
 
-from clinical import MISSING_CODES, ClinicalTable, DateReader
+from clinical import ClinicalTable, DateReader
 from matching import DATES, ScanKeys
 
 YEAR = 365.25                                              # days
@@ -31,6 +31,13 @@ class Demographics:
 
     def age(self, scan: str, when: date | None) -> float | None:
         """Age in years on that day."""
+        age = self._age(scan, when)
+        if age is not None and not 1 <= age <= 120:
+            self.contradictory.add(scan)
+            return None
+        return age
+
+    def _age(self, scan: str, when: date | None) -> float | None:
         if births := self._said(scan, self.births) or self._said(scan, self.birth_years):
             birth = self._one(scan, births)
             return round((when - birth).days / YEAR, 1) if birth and when else None
@@ -83,27 +90,35 @@ def _births(table: ClinicalTable) -> list[date | None] | None:
     reader = DateReader(dict(zip(table.rows, values, strict=True)), short_century=1900)
 
     def parse(text: str) -> date:
-        if match := re.fullmatch(r"(?:(\d{1,2})/)?(\d{4})", text):
-            return date(int(match[2]), int(match[1]), 15) if match[1] else date(int(match[2]), 7, 1)
+        if match := re.fullmatch(r"(?:(\d{1,2})/)?((?:19|20)\d\d)", text):
+            return _middle(int(match[2]), match[1] and int(match[1]))
         return reader.read(text)
     if reader.contradiction:
         table.problem(f"column {table.used['date of birth']}: {reader.contradiction}")
+        return None
     return table.parsed("date of birth", values, parse, "a date of birth such as 04/1935, 1935-04-15 or 1935")
 
 
 def _birth_years(table: ClinicalTable) -> list[date | None] | None:
+    """The middle of the year of birth, or of its month."""
     values = table.column("year of birth", ("PTDOBYY", "YEAR_OF_BIRTH", "BIRTH_YEAR", "YOB"))
     if values is None:
         return None
-    months = table.column("month of birth", ("PTDOBMM",))
-    months = months or [""] * len(values)
 
-    def parse(text: str) -> date:
-        year, month = text.split("/")
-        return date(int(float(year[:4])), int(float(month)), 15) if month else date(int(float(year[:4])), 7, 1)
-    values = ["" if year in MISSING_CODES else f"{year}/{'' if month in MISSING_CODES else month}"
-              for year, month in zip(values, months, strict=True)]
-    return table.parsed("year of birth", values, parse, "a year of birth such as 1935, and a month from 1 to 12")
+    def year(text: str) -> int:
+        match = re.fullmatch(r"((?:19|20)\d\d)(?:\.0|-\d\d-\d\d)?", text)
+        return int(match[1]) if match else _refuse(text)
+
+    def month(text: str) -> int:
+        return int(float(text)) if 1 <= float(text) <= 12 else _refuse(text)
+    years = table.parsed("year of birth", values, year, "a year such as 1935")
+    texts = table.column("month of birth", ("PTDOBMM",))
+    months = table.parsed("month of birth", texts, month, "a month from 1 to 12") if texts else [None] * len(years)
+    return [y and _middle(y, m) for y, m in zip(years, months, strict=True)]
+
+
+def _middle(year: int, month: int | None) -> date:
+    return date(year, month, 15) if month else date(year, 7, 1)
 
 
 def _ages(table: ClinicalTable) -> list[tuple[float, date | None] | None] | None:

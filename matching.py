@@ -80,12 +80,15 @@ class ScanKeys:
             if text.upper() in MISSING:
                 without.append(row)
             elif rosters and re.fullmatch(r"\d+(\.0)?", text):
-                subjects = self.rosters[int(text.split(".")[0])]
+                subjects = self.rosters.get(int(text.split(".")[0]), {text})
                 shared |= subjects if len(subjects) > 1 else set()
                 for subject in subjects - shared:
                     groups[subject, ""].append(i)
             else:
                 groups[parse_id(text, self.pattern)].append(i)
+        elsewhere = {subject for subject, _ in groups} - {subject for subject, _ in self.parts.values()}
+        if elsewhere:
+            table.remarks.append(f"{len(elsewhere)} of its {len({subject for subject, _ in groups})} subjects have no scan here")
         if without:
             table.remarks.append(f"{listed(without)} without {table.used['id']} passed over")
         if shared:
@@ -116,8 +119,8 @@ def scan_dates(keys: ScanKeys, table: ClinicalTable | None, problems: list[str])
     def when(scan: str) -> date | None:
         try:
             own = {reader.read(text) for text in texts[scan]}
-        except ValueError as error:
-            raise LeftOut("date in its ID", f"{error} is no date that has been") from None
+        except ValueError:
+            raise LeftOut("no readable date in its ID", f"{', '.join(texts[scan])} is no date, or has not been yet") from None
         alone = scans_of[keys.subject(scan)] == 1          # otherwise a date of the subject does not say of which of its scans
         key = keys.key(scan, groups) if alone else keys.parts[scan]
         given = {listed_dates[i] for i in groups.get(key, [])} - {None}

@@ -1,7 +1,7 @@
 """Lists and labels of a cohort, from ADNI's tables or any CSV: which scans are there, what their labels are, who is in which list."""
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -42,13 +42,16 @@ def prepare_cohort(cfg: Config) -> None:
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s):", *problems]))
     left.sort(key=lambda one: one["ID"])
-    counts = "".join(f"\n  {count:5} {reason}" for reason, count in Counter(one["reason"] for one in left).most_common())
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for one in left:
+        reasons[one["reason"]].append(one["ID"])
+    counts = "".join(f"\n  {len(ids):5} {reason}: {listed(ids, '')}" for reason, ids in sorted(reasons.items()))
     for remark in [*remarks, f"{len(matches)} scans get a label, {len(left)} are left out{counts}"]:
         say("prepare", remark)
     if len({row["subject"] for row in matches}) < len(SPLITS):
         raise InputError(f"too few subjects for {len(SPLITS)} lists get a label; left out, for example:\n  "
                          + "\n  ".join(f"{one['ID']}: {one['reason']} ({one['found']})" for one in left[:5]))
-    info = pd.DataFrame(matches).convert_dtypes(convert_string=False)                        # whole numbers stay whole beside empty ones
+    info = pd.DataFrame(matches).astype({"days": "Int64"})                                   # whole numbers, some of them empty
     lists = draw_lists(info, cfg.split_ratios, cfg.split_seed)
     refuse_unusable(cfg, info, lists)
     cohort = cohort_table(info, lists)
@@ -215,7 +218,7 @@ def remarks_on(matches: list[dict], people: Demographics) -> list[str]:
         if name in info and len(unknown := info.loc[info[name].isna(), "ID"]):
             remarks.append(f"{name} unknown: {listed(list(unknown), '')}; what is read from age and sex needs both of every scan")
     if people.contradictory:
-        remarks.append(f"rows on age or sex contradict each other: {listed(sorted(people.contradictory), '')}")
+        remarks.append(f"age or sex impossible, or not the same in all rows: {listed(sorted(people.contradictory), '')}")
     return remarks
 
 

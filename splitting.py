@@ -49,29 +49,32 @@ def split_subjects(factors: pd.DataFrame, ratios: tuple[float, ...], seed: int) 
     for k in range(len(strata)):
         lists[rng.permutation(np.flatnonzero(stratum == k))] = np.repeat(np.arange(len(sizes)), quotas[k])
     if factors.shape[1] > 1:
-        levels = pd.get_dummies(factors.iloc[:, 1:].astype(str)).to_numpy(float)             # [subjects, levels]
-        _exchange(lists, stratum, levels, sizes / sizes.sum(), rng)
+        codes = np.stack([pd.factorize(factors[name].astype(str), sort=True)[0] for name in factors.columns[1:]], axis=1)
+        codes += np.concatenate([[0], np.cumsum(codes.max(0) + 1)[:-1]])                     # every level of every factor has its number
+        _exchange(lists, stratum, codes, sizes / sizes.sum(), rng)
     return lists
 
 
-def _exchange(lists: np.ndarray, stratum: np.ndarray, levels: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> None:
-    """Exchange subjects of one stratum between lists, in place, until no exchange brings the levels nearer to their shares."""
-    excess = np.stack([levels[lists == k].sum(0) for k in range(len(shares))]) - np.outer(shares, levels.sum(0))    # [lists, levels]
-    norms = (levels ** 2).sum(1)
-    improved = True
+def _exchange(lists: np.ndarray, stratum: np.ndarray, codes: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> None:
+    """Exchange subjects of one stratum between lists, in place, until no exchange brings the levels nearer to their shares.
+
+    codes: the levels of each subject, [subjects, factors].
+    """
+    counts = np.stack([np.bincount(codes[lists == k].ravel(), minlength=codes.max() + 1) for k in range(len(shares))])
+    excess = counts - np.outer(shares, counts.sum(0))      # [lists, levels]
+    everyone, improved = np.arange(len(lists)), True
     while improved:
         improved = False
         for i in rng.permutation(np.flatnonzero(lists != shares.argmax())):                  # every exchange has a side in a smaller list
-            weight = levels @ excess.T                                                       # [subjects, lists]
-            mine, rows = lists[i], np.arange(len(lists))
-            # the sum of squares changes by twice this if subjects i and j change places
-            change = (weight[i, lists] - weight[i, mine] - weight[rows, lists] + weight[:, mine]
-                      + norms[i] + norms - 2 * levels @ levels[i])
-            change[(stratum != stratum[i]) | (lists == mine)] = np.inf
-            j = int(change.argmin())
-            if change[j] < -1e-9:
-                difference = levels[j] - levels[i]
-                excess[mine] += difference
-                excess[lists[j]] -= difference
+            weight = excess[:, codes].sum(-1)                                                # [lists, subjects]
+            mine, differing = lists[i], (codes != codes[i]).sum(1)
+            # half of what the sum of squares grows by if subject i and each other one change places
+            growth = weight[lists, i] - weight[mine, i] - weight[lists, everyone] + weight[mine] + 2 * differing
+            growth[(stratum != stratum[i]) | (lists == mine)] = np.inf
+            j = int(growth.argmin())
+            if growth[j] < -1e-9:
+                for k, sign in ((mine, 1), (lists[j], -1)):
+                    excess[k, codes[j]] += sign
+                    excess[k, codes[i]] -= sign
                 lists[i], lists[j] = lists[j], mine
                 improved = True
