@@ -216,7 +216,8 @@ def remarks_on(matches: list[dict], people: Demographics) -> list[str]:
                        "compared; SUVRs may not. --tracer keeps one")
     for name in ("age", "sex"):
         if name in info and len(unknown := info.loc[info[name].isna(), "ID"]):
-            remarks.append(f"{name} unknown: {listed(list(unknown), '')}; what is read from age and sex needs both of every scan")
+            remarks.append(f"{name} unknown: {listed(list(unknown), '')}; the read-out from age and sex needs both of every scan"
+                           + "; a date of birth needs the scan's date (scan_dates)" * (name == "age"))
     if people.contradictory:
         remarks.append(f"age or sex impossible, or not the same in all rows: {listed(sorted(people.contradictory), '')}")
     return remarks
