@@ -51,7 +51,7 @@ class ClinicalTable:
             return
         bare = {name: re.sub(r"\.\d+$", "", name) for name in self.frame.columns}            # pandas numbers the second of two names
         self.headings = [bare[name] if bare[name] in bare else name for name in self.frame.columns]
-        self.rows = [int(index) + 2 for index in self.frame.index]                                # as a spreadsheet counts them
+        self.rows = [int(index) + 2 for index in self.frame.index]                        # as a spreadsheet counts them
         if self.frame.empty:
             problems.append(f"{self.name}: holds no row")
 
@@ -111,9 +111,9 @@ class ClinicalTable:
             self.problem(f"column {self.used[role]}: {rows}; expected {expected}")
         return result
 
-    def dates(self, role: str, values: list[str], short_century: int = 2000) -> list[date | None]:
+    def dates(self, role: str, values: list[str]) -> list[date | None]:
         """The dates of a column, None where there is none; see DateReader."""
-        reader = DateReader(dict(zip(self.rows, values, strict=True)), short_century)
+        reader = DateReader(dict(zip(self.rows, values, strict=True)))
         if reader.contradiction:
             self.problem(f"column {self.used[role]}: {reader.contradiction}")
             return [None] * len(values)

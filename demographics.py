@@ -49,7 +49,7 @@ class Demographics:
         if max(births) - min(births) > SAME_BIRTH:
             self.contradictory.add(scan)
         elif when:
-            age, on = min(dated, key=lambda one: abs((one[1] - when).days))
+            age, on = min(dated, key=lambda one: (abs((one[1] - when).days), one))
             return round(age + (when - on).days / YEAR, 1)
         return None
 

@@ -69,13 +69,13 @@ class ScanKeys:
         """The subject of a scan."""
         return self.parts[scan][0]
 
-    def group(self, table: ClinicalTable, asked: str = "", names: Sequence[str] = IDS) -> dict[tuple[str, str], list[int]] | None:
-        """Positions of the table's rows by subject and what else their ID says; None, with a problem, if it has no column of IDs."""
+    def group(self, table: ClinicalTable, asked: str = "", names: Sequence[str] = IDS) -> dict[tuple[str, str], list[int]]:
+        """Positions of the table's rows by subject and what else their ID says; none, with a problem, if it has no column of IDs."""
         ids = table.column("id", names, asked, needed=True, ranked=True)
-        if ids is None:
-            return None
-        rosters = table.used["id"].upper() == "RID"
         groups, without, shared = defaultdict(list), [], set()
+        if ids is None:
+            return groups
+        rosters = table.used["id"].upper() == "RID"
         for i, (row, text) in enumerate(zip(table.rows, ids, strict=True)):
             if text.upper() in MISSING:
                 without.append(row)
@@ -110,10 +110,9 @@ def scan_dates(keys: ScanKeys, table: ClinicalTable | None, problems: list[str])
     if reader.contradiction:
         problems.append(f"dates in the IDs of the scans: {reader.contradiction}")
     listed_dates, groups = [], {}
-    if table is not None and (groups := keys.group(table, names=SCAN_IDS) or {}):
-        values = table.column("date", DATES, needed=True)
+    if table is not None:
+        groups, values = keys.group(table, names=SCAN_IDS), table.column("date", DATES, needed=True)
         listed_dates = table.dates("date", values) if values else []
-        groups = groups if listed_dates else {}
     scans_of = Counter(keys.subject(scan) for scan in keys.parts)
 
     def when(scan: str) -> date | None:
@@ -131,20 +130,19 @@ def scan_dates(keys: ScanKeys, table: ClinicalTable | None, problems: list[str])
     return when
 
 
-def pick_rows(rows: list[Row], when: date | None, window_days: int, require_dates: bool, rivals: int = 1) -> Match:
+def pick_rows(rows: list[Row], when: date | None, window_days: int, has_dates: bool, require_dates: bool, rivals: int) -> Match:
     """The row of a scan, out of those of its subject: the nearest in time, or for a scan without date the only one that it can be.
 
     The nearest row decides even if it gives no label: the scan then shows what failed there. Rows equally near, and all rows of a subject
-    whose scan has no date, count where they agree on the label. rivals: scans of the subject without a date, which cannot be more than
-    their rows. Raises LeftOut.
+    whose scan has no date, count where they agree on the label. has_dates: the table has dates; without any, it speaks of all scans of a
+    subject. rivals: scans of the subject without a date, which cannot be more than their rows. Raises LeftOut.
     """
     if not rows:
         raise LeftOut("not in the table", "no row of its ID or subject")
-    dated = [row for row in rows if row.date]
-    if when and dated:
-        return _nearest(dated, when, window_days)
-    if not dated:                                          # the table speaks of the subject, whatever the date
-        return _agreeing(rows, "no dates in its rows")
+    if not has_dates:
+        return _agreeing(rows, "no dates in the table")
+    if when:
+        return _nearest(rows, when, window_days)
     if require_dates:
         raise LeftOut("no date", "and require_dates asks for one")
     match = _agreeing(rows, "no date")
@@ -155,14 +153,17 @@ def pick_rows(rows: list[Row], when: date | None, window_days: int, require_date
 
 
 def _nearest(rows: list[Row], when: date, window_days: int) -> Match:
-    days = min(abs((row.date - when).days) for row in rows)
-    near = [row for row in rows if abs((row.date - when).days) == days]
+    distances = [(abs((row.date - when).days), row) for row in rows if row.date]
+    if not distances:
+        raise LeftOut("no row near its date", f"{listed([row.number for row in rows])} without a date")
+    days = min(distance for distance, _ in distances)
+    near = [row for distance, row in distances if distance == days]
     numbers = listed([row.number for row in near])
     if days > window_days:
         raise LeftOut("no row near its date", f"the nearest is {numbers}, {days} days from {when}; window_days is {window_days}")
     usable = [row for row in near if not row.reason]
     if not usable:
-        raise LeftOut(near[0].reason, f"{numbers}, {days} days from {when}")
+        raise LeftOut(min(row.reason for row in near), f"{numbers}, {days} days from {when}")
     if len({row.label for row in usable}) > 1:
         raise LeftOut("rows disagree", f"{numbers} are all {days} days from {when}, with different labels")
     return Match(usable, "nearest row" if len(usable) == 1 else "agreeing rows, equally near", days)
@@ -172,7 +173,7 @@ def _agreeing(rows: list[Row], why: str) -> Match:
     """The usable rows, if they agree; one whose scan the user may have, but that gives no label, agrees with none."""
     usable = [row for row in rows if not row.reason]
     if not usable:
-        raise LeftOut(rows[0].reason, f"{listed([row.number for row in rows])}")
+        raise LeftOut(min(row.reason for row in rows), f"{listed([row.number for row in rows])}")
     open_ones = [row for row in rows if row.reason in (GREY, OTHER_TRACER)]
     if open_ones or len({row.label for row in usable}) > 1:
         numbers = listed([row.number for row in sorted(usable + open_ones, key=lambda row: row.number)])

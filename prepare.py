@@ -107,11 +107,11 @@ def label_scans(cfg: Config, scans: list[str], left: list[dict], problems: list[
     """A row of data_info.csv for each scan that gets a label, and remarks on how the tables were read. The other scans join `left`."""
     keys = ScanKeys(scans, cfg.subject_pattern)
     tables = [table] = [ClinicalTable(Path(cfg.table), "table", problems)]
-    rows, groups = read_rows(cfg, table), keys.group(table, cfg.id_column) or {}
+    groups, rows = keys.group(table, cfg.id_column), read_rows(cfg, table)
     people_table, people_groups, dates_table = table, groups, None
     if cfg.demographics:
         tables.append(people_table := ClinicalTable(Path(cfg.demographics), "demographics", problems))
-        people_groups = keys.group(people_table) or {}
+        people_groups = keys.group(people_table)
     if cfg.scan_dates:
         tables.append(dates_table := ClinicalTable(Path(cfg.scan_dates), "scan_dates", problems))
     people = Demographics(people_table, keys, people_groups, needed=bool(cfg.demographics))
@@ -123,12 +123,14 @@ def label_scans(cfg: Config, scans: list[str], left: list[dict], problems: list[
     for scan in scans:
         with noting(scan, left):
             dates[scan] = when(scan)
+    has_dates = any(row.date for row in rows)
     rivals = Counter(keys.key(scan, groups) for scan, day in dates.items() if day is None)
     matches = []
     for scan, day in dates.items():
         with noting(scan, left):
             key = keys.key(scan, groups)
-            match = pick_rows([rows[i] for i in groups.get(key, [])], day, cfg.window_days, cfg.require_dates, rivals[key])
+            found = [rows[i] for i in groups.get(key, [])]
+            match = pick_rows(found, day, cfg.window_days, has_dates, cfg.require_dates, rivals[key])
             matches.append(info_row(scan, keys.subject(scan), match, day, people))
     return matches, [remark for one in tables for remark in one.describe()] + remarks_on(matches, people)
 
@@ -160,7 +162,8 @@ def read_rows(cfg: Config, table: ClinicalTable) -> list[Row]:
                                          "; a SUVR is none, because its threshold depends on the tracer"),
         "centiloids": centiloids and table.parsed("Centiloids", centiloids, finite, "a number", MISSING),
         "quality": quality and table.parsed("quality control", quality, finite, "a number", MISSING),
-        "tracer": tracers and [text.upper() for text in tracers], "site": sites}
+        "tracer": tracers and table.parsed("tracer", tracers, str.upper, "a name"),
+        "site": sites and table.parsed("site", sites, str, "a name")}
     if tracers and cfg.tracer and cfg.tracer.upper() not in columns["tracer"]:
         table.problem(f"column {table.used['tracer']}: no row has the tracer {cfg.tracer}; there are "
                       + brief(", ".join(sorted(set(tracers)))))

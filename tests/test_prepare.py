@@ -317,6 +317,13 @@ def test_more_undated_scans_than_rows_cannot_all_be_those_of_the_rows():
     assert info().loc[["037_S_0002", "037S0002_m24"], "label"].tolist() == ["1", "1"]
 
 
+def test_a_dated_scan_is_not_matched_to_a_row_without_date_in_a_table_with_dates():
+    rows = "PTID,SCANDATE,AMYLOID_STATUS\n037_S_0001,,1\n037_S_0002,,1\n037_S_0002,2015-05-02,0\n"
+    assert prepare(table=with_others(rows, "037_S_0001_2015-03-02", "037_S_0002_2015-03-02", "037S0001")) == 0
+    assert left_out() == {"037_S_0001_2015-03-02": ("no row near its date", "row 2 without a date")}
+    assert info().loc[["037S0001", "037_S_0002_2015-03-02"], "label"].tolist() == ["1", "0"]
+
+
 def test_a_table_without_dates_speaks_of_all_scans_of_a_subject():
     assert prepare(table=with_others("ID,label\n037_S_0001,1", "037_S_0001_2015-03-02", "037_S_0001_m24")) == 0
     assert info().loc[["037_S_0001_2015-03-02", "037_S_0001_m24"], "label"].tolist() == ["1", "1"]
@@ -490,7 +497,7 @@ def test_columns_may_be_chosen(capsys):
     table = "ID,scan,label,visual,day,SCANDATE\n" + rows
     assert prepare("--id_column", "scan", "--label_column", "Visual", "--date_column", "day", table=table) == 0
     assert info().loc[SUBJECTS[0], ["label", "row_date"]].tolist() == ["1", "2015-03-02"]
-    assert "label from visual, date from day, id from scan" in capsys.readouterr().out
+    assert "id from scan, label from visual, date from day" in capsys.readouterr().out
 
 
 def test_rows_without_an_id_are_passed_over_and_named(capsys):
