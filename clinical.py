@@ -112,14 +112,17 @@ class ClinicalTable:
         return result
 
     def dates(self, role: str, values: list[str]) -> list[date | None]:
-        """The dates of a column, None where there is none; see DateReader."""
-        reader = DateReader(dict(zip(self.rows, values, strict=True)))
+        """The dates of a column, None where there is none."""
+        return self.parsed(role, values, self.date_reader(role, values).read, f"a date such as {DATE_FORMS}")
+
+    def date_reader(self, role: str, values: list[str], short_century: int = 2000) -> "DateReader":
+        """What reads the dates of this column. That they contradict each other is a problem, how they are read a remark."""
+        reader = DateReader(dict(zip(self.rows, values, strict=True)), short_century)
         if reader.contradiction:
             self.problem(f"column {self.used[role]}: {reader.contradiction}")
-            return [None] * len(values)
-        if reader.remark:
+        elif reader.remark:
             self.remarks.append(f"{self.used[role]}: {reader.remark}")
-        return self.parsed(role, values, reader.read, f"a date such as {DATE_FORMS}")
+        return reader
 
 
 class DateReader:
@@ -144,13 +147,18 @@ class DateReader:
                 + (f" and as in {values[month_first[0]]}" if month_first else "; no date here tells")
             self.remark = f"dates are read with the {how}"
 
-    def read(self, text: str) -> date:
-        """The date of a text, a time behind it being left out. Raises ValueError if it is none, or lies in the future."""
+    def read(self, text: str) -> date | None:
+        """The date of a text, a time behind it being left out; None if its source contradicts itself.
+
+        Raises ValueError if it is no date, or lies in the future.
+        """
         if match := YEAR_FIRST.fullmatch(text):
             year, month, day = match[1], match[3] or match[5], match[4] or match[6]
         elif match := NAMED.fullmatch(text):
             year, month, day = match[3], MONTHS.index(match[2].lower()) + 1, match[1]
         elif match := NUMERIC.fullmatch(text):
+            if self.contradiction:
+                return None                                # told already
             first, second, year = match[1], match[2] or match[5], match[3] or match[6]
             month, day = (second, first) if self.day_first else (first, second)
         else:

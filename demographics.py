@@ -2,7 +2,7 @@
 import re
 from datetime import date
 
-from clinical import ClinicalTable, DateReader
+from clinical import ClinicalTable
 from matching import DATES, ScanKeys
 
 YEAR = 365.25                                              # days
@@ -69,13 +69,9 @@ def _sexes(table: ClinicalTable) -> list[str | None] | None:
     values = table.column("sex", ("PTGENDER", "SEX", "GENDER"))
     if values is None:
         return None
-    coded = table.used["sex"].upper() == "PTGENDER"        # elsewhere nobody knows what 1 means
-
-    def parse(text: str) -> str:
-        if text.isalpha() or coded:
-            return SEXES.get(text.upper()) or _refuse(text)
-        return text
-    return table.parsed("sex", values, parse, "M, F, male or female" + ", 1 or 2" * coded)
+    if table.used["sex"].upper() == "PTGENDER":
+        return table.parsed("sex", values, lambda text: SEXES.get(text.upper()) or _refuse(text), "1 or Male, 2 or Female")
+    return table.parsed("sex", values, lambda text: SEXES.get(text.upper(), text) if text.isalpha() else text, "a sex")  # 1 might be either
 
 
 def _refuse(text: str):
@@ -87,15 +83,12 @@ def _births(table: ClinicalTable) -> list[date | None] | None:
     values = table.column("date of birth", ("PTDOB", "DATE_OF_BIRTH", "BIRTH_DATE", "DOB"))
     if values is None:
         return None
-    reader = DateReader(dict(zip(table.rows, values, strict=True)), short_century=1900)
+    reader = table.date_reader("date of birth", values, short_century=1900)
 
     def parse(text: str) -> date:
         if match := re.fullmatch(r"(?:(\d{1,2})/)?((?:19|20)\d\d)", text):
             return _middle(int(match[2]), match[1] and int(match[1]))
         return reader.read(text)
-    if reader.contradiction:
-        table.problem(f"column {table.used['date of birth']}: {reader.contradiction}")
-        return None
     return table.parsed("date of birth", values, parse, "a date of birth such as 04/1935, 1935-04-15 or 1935")
 
 

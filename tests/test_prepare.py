@@ -310,7 +310,8 @@ def test_a_scan_without_date_gets_a_label_only_if_its_rows_leave_no_doubt():
 
 
 def test_more_undated_scans_than_rows_cannot_all_be_those_of_the_rows():
-    rows = "PTID,SCANDATE,AMYLOID_STATUS\n037_S_0001,2015-03-02,1\n037_S_0002,2015-03-02,1\n037_S_0002,2017-03-02,1\n"
+    rows = ("PTID,SCANDATE,AMYLOID_STATUS,qc_flag\n037_S_0001,2015-03-02,1,2\n037_S_0001,2017-03-02,1,0\n"
+            "037_S_0002,2015-03-02,1,2\n037_S_0002,2017-03-02,1,2\n")
     assert prepare(table=with_others(rows, "037_S_0001", "037S0001_m24", "037_S_0002", "037S0002_m24")) == 0
     assert {scan: found for scan, (_, found) in left_out().items()} == dict.fromkeys(
         ["037_S_0001", "037S0001_m24"], "2 scans of the subject have no date, and row 2 cannot be all of them")
@@ -420,6 +421,7 @@ def test_the_order_of_day_and_month_is_that_of_the_whole_column(capsys, dates, e
 def test_a_column_with_days_first_and_months_first_is_refused(capsys):
     place("a1", "a2", "a3")
     message = refused(capsys, table="ID,date,label\na1,25/03/2015,0\na2,03/25/2015,1\na3,,1\n")
+    assert message.startswith("error: 1 problem(s):")
     assert "table table.csv: column date: 25/03/2015 (2) has the day first, 03/25/2015 (3) the month; bring all to one form" in message
 
 
@@ -461,7 +463,7 @@ BAD_TABLES = {
     "bad births": ("ID,label,PTDOB\na1,1,25/03/1945\na2,1,03/25/1945\n", ["column PTDOB: 25/03/1945 (2) has the day first"]),
     "bad year of birth": ("ID,label,PTDOBYY\na1,1,45\na2,1,?\n", ["column PTDOBYY: rows 2 ('45'), 3 ('?'); expected a year such as"]),
     "bad month of birth": ("ID,label,PTDOBYY,PTDOBMM\na1,1,1945,13\n", ["column PTDOBMM: row 2 ('13'); expected a month"]),
-    "bad sex": ("ID,label,PTGENDER\na1,1,3\na2,1,2\na3,1,-4\n", ["column PTGENDER: row 2 ('3'); expected M, F, male or female, 1 or 2"]),
+    "bad sex": ("ID,label,PTGENDER\na1,1,3\na2,1,2\na3,1,-4\n", ["column PTGENDER: row 2 ('3'); expected 1 or Male, 2 or Female"]),
 }
 
 
@@ -525,7 +527,7 @@ POSITIVE_2015 = "PTID,SCANDATE,AMYLOID_STATUS\n037_S_6046,2015-03-02,1\n"
     ("PTID,VISCODE,EXAMDATE,EXAMDATE_bl,AGE,PTGENDER\n037_S_6046,bl,2011-03-02,2011-03-02,66,Male\n"
      "037_S_6046,m48,2015-03-02,2011-03-02,66,Male\n", ("70.0", "M")),
     ("Subject,Sex,Age,Acq Date\n037_S_6046,F,66,3/2/2011\n037_S_6046,F,69,3/2/2014\n", ("70.0", "F")),
-    ("Subject,Sex,Age\n037_S_6046,1,66\n037_S_6046,1,66\n", ("66.0", "1"))])
+    ("Subject,Sex,Age\n037_S_6046,1,66\n037_S_6046,1,66\n", ("66.0", "1")), ("ID,gender,age\n037S6046,female,66\n", ("66.0", "F"))])
 def test_age_at_the_scan_and_sex_come_from_a_second_table(people, expected):
     Path("people.csv").write_text(people)
     assert prepare("--demographics", "people.csv", table=with_others(POSITIVE_2015, "037_S_6046")) == 0
