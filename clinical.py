@@ -52,8 +52,11 @@ class ClinicalTable:
         bare = {name: re.sub(r"\.\d+$", "", name) for name in self.frame.columns}            # pandas numbers the second of two names
         self.headings = [bare[name] if bare[name] in bare else name for name in self.frame.columns]
         self.rows = [int(index) + 2 for index in self.frame.index]                        # as a spreadsheet counts them
-        if self.frame.empty:
-            problems.append(f"{self.name}: holds no row")
+        if len(self.headings) == 1 and re.search(r"[;\t]", self.headings[0]):
+            self.frame = None
+            self.problem("its columns are not separated by commas; save it as CSV with commas")
+        elif self.frame.empty:
+            self.problem("holds no row")
 
     def describe(self) -> list[str]:
         """Which columns were read, and what was found in them on the way."""

@@ -343,6 +343,14 @@ def test_the_nearest_row_decides_even_if_it_failed_quality_control():
     assert left_out()[scans[2]] == ("rows disagree", "rows 4, 5 are all 1 days from 2015-03-03, with different labels")
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_reason_does_not_depend_on_the_order_of_rows(swapped):
+    rows = ["037_S_0001,2015-03-02,1,0\n", "037_S_0001,2015-03-02,,2\n"]
+    table = "PTID,SCANDATE,AMYLOID_STATUS,qc_flag\n" + "".join(reversed(rows) if swapped else rows)
+    assert prepare(table=with_others(table, "037_S_0001", "037_S_0001_2015-03-02")) == 0
+    assert {reason for reason, _ in left_out().values()} == {"failed quality control"}
+
+
 def test_rows_equally_near_count_if_they_agree():
     rows = "PTID,SCANDATE,AMYLOID_STATUS\n" + "".join(f"037_S_{i},2015-03-{day},{label}\n" for i, day, label in [
         ("0001", "01", 1), ("0001", "05", 1), ("0002", "01", 1), ("0002", "05", 0)])
@@ -455,7 +463,9 @@ BAD_TABLES = {
     "SUVR as label": ("ID,label\na1,1.23\na2,0\na3,2\n", ["column label: rows 2 ('1.23'), 4 ('2'); expected a label in 0 .. 1; a SUVR"]),
     "many wrong": ("ID,label\n" + "a1,x\n" * 9, ["rows 2 ('x'), 3 ('x'), 4 ('x'), 5 ('x'), 6 ('x') and 4 more; expected"]),
     "row behind blank ones": ("ID,label\n\n\n,\na1,x\n", ["row 5 ('x')"]),
-    "semicolons": ("ID;label\na1;1\n", ["no column for the id", "found ID;label"]),
+    "semicolons": ("ID;label\na1;1\n", ["error: 1 problem(s):\n  table table.csv: its columns are not separated by commas; save it"]),
+    "tabs": ("ID\tlabel\na1\t1\n", ["its columns are not separated by commas"]),
+    "one column": ("PTID\na1\n", ["no column for the label", "found PTID\n"]),
     "shifted": ("ID,label\na1,1,\na2,1,\n", ["rows have more fields than its header"]),
     "bad Centiloids": ("ID,label,CENTILOIDS\na1,1,high\na2,1,inf\n", ["column CENTILOIDS: rows 2 ('high'), 3 ('inf'); expected a number"]),
     "bad quality": ("ID,label,QC_FLAG\na1,1,pass\n", ["column QC_FLAG: row 2 ('pass'); expected a number"]),
