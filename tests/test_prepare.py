@@ -416,8 +416,9 @@ def test_every_form_of_a_date_gives_the_same_labels(form):
 
 @pytest.mark.parametrize(("dates", "expected", "remark"), [
     (("03/04/2015", "05/06/2015"), "2015-03-04", "month first, as ADNI writes; no date here tells"),
-    (("03/04/2015", "05/25/2015"), "2015-03-04", "month first, as ADNI writes and as in 05/25/2015"),
-    (("03/04/2015", "25/05/2015"), "2015-04-03", "day first, as in 25/05/2015"), (("3.4.2015", "25.5.2015"), "2015-04-03", "day first")])
+    (("03/04/2015", "05/13/2015"), "2015-03-04", "month first, as ADNI writes and as in 05/13/2015"),
+    (("03/04/2015", "12/12/2015"), "2015-03-04", "no date here tells"),
+    (("03/04/2015", "13/05/2015"), "2015-04-03", "day first, as in 13/05/2015"), (("3.4.2015", "25.5.2015"), "2015-04-03", "day first")])
 def test_the_order_of_day_and_month_is_that_of_the_whole_column(capsys, dates, expected, remark):
     place("a1", "a2", "a3")
     small = ["--label_at_sampling", "none", "--aae_batch_size", "1", "--ldm_batch_size", "1"]
