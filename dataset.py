@@ -34,6 +34,34 @@ class Scan:
     pet: Path
 
 
+def parse_id(scan_id: str, pattern: re.Pattern) -> tuple[str, str]:
+    """Subject of an ID, and what else the ID says: visit, session, date; '' where it names the subject alone.
+
+    pattern: setting subject_pattern; an ID that does not match is its own subject. ADNI's 037_S_6046, 037S6046 and sub-ADNI037S6046
+    are one subject.
+    """
+    match = pattern.search(scan_id)
+    group = next((i for i, found in enumerate(match.groups(), start=1) if found), 0) if match else 0
+    if not group:
+        return scan_id, ""
+    before = re.sub(r"^(sub-)?(adni[_-]?)?$", "", scan_id[:match.start(group)], flags=re.IGNORECASE)
+    return re.sub(r"^(\d{3})_?S_?(\d{4,5})$", r"\1S\2", match[group]), before + scan_id[match.end(group):]
+
+
+def find_volume(data_dir: Path, folder: str, scan_id: str) -> Path:
+    """The file of an ID in whole_MRI or whole_Abeta. Raises InputError if there is none, or two, or a link to somewhere else."""
+    home = data_dir / folder
+    candidates = [home / f"{scan_id}{suffix}" for suffix in (".nii", ".nii.gz")]
+    found = [path for path in candidates if os.path.lexists(path)]
+    if not found:
+        raise InputError(f"{candidates[0]}[.gz]: not there")
+    if len(found) == 2:
+        raise InputError(f"{found[0]} and {found[1].name}: both are there; keep one")
+    if found[0].is_symlink() and not os.path.realpath(found[0]).startswith(os.path.join(os.path.realpath(home), "")):
+        raise InputError(f"{found[0]}: is a link that leaves its folder; copy the file, or make the whole folder a link")
+    return found[0]
+
+
 # ---------------------------------------------------------------- lists and labels
 
 class CohortReader:
@@ -79,16 +107,11 @@ class CohortReader:
                           "of at most 200 letters, digits, '.', '_' and '-'" for scan_id in counts if scan_id not in usable]
         return list(usable)
 
-    def _subject(self, scan_id: str) -> str:
-        match = self.subject_pattern.search(scan_id)
-        subject = next((group for group in match.groups() if group), scan_id) if match else scan_id
-        return re.sub(r"^(\d{3})_S_?(\d{4})$", r"\1S\2", subject)                            # ADNI writes 037_S_6046 and 037S6046
-
     def _overlaps(self, ids: dict[str, list[str]]) -> None:
         lists: dict[str, dict[str, str]] = {}
         for split, members in ids.items():
             for scan_id in members:
-                lists.setdefault(self._subject(scan_id), {}).setdefault(split, scan_id)
+                lists.setdefault(parse_id(scan_id, self.subject_pattern)[0], {}).setdefault(split, scan_id)
         for subject, places in lists.items():
             if len(places) > 1:
                 where = ", ".join(f"{split}.txt as {scan_id}" for split, scan_id in places.items())
@@ -111,18 +134,11 @@ class CohortReader:
         return None
 
     def _file(self, folder: str, scan_id: str) -> Path | None:
-        home = self.data_dir / folder
-        candidates = [home / f"{scan_id}{suffix}" for suffix in (".nii", ".nii.gz")]
-        found = [path for path in candidates if os.path.lexists(path)]
-        if not found:
-            self.problems.append(f"{candidates[0]}[.gz]: not there")
-        elif len(found) == 2:
-            self.problems.append(f"{found[0]} and {found[1].name}: both are there; keep one")
-        elif found[0].is_symlink() and not os.path.realpath(found[0]).startswith(os.path.join(os.path.realpath(home), "")):
-            self.problems.append(f"{found[0]}: is a link that leaves its folder; copy the file, or make the whole folder a link")
-        else:
-            return found[0]
-        return None
+        try:
+            return find_volume(self.data_dir, folder, scan_id)
+        except InputError as error:
+            self.problems.append(str(error))
+            return None
 
 
 def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame | None, str]:

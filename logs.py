@@ -71,4 +71,4 @@ def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
 
 def say(stage: str, text: str) -> None:
     """One line of the run's log."""
-    LOG.info("%s", f"{stage:7}{text}")
+    LOG.info("%s", f"{stage:6} {text}")

@@ -346,9 +346,8 @@ def check(cfg: Config) -> Cohort:
             build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
         except ValueError as error:
             raise InputError(str(error)) from error
-    batch = max(cfg.aae_batch_size * cfg.aae_accumulation, cfg.ldm_batch_size * cfg.ldm_accumulation) * ranks()
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
-                          smallest_training_list=batch, all_labels_in_training=cfg.predicts_label)
+                          smallest_training_list=cfg.largest_step * ranks(), all_labels_in_training=cfg.predicts_label)
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     return cohort
