@@ -114,7 +114,8 @@ def plot_overlay(path: Path, mri: np.ndarray, pet: np.ndarray, affine: np.ndarra
     mri, pet: [X, Y, Z] on one grid, axes in RAS order; affine: [4, 4].
     """
     sizes, top = voxel_sizes(affine), max(0.1, np.ceil(10 * pet.max()) / 10)                 # steps, so that most pictures share a scale
-    figure, axes = plt.subplots(3, 6, figsize=(13, 6.6), layout="constrained", facecolor="black")
+    figure, axes = plt.subplots(3, 6, figsize=(11, 6.6), facecolor="black", gridspec_kw={
+        "left": 0.01, "right": 0.91, "bottom": 0.01, "top": 0.88, "wspace": 0.02, "hspace": 0.12})
     for row, axis, name, millimetres in zip(axes, (2, 1, 0), "zyx", SLICES_MM, strict=True):
         across, up = sizes[[i for i in range(3) if i != axis]]
         for panel, mm in zip(row, millimetres, strict=True):
@@ -127,7 +128,7 @@ def plot_overlay(path: Path, mri: np.ndarray, pet: np.ndarray, affine: np.ndarra
             panel.axis("off")
     for side, x in (("L", 0.02), ("R", 0.94)):
         axes[0, 0].text(x, 0.5, side, transform=axes[0, 0].transAxes, color="0.85", fontsize=9)
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.01)
+    bar = figure.colorbar(image, cax=figure.add_axes((0.93, 0.12, 0.015, 0.68)))
     bar.set_label("synthetic uptake, as stored in [0, 1]", color="0.85")
     bar.ax.tick_params(colors="0.85")
     figure.suptitle(f"{title}\n{notice}", fontsize=10, color="0.85")

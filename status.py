@@ -104,7 +104,8 @@ def save_readers(path: Path, readers: dict[str, Reader], bound_to: dict[str, str
     arrays = {}
     for name, key in bound_to.items():
         reader = readers[name]
-        parts = {"bound_to": key, "threshold": reader.threshold, "level": reader.level, **(vars(reader.classifier) if reader.classifier else {})}
+        classifier = vars(reader.classifier) if reader.classifier else {}
+        parts = {"bound_to": key, "threshold": reader.threshold, "level": reader.level, **classifier}
         arrays |= {f"{name}/{part}": np.asarray(value) for part, value in parts.items()}
     with atomic(path) as partial:
         np.savez(partial, **arrays)

@@ -21,7 +21,8 @@ from files import FolderLock, brief, check_place, make_folder, read_text, remove
 from loading import LATENTS
 from logs import say
 from networks import CHECKPOINT, Networks
-from newscans import NewScan, describe_grid, find_scans, header_problem, onto_crop, read_mri, refuse_place, relative, sha256
+from newscans import (NewScan, describe_grid, find_scans, header_problem, onto_crop, place_problem, read_mri, refuse_place, relative,
+                      sha256)
 from scoring import READOUTS, readouts_bound_to
 from status import NEEDS_PET, Reader, load_readers, mean_level
 from stopping import stop_if_asked
@@ -174,7 +175,9 @@ def voxel_problems(scans: list[NewScan], percentile: float) -> dict[str, str]:
     for scan in tqdm(scans, desc="check", unit="scan", leave=False, disable=None):
         stop_if_asked()
         try:
-            read_mri(scan.mri, percentile)
+            voxels, affine, _ = read_mri(scan.mri, percentile)
+            if problem := place_problem(voxels, affine):
+                problems[scan.id] = f"{scan.mri}: {problem}"
         except InputError as error:
             problems[scan.id] = str(error)
     return problems
