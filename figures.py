@@ -14,7 +14,7 @@ from sklearn.calibration import calibration_curve  # noqa: E402
 from sklearn.metrics import roc_auc_score, roc_curve  # noqa: E402
 
 from checkpoints import read_history  # noqa: E402
-from files import atomic  # noqa: E402
+from files import atomic, brief  # noqa: E402
 from stats import agreement  # noqa: E402
 from volumes import read_volume  # noqa: E402
 
@@ -131,7 +131,7 @@ def plot_overlay(path: Path, mri: np.ndarray, pet: np.ndarray, affine: np.ndarra
     bar = figure.colorbar(image, cax=figure.add_axes((0.93, 0.12, 0.015, 0.68)))
     bar.set_label("synthetic uptake, as stored in [0, 1]", color="0.85")
     bar.ax.tick_params(colors="0.85")
-    figure.suptitle(f"{title}\n{notice}", fontsize=10, color="0.85")
+    figure.suptitle(f"{brief(title)}\n{notice}", fontsize=10, color="0.85", parse_math=False)   # a file's name may hold a $
     with atomic(path) as partial:
         figure.savefig(partial, dpi=110)
     plt.close(figure)

@@ -248,11 +248,11 @@ def measure(trained: Trained, mri: Tensor, x_hat: Tensor, draws: Tensor, label: 
 
 
 def level_remark(reader: Reader | None, mri: np.ndarray) -> str:
-    """A warning if an MRI, pooled to [d, h, w], is brighter or darker than all of the training list: was it scaled as they were?"""
+    """A warning if an MRI, pooled to [d, h, w], is a tenth brighter or darker than all of the training list: was it scaled as they were?"""
     if reader is None:
         return ""
     level, (low, high) = mean_level(mri[None], reader.classifier), reader.level
-    return "" if low <= level <= high else \
+    return "" if 0.9 * low <= level <= 1.1 * high else \
         f"mean intensity of the MRI inside the brain {level:.3f}, in the training list {low:.3f} to {high:.3f}: is it scaled as they are?"
 
 
