@@ -187,11 +187,13 @@ class Config:
     split_ratios: tuple[float, float, float] = prepare((0.8, 0.1, 0.1), "shares of the subjects in the training, validation and test list; "
                                                                         "paper: 408, 51 and 51", low=1e-6)
     split_seed: int = prepare(0, "seed of the lists; same seed, same lists", low=0)
-    overwrite: bool = prepare(False, "replace lists and labels that are there already, all together")
+    overwrite: bool = prepare(False, "replace lists and labels, all together, or synthetic PETs, that are there already")
 
     # New scans
     mri: str = synthesize("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files")
     out: str = synthesize("", "folder for their synthetic PETs, beside which nothing else of this project lies")
+    mri_percentile: float = synthesize(0.0, "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave "
+                                            "[0, 1]; right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)
 
     def __post_init__(self):
         problems = [problem for field in dataclasses.fields(self) for problem in _value_problems(field, getattr(self, field.name))]

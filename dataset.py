@@ -11,17 +11,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from nibabel.orientations import io_orientation
 
 from files import brief, read_table, read_text
 from logs import progress_bar
 from stopping import abandoned_on_error
 from utils import InputError
-from volumes import read_header, read_volume
+from volumes import SAME_PLACE_MM, Grid, orientation_problem, read_header, read_volume
 
 SPLITS = ("train", "validation", "test")
 ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")            # file systems take names of 255 bytes
-SAME_PLACE_MM = 0.1                                        # of the box's corners; registration tools write affines in float32
 RANGE_TOLERANCE = 1e-5                                     # integers times a float32 scale factor may end at 1.0000001
 
 
@@ -219,23 +217,19 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: lis
         except InputError as error:
             problems.append(str(error))
             continue
-        shape, affine = header.get_data_shape(), header.get_best_affine()
+        shape = header.get_data_shape()
         if len(shape) != 3:
             problems.append(f"{path}: has {len(shape)} dimensions {shape}; expected one 3D volume {image_size}")
-        elif not (header["sform_code"] or header["qform_code"]):
-            problems.append(f"{path}: has neither sform nor qform, so left and right are unknown; write the affine into its header")
-        elif header["sform_code"] and header["qform_code"] and \
-                np.linalg.det(header.get_sform()[:3, :3]) * np.linalg.det(header.get_qform()[:3, :3]) < 0:
-            problems.append(f"{path}: its sform and its qform disagree about left and right; correct the wrong one")
+        elif problem := orientation_problem(header):
+            problems.append(f"{path}: {problem}")
         else:
-            ornt = io_orientation(affine)
-            ras_shape = tuple(np.array(shape)[np.argsort(ornt[:, 0])])
-            if ras_shape != tuple(image_size):
-                problems.append(f"{path}: has {'x'.join(map(str, ras_shape))} voxels (RAS); expected "
+            grid = Grid.of(header)
+            if grid.shape != tuple(image_size):
+                problems.append(f"{path}: has {'x'.join(map(str, grid.shape))} voxels (RAS); expected "
                                 f"{'x'.join(map(str, image_size))} (setting image_size)")
                 continue
-            grids[path] = affine @ nib.orientations.inv_ornt_aff(ornt, shape)
-            stored["".join(nib.orientations.aff2axcodes(affine))] += 1
+            grids[path] = grid.affine
+            stored["".join(nib.orientations.aff2axcodes(header.get_best_affine()))] += 1
     _check_affines(scans, grids, image_size, problems)
     return grids, stored
 
@@ -248,14 +242,11 @@ def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size:
     common_key = Counter(keys.values()).most_common(1)[0][0]
     common = next(affine for path, affine in grids.items() if keys[path] == common_key)
 
-    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in image_size]), axis=-1).reshape(-1, 3)   # the box's corners
-
     def same(a: np.ndarray, b: np.ndarray) -> bool:
-        corners = [nib.affines.apply_affine(affine, ends) for affine in (a, b)]
-        return np.allclose(*corners, rtol=0, atol=SAME_PLACE_MM)
+        return Grid(image_size, a).same(Grid(image_size, b))
 
     def origin(affine: np.ndarray) -> str:
-        first, last = nib.affines.apply_affine(affine, ends[[0, -1]])
+        first, last = Grid(image_size, affine).corners()[[0, -1]]
         return f"from ({', '.join(f'{c:g}' for c in first)}) to ({', '.join(f'{c:g}' for c in last)}) mm"
 
     for scan in scans:

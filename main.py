@@ -246,7 +246,7 @@ def test(exp: Experiment) -> None:
     for remark in exp.region_remarks():
         say("test", remark)
     real = survey_real(exp)
-    readers = fit_status(exp, real) if is_main() else {}
+    readers = fit_status(exp, real, synthesizer) if is_main() else {}
     mean_pet = of_main(lambda: mean_volume(exp.batches(cohort.train, "pet")))
     methods = {"aae": reconstruct(exp, aae), "il_cldm": synthesize_and_save(exp, synthesizer, draw),
                "mean_pet": lambda batch: mean_pet.expand_as(batch["pet"])}
