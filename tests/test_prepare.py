@@ -259,6 +259,12 @@ def test_the_row_nearest_to_the_date_in_an_id_is_taken(scan, expected):
     assert info().loc[scan, "matched"] == "nearest row"
 
 
+@pytest.mark.parametrize("scan", ["037_S_6046_I20170302", "037_S_6046_20170302103045", "037S6046_S120170302", "037_S_6046_12-2017"])
+def test_numbers_that_only_contain_a_date_are_none(scan):
+    assert prepare(table=with_others(ROWS, scan)) == 0
+    assert left_out() == {scan: ("ambiguous", "no date, and rows 2, 3 differ in their labels")}
+
+
 def test_the_window_ends_with_its_last_day():
     assert prepare("--window_days", "30", table=with_others(ROWS, "037S6046_2015-04-01", "037_S_6046_2015-04-02")) == 0
     assert info().loc["037S6046_2015-04-01", "days"] == "30"
