@@ -165,6 +165,14 @@ class Config:
                                   high=8)
 
     # Raw scans
+    raw: str = preprocess("raw", "folder with T1/<ID>.nii[.gz] and, if there are any, PET/<ID>.nii[.gz] of whole heads; or one T1 MRI, "
+                                 "or a folder of such files. The volumes go to data_dir")
+    registration: str = preprocess("affine", "how a brain is brought to the template; syn: nonlinearly too, which takes its shape",
+                                   choices=("affine", "syn"))
+    pet_fwhm: float = preprocess(0.0, "mm, FWHM of a Gaussian that PETs are smoothed with, for cohorts of several scanners", low=0.0,
+                                 high=30.0)
+    pet_max_suvr: float = preprocess(4.0, "SUVR that is stored as 1, the same for all PETs of a cohort; more is cut off and reported",
+                                     low=1.0, high=100.0)
 
     # Lists and labels from tables
     table: str = prepare("", "CSV with a row a PET, or a scan: ADNI's amyloid table as downloaded, or any with a column of IDs and one of "
@@ -187,7 +195,7 @@ class Config:
     split_ratios: tuple[float, float, float] = prepare((0.8, 0.1, 0.1), "shares of the subjects in the training, validation and test list; "
                                                                         "paper: 408, 51 and 51", low=1e-6)
     split_seed: int = prepare(0, "seed of the lists; same seed, same lists", low=0)
-    overwrite: bool = prepare(False, "replace lists and labels, all together, or synthetic PETs, that are there already")
+    overwrite: bool = prepare(False, "replace what is there already: lists and labels, volumes of --stages preprocess, synthetic PETs")
 
     # New scans
     mri: str = synthesize("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files")
@@ -237,7 +245,8 @@ class Config:
             yield (f"ldm_epochs {self.ldm_epochs} must be a multiple of validation_every {self.validation_every}, "
                    "so that the last epoch is validated")
         for one, other in (("cortex_mask", "reference_mask"), ("regions_image", "regions_table")):
-            if bool(getattr(self, one)) != bool(getattr(self, other)):
+            scored = one != "cortex_mask" or not set(self.stages) <= set(BESIDE)             # preprocess needs the reference alone
+            if scored and bool(getattr(self, one)) != bool(getattr(self, other)):
                 yield f"{one} and {other} go together: give both or none"
         if self.save_deviation and self.samples_per_scan < 2:
             yield "save_deviation needs samples_per_scan of at least 2"
