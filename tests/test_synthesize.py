@@ -270,12 +270,13 @@ def test_a_folder_goes_on_after_bad_files_and_names_them_at_the_end(project, new
     write_volume(folder / "moved.nii.gz", voxels, affine + np.array([[0, 0, 0, 25], *np.zeros((3, 4))]))
     (folder / "._scan.nii.gz").write_bytes(b"what a Mac leaves behind")
     (folder / "notes.txt").write_text("not a scan")
+    (folder / "text.nii").write_text("neither is this")
     assert synthesize_new("new") == 2
     error = capsys.readouterr().err
-    assert "7 of 8 MRIs were not synthesized, the others are in out" in error
+    assert "8 of 9 MRIs were not synthesized, the others are in out" in error
     for name, words in {"four": "has 4 dimensions", "nowhere": "neither sform nor qform", "cut": "truncated or damaged", "nan": "NaN",
-                        "flat": "every voxel is 0", "scanner": "expected within [0, 1]", "moved": "not in MNI space"}.items():
-        assert any(f"{name}.nii.gz: " in line and words in line for line in error.splitlines()), name
+                        "text": "cannot be read as NIfTI", "flat": "every voxel is 0", "scanner": "expected within [0, 1]", "moved": "not in MNI space"}.items():
+        assert any(f"{name}.nii" in line and words in line for line in error.splitlines()), name
     assert newscans.PREPARES in error and "--mri_percentile" in error
     assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["scan"]
     assert (project / "out" / PET.format("scan")).is_file()
@@ -432,7 +433,7 @@ def test_a_mirrored_brain_cannot_be_told(new_mri):
     ("sub-01_T1w", "sub-01_space-MNI152_desc-ilcldm_pet"), ("sub-01", "sub-01_space-MNI152_desc-ilcldm_pet"),
     ("sub-01_ses-m12_acq-x_space-MNI152NLin2009cAsym_res-2_desc-preproc_T1w",
      "sub-01_ses-m12_acq-x_space-MNI152NLin2009cAsym_res-2_desc-ilcldm_pet"),
-    ("ein Scan (2)", "sub-einScan2_space-MNI152_desc-ilcldm_pet")])
+    ("ein Scan (2)", "sub-einScan2_space-MNI152_desc-ilcldm_pet"), ("sub-01_T1w_brain", "sub-01T1wbrain_space-MNI152_desc-ilcldm_pet")])
 def test_names_follow_bids_and_keep_the_mris_entities(stem, name):
     assert output_name(stem) == name
 
