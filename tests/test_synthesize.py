@@ -172,6 +172,17 @@ def test_any_storage_of_one_mri_gives_one_pet_in_world_space_laid_exactly_over_i
         np.testing.assert_allclose(pet[brain], pets["2RAS"][brain], atol=0.05 * pets["2RAS"].max(), err_msg=name)
 
 
+def test_a_grid_of_the_cohorts_shape_but_elsewhere_is_not_taken_for_the_cohorts(project):
+    name = (project / "data/phantom/data_info/test.txt").read_text().split()[0]
+    image = nib.load(project / f"data/phantom/whole_MRI/{name}.nii.gz")
+    moved = image.affine.copy()
+    moved[0, 3] -= 8                                       # one voxel to the left, and its content one to the right
+    write_volume(project / f"moved/{name}.nii.gz", np.roll(image.get_fdata(dtype=np.float32), 1, axis=0), moved)
+    assert synthesize_new(f"data/phantom/whole_MRI/{name}.nii.gz") == synthesize_new(f"moved/{name}.nii.gz", "out2") == 0
+    one, other = (nib.load(project / folder / PET.format(name)).get_fdata() for folder in ("out", "out2"))
+    np.testing.assert_allclose(other[1:], one[:-1], atol=1e-5)
+
+
 def test_the_pet_is_0_outside_the_crop(project, new_mri):
     assert synthesize_new() == 0
     pet = nib.load(project / "out" / PET.format("scan"))
@@ -275,7 +286,8 @@ def test_a_folder_goes_on_after_bad_files_and_names_them_at_the_end(project, new
     error = capsys.readouterr().err
     assert "8 of 9 MRIs were not synthesized, the others are in out" in error
     for name, words in {"four": "has 4 dimensions", "nowhere": "neither sform nor qform", "cut": "truncated or damaged", "nan": "NaN",
-                        "text": "cannot be read as NIfTI", "flat": "every voxel is 0", "scanner": "expected within [0, 1]", "moved": "not in MNI space"}.items():
+                        "text": "cannot be read as NIfTI", "flat": "every voxel is 0",
+                        "scanner": "expected within [0, 1]", "moved": "not in MNI space"}.items():
         assert any(f"{name}.nii" in line and words in line for line in error.splitlines()), name
     assert newscans.PREPARES in error and "--mri_percentile" in error
     assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["scan"]
