@@ -17,15 +17,15 @@ from files import brief, file_status
 from utils import InputError
 from volumes import Grid, orientation_problem, read_header, read_volume, resample
 
-PREPARES = "python main.py --stages preprocess --raw RAW --data_dir NEW"                     # RAW/T1/<ID>.nii.gz -> NEW/whole_MRI
+PREPARES = "python main.py --stages preprocess --raw RAW --data_dir NEW"                     # RAW: a whole head -> NEW/whole_MRI
 OURS = "_desc-ilcldm"                                      # in the names of what is written, so that it is never taken for an MRI
 BIDS = re.compile(r"sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9]+)*(_[A-Za-z0-9]+)?")
 
 # Where a brain lies, seen at 4 mm in a box of MNI space that is larger than any head.
 BOX = Grid((60, 70, 62), np.array([[4.0, 0, 0, -118], [0, 4, 0, -154], [0, 0, 4, -118], [0, 0, 0, 1]]))
 BACKGROUND = 0.05                                          # of the 99th percentile of what is above 0: darker is no tissue
-OVERLAP = 0.85                                             # least Dice of tissue and MNI brain; 90 phantoms: 0.95 and more (README)
-LIKENESS = 0.55                                            # least correlation with the MNI T1 inside it; phantoms: 0.72 and more
+OVERLAP = 0.85                                             # least Dice of tissue and MNI brain; why so much: README, New scans
+LIKENESS = 0.55                                            # least correlation with the MNI T1 inside that brain; likewise
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def find_scans(mri: Path) -> list[NewScan]:
 def output_name(stem: str) -> str:
     """The name of a PET after BIDS: the MRI's entities if it has some, else its letters and digits as the subject."""
     entities = [part for part in stem.split("_") if "-" in part and not part.startswith("desc-")] if BIDS.fullmatch(stem) else \
-        ["sub-" + re.sub(r"[^A-Za-z0-9]", "", stem)]
+        ["sub-" + re.sub(r"[^A-Za-z0-9]", "", stem.removeprefix("sub-"))]
     space = [] if any(part.startswith("space-") for part in entities) else ["space-MNI152"]
     return "_".join([*entities, *space]) + f"{OURS}_pet"
 
@@ -123,7 +123,7 @@ def read_mri(path: Path, percentile: float) -> tuple[np.ndarray, np.ndarray, flo
     if low < -RANGE_TOLERANCE or not 0 < high <= 1 + RANGE_TOLERANCE:
         if not percentile or high <= 0:
             raise InputError(f"{path}: intensities from {low:g} to {high:g}; expected within [0, 1], background 0, scaled as the cohort's "
-                             f"MRIs were. {PREPARES} does so; --mri_percentile 99.9 divides by that percentile of the brain instead")
+                             f"MRIs were. {PREPARES} does so; --mri_percentile 99.5 divides by that percentile of the brain instead")
         ceiling = float(np.percentile(voxels[voxels > 0], percentile))
         voxels = (voxels / np.float32(ceiling)).clip(0, 1)
     return voxels, affine, ceiling
@@ -166,7 +166,7 @@ def place_problem(voxels: np.ndarray, affine: np.ndarray) -> str:
              f"correlation with the MNI T1 {likeness:.2f}, expected {LIKENESS} or more")
     reach = (tissue.sum() * abs(np.linalg.det(affine[:3, :3]))) / (mask.sum() * abs(np.linalg.det(BOX.affine[:3, :3])))
     what = "seems to show a whole head, not a brain without its skull" if reach > 1.4 else "is not in MNI space, or no T1 of a brain"
-    return f"{what} ({found}). Prepare it: {PREPARES}, which takes RAW/T1/<ID>.nii.gz and writes NEW/whole_MRI/<ID>.nii.gz"
+    return f"{what} ({found}). From the scan as it was acquired, RAW, {PREPARES} makes NEW/whole_MRI/<ID>.nii.gz, which can be used"
 
 
 def onto_crop(voxels: np.ndarray, affine: np.ndarray, grid: Grid, crop) -> np.ndarray:

@@ -172,6 +172,17 @@ def test_any_storage_of_one_mri_gives_one_pet_in_world_space_laid_exactly_over_i
         np.testing.assert_allclose(pet[brain], pets["2RAS"][brain], atol=0.05 * pets["2RAS"].max(), err_msg=name)
 
 
+def test_a_grid_of_the_cohorts_shape_but_elsewhere_is_not_taken_for_the_cohorts(project):
+    name = (project / "data/phantom/data_info/test.txt").read_text().split()[0]
+    image = nib.load(project / f"data/phantom/whole_MRI/{name}.nii.gz")
+    moved = image.affine.copy()
+    moved[0, 3] -= 8                                       # one voxel to the left, and its content one to the right
+    write_volume(project / f"moved/{name}.nii.gz", np.roll(image.get_fdata(dtype=np.float32), 1, axis=0), moved)
+    assert synthesize_new(f"data/phantom/whole_MRI/{name}.nii.gz") == synthesize_new(f"moved/{name}.nii.gz", "out2") == 0
+    one, other = (nib.load(project / folder / PET.format(name)).get_fdata() for folder in ("out", "out2"))
+    np.testing.assert_allclose(other[1:], one[:-1], atol=1e-5)
+
+
 def test_the_pet_is_0_outside_the_crop(project, new_mri):
     assert synthesize_new() == 0
     pet = nib.load(project / "out" / PET.format("scan"))
@@ -270,12 +281,14 @@ def test_a_folder_goes_on_after_bad_files_and_names_them_at_the_end(project, new
     write_volume(folder / "moved.nii.gz", voxels, affine + np.array([[0, 0, 0, 25], *np.zeros((3, 4))]))
     (folder / "._scan.nii.gz").write_bytes(b"what a Mac leaves behind")
     (folder / "notes.txt").write_text("not a scan")
+    (folder / "text.nii").write_text("neither is this")
     assert synthesize_new("new") == 2
     error = capsys.readouterr().err
-    assert "7 of 8 MRIs were not synthesized, the others are in out" in error
+    assert "8 of 9 MRIs were not synthesized, the others are in out" in error
     for name, words in {"four": "has 4 dimensions", "nowhere": "neither sform nor qform", "cut": "truncated or damaged", "nan": "NaN",
-                        "flat": "every voxel is 0", "scanner": "expected within [0, 1]", "moved": "not in MNI space"}.items():
-        assert any(f"{name}.nii.gz: " in line and words in line for line in error.splitlines()), name
+                        "text": "cannot be read as NIfTI", "flat": "every voxel is 0",
+                        "scanner": "expected within [0, 1]", "moved": "not in MNI space"}.items():
+        assert any(f"{name}.nii" in line and words in line for line in error.splitlines()), name
     assert newscans.PREPARES in error and "--mri_percentile" in error
     assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["scan"]
     assert (project / "out" / PET.format("scan")).is_file()
@@ -432,7 +445,7 @@ def test_a_mirrored_brain_cannot_be_told(new_mri):
     ("sub-01_T1w", "sub-01_space-MNI152_desc-ilcldm_pet"), ("sub-01", "sub-01_space-MNI152_desc-ilcldm_pet"),
     ("sub-01_ses-m12_acq-x_space-MNI152NLin2009cAsym_res-2_desc-preproc_T1w",
      "sub-01_ses-m12_acq-x_space-MNI152NLin2009cAsym_res-2_desc-ilcldm_pet"),
-    ("ein Scan (2)", "sub-einScan2_space-MNI152_desc-ilcldm_pet")])
+    ("ein Scan (2)", "sub-einScan2_space-MNI152_desc-ilcldm_pet"), ("sub-01_T1w_brain", "sub-01T1wbrain_space-MNI152_desc-ilcldm_pet")])
 def test_names_follow_bids_and_keep_the_mris_entities(stem, name):
     assert output_name(stem) == name
 
