@@ -32,7 +32,7 @@ ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}    
 PATIENCE = timedelta(hours=6)                              # rank 0 may read or simulate a whole cohort while the others wait
 GONE = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "timed out", "Timeout", "remote process exited", "NCCL")
 FAILED = 6                                                 # exit code: for want of another process
-GRACE = 60                                                 # seconds, in which a checkpoint can be saved
+GRACE = 45                                                 # seconds, in which a checkpoint can be saved
 
 
 class _Ties:
