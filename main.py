@@ -5,7 +5,6 @@ MRI and the label learns to denoise the latents (stage 2); sampled and decoded t
 """
 import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import json
-import shutil
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -43,7 +42,7 @@ from preprocess import preprocess_scans
 from ranks import check_environment, gathered, is_main, joined, launch, local_rank, of_main, ranks, wait_for_all, wrap
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs
-from scoring import fit_status, survey_real, trained_epochs, write_results
+from scoring import clear_results, fit_status, survey_real, trained_epochs, write_results
 from stopping import leave, listening
 from synthesize import synthesize_scans
 from tables import group_runs, make_tables
@@ -264,14 +263,6 @@ def test(exp: Experiment) -> None:
         write_results(exp, subjects, real, readers, epochs)
         plot_synthesized(folder / "synthesized", [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan))
                                                   for scan in exp.shown_scans()], exp.notice)
-
-
-def clear_results(exp: Experiment) -> None:
-    """Take away the results of an earlier test, and make the folders of this one."""
-    forget_run(exp.cfg.result_dir)
-    shutil.rmtree(exp.cfg.result_dir / "deviation", ignore_errors=True)                      # not every run writes it anew
-    for name in ("synthesized", "deviation") if exp.cfg.save_deviation else ("synthesized",):
-        make_folder(exp.cfg.result_dir / name)
 
 
 def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:

@@ -1,5 +1,6 @@
 """The scores of the test list: what they are read from, and the CSVs that hold them."""
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -8,15 +9,23 @@ from checkpoints import read_history
 from dataset import read_demographics
 from diffusion import Synthesizer
 from experiment import PHANTOM_NOTICE, Experiment
-from files import write_csv
+from files import make_folder, write_csv
 from logs import LOG, say
 from metrics import METRICS, evaluate, summarize
 from networks import CHECKPOINT
-from results import save_run
+from results import forget_run, save_run
 from status import CLASSIFIERS, Reader, fit_readers, read_status, save_readers
 from utils import InputError, weights_key
 
 READOUTS = "readouts.npz"                                  # of the test stage, for new scans
+
+
+def clear_results(exp: Experiment) -> None:
+    """Take away the results of an earlier test, and make the folders of this one."""
+    forget_run(exp.cfg.result_dir)
+    shutil.rmtree(exp.cfg.result_dir / "deviation", ignore_errors=True)                      # not every run writes it anew
+    for name in ("synthesized", "deviation") if exp.cfg.save_deviation else ("synthesized",):
+        make_folder(exp.cfg.result_dir / name)
 
 
 def trained_epochs(exp: Experiment) -> dict[str, int]:
