@@ -273,8 +273,8 @@ class FolderLock:
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            raise BusyError(f"{self.folder}: another run works here ({self._describe(self._owner())}); wait for it, stop it, or give "
-                            "another --exp") from None
+            raise BusyError(f"{self.folder}: another run works here ({self._describe(self._owner())}); wait for it, stop it, or work in "
+                            "another folder") from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):                          # a disk without locks
                 raise WriteError(error.errno, f"{self.folder}: cannot be locked: {error.strerror or error}") from error

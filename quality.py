@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D  # noqa: E402
 
 PLANES = (("x", (-45, -22, -4, 22, 45)), ("y", (-80, -52, -24, 4, 36)), ("z", (-40, -18, 6, 30, 54)))   # mm, what is shown
 OUTLINES = {"template": ("#E69F00", "brain of the template"), "white": ("#009E73", "its white matter"), "brain": ("#56B4E9", "brain found")}
-USUAL = {"brain_ml": (900, 2000), "overlap": (0.88, 1), "correlation": (0.6, 1), "pet_likeness": (1.04, 2), "pet_covered": (0.97, 1),
+USUAL = {"brain_ml": (900, 2000), "overlap": (0.88, 1), "correlation": (0.45, 1), "pet_likeness": (1.04, 2), "pet_covered": (0.97, 1),
          "reference_covered": (0.8, 1), "pet_motion_mm": (0, 4), "pet_above_maximum": (0, 0), "pet_below_0": (0, 0.01)}
 
 
@@ -71,8 +71,8 @@ def draw_page(path: Path, title: str, volumes: dict[str, np.ndarray], outlines: 
             axis.text(0.02, 0.97, f"{name}  {plane} = {place} mm", transform=axis.transAxes, color="white", fontsize=7, va="top")
             axis.axis("off")
     lines = [Line2D([], [], color=OUTLINES[key][0], label=OUTLINES[key][1]) for key in outlines]
-    height = figure.get_figheight()
-    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 1.25 / height, 0.01, 0.01)
+    height = figure.get_figheight()                        # inches, in which the head of the page is laid out
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 1.2 / height, 0.01, 0.01)
     figure.legend(handles=lines, loc="upper right", ncols=len(lines), fontsize=9, labelcolor="white", frameon=False)
     figure.text(0.01, 1 - 0.1 / height, title, color="white", fontsize=14, weight="bold", va="top")
     unusual = remarks(measures)

@@ -4,6 +4,7 @@ The template is the skull-stripped MNI152 2009a T1 that nilearn carries, on the 
 lies at (-90, -126, -72) mm. antspyx is an optional package and is imported where it is used. Transforms are lists of files, as ANTs takes
 them; coordinates are mm in RAS, ANTs' own in LPS.
 """
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
@@ -20,13 +21,14 @@ from anatomy import CORNER, block_mean
 from utils import InputError
 
 TO_LPS = np.diag([-1.0, -1.0, 1.0])                        # its own inverse
-SEARCH_MM, LINEAR_MM, SYN_MM = 8, 4, 3                     # mm, voxels that are compared; finer ones took longer and changed little
+SEARCH_MM, LINEAR_MM, SYN_MM, BRAIN_MM = 8, 4, 3, 2        # mm, voxels that are compared: of heads the first two, of brains the others
+SYN_ITERATIONS = (20, 10)
 RIM_MM = 8.0                                               # around the brain, compared too: without it a brain may grow into its skull
 BRAIN_HEIGHT = 75.0                                        # mm from the top of a head down to the middle of its brain
 SMALLER = 1.08                                             # the template's brain is larger than most; at 1 some starts fit it to the scalp
 REFINED = 3                                                # starts of the search that ANTs refines
 PITCHES, TURNS = (-30, -15, 0, 15, 30), (-15, 0, 15)       # degrees; heads nod more than they turn
-N4_MM = 4.0                                                # the bias field is smoother than that
+N4_MM = 8.0                                                # voxels to which the bias field is fitted; it is smoother than that
 LINEAR = {"aff_metric": "mattes", "aff_sampling": 32, "aff_random_sampling_rate": 1.0, "random_seed": 1}
 
 
@@ -196,7 +198,7 @@ def correct_bias(image, mask):
     """N4 (Tustison et al. 2010) with the field fitted inside the mask."""
     import ants
 
-    shrink = max(1, round(N4_MM / max(image.spacing)))
+    shrink = math.ceil(N4_MM / max(image.spacing) - 0.1)
     return ants.n4_bias_field_correction(image, mask=mask, shrink_factor=shrink, convergence={"iters": [30, 30, 30], "tol": 1e-6})
 
 
@@ -205,31 +207,32 @@ def register_head(image, voxel_mm: int, nonlinear: bool, folder: Path) -> Head:
 
     The head goes to the template by an affine transform, then by SyN (Avants et al. 2008), which brings the template's brain mask back.
     The brain alone then goes to the template's by an affine transform, and by SyN again only where that is asked for: the mask may follow
-    every gyrus, while the volume keeps its own shape.
+    the brain's outline, while the volume keeps its own shape.
     """
     import ants
 
-    template, mask = (load_template(max(voxel_mm, LINEAR_MM // 2), what) for what in ("template", "brain_mask"))
-    capped = like(image, np.minimum(image.numpy(), np.percentile(image.numpy(), 99.9)))      # fat and vessels would fill the histograms
-    rough = coarse(capped, LINEAR_MM)
+    template, mask = (load_template(max(voxel_mm, BRAIN_MM), what) for what in ("template", "brain_mask"))
+    rough = coarse(like(image, np.minimum(image.numpy(), np.percentile(image.numpy(), 99.9))), LINEAR_MM)   # fat would fill the histograms
     rough = correct_bias(rough, like(rough, rough.numpy() > threshold_otsu(rough.numpy()) / 2))
     start = align(template, mask, rough, head_centre(rough), SMALLER, ("Similarity", "Affine"), folder)
-    back = bend(coarse(capped, SYN_MM), voxel_mm, start, folder / "mask_")["inverse"]
+    near = ants.apply_transforms(rough, dilated(mask, RIM_MM / 2), start, whichtoinvert=[True]).numpy() >= 0.5
+    back = bend(correct_bias(rough, like(rough, near)), max(voxel_mm, LINEAR_MM), start, folder / "mask_")["inverse"]
     found = ants.apply_transforms(image, load_template(voxel_mm, "brain_mask"), back, whichtoinvert=[True, False])
     brain = like(image, found.numpy() >= 0.5)
     head = Head(correct_bias(image, brain), brain, start)
-    fixed, moving = coarse(template, LINEAR_MM // 2), coarse(head.brain_only, LINEAR_MM // 2)
-    linear = register(fixed, moving, dilated(mask, RIM_MM), "Affine", start, folder / "brain_", aff_iterations=(100, 50, 20),
-                      aff_shrink_factors=(4, 2, 1), aff_smoothing_sigmas=(2, 1, 0), **LINEAR | {"aff_random_sampling_rate": 0.3})["forward"]
-    way = bend(coarse(head.brain_only, SYN_MM), voxel_mm, linear, folder / "bent_")["forward"] if nonlinear else linear
+    way = register(template, coarse(head.brain_only, BRAIN_MM), dilated(mask, RIM_MM), "Affine", start, folder / "brain_",
+                   aff_iterations=(100, 50, 20), aff_shrink_factors=(4, 2, 1), aff_smoothing_sigmas=(2, 1, 0),
+                   **LINEAR | {"aff_random_sampling_rate": 0.3})["forward"]
+    if nonlinear:
+        way = bend(coarse(head.brain_only, SYN_MM), max(voxel_mm, SYN_MM), way, folder / "bent_")["forward"]
     return Head(head.image, head.brain, way)
 
 
 def bend(moving, voxel_mm: int, start: list[str], stem: Path) -> dict[str, list[str]]:
-    """SyN to the template from a linear start."""
-    size = max(voxel_mm, SYN_MM)
-    return register(load_template(size), moving, dilated(load_template(size, "brain_mask"), RIM_MM), "SyNOnly", start, stem,
-                    syn_metric="mattes", syn_sampling=32, reg_iterations=(40, 20, 10), random_seed=1)
+    """SyN to the template of that voxel size from a linear start, by local correlation, which what is left of the bias disturbs least."""
+    rim = dilated(load_template(voxel_mm, "brain_mask"), RIM_MM)
+    return register(load_template(voxel_mm), moving, rim, "SyNOnly", start, stem, syn_metric="CC", syn_sampling=2,
+                    reg_iterations=SYN_ITERATIONS, random_seed=1)
 
 
 def register_pet(frames: list, head: Head, folder: Path) -> tuple[list[list[str]], float]:

@@ -1,31 +1,37 @@
 """Raw scans to the cohort's space: what a phantom head in any position becomes, what is refused, what is done once only."""
 import importlib.util
 import json
+import os
+import shutil
 from pathlib import Path
 
+import matplotlib.image as mpimg
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import arguments
+from conftest import arguments, write_volume
+from matplotlib.colors import to_rgb
 from nibabel.affines import apply_affine
 from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter, map_coordinates
 from scipy.spatial.transform import Rotation
 
 import main
 import phantom
+import preprocess
+import quality
+import registration
 from anatomy import load_template
-from dataset import check_cohort
+from config import Config
+from files import FolderLock
 from registration import grid_affine
+from volumes import read_volume
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ants") is None, reason="antspyx is not installed")
 
-VOXEL, MARGIN = 4, 20                                      # mm; voxels of air and neck around the cohort's grid
-GRID = (45, 54, 45)
-SIZES = {4: {"image_size": GRID, "crop_start": (2, 4, 2), "volume_size": (40, 48, 40), "crop_jitter": 1,
-             "unet_mults": (1, 2)},
-         8: {"image_size": (22, 27, 22), "crop_start": (3, 2, 3), "volume_size": (16, 24, 16), "crop_jitter": 1, "unet_mults": (1, 2),
-             "disc_channels": (8, 8)}}
+VOXEL, MARGIN = 6, 14                                      # mm; voxels of air and neck around the cohort's grid
+SETTINGS = {"image_size": (30, 36, 30), "crop_start": (2, 2, 2), "volume_size": (24, 32, 24), "crop_jitter": 1, "unet_mults": (1, 2),
+            "disc_channels": (8, 8)}
 
 
 def pose(degrees: tuple, shift: tuple, scale=(1, 1, 1)) -> np.ndarray:
@@ -55,7 +61,7 @@ def head_around(mri: np.ndarray, brain: np.ndarray) -> np.ndarray:
     return gaussian_filter(np.where(neck & (distance > 4), 0.5, head), 0.4)
 
 
-def write_scan(path: Path, volume: np.ndarray, affine: np.ndarray, moved: np.ndarray, codes: str = "RAS", shape=(52, 60, 64)) -> None:
+def write_scan(path: Path, volume: np.ndarray, affine: np.ndarray, moved: np.ndarray, codes: str = "RAS", shape=(34, 40, 42)) -> None:
     """Resample into a scanner that sees everything moved, around its isocentre, and store it in that orientation; 4D: a motion a frame."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scanner = np.diag([VOXEL] * 3 + [1.0])
@@ -83,24 +89,309 @@ def truth() -> dict[str, np.ndarray]:
 
 POSE = pose((14, -6, 8), (10, 45, -25), (0.93, 0.9, 0.95))
 BETWEEN = pose((-5, 7, 4), (8, -6, 9))                     # PET against T1, both in the scanner
-MOTION = pose((0, 0, 0), (0, 6, 0))                        # of the last of three frames
+MOTION = pose((0, 0, 0), (0, 6, 0))                        # of the second of two frames
 
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory, truth) -> Path:
-    """Three heads: one with a PET of three frames, one in another orientation and place, and a file that breaks off."""
+    """Two heads, one with a PET of two frames, one in another orientation and place; and a file that breaks off."""
     folder = tmp_path_factory.mktemp("raw")
     head = head_around(truth["mri"], truth["brain"])
     affine = widened(truth["pet"])[1]
     write_scan(folder / "T1" / "a_T1w.nii.gz", head, affine, POSE)
     write_scan(folder / "PET" / "a_pet.nii.gz", widened(truth["pet"])[0], affine,
-               np.stack([BETWEEN @ POSE, BETWEEN @ POSE, MOTION @ BETWEEN @ POSE]), "LPS")
-    write_scan(folder / "T1" / "b.nii", head, affine, pose((-12, 5, -15), (-60, 0, 50), (0.9, 0.95, 0.9)), "PIR")
+               np.stack([BETWEEN @ POSE, MOTION @ BETWEEN @ POSE]), "LPS")
+    write_scan(folder / "b.nii", head, affine, pose((-12, 5, -15), (-60, 0, 50), (0.9, 0.95, 0.9)), "PIR")
     (folder / "T1" / "c.nii.gz").write_bytes((folder / "T1" / "a_T1w.nii.gz").read_bytes()[:20_000])
     nib.save(nib.Nifti1Image(truth["cerebellum"].astype(np.uint8), grid_affine(VOXEL)), folder / "cerebellum.nii.gz")
     return folder
 
 
-def run(raw: Path, data: Path, voxel: int = VOXEL, **settings) -> int:
-    settings = {"raw": raw, "data_dir": data, "num_workers": 0} | SIZES[voxel] | settings
-    return main.main(["--stages", "preprocess", *arguments(settings)])
+def run(raw: Path, data: Path, **settings) -> int:
+    return main.main(["--stages", "preprocess", *arguments({"raw": raw, "data_dir": data, "num_workers": 0} | SETTINGS | settings)])
+
+
+def rows(data: Path) -> pd.DataFrame:
+    return pd.read_csv(data / "preprocess" / "measures.csv", index_col="ID", keep_default_na=False)
+
+
+def voxels(data: Path, folder: str, name: str) -> np.ndarray:
+    return read_volume(data / folder / f"{name}.nii.gz")[0]
+
+
+def dice(one: np.ndarray, other: np.ndarray) -> float:
+    return 2 * (one & other).sum() / (one.sum() + other.sum())
+
+
+# ---------------------------------------------------------------- heads in any position
+
+@pytest.fixture(scope="module")
+def done(raw, tmp_path_factory) -> tuple[Path, int]:
+    """Where the head with a PET and the broken file went, and the exit code."""
+    data = tmp_path_factory.mktemp("data")
+    return data, run(raw, data, reference_mask=raw / "cerebellum.nii.gz")
+
+
+def test_a_head_comes_to_lie_on_the_phantoms_grid(done, truth):
+    mri, affine = read_volume(done[0] / "whole_MRI" / "a.nii.gz")
+    assert mri.shape == truth["mri"].shape and np.array_equal(affine, load_template(VOXEL).affine)
+    assert mri.min() == 0 and mri.max() == 1
+    assert np.corrcoef(mri.ravel(), truth["mri"].ravel())[0, 1] > 0.95
+    assert np.corrcoef(mri.ravel(), truth["mri"][::-1].ravel())[0, 1] < np.corrcoef(mri.ravel(), truth["mri"].ravel())[0, 1] - 0.01
+    assert dice(mri > 0, truth["brain"]) > 0.95
+
+
+def test_the_pet_lies_on_its_mri_and_keeps_its_ratios(done, truth):
+    data, _ = done
+    pet, brain = voxels(data, "whole_Abeta", "a"), voxels(data, "whole_MRI", "a") > 0
+    assert np.corrcoef(pet[brain], truth["pet"][brain])[0, 1] > 0.93
+    assert (pet[~brain] == 0).all()
+
+    def suvr(volume: np.ndarray) -> float:
+        return volume[truth["cortex"]].mean() / volume[truth["cerebellum"]].mean()
+    assert suvr(pet) == pytest.approx(suvr(truth["pet"]), rel=0.02)
+    assert 4 * pet[truth["cerebellum"] & brain].mean() == pytest.approx(1, rel=1e-3)         # the SUVR of the reference region
+
+
+def test_motion_between_frames_is_undone_and_reported(done):
+    data, _ = done
+    assert float(rows(data).loc["a", "pet_motion_mm"]) == pytest.approx(6, abs=0.8)
+    assert int(float(rows(data).loc["a", "pet_frames"])) == 2
+    assert "pet_motion_mm" in rows(data).loc["a", "remark"]
+
+
+def test_a_damaged_file_does_not_keep_the_others_from_being_done(done, raw, capsys):
+    data, code = done
+    assert code == 2
+    assert "truncated or damaged" in rows(data).loc["c", "problem"] and str(raw / "T1" / "c.nii.gz") in rows(data).loc["c", "problem"]
+    assert rows(data).loc["a", "problem"] == ""
+    assert not list(data.rglob("c.*"))
+    assert not list(data.rglob(".partial*"))
+
+
+def test_measures_tell_a_registered_scan_from_a_shifted_one(done):
+    data, _ = done
+    mri = voxels(data, "whole_MRI", "a")
+    template, mask = (registration.load_template(VOXEL, what).numpy() for what in ("template", "brain_mask"))
+    good = quality.compare_with_template(mri, mri > 0, template, mask > 0)
+    shifted = np.roll(mri, 3, axis=1)
+    bad = quality.compare_with_template(shifted, shifted > 0, template, mask > 0)
+    assert not quality.remarks(good) and len(quality.remarks(bad)) == 2
+    pet = voxels(data, "whole_Abeta", "a")
+    here, there = (quality.compare_with_mri(np.roll(pet, step, axis=0), mri, mri > 0)["pet_likeness"] for step in (0, 2))
+    assert here > there + 0.01
+
+
+def test_every_subject_has_a_page_with_the_outlines(done):
+    page = mpimg.imread(done[0] / "preprocess" / "a.png")[..., :3]
+    assert page.shape[0] > page.shape[1] == 1100
+    coloured = np.ptp(page, axis=-1) > 0.3                 # the scans are grey
+    nearest = np.argmin([np.abs(page - to_rgb(colour)).sum(-1) for colour, _ in quality.OUTLINES.values()], axis=0)
+    for half in (slice(0, len(page) // 2), slice(len(page) // 2, None)):                     # the T1 above, the PET below
+        assert (np.bincount(nearest[half][coloured[half]], minlength=3) > 300).all()
+
+
+def test_what_is_done_is_not_done_again(done, raw, monkeypatch):
+    data, _ = done
+    before = {path: path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file() and path.name != "measures.csv"}
+    monkeypatch.setattr(registration, "register_head", lambda *_: pytest.fail("done again"))
+    assert run(raw, data, reference_mask=raw / "cerebellum.nii.gz") == 2
+    assert before == {path: path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file() and path.name != "measures.csv"}
+    assert float(rows(data).loc["a", "overlap"]) > 0.9
+
+
+def test_one_mri_alone_needs_no_mask_and_takes_the_templates_shape_nonlinearly(done, raw, truth, tmp_path):
+    assert run(raw / "b.nii", tmp_path, registration="syn") == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["preprocess", "whole_MRI"]
+    assert dice(voxels(tmp_path, "whole_MRI", "b") > 0, truth["brain"]) > 0.94
+    assert rows(tmp_path).loc["b", "correlation"] > 0.03 + float(rows(done[0]).loc["a", "correlation"])   # the same head, linearly
+
+
+# ---------------------------------------------------------------- without the registration: volumes that lie on the grid already
+
+@pytest.fixture
+def near(tmp_path, truth, monkeypatch) -> Path:
+    """A raw folder of one subject in MNI space, and a registration that finds this at once."""
+    import ants
+
+    def stay(folder: Path) -> list[str]:
+        ants.write_transform(ants.create_ants_transform(transform_type="AffineTransform", dimension=3), str(folder / "still.mat"))
+        return [str(folder / "still.mat")]
+
+    monkeypatch.setattr(registration, "register_head", lambda image, voxel_mm, nonlinear, folder: registration.Head(
+        image, registration.like(image, image.numpy() > 0), stay(folder)))
+    monkeypatch.setattr(preprocess, "draw_page", lambda *_: None)
+    monkeypatch.setattr(registration, "align", lambda fixed, mask, moving, centre, scale, kinds, folder: stay(folder))
+    raw = tmp_path / "raw"
+    write_volume(raw / "T1" / "s.nii.gz", 900 * truth["mri"], grid_affine(VOXEL))
+    write_volume(raw / "PET" / "s.nii.gz", 5000 * truth["pet"], grid_affine(VOXEL))
+    write_volume(raw / "cerebellum.nii", truth["cerebellum"].astype(np.uint8), grid_affine(VOXEL))
+    monkeypatch.chdir(tmp_path)
+    return raw
+
+
+def quick(raw: Path, **settings) -> int:
+    return run(raw, Path("data"), **{"reference_mask": raw / "cerebellum.nii"} | settings)
+
+
+def test_all_pets_are_divided_by_one_constant(near, truth):
+    assert quick(near, pet_max_suvr=5.0) == 0
+    expected = truth["pet"] / truth["pet"][truth["cerebellum"]].mean() / 5
+    brain = truth["brain"]
+    np.testing.assert_allclose(voxels(Path("data"), "whole_Abeta", "s")[brain], expected[brain], atol=2e-3)
+
+
+def test_what_would_be_cut_off_is_refused_with_its_share(near, truth, capsys):
+    suvr = truth["pet"][truth["brain"]] / truth["pet"][truth["cerebellum"]].mean()
+    assert quick(near, pet_max_suvr=1.2) == 2
+    told = capsys.readouterr().err
+    assert f"{(suvr > 1.2).mean():.1%}"[:-2] in told and "--pet_max_suvr" in told
+    assert not list(Path("data").rglob("s.*"))
+
+
+def test_smoothing_is_that_of_a_gaussian_of_the_asked_width(near, truth):
+    assert quick(near, pet_fwhm=12.0) == 0
+    smooth = gaussian_filter(truth["pet"], 12 / 2.3548 / VOXEL)
+    expected = smooth / smooth[truth["cerebellum"]].mean() / 4
+    np.testing.assert_allclose(voxels(Path("data"), "whole_Abeta", "s")[truth["brain"]], expected[truth["brain"]], atol=2e-3)
+
+
+def test_a_pet_that_ends_above_the_reference_region_is_refused(near, truth, capsys):
+    affine = grid_affine(VOXEL)
+    affine[2, 3] += 12 * VOXEL
+    write_volume(near / "PET" / "s.nii.gz", truth["pet"][:, :, 12:], affine)
+    assert quick(near) == 2
+    assert "of the reference region lie in brain and PET" in capsys.readouterr().err
+
+
+def test_nothing_that_lies_there_is_replaced_unless_asked(near, truth, capsys):
+    assert quick(near) == 0
+    made = Path("data/whole_Abeta/s.nii.gz").read_bytes()
+    assert quick(near, pet_max_suvr=5.0) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert Path("data/whole_Abeta/s.nii.gz").read_bytes() == made
+    assert quick(near, pet_max_suvr=5.0, overwrite=True) == 0
+    assert Path("data/whole_Abeta/s.nii.gz").read_bytes() != made
+    write_volume(near / "T1" / "s.nii.gz", 901 * truth["mri"], grid_affine(VOXEL))           # another file of the same name
+    assert quick(near, pet_max_suvr=5.0) == 2
+
+
+@pytest.mark.parametrize("name", ["s.nii", "s.nii.gz"])
+def test_a_volume_of_somebody_elses_stays(near, truth, capsys, name):
+    write_volume(Path("data/whole_MRI") / name, truth["mri"], grid_affine(VOXEL))
+    theirs = (Path("data/whole_MRI") / name).read_bytes()
+    assert quick(near) == 2
+    assert f"data/whole_MRI/{name}: is there already" in capsys.readouterr().err
+    assert (Path("data/whole_MRI") / name).read_bytes() == theirs and len(list(Path("data/whole_MRI").iterdir())) == 1
+
+
+def test_a_subject_that_was_interrupted_is_done_again(near, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr(preprocess, "draw_page", stop)
+        assert quick(near) == 130
+    assert Path("data/whole_MRI/s.nii.gz").exists()
+    assert quick(near) == 0
+    assert json.loads(Path("data/preprocess/s.json").read_text())["volumes"].keys() == {"mri", "pet"}
+
+
+def test_an_output_that_was_changed_since_is_noticed(near, truth):
+    assert quick(near) == 0
+    write_volume(Path("data/whole_MRI/s.nii.gz"), truth["mri"], grid_affine(VOXEL))
+    assert quick(near) == 2
+    assert "is there already" in rows(Path("data")).loc["s", "problem"]
+
+
+def test_a_failure_of_ants_is_that_subjects_problem(near, monkeypatch, capsys):
+    def fail(*_):
+        raise RuntimeError("itk::ExceptionObject\nDescription: no overlap")
+    monkeypatch.setattr(registration, "register_head", fail)
+    assert quick(near) == 2
+    assert "raw/T1/s.nii.gz: ANTs failed: Description: no overlap" in capsys.readouterr().err
+
+
+def test_scans_that_cannot_be_heads_are_told_one_by_one(near, truth, capsys):
+    grid = grid_affine(VOXEL)
+    write_volume(near / "T1" / "empty.nii", np.zeros((30, 36, 30), np.float32), grid)
+    write_volume(near / "T1" / "frames.nii", np.stack([truth["mri"]] * 2, -1), grid)
+    write_volume(near / "T1" / "small.nii", truth["mri"][:9], grid)
+    sheared = grid.copy()
+    sheared[0, 1] = 2
+    write_volume(near / "T1" / "sheared.nii", truth["mri"], sheared)
+    lost = nib.Nifti1Image(truth["mri"], None)
+    nib.save(lost, near / "T1" / "lost.nii")
+    write_volume(near / "T1" / "trailing.nii", truth["mri"][..., None], grid)
+    assert quick(near) == 2
+    told = capsys.readouterr().err
+    for words in ("5 of 7 subjects", "empty.nii: all its voxels are 0", "frames.nii: has 2 frames", "over 54x216x180 mm",
+                  "sheared.nii: the axes", "lost.nii: has neither sform nor qform"):
+        assert words in told
+    assert (rows(Path("data")).loc[["s", "trailing"], "problem"] == "").all()
+
+
+def test_subjects_are_treated_by_several_processes(near, truth, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.chdir(near.parent)
+    for name in ("t", "u"):
+        (near / "T1" / f"{name}.nii.gz").write_bytes(b"no NIfTI")
+    (near / "T1" / "s.nii.gz").write_bytes(b"neither")
+    assert quick(near, num_workers=2) == 2
+    assert list(rows(Path("data")).index) == ["s", "t", "u"] and rows(Path("data"))["problem"].str.contains("cannot be read as NIfTI").all()
+
+
+def test_processes_share_the_cores(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "")
+    for workers, threads in ((0, "8"), (1, "8"), (3, "2"), (16, "1")):
+        preprocess.limit_threads(workers)
+        assert os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] == threads
+
+
+# ---------------------------------------------------------------- refused before anything is done
+
+def test_pets_without_reference_region_are_refused(near, capsys):
+    assert run(near, Path("data")) == 2
+    assert "--reference_mask FILE" in capsys.readouterr().err
+    assert not Path("data").exists()
+    assert run(near / "T1", Path("data")) == 0                                               # as the message says
+
+
+def test_wrong_names_are_all_told_at_once(near, truth, capsys):
+    shutil.copy(near / "T1" / "s.nii.gz", near / "T1" / "s_T1w.nii.gz")
+    shutil.copy(near / "T1" / "s.nii.gz", near / "T1" / "a b.nii.gz")
+    shutil.copy(near / "PET" / "s.nii.gz", near / "PET" / "alone.nii.gz")
+    assert quick(near) == 2
+    told = capsys.readouterr().err
+    assert "3 problem(s)" in told and "both are s" in told and "'a b' is not an ID" in told and "alone.nii.gz: has no T1 MRI" in told
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "empty"])
+def test_a_folder_without_scans_says_how_to_lay_them_out(near, capsys, folder):
+    (near.parent / "empty").mkdir()
+    assert run(near.parent / folder, Path("data")) == 2
+    assert f"{folder}" in capsys.readouterr().err
+    assert not Path("data").exists()
+
+
+def test_a_grid_of_another_template_is_refused(near, capsys):
+    assert quick(near, image_size=(91, 109, 91), volume_size=(80, 96, 80), crop_start=(5, 6, 5)) == 2
+    assert "181 x 217 x 181" in capsys.readouterr().err
+
+
+def test_without_ants_the_stage_says_what_to_install(near, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert quick(near) == 2
+    assert "pip install -r requirements-preprocess.txt" in capsys.readouterr().err
+
+
+def test_a_second_run_in_the_same_folder_is_refused(near):
+    Path("data/preprocess").mkdir(parents=True)
+    with FolderLock(Path("data/preprocess")):
+        assert quick(near) == 7
+
+
+def test_the_reference_region_stands_alone_only_here():
+    assert Config(stages=("preprocess",), reference_mask="cerebellum.nii").reference_mask
+    with pytest.raises(ValueError, match="go together"):
+        Config(stages=("preprocess", "test"), reference_mask="cerebellum.nii")
