@@ -256,10 +256,10 @@ def test_smoothing_is_that_of_a_gaussian_of_the_asked_width(near, truth):
     np.testing.assert_allclose(voxels(Path("data"), "whole_Abeta", "s")[truth["brain"]], expected[truth["brain"]], atol=2e-3)
 
 
-def test_a_pet_that_ends_above_the_reference_region_is_refused(near, truth, capsys):
-    affine = grid_affine(VOXEL)
-    affine[2, 3] += 12 * VOXEL
-    write_volume(near / "PET" / "s.nii.gz", truth["pet"][:, :, 12:], affine)
+def test_a_pet_that_ends_within_the_reference_region_is_refused(near, truth, capsys):
+    affine, height = grid_affine(VOXEL), int(np.quantile(np.argwhere(truth["cerebellum"])[:, 2], 0.7))
+    affine[2, 3] += height * VOXEL
+    write_volume(near / "PET" / "s.nii.gz", truth["pet"][:, :, height:], affine)
     assert quick(near) == 2
     assert "of the reference region lie in brain and PET" in capsys.readouterr().err
 
