@@ -39,6 +39,7 @@ FIELD_OF_VIEW = (181, 217, 181)                            # mm
 MRI_TOP = 99.5                                             # percentile of the brain's intensities that becomes 1
 MOST_CUT_OFF = 0.001                                       # share of the brain above pet_max_suvr that is still noise
 SMALLEST_MM = 100.0                                        # a side of what is still a head
+SMALLEST_ML = 300.0                                        # a brain, of children too
 COVERED = 0.5                                              # of the reference region that must lie inside the brain and the PET
 OUTPUTS = {"mri": "whole_MRI", "pet": "whole_Abeta"}
 NOTE = "preprocessed for IL-CLDM; not for clinical use"
@@ -226,6 +227,8 @@ def make_volumes(raw: Raw, recipe: Recipe, key: str) -> dict[str, float]:
     frames = read_scan(raw.pet) if raw.pet else []
     with tempfile.TemporaryDirectory() as scratch:
         head = registration.register_head(mri[0], recipe.voxel_mm, recipe.registration == "syn", Path(scratch))
+        if head.brain_ml < SMALLEST_ML:
+            raise InputError(f"{raw.mri}: a brain of {head.brain_ml:.0f} ml was found; is it a T1 MRI of a whole head?")
         whole = registration.to_grid([head.image], [head.to_template], recipe.voxel_mm)
         brain = registration.to_grid([head.brain], [head.to_template], recipe.voxel_mm) >= 0.5
         volumes = {"mri": scale_mri(whole, brain)}
@@ -269,8 +272,7 @@ def scale_mri(whole: np.ndarray, brain: np.ndarray) -> np.ndarray:
 def measure_mri(head, mri: np.ndarray, brain: np.ndarray, recipe: Recipe) -> dict[str, float]:
     """Volume of the brain in ml in its own space, and how the registered MRI compares with the template."""
     template, mask = (registration.load_template(recipe.voxel_mm, what).numpy() for what in ("template", "brain_mask"))
-    return {"brain_ml": float(head.brain.numpy().sum() * np.prod(head.brain.spacing) / 1000)} | \
-        compare_with_template(mri, brain, template, mask > 0)
+    return {"brain_ml": head.brain_ml} | compare_with_template(mri, brain, template, mask > 0)
 
 
 def bring_pet(frames: list, head, brain: np.ndarray, recipe: Recipe, scratch: Path) -> tuple[np.ndarray, dict[str, float]]:

@@ -58,8 +58,12 @@ def draw_page(path: Path, title: str, volumes: dict[str, np.ndarray], outlines: 
 
     volumes: name -> [X, Y, Z], shown from 0 to the 99.8th percentile. outlines: keys of OUTLINES -> [X, Y, Z] bool.
     """
-    rows, columns = 3 * len(volumes), len(PLANES[0][1])
-    figure, axes = plt.subplots(rows, columns, figsize=(11, 2.05 * rows + 1.3), facecolor="black")
+    rows, columns, unusual = 3 * len(volumes), len(PLANES[0][1]), remarks(measures)
+    numbers = [f"{key} {value:.4g}" for key, value in measures.items()]
+    numbers = ["    ".join(numbers[k: k + 5]) for k in range(0, len(numbers), 5)]
+    head = 0.5 + 0.2 * max(len(numbers), len(unusual))     # inches
+    height = 2.05 * rows + head
+    figure, axes = plt.subplots(rows, columns, figsize=(11, height), facecolor="black")
     for block, (name, voxels) in enumerate(volumes.items()):
         top = np.percentile(voxels[outlines["brain"]], 99.8)
         pictures = zip(_slices(voxels, voxel_mm), *(_slices(mask.astype(float), voxel_mm) for mask in outlines.values()), strict=True)
@@ -71,14 +75,10 @@ def draw_page(path: Path, title: str, volumes: dict[str, np.ndarray], outlines: 
             axis.text(0.02, 0.97, f"{name}  {plane} = {place} mm", transform=axis.transAxes, color="white", fontsize=7, va="top")
             axis.axis("off")
     lines = [Line2D([], [], color=OUTLINES[key][0], label=OUTLINES[key][1]) for key in outlines]
-    height = figure.get_figheight()                        # inches, in which the head of the page is laid out
-    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 1.2 / height, 0.01, 0.01)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - head / height, 0.01, 0.01)
     figure.legend(handles=lines, loc="upper right", ncols=len(lines), fontsize=9, labelcolor="white", frameon=False)
     figure.text(0.01, 1 - 0.1 / height, title, color="white", fontsize=14, weight="bold", va="top")
-    unusual = remarks(measures)
-    numbers = [f"{key} {value:.4g}" for key, value in measures.items()]
-    text = "\n".join("    ".join(numbers[k: k + 5]) for k in range(0, len(numbers), 5))
-    figure.text(0.01, 1 - 0.42 / height, text, color="white", fontsize=9, va="top", linespacing=1.4)
+    figure.text(0.01, 1 - 0.42 / height, "\n".join(numbers), color="white", fontsize=9, va="top", linespacing=1.4)
     figure.text(0.99, 1 - 0.42 / height, "look: " + "\nlook: ".join(unusual) if unusual else "no measure is unusual", ha="right", va="top",
                 color="#F0E442" if unusual else "white", fontsize=9, linespacing=1.4)
     with atomic(path) as partial:

@@ -193,6 +193,11 @@ class Head:
         """The image, 0 outside the brain."""
         return self.image * self.brain
 
+    @property
+    def brain_ml(self) -> float:
+        """Volume of the brain."""
+        return float(self.brain.numpy().sum() * np.prod(self.brain.spacing) / 1000)
+
 
 def correct_bias(image, mask):
     """N4 (Tustison et al. 2010) with the field fitted inside the mask."""

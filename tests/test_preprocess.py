@@ -311,6 +311,12 @@ def test_a_failure_of_ants_is_that_subjects_problem(near, monkeypatch, capsys):
     assert "raw/T1/s.nii.gz: ANTs failed: Description: no overlap" in capsys.readouterr().err
 
 
+def test_a_head_without_a_brain_is_told(near, truth, capsys):
+    write_volume(near / "T1" / "s.nii.gz", np.where(truth["cerebellum"], truth["mri"], 0), grid_affine(VOXEL))
+    assert quick(near) == 2
+    assert "ml was found; is it a T1 MRI of a whole head?" in capsys.readouterr().err
+
+
 def test_scans_that_cannot_be_heads_are_told_one_by_one(near, truth, capsys):
     grid = grid_affine(VOXEL)
     write_volume(near / "T1" / "empty.nii", np.zeros((30, 36, 30), np.float32), grid)
