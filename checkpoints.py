@@ -16,8 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 from failures import is_out_of_memory
 from files import atomic, file_status, read_own_table, write_csv
+from logs import LOG
+from ranks import check_equal, is_main, ranks, wait_for_save
 from stopping import Stopped, answer, held
-from utils import InputError, NotFiniteError
+from utils import InputError, NotFiniteError, weights_key
 
 CONTENT = {"stage": str, "epoch": int, "step": int, "settings": dict, "free_settings": dict, "facts": dict, "losses": list,
            "validations": list, "progress": dict, "state": dict}
@@ -57,7 +59,7 @@ def _is_checkpoint(saved: dict) -> bool:
         return False
     rows, progress = [*saved["losses"], *saved["validations"]], saved["progress"]
     return (min(saved["epoch"], saved["step"]) >= 0 and progress.keys() == vars(Progress()).keys()
-            and isinstance(progress["losses"], list) and isinstance(progress["random"], dict)
+            and isinstance(progress["losses"], list) and isinstance(progress["items"], int) and isinstance(progress["random"], dict)
             and all(isinstance(row, dict) for row in rows + progress["losses"])
             and all(isinstance(row.get("epoch"), int) for row in rows) and all("score" in row for row in saved["validations"])
             and all(torch.is_tensor(value) and value.dtype == torch.uint8 for value in progress["random"].values()))
@@ -97,14 +99,16 @@ def _differences(saved: dict, now: dict) -> list[str]:
 # ---------------------------------------------------------------- how far an epoch has come
 
 class Progress:
-    """The steps that the present epoch has taken: their losses, and the state of torch's random generators behind the last."""
+    """The steps that the present epoch has taken: their losses, how many items of its order they have seen, on all ranks, and the state
+    of torch's random generators behind the last, which is the same on all ranks."""
 
-    def __init__(self, losses: list[dict] | None = None, random: dict | None = None):
-        self.losses, self.random = losses or [], random or {}
+    def __init__(self, losses: list[dict] | None = None, items: int = 0, random: dict | None = None):
+        self.losses, self.items, self.random = losses or [], items, random or {}
 
-    def add(self, losses: dict[str, float]) -> None:
-        """Note a step that was taken."""
+    def add(self, losses: dict[str, float], items: int) -> None:
+        """Note a step that was taken, on so many items."""
         self.losses.append(losses)
+        self.items += items
         self.random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
 
     def restore_random(self) -> None:
@@ -129,7 +133,8 @@ class StageRun:
     change, which is said in .remarks as `setting: saved -> now`.
     .facts: plain values (numbers, strings, tensors) that are stored with the weights; empty before the first checkpoint.
     .progress: the steps of the epoch behind .epoch.
-    Files in `folder`: <file>.pth.tar is the best epoch's checkpoint, <file>_last.pth.tar the last one's.
+    Files in `folder`: <file>.pth.tar is the best epoch's checkpoint, <file>_last.pth.tar the last one's. Of several ranks, which all hold
+    the same, rank 0 writes them.
     Raises InputError if the saved settings differ, or if only the best checkpoint is left, from which no run can continue.
     """
 
@@ -168,11 +173,13 @@ class StageRun:
             answer()
             if len(self.progress.losses) > self.saved_steps:
                 self._save()
+            wait_for_save()
             raise
 
     def finish_epoch(self, epoch: int, losses: dict[str, float], scores: pd.DataFrame | None) -> None:
         """Record the epoch's mean losses and, if it was validated, its scores; save; publish the best checkpoint."""
         with held():
+            self._compare_ranks(epoch)
             self.epoch, self.progress, self.saved_steps = epoch, Progress(), 0
             self.losses.append({"stage": self.stage, "epoch": epoch, **losses})
             if scores is not None:
@@ -182,7 +189,17 @@ class StageRun:
             self._save()
             self._publish()
 
+    def _compare_ranks(self, epoch: int) -> None:
+        """Raise RuntimeError if the ranks do not hold the same networks; without an error they would train each its own."""
+        if ranks() > 1:
+            networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+            key = weights_key(*networks)
+            check_equal(key, f"the weights of {self.stage} epoch {epoch}")
+            LOG.debug("%s epoch %s: weights %s on all %s ranks", self.stage, epoch, key, ranks())
+
     def _save(self) -> None:
+        if not is_main():
+            return
         state = {name: part.state_dict() for name, part in self.parts.items()}
         for name, values in state.items():
             if not is_finite(values):
@@ -195,6 +212,8 @@ class StageRun:
             torch.save(content, file)
 
     def _publish(self) -> None:
+        if not is_main():
+            return
         best = max(self.validations, key=lambda row: row["score"], default=None)
         if best and best["epoch"] == self.epoch and not self.progress.losses:
             with atomic(self.best_path, self.last_path.stat().st_size) as partial:

@@ -61,6 +61,8 @@ class Config:
     resume: str = run("auto", "yes: continue a run, an error if there is none in result/<exp>; no: begin one, an error if there is; "
                               "auto: continue if there is one", choices=("auto", "yes", "no"))
     device: str = run("auto", "auto is the GPU if there is one, else the CPU", choices=("auto", "cpu", "cuda"))
+    gpus: int = run(0, "GPUs of this machine to train on, with a process for each; 0: one, or as torchrun was told (README, Several GPUs)",
+                    low=0)
     num_workers: int = run(2, "processes that read volumes; 0 reads in the main process", low=0)
     cache: str = run("auto", "where decoded .nii.gz crops are kept during a run: ram, file (in the folder for temporary files), off; auto: "
                              "the first of these with room enough", choices=("auto", "ram", "file", "off"))
@@ -81,9 +83,10 @@ class Config:
     volume_size: tuple[int, int, int] = data((160, 192, 160), "D H W, voxels after the crop; paper", low=8)
     crop_jitter: int = data(2, "stage 1 shifts the training crop by up to this many voxels an axis; paper: 2", low=0)
     num_classes: int = data(2, "number of labels K; labels are 0 .. K - 1; paper: 2, amyloid negative and positive", low=2)
-    subject_pattern: str = data(r"^.*?(\d{3}_?S_?\d{4})|^sub-([A-Za-z0-9]+)|^(.+?)[_-](?:ses-\w+|bl|sc|[mvy]\d+)$",
+    subject_pattern: str = data(r"^.*?(\d{3}_?S_?\d{4,5})|^sub-([A-Za-z0-9]+)|"
+                                r"^(.+?)[_-](?:ses-\w+|bl|sc|[mvy]\d+|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d)$",
                                 "regular expression whose group is the subject of an ID, so that two visits of a subject "
-                                "cannot lie in two lists; an ID that does not match is its own subject")
+                                "cannot lie in two lists; an ID that does not match is its own subject", free=True)
 
     # The digital phantom
     phantom_subjects: tuple[int, int, int] = phantom((0, 0, 0), "simulate a cohort of so many training, validation and test "
@@ -103,7 +106,7 @@ class Config:
     lambda_rec: float = aae(100.0, "weight of the L1 reconstruction against the adversarial term; paper: 100", low=0.0)
     aae_lr: float = aae(1e-4, "learning rate of Adam; paper: 1e-4", low=1e-8, high=1.0)
     aae_betas: tuple[float, float] = aae((0.5, 0.999), "betas of Adam; paper", low=0.0, high=0.99999)
-    aae_batch_size: int = aae(2, "volumes a step; paper: 2", low=1)
+    aae_batch_size: int = aae(2, "volumes a step and process; paper: 2, in one process", low=1)
     aae_accumulation: int = aae(1, "batches whose gradients are added up for one step, which then sees batch size x accumulation", low=1)
     aae_epochs: int = aae(1000, "epochs; paper: 1000; may be raised later", low=1, free=True)
 
@@ -127,7 +130,7 @@ class Config:
     label_dropout: float = ldm(0.5, "share of training samples that go without their label, so that sampling without one is "
                                     "not a new input; published: 0", low=0.0, high=1.0)
     ldm_lr: float = ldm(1e-4, "learning rate of AdamW; paper: 1e-4", low=1e-8, high=1.0)
-    ldm_batch_size: int = ldm(2, "subjects a step; paper: 2", low=1)
+    ldm_batch_size: int = ldm(2, "subjects a step and process; paper: 2, in one process", low=1)
     ldm_accumulation: int = ldm(1, "batches whose gradients are added up for one step, which then sees batch size x accumulation", low=1)
     ldm_epochs: int = ldm(1000, "epochs; paper: 1000; may be raised later", low=1, free=True)
     ema_decay: float = ldm(0.9999, "decay of the moving average of the weights; paper: 0.9999", low=0.0, high=0.999999)
@@ -172,11 +175,33 @@ class Config:
                                      low=1.0, high=100.0)
 
     # Lists and labels from tables
-    overwrite: bool = prepare(False, "replace what is there already: lists and labels, and the volumes of --stages preprocess")
+    table: str = prepare("", "CSV with a row a PET, or a scan: ADNI's amyloid table as downloaded, or any with a column of IDs and one of "
+                             "labels")
+    demographics: str = prepare("", "CSV with age and sex, such as ADNI's PTDEMOG or ADNIMERGE; empty: those columns of the table, if any")
+    scan_dates: str = prepare("", "CSV with the columns ID and date of scans whose ID carries no date")
+    id_column: str = prepare("", "column of the table with IDs of scans or subjects; empty: found by its name (PTID, RID, ID and others)")
+    date_column: str = prepare("", "column of the table with dates of the PETs; empty: found by its name (SCANDATE, EXAMDATE and others)")
+    label_column: str = prepare("", "column of the table with the labels; empty: found by its name (AMYLOID_STATUS, label and others)")
+    label_from: str = prepare("status", "status: labels are read from their column, where ADNI decides tracer by tracer; centiloids: label "
+                                        "1 from centiloid_cutoff on, else 0", choices=("status", "centiloids"))
+    centiloid_cutoff: float = prepare(20.0, "Centiloids from which on a PET is positive, with label_from centiloids; ADNI's florbetapir "
+                                            "threshold is 20", low=-100.0, high=300.0)
+    grey_zone: tuple[float, float] = prepare((0.0, 0.0), "leave out scans with Centiloids from the first to below the second value, such "
+                                                         "as 10 30 (AMYPAD); two equal values: none", low=-100.0, high=300.0)
+    qc_keep: tuple[int, ...] = prepare((2,), "values of the column qc_flag that pass; ADNI: 2", low=-9)
+    tracer: str = prepare("", "keep one tracer, as the table's column TRACER writes it, such as FBP; empty: all")
+    window_days: int = prepare(180, "most days between a scan and its row; amyloid grows over years", low=0)
+    require_dates: bool = prepare(False, "leave out scans without a date where the table has some, even if the rows leave no doubt")
+    split_ratios: tuple[float, float, float] = prepare((0.8, 0.1, 0.1), "shares of the subjects in the training, validation and test list; "
+                                                                        "paper: 408, 51 and 51", low=1e-6)
+    split_seed: int = prepare(0, "seed of the lists; same seed, same lists", low=0)
+    overwrite: bool = prepare(False, "replace what is there already: lists and labels, volumes of --stages preprocess, synthetic PETs")
 
     # New scans
     mri: str = synthesize("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files")
     out: str = synthesize("", "folder for their synthetic PETs, beside which nothing else of this project lies")
+    mri_percentile: float = synthesize(0.0, "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave "
+                                            "[0, 1]; right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)
 
     def __post_init__(self):
         problems = [problem for field in dataclasses.fields(self) for problem in _value_problems(field, getattr(self, field.name))]
@@ -229,12 +254,26 @@ class Config:
             yield f"centiloid_intercept {self.centiloid_intercept} needs a centiloid_slope"
         if "synthesize" in self.stages and not (self.mri and self.out):
             yield "the stage synthesize needs --mri FILE_OR_FOLDER and --out FOLDER"
+        if "prepare" in self.stages:
+            yield from self._prepare_misfits()
         yield from self._phantom_misfits()
         try:
             if re.compile(self.subject_pattern).groups < 1:
                 yield f"subject_pattern {self.subject_pattern!r} has no group for the subject"
         except re.error as error:
             yield f"subject_pattern {self.subject_pattern!r} is no regular expression: {error}"
+
+    def _prepare_misfits(self):
+        if not self.table:
+            yield "the stage prepare needs --table FILE.csv"
+        if self.is_phantom:
+            yield "the stage prepare is for your own cohort; a phantom brings its lists and labels"
+        if self.label_from == "centiloids" and (self.num_classes != 2 or self.label_column):
+            yield "label_from centiloids gives the labels 0 and 1: it goes with num_classes 2 and without label_column"
+        if self.grey_zone[0] > self.grey_zone[1]:
+            yield f"grey_zone {self.grey_zone} must begin below its end"
+        elif self.has_grey_zone and self.label_from == "centiloids" and not self.grey_zone[0] <= self.centiloid_cutoff <= self.grey_zone[1]:
+            yield f"grey_zone {self.grey_zone} must hold the centiloid_cutoff {self.centiloid_cutoff}"
 
     def _phantom_misfits(self):
         if not self.is_phantom:
@@ -263,6 +302,11 @@ class Config:
         return max(1, self.sampling_batch // self.samples_per_scan)
 
     @property
+    def largest_step(self) -> int:
+        """Subjects that one optimizer step of a process sees at most, so that the training list must have as many."""
+        return max(self.aae_batch_size * self.aae_accumulation, self.ldm_batch_size * self.ldm_accumulation)
+
+    @property
     def is_phantom(self) -> bool:
         """Whether the cohort is simulated: nothing measured on it says anything about patients."""
         return any(self.phantom_subjects)
@@ -276,6 +320,11 @@ class Config:
     def predicts_label(self) -> bool:
         """Whether sampling conditions on a label predicted from the MRI."""
         return self.label_conditioning and self.label_at_sampling == "predicted"
+
+    @property
+    def has_grey_zone(self) -> bool:
+        """Whether scans are left out for Centiloids that are neither clearly negative nor clearly positive."""
+        return self.grey_zone[0] < self.grey_zone[1]
 
     @property
     def info_folder(self) -> Path:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from classifier import LabelClassifier
 from diffusion import Synthesizer
 from experiment import Experiment
 from figures import plot_sampling
 from files import make_folder, read_own_table, write_csv
+from logs import progress_bar
 from metrics import METRICS, evaluate
 from stopping import stop_if_asked
 from utils import derived_seed, weights_key
@@ -77,7 +77,7 @@ def _score(exp: Experiment, synthesizer: Synthesizer, classifier: LabelClassifie
     latents = {scan.id: [] for scan in scans}                                                # ID -> tensors [m, C, d, h, w]
     for m in draws:
         draw, at_once = exp.draw(synthesizer, classifier, sampler, steps, range(first, m)), max(1, exp.cfg.sampling_batch // (m - first))
-        with tqdm(desc=f"{title}, {m} draws", unit="scan", total=len(scans), leave=False, disable=None) as bar:
+        with progress_bar(desc=f"{title}, {m} draws", unit="scan", total=len(scans)) as bar:
             for batch in exp.batches(scans, "mri", batch=at_once):
                 stop_if_asked()
                 for name, z_0 in zip(batch["id"], draw(batch), strict=True):

@@ -11,17 +11,15 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from nibabel.orientations import io_orientation
-from tqdm import tqdm
 
 from files import brief, read_table, read_text
+from logs import progress_bar
 from stopping import abandoned_on_error
 from utils import InputError
-from volumes import orientation_problem, read_header, read_volume
+from volumes import SAME_PLACE_MM, Grid, orientation_problem, read_header, read_volume
 
 SPLITS = ("train", "validation", "test")
 ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")            # file systems take names of 255 bytes
-SAME_PLACE_MM = 0.1                                        # of the box's corners; registration tools write affines in float32
 RANGE_TOLERANCE = 1e-5                                     # integers times a float32 scale factor may end at 1.0000001
 
 
@@ -32,6 +30,34 @@ class Scan:
     label: int
     mri: Path
     pet: Path
+
+
+def parse_id(scan_id: str, pattern: re.Pattern) -> tuple[str, str]:
+    """Subject of an ID, and what else the ID says: visit, session, date; '' where it names the subject alone.
+
+    pattern: setting subject_pattern; an ID that does not match is its own subject. ADNI's 037_S_6046, 037S6046 and sub-ADNI037S6046
+    are one subject.
+    """
+    match = pattern.search(scan_id)
+    group = next((i for i, found in enumerate(match.groups(), start=1) if found), 0) if match else 0
+    if not group:
+        return scan_id, ""
+    before = re.sub(r"^(sub-)?(adni[_-]?)?$", "", scan_id[:match.start(group)], flags=re.IGNORECASE)
+    return re.sub(r"^(\d{3})_?S_?(\d{4,5})$", r"\1S\2", match[group]), before + scan_id[match.end(group):]
+
+
+def find_volume(data_dir: Path, folder: str, scan_id: str) -> Path:
+    """The file of an ID in whole_MRI or whole_Abeta. Raises InputError if there is none, or two, or a link to somewhere else."""
+    home = data_dir / folder
+    candidates = [home / f"{scan_id}{suffix}" for suffix in (".nii", ".nii.gz")]
+    found = [path for path in candidates if os.path.lexists(path)]
+    if not found:
+        raise InputError(f"{candidates[0]}[.gz]: not there")
+    if len(found) == 2:
+        raise InputError(f"{found[0]} and {found[1].name}: both are there; keep one")
+    if found[0].is_symlink() and not os.path.realpath(found[0]).startswith(os.path.join(os.path.realpath(home), "")):
+        raise InputError(f"{found[0]}: is a link that leaves its folder; copy the file, or make the whole folder a link")
+    return found[0]
 
 
 # ---------------------------------------------------------------- lists and labels
@@ -79,16 +105,11 @@ class CohortReader:
                           "of at most 200 letters, digits, '.', '_' and '-'" for scan_id in counts if scan_id not in usable]
         return list(usable)
 
-    def _subject(self, scan_id: str) -> str:
-        match = self.subject_pattern.search(scan_id)
-        subject = next((group for group in match.groups() if group), scan_id) if match else scan_id
-        return re.sub(r"^(\d{3})_S_?(\d{4})$", r"\1S\2", subject)                            # ADNI writes 037_S_6046 and 037S6046
-
     def _overlaps(self, ids: dict[str, list[str]]) -> None:
         lists: dict[str, dict[str, str]] = {}
         for split, members in ids.items():
             for scan_id in members:
-                lists.setdefault(self._subject(scan_id), {}).setdefault(split, scan_id)
+                lists.setdefault(parse_id(scan_id, self.subject_pattern)[0], {}).setdefault(split, scan_id)
         for subject, places in lists.items():
             if len(places) > 1:
                 where = ", ".join(f"{split}.txt as {scan_id}" for split, scan_id in places.items())
@@ -111,18 +132,11 @@ class CohortReader:
         return None
 
     def _file(self, folder: str, scan_id: str) -> Path | None:
-        home = self.data_dir / folder
-        candidates = [home / f"{scan_id}{suffix}" for suffix in (".nii", ".nii.gz")]
-        found = [path for path in candidates if os.path.lexists(path)]
-        if not found:
-            self.problems.append(f"{candidates[0]}[.gz]: not there")
-        elif len(found) == 2:
-            self.problems.append(f"{found[0]} and {found[1].name}: both are there; keep one")
-        elif found[0].is_symlink() and not os.path.realpath(found[0]).startswith(os.path.join(os.path.realpath(home), "")):
-            self.problems.append(f"{found[0]}: is a link that leaves its folder; copy the file, or make the whole folder a link")
-        else:
-            return found[0]
-        return None
+        try:
+            return find_volume(self.data_dir, folder, scan_id)
+        except InputError as error:
+            self.problems.append(str(error))
+            return None
 
 
 def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame | None, str]:
@@ -203,20 +217,19 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: lis
         except InputError as error:
             problems.append(str(error))
             continue
-        shape, affine = header.get_data_shape(), header.get_best_affine()
+        shape = header.get_data_shape()
         if len(shape) != 3:
             problems.append(f"{path}: has {len(shape)} dimensions {shape}; expected one 3D volume {image_size}")
         elif problem := orientation_problem(header):
             problems.append(f"{path}: {problem}")
         else:
-            ornt = io_orientation(affine)
-            ras_shape = tuple(np.array(shape)[np.argsort(ornt[:, 0])])
-            if ras_shape != tuple(image_size):
-                problems.append(f"{path}: has {'x'.join(map(str, ras_shape))} voxels (RAS); expected "
+            grid = Grid.of(header)
+            if grid.shape != tuple(image_size):
+                problems.append(f"{path}: has {'x'.join(map(str, grid.shape))} voxels (RAS); expected "
                                 f"{'x'.join(map(str, image_size))} (setting image_size)")
                 continue
-            grids[path] = affine @ nib.orientations.inv_ornt_aff(ornt, shape)
-            stored["".join(nib.orientations.aff2axcodes(affine))] += 1
+            grids[path] = grid.affine
+            stored["".join(nib.orientations.aff2axcodes(header.get_best_affine()))] += 1
     _check_affines(scans, grids, image_size, problems)
     return grids, stored
 
@@ -229,14 +242,11 @@ def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size:
     common_key = Counter(keys.values()).most_common(1)[0][0]
     common = next(affine for path, affine in grids.items() if keys[path] == common_key)
 
-    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in image_size]), axis=-1).reshape(-1, 3)   # the box's corners
-
     def same(a: np.ndarray, b: np.ndarray) -> bool:
-        corners = [nib.affines.apply_affine(affine, ends) for affine in (a, b)]
-        return np.allclose(*corners, rtol=0, atol=SAME_PLACE_MM)
+        return Grid(image_size, a).same(Grid(image_size, b))
 
     def origin(affine: np.ndarray) -> str:
-        first, last = nib.affines.apply_affine(affine, ends[[0, -1]])
+        first, last = Grid(image_size, affine).corners()[[0, -1]]
         return f"from ({', '.join(f'{c:g}' for c in first)}) to ({', '.join(f'{c:g}' for c in last)}) mm"
 
     for scan in scans:
@@ -261,8 +271,7 @@ def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[fl
 
     ranges = {}
     with abandoned_on_error(ThreadPoolExecutor(os.cpu_count())) as pool:
-        for path, found in zip(paths, tqdm(pool.map(extremes, paths), total=len(paths), desc="check", unit="file",
-                                           leave=False, disable=None), strict=True):
+        for path, found in zip(paths, progress_bar(pool.map(extremes, paths), total=len(paths), desc="check", unit="file"), strict=True):
             if isinstance(found, str):
                 problems.append(found)
             elif not np.isfinite(found).all():

@@ -16,6 +16,7 @@ from loading import LATENTS, EpochOrder, LatentCache, VolumeCache, VolumeDataset
 from metrics import score_volume
 from networks import CHECKPOINT, Networks, build_aae, build_discriminator, build_unet
 from model import AAE
+from ranks import Share, ranks
 from regions import COVERED, Regions, read_labels, read_mask, share_inside
 from results import load_run
 from utils import InputError, weights_key
@@ -101,8 +102,10 @@ class Experiment(Networks):
         return self.cfg.fixed_settings(stage) | {"training and validation list": self.cohort.fingerprint("train", "validation")}
 
     def free_settings(self, stage: str) -> dict:
-        """What may change while the stage is trained, as it comes out on this machine: it may change how numbers are rounded."""
-        return self.cfg.free_settings(stage) | {"device": self.device.type, "precision": self.precision, "torch": str(torch.__version__)}
+        """What may change while the stage is trained, as it comes out on this machine: it may change how numbers are rounded, and the
+        number of processes how many subjects a step sees."""
+        return self.cfg.free_settings(stage) | {"device": self.device.type, "precision": self.precision, "torch": str(torch.__version__),
+                                              "processes": ranks()}
 
     def refuse_conflicts(self) -> None:
         """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together.
@@ -153,15 +156,19 @@ class Experiment(Networks):
                 room += (3 - len(there)) * copies * sum(tensor_bytes(module.state_dict()) for module in modules)
         return room
 
-    def batches(self, scans: list[Scan], *modalities: str, batch: int = 0) -> DataLoader:
-        """The scans in order, with their centre crop, `batch` of them at once: by default as many as in a step of stage 1."""
-        return volume_loader(VolumeDataset(scans, self.cache, modalities), batch or self.cfg.aae_batch_size, self.cfg.num_workers,
-                             self.device.type == "cuda")
+    def batches(self, scans: list[Scan], *modalities: str, batch: int = 0, divided: bool = False) -> DataLoader:
+        """The scans in order, with their centre crop, `batch` of them at once: by default as many as in a step of stage 1.
 
-    def training_batches(self, modality: str, batch: int, jitter: bool = False) -> DataLoader:
-        """The training list in the order that follows from .sampler.seed, the crops shifted if asked for."""
+        divided: each rank gets every so-manieth batch, instead of all.
+        """
+        share = Share(len(scans), batch or self.cfg.aae_batch_size, divided)
+        return volume_loader(VolumeDataset(scans, self.cache, modalities), share, self.cfg.num_workers, self.device.type == "cuda")
+
+    def training_batches(self, stage: str, modality: str, jitter: bool = False) -> DataLoader:
+        """The training list in the order that follows from .sampler.seed, a batch a step, the crops shifted if asked for."""
         dataset = VolumeDataset(self.cohort.train, self.cache, (modality,))
-        return volume_loader(dataset, batch, self.cfg.num_workers, self.device.type == "cuda", EpochOrder(len(dataset), jitter))
+        order = EpochOrder(len(dataset), getattr(self.cfg, f"{stage}_batch_size"), getattr(self.cfg, f"{stage}_accumulation"), jitter)
+        return volume_loader(dataset, order, self.cfg.num_workers, self.device.type == "cuda")
 
     @property
     def latents(self) -> Path:

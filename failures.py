@@ -4,6 +4,7 @@ from concurrent.futures.process import BrokenProcessPool
 import torch
 
 from files import BusyError
+from ranks import LostRankError
 from stopping import CTRL_C
 from utils import InputError, NotFiniteError
 
@@ -54,6 +55,8 @@ def _cause(error: BaseException, stage: str, notes: list[str]) -> tuple[int, str
     if _is_lost_worker(error):
         return WORKER, (f"a process that was to read or simulate volumes was killed{stage}, as systems do when memory is short; "
                         f"--num_workers 0 reads without such processes; {CONTINUES}")
+    if isinstance(error, LostRankError):
+        return WORKER, f"{error}{stage}; {CONTINUES}"
     if isinstance(error, BusyError):
         return BUSY, str(error)
     if isinstance(error, OSError):

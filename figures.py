@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pandas as pd
+from nibabel.affines import voxel_sizes
 
 matplotlib.use("Agg")                                      # a cluster node has no display
 from matplotlib import pyplot as plt  # noqa: E402
@@ -13,12 +14,14 @@ from sklearn.calibration import calibration_curve  # noqa: E402
 from sklearn.metrics import roc_auc_score, roc_curve  # noqa: E402
 
 from checkpoints import read_history  # noqa: E402
-from files import atomic  # noqa: E402
+from files import atomic, brief  # noqa: E402
 from stats import agreement  # noqa: E402
 from volumes import read_volume  # noqa: E402
 
 CURVES = {"aae": ("Stage 1, autoencoder", {"rec": "L1 reconstruction"}),
           "ldm": ("Stage 2, denoiser", {"mse": "training", "mse_validation": "validation"})}
+
+SLICES_MM = (-40, -20, 0, 20, 40, 60), (-80, -55, -30, -5, 20, 45), (-50, -30, -10, 10, 30, 50)   # z, y, x in MNI space
 
 # Okabe and Ito's colours, which the colour-blind tell apart; shapes and line styles differ too
 LABELS = {0: ("amyloid negative", "#0072B2", "o"), 1: ("amyloid positive", "#D55E00", "^")}
@@ -103,6 +106,35 @@ def plot_synthesized(stem: Path, rows: list[tuple[str, Path, Path]], notice: str
     axes[0, 1].set_title("synthetic PET, from the MRI")
     figure.colorbar(image, ax=axes, shrink=0.8, label="uptake, as stored in [0, 1]")
     _save(figure, stem, notice, (".png",))
+
+
+def plot_overlay(path: Path, mri: np.ndarray, pet: np.ndarray, affine: np.ndarray, title: str, notice: str) -> None:
+    """A PNG with a PET in colour over its MRI in grey, six slices a plane through the brain, at their MNI millimetres.
+
+    mri, pet: [X, Y, Z] on one grid, axes in RAS order; affine: [4, 4].
+    """
+    sizes, top = voxel_sizes(affine), max(0.1, np.ceil(10 * pet.max()) / 10)                 # steps, so that most pictures share a scale
+    figure, axes = plt.subplots(3, 6, figsize=(11, 6.6), facecolor="black", gridspec_kw={
+        "left": 0.01, "right": 0.91, "bottom": 0.01, "top": 0.88, "wspace": 0.02, "hspace": 0.12})
+    for row, axis, name, millimetres in zip(axes, (2, 1, 0), "zyx", SLICES_MM, strict=True):
+        across, up = sizes[[i for i in range(3) if i != axis]]
+        for panel, mm in zip(row, millimetres, strict=True):
+            index = int(np.clip(round((mm - affine[axis, 3]) / affine[axis, axis]), 0, mri.shape[axis] - 1))
+            below, above = (np.take(volume, index, axis).T for volume in (mri, pet))
+            panel.imshow(below, cmap="gray", vmin=0, vmax=max(mri.max(), 1e-6), origin="lower", aspect=up / across)
+            image = panel.imshow(above, cmap="inferno", vmin=0, vmax=top, origin="lower", aspect=up / across,
+                                 alpha=0.65 * (above > 0.03 * top))
+            panel.set_title(f"{name} = {affine[axis, axis] * index + affine[axis, 3]:.0f} mm", fontsize=9, color="0.85", pad=2)
+            panel.axis("off")
+    for side, x in (("L", 0.02), ("R", 0.94)):
+        axes[0, 0].text(x, 0.5, side, transform=axes[0, 0].transAxes, color="0.85", fontsize=9)
+    bar = figure.colorbar(image, cax=figure.add_axes((0.93, 0.12, 0.015, 0.68)))
+    bar.set_label("synthetic uptake, as stored in [0, 1]", color="0.85")
+    bar.ax.tick_params(colors="0.85")
+    figure.suptitle(f"{brief(title)}\n{notice}", fontsize=10, color="0.85", parse_math=False)   # a file's name may hold a $
+    with atomic(path) as partial:
+        figure.savefig(partial, dpi=110)
+    plt.close(figure)
 
 
 def plot_volumes(stem: Path, rows: list[tuple[str, np.ndarray, np.ndarray]], notice: str) -> None:

@@ -70,12 +70,19 @@ def read_text(path: Path) -> str:
 
 
 def read_table(path: Path, *columns: str) -> pd.DataFrame:
-    """A CSV file as strings, empty where a row is short. Raises InputError if a column is missing or stands twice."""
+    """A CSV file as strings, empty where a row is short, without its empty rows. The index n stands for row n + 2 of a spreadsheet.
+
+    Raises InputError if a column is missing or stands twice, or if rows are longer than the header.
+    """
     text = read_text(path)
     try:
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False, skipinitialspace=True).fillna("")
+        table = pd.read_csv(io.StringIO(text.lstrip("\r\n")), dtype=str, keep_default_na=False, skipinitialspace=True,
+                            skip_blank_lines=False).fillna("")
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path}: cannot be read as a table: {brief(error)}") from error
+    if not isinstance(table.index, pd.RangeIndex):         # pandas takes the surplus for row names, and every column shifts
+        raise InputError(f"{path}: its rows have more fields than its header has columns; is a comma missing there, or one too much below?")
+    table = table[(table != "").any(axis=1)]
     if missing := set(columns) - set(table.columns):
         raise InputError(f"{path}: column(s) {', '.join(sorted(missing))} missing, found {brief(', '.join(table.columns))}")
     if twice := [name for name in columns if f"{name}.1" in table.columns]:                  # so pandas names the second
@@ -166,6 +173,23 @@ def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8."""
     with atomic(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def write_together(folder: Path, texts: dict[str, str]) -> None:
+    """Write files of one folder, name -> text, which belong together: all are safe on the disk before the first takes its place.
+
+    Those that were there before go first, so that not even a killed run leaves old ones among the new. Signals wait meanwhile.
+    """
+    make_folder(folder)
+    with held(), atomic(folder / next(iter(texts))) as first:
+        for name, text in texts.items():
+            (first.parent / name).write_text(text, encoding="utf-8")
+            sync(first.parent / name)
+        for name in texts:
+            (folder / name).unlink(missing_ok=True)
+        for name in texts:
+            if name != first.name:
+                os.replace(first.parent / name, folder / name)
 
 
 def make_folder(folder: Path) -> None:

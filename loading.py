@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dataset import Scan
 from files import file_status
+from ranks import Share, local_ranks, rank, ranks
 from stopping import serve_parent
 from utils import InputError, derived_seed
 from volumes import Crop, read_header, read_volume, save_nifti
@@ -77,9 +78,10 @@ class VolumeCache:
     def _place(self, wanted: str) -> str:
         if wanted != "auto":
             return wanted
-        if self.bytes <= free_memory() / 2:
+        needed = self.bytes * local_ranks()    # every rank of this machine has its own
+        if needed <= free_memory() / 2:
             return "ram"
-        return "file" if self.bytes <= shutil.disk_usage(tempfile.gettempdir()).free / 2 else "off"
+        return "file" if needed <= shutil.disk_usage(tempfile.gettempdir()).free / 2 else "off"
 
     def __reduce__(self):
         return VolumeCache, ([], self.crop, self.margin, "off", self.checksums)              # a process that is not forked cannot share it
@@ -149,30 +151,36 @@ class VolumeDataset(Dataset):
 class EpochOrder(Sampler):
     """The items of an epoch in an order drawn from .seed, each as its index, or with the seed if its crop is to be shifted.
 
-    .first: how many of them are left out, because they were seen before an interruption.
+    parts: batches of one step, each of `batch` items a rank; consecutive items make a batch of all ranks, and so a step. Items that do
+    not fill a last step are left out (paper). .first: how many are left out because they were seen before an interruption.
     """
 
-    def __init__(self, length: int, jitter: bool):
-        self.length, self.jitter, self.seed, self.first = length, jitter, 0, 0
+    def __init__(self, length: int, batch: int, parts: int, jitter: bool):
+        self.length, self.batch, self.parts, self.jitter, self.seed, self.first = length, batch, parts, jitter, 0, 0
+
+    @property
+    def step_items(self) -> int:
+        """Items of a step, of all ranks."""
+        return self.batch * self.parts * ranks()
 
     def __len__(self) -> int:
-        return self.length - self.first
+        return (self.length - self.first) // self.step_items * self.batch * self.parts
 
     def __iter__(self) -> Iterator[int | tuple[int, int]]:
-        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed)).tolist()[self.first:]
+        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed))[self.first:]
+        order = order[:len(order) // self.step_items * self.step_items].reshape(-1, ranks(), self.batch)[:, rank()].flatten().tolist()
         return iter([(index, self.seed) if self.jitter else index for index in order])       # with the item, the seed reaches any process
 
 
-def volume_loader(dataset: VolumeDataset, batch_size: int, num_workers: int, pin_memory: bool,
-                  order: EpochOrder | None = None) -> DataLoader:
-    """Batches in the dataset's order, or for training in that of `order`, where the last incomplete one is dropped (paper).
+def volume_loader(dataset: VolumeDataset, order: Share | EpochOrder, num_workers: int, pin_memory: bool) -> DataLoader:
+    """The batches of a share, or for training the steps of an epoch.
 
     The processes that read live as long as the loader. pin_memory: for faster copies to a GPU.
     """
+    batches = {"batch_sampler": order} if isinstance(order, Share) else {"sampler": order, "batch_size": order.batch * order.parts}
     context = "fork" if num_workers and sys.platform == "linux" else None                    # what is forked shares the cache
-    return DataLoader(dataset, batch_size, sampler=order, drop_last=order is not None, num_workers=num_workers, pin_memory=pin_memory,
-                      persistent_workers=num_workers > 0, multiprocessing_context=context, worker_init_fn=serve_parent,
-                      generator=torch.Generator())
+    return DataLoader(dataset, **batches, num_workers=num_workers, pin_memory=pin_memory, persistent_workers=num_workers > 0,
+                      multiprocessing_context=context, worker_init_fn=serve_parent, generator=torch.Generator())
 
 
 # ---------------------------------------------------------------- the latent cache

@@ -1,10 +1,14 @@
 """The run's log: lines on the screen, and with the time in a file of the experiment."""
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
+
+from tqdm import tqdm
+
+from ranks import is_main, rank, ranks
 
 LOG = logging.getLogger("il_cldm")
 EARLY_LINES = 10_000                                       # kept in memory until the log has its file
@@ -27,11 +31,16 @@ class _File(_Silent, logging.FileHandler):
 
 @contextmanager
 def logging_run() -> Iterator[None]:
-    """A block whose lines go to the screen (errors to stderr), and are kept for the file that keep_log names."""
+    """A block whose lines go to the screen (errors to stderr), and are kept for the file that keep_log names.
+
+    Of several ranks all tell their errors, but only rank 0 the rest.
+    """
     screen, errors = _Screen(sys.stdout), _Screen(sys.stderr)
     early = MemoryHandler(EARLY_LINES, flushLevel=logging.CRITICAL + 1)
-    screen.addFilter(lambda record: record.levelno == logging.INFO)
+    screen.addFilter(lambda record: record.levelno == logging.INFO and is_main())
     errors.addFilter(lambda record: record.levelno == logging.ERROR)
+    if ranks() > 1:
+        errors.setFormatter(logging.Formatter(f"rank {rank()}: %(message)s"))
     LOG.setLevel(logging.DEBUG)
     LOG.propagate = False
     before, LOG.handlers = LOG.handlers, [screen, errors, early]
@@ -55,6 +64,11 @@ def keep_log(path: Path) -> None:
     LOG.handlers = [handler for handler in LOG.handlers if handler is not early] + [file]
 
 
+def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
+    """A progress bar of rank 0 on a terminal, gone at its end; quiet elsewhere. Options as tqdm takes them."""
+    return tqdm(iterable, leave=False, disable=None if is_main() else True, **options)
+
+
 def say(stage: str, text: str) -> None:
     """One line of the run's log."""
-    LOG.info("%s", f"{stage:7}{text}")
+    LOG.info("%s", f"{stage:6} {text}")

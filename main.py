@@ -5,10 +5,10 @@ MRI and the label learns to denoise the latents (stage 2); sampled and decoded t
 """
 import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import json
-import shutil
+import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from checkpoints import StageRun
 from classifier import LabelClassifier, pool_volume
 from commandline import command, parse_args
-from config import Config
+from config import BESIDE, Config
 from controls import mean_volume, oracle_file, read_oracle
 from curve import measure_curve
 from dataset import Cohort, Scan, check_cohort, read_demographics
@@ -32,16 +31,18 @@ from failures import explain
 from figures import plot_curves, plot_synthesized
 from files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
 from layout import write_tables
-from logs import LOG, keep_log, logging_run, say
+from loading import LatentCache
+from logs import LOG, keep_log, logging_run, progress_bar, say
 from metrics import evaluate
 from model import AAE, UNet
 from networks import CHECKPOINT, build_aae, build_diffusion, build_discriminator, build_unet
 from phantom import build_phantom
 from prepare import prepare_cohort
 from preprocess import preprocess_scans
+from ranks import check_environment, gathered, is_main, joined, launch, local_rank, of_main, ranks, wait_for_all, wrap
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs
-from scoring import fit_status, survey_real, trained_epochs, write_results
+from scoring import clear_results, fit_status, survey_real, trained_epochs, write_results
 from stopping import leave, listening
 from synthesize import synthesize_scans
 from tables import group_runs, make_tables
@@ -60,15 +61,16 @@ def train_aae(exp: Experiment) -> None:
     opt_g, opt_d = (torch.optim.Adam(network.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True) for network in (aae, disc))
     run = StageRun(cfg.result_dir, "aae", CHECKPOINT["aae"], {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d},
                    exp.settings("aae"), exp.free_settings("aae"))
-    announce(run, "aae", f"{len(exp.cohort.train)} PET volumes", cfg.aae_epochs)
-    validation = exp.batches(exp.cohort.validation, "pet")
-    volumes = exp.training_batches("pet", cfg.aae_batch_size * cfg.aae_accumulation, jitter=True)
+    volumes = exp.training_batches("aae", "pet", jitter=True)
+    announce(run, "aae", f"{len(exp.cohort.train)} PET volumes", volumes, cfg.aae_epochs)
+    validation = exp.batches(exp.cohort.validation, "pet", divided=True)
+    all_aae, all_disc = wrap(aae, exp.device), wrap(disc, exp.device)                        # of all ranks
 
     def step(batch: dict) -> dict[str, float]:
         x = batch["pet"].to(exp.device, non_blocking=True)
-        return aae_step(aae, disc, opt_g, opt_d, x, cfg.lambda_rec, cfg.aae_accumulation, exp.cast)
+        return aae_step(all_aae, all_disc, opt_g, opt_d, x, cfg.lambda_rec, cfg.aae_accumulation, exp.cast)
 
-    if run.epochs_left(cfg.aae_epochs):
+    if run.epochs_left(cfg.aae_epochs) and is_main():
         forget_run(cfg.result_dir)
     with run.saved_when_stopped():
         for epoch in run.epochs_left(cfg.aae_epochs):
@@ -80,15 +82,22 @@ def train_aae(exp: Experiment) -> None:
             run.finish_epoch(epoch, losses, scores)
             say("aae", f"epoch {epoch}/{cfg.aae_epochs}  L1 {losses['rec']:.4f}  waiting for data {waiting:.1%}  "
                        f"validation {describe(scores)}")
-    plot_curves(cfg.result_dir, cfg.result_dir / "loss_curve", exp.notice, (".png",))
+    plot_history(exp)
 
 
-def announce(run: StageRun, stage: str, data: str, epochs: int) -> None:
+def plot_history(exp: Experiment) -> None:
+    """The picture of the losses and scores of both stages."""
+    if is_main():
+        plot_curves(exp.cfg.result_dir, exp.cfg.result_dir / "loss_curve", exp.notice, (".png",))
+
+
+def announce(run: StageRun, stage: str, data: str, loader: DataLoader, epochs: int) -> None:
     """What a training does, where it continues, and which settings are no longer those of its beginning."""
+    processes = f" of {ranks()} processes together" if ranks() > 1 else ""
     steps = f" and {len(run.progress.losses)} steps" if run.progress.losses else ""
-    say(stage, f"{data}, {run.epoch} of {epochs} epochs{steps} done, writes {run.best_path}")
+    say(stage, f"{data}, {loader.sampler.step_items} a step{processes}, {run.epoch} of {epochs} epochs{steps} done, writes {run.best_path}")
     if run.remarks:
-        say(stage, "continues under settings that may change how numbers are rounded, but not the method (saved -> now): "
+        say(stage, "continues under settings that may change its numbers, but not the method (saved -> now): "
             + "; ".join(run.remarks))
 
 
@@ -113,12 +122,11 @@ def encode(exp: Experiment) -> None:
     aae = exp.best_aae()
     cache = exp.latent_cache(aae)
     scans = exp.cohort.train + exp.cohort.validation
-    make_folder(cache.folder)
-    missing = {scan.id: scan for scan in scans if cache.load(scan) is None}
+    missing = of_main(lambda: missing_latents(cache, scans))
     say("encode", f"{len(missing)} of {len(scans)} latents are to be made, writes {cache.folder}")
     groups = [scans[first:first + exp.cfg.aae_batch_size] for first in range(0, len(scans), exp.cfg.aae_batch_size)]
     needed = [scan for group in groups if any(scan.id in missing for scan in group) for scan in group]   # beside the same others, always
-    for batch in tqdm(exp.batches(needed, "pet"), desc="encode", unit="batch", leave=False, disable=None):
+    for batch in progress_bar(exp.batches(needed, "pet", divided=True), desc="encode", unit="batch"):
         with exp.cast():
             latents = aae.encoder(batch["pet"].to(exp.device)).float().cpu()                 # [B, C, d, h, w]
         for name, z_0 in zip(batch["id"], latents, strict=True):
@@ -126,6 +134,12 @@ def encode(exp: Experiment) -> None:
                 raise NotFiniteError(f"the latent of {name} is not finite")
             if name in missing:
                 cache.save(missing[name], z_0)
+
+
+def missing_latents(cache: LatentCache, scans: list[Scan]) -> dict[str, Scan]:
+    """The scans, by ID, that have no latent yet."""
+    make_folder(cache.folder)
+    return {scan.id: scan for scan in scans if cache.load(scan) is None}
 
 
 # ---------------------------------------------------------------- stage 2: the conditioned denoiser
@@ -140,29 +154,31 @@ def train_ldm(exp: Experiment) -> None:
     bound_to = {"autoencoder": weights_key(aae), "aae_epochs": cfg.aae_epochs, "label_at_sampling": cfg.label_at_sampling}
     run = StageRun(cfg.result_dir, "ldm", CHECKPOINT["ldm"], {"unet": unet, "ema": ema.module, "opt": opt}, exp.settings("ldm") | bound_to,
                    exp.free_settings("ldm"))
-    announce(run, "ldm", f"{len(exp.cohort.train)} subjects", cfg.ldm_epochs)
+    subjects = exp.training_batches("ldm", "mri")
+    announce(run, "ldm", f"{len(exp.cohort.train)} subjects", subjects, cfg.ldm_epochs)
     if run.epochs_left(cfg.ldm_epochs):
-        forget_run(cfg.result_dir)
-        train_denoiser(exp, run, aae, unet, ema, opt)
-    plot_curves(cfg.result_dir, cfg.result_dir / "loss_curve", exp.notice, (".png",))
+        if is_main():
+            forget_run(cfg.result_dir)
+        train_denoiser(exp, run, aae, unet, ema, opt, subjects)
+    plot_history(exp)
 
 
-def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA, opt: Optimizer) -> None:
+def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA, opt: Optimizer, subjects: DataLoader) -> None:
     """The epochs of stage 2 that are left."""
     cfg, cohort, diffusion = exp.cfg, exp.cohort, build_diffusion(exp.cfg, exp.device)
     latents = exp.load_latents(aae)
-    run.facts = run.facts or training_facts(exp, latents)
+    run.facts = run.facts or of_main(lambda: training_facts(exp, latents))
     z_0 = {name: (z - run.facts["latent_mean"]) / run.facts["latent_std"] for name, z in latents.items()}
     synthesizer, classifier = exp.synthesizer(aae, ema.module, run.facts)
     draw = exp.draw(synthesizer, classifier, "ddim", cfg.validation_steps, range(1))
-    validation = exp.batches(cohort.validation, "mri", "pet", batch=cfg.sampling_batch)
-    subjects = exp.training_batches("mri", cfg.ldm_batch_size * cfg.ldm_accumulation)
+    validation = exp.batches(cohort.validation, "mri", "pet", batch=cfg.sampling_batch, divided=True)
+    all_unet = wrap(unet, exp.device)                      # of all ranks
 
     def step(batch: dict) -> dict[str, float]:
         """Update denoiser and moving average on a batch: its loss."""
         z = torch.stack([z_0[name] for name in batch["id"]])                                 # [B, C, d, h, w]
         sample = (tensor.to(exp.device, non_blocking=True) for tensor in (z, batch["mri"], batch["label"]))
-        losses = ldm_step(unet, diffusion, opt, *sample, cfg.share_without_label, cfg.ldm_accumulation, exp.cast)
+        losses = ldm_step(all_unet, diffusion, opt, *sample, cfg.share_without_label, cfg.ldm_accumulation, exp.cast)
         run.step += 1
         ema.update(unet, run.step)
         return losses
@@ -198,7 +214,7 @@ def latent_scale(latents: dict[str, Tensor], train: list[Scan]) -> tuple[float, 
 
 def fit_classifier(exp: Experiment) -> LabelClassifier:
     """Fit the label classifier on the training MRIs."""
-    loader = tqdm(exp.batches(exp.cohort.train, "mri"), desc="label classifier", unit="batch", leave=False, disable=None)
+    loader = progress_bar(exp.batches(exp.cohort.train, "mri"), desc="label classifier", unit="batch")
     pooled = np.concatenate([pool_volume(batch["mri"], exp.pool).numpy() for batch in loader])   # [n, 1, d, h, w]
     labels = np.array([scan.label for scan in exp.cohort.train])
     return LabelClassifier.fit(pooled, labels, exp.brain, exp.pool, exp.cfg.seed)
@@ -206,15 +222,15 @@ def fit_classifier(exp: Experiment) -> LabelClassifier:
 
 @torch.no_grad()
 def validation_loss(exp: Experiment, unet: UNet, diffusion: Diffusion, z_0: dict[str, Tensor], loader: DataLoader) -> float:
-    """Denoising loss of the validation list at steps and noise that are the same in every epoch."""
-    seed_everything(exp.cfg.seed, "validation loss")
-    total = 0.0
+    """Denoising loss of the validation list at steps and noise that are the same in every epoch and for any number of ranks."""
+    totals = []                                            # of each batch
     for batch in loader:
+        seed_everything(exp.cfg.seed, "validation loss", *batch["id"])
         z = torch.stack([z_0[name] for name in batch["id"]])
         sample = (tensor.to(exp.device) for tensor in (z, batch["mri"], batch["label"]))
         with exp.cast():
-            total += denoising_loss(unet, diffusion, *sample, exp.cfg.share_without_label).item() * len(z)
-    return total / len(loader.dataset)
+            totals.append(denoising_loss(unet, diffusion, *sample, exp.cfg.share_without_label).item() * len(z))
+    return sum(gathered(totals, loader)) / len(loader.dataset)
 
 
 # ---------------------------------------------------------------- test
@@ -229,8 +245,8 @@ def test(exp: Experiment) -> None:
     for remark in exp.region_remarks():
         say("test", remark)
     real = survey_real(exp)
-    readers = fit_status(exp, real)
-    mean_pet = mean_volume(exp.batches(cohort.train, "pet"))
+    readers = fit_status(exp, real, synthesizer) if is_main() else {}
+    mean_pet = of_main(lambda: mean_volume(exp.batches(cohort.train, "pet")))
     methods = {"aae": reconstruct(exp, aae), "il_cldm": synthesize_and_save(exp, synthesizer, draw),
                "mean_pet": lambda batch: mean_pet.expand_as(batch["pet"])}
     if all(oracle_file(exp, scan.id).is_file() for scan in cohort.test):
@@ -239,16 +255,14 @@ def test(exp: Experiment) -> None:
     def measure(x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
         return exp.image_scores(x_hat, volumes) | exp.readable(x_hat, volumes)
 
-    forget_run(folder)
-    shutil.rmtree(folder / "deviation", ignore_errors=True)                                  # not every run writes it anew
-    for name in ("synthesized", "deviation") if cfg.save_deviation else ("synthesized",):
-        make_folder(folder / name)
+    of_main(lambda: clear_results(exp))
     batch = {"il_cldm": cfg.scans_at_once}
-    subjects = {method: evaluate(predict, exp.batches(cohort.test, "mri", "pet", batch=batch.get(method, 0)), measure, f"test {method}")
-                for method, predict in methods.items()}
-    write_results(exp, subjects, real, readers, epochs)
-    plot_synthesized(folder / "synthesized", [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan))
-                                              for scan in exp.shown_scans()], exp.notice)
+    subjects = {method: evaluate(predict, exp.batches(cohort.test, "mri", "pet", batch=batch.get(method, 0), divided=True), measure,
+                                 f"test {method}") for method, predict in methods.items()}
+    if is_main():
+        write_results(exp, subjects, real, readers, epochs)
+        plot_synthesized(folder / "synthesized", [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan))
+                                                  for scan in exp.shown_scans()], exp.notice)
 
 
 def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:
@@ -273,7 +287,9 @@ def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callabl
 # ---------------------------------------------------------------- quality against network calls
 
 def curve(exp: Experiment) -> None:
-    """Score the validation list with every sampler, number of network calls and number of draws."""
+    """Score the validation list with every sampler, number of network calls and number of draws; rank 0 alone."""
+    if not is_main():
+        return
     folder = exp.cfg.result_dir / "curve"
     synthesizer, classifier, _ = exp.best_synthesizer()
     say("curve", f"{len(exp.cohort.validation)} subjects of the validation list, writes {folder}; what is there already stays")
@@ -283,7 +299,9 @@ def curve(exp: Experiment) -> None:
 # ---------------------------------------------------------------- tables and report
 
 def tables(cfg: Config) -> None:
-    """The tables of all experiments under result/, from their CSVs alone."""
+    """The tables of all experiments under result/, from their CSVs alone; rank 0 alone."""
+    if not is_main():
+        return
     runs, without = load_runs(cfg.result_dir.parent)
     for name in without:
         say("tables", f"{name} has no scores yet (--stages test writes them) and is left out")
@@ -297,7 +315,9 @@ def tables(cfg: Config) -> None:
 
 
 def report(exp: Experiment) -> None:
-    """The figures and the report of this experiment, from its CSVs and volumes."""
+    """The figures and the report of this experiment, from its CSVs and volumes; rank 0 alone."""
+    if not is_main():
+        return
     cfg, folder = exp.cfg, exp.cfg.result_dir
     say("report", f"writes {folder}/figures/ and {folder}/report.html")
     result = load_run(folder)
@@ -317,9 +337,8 @@ def check(cfg: Config) -> Cohort:
             build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
         except ValueError as error:
             raise InputError(str(error)) from error
-    batch = max(cfg.aae_batch_size * cfg.aae_accumulation, cfg.ldm_batch_size * cfg.ldm_accumulation)
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
-                          smallest_training_list=batch, all_labels_in_training=cfg.predicts_label)
+                          smallest_training_list=cfg.largest_step * ranks(), all_labels_in_training=cfg.predicts_label)
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     return cohort
@@ -348,11 +367,20 @@ def begin(exp: Experiment, lock: FolderLock) -> None:
 
 def run(cfg: Config) -> None:
     """All stages of the settings: those that bring scans and lists into place, those of the paper in its order, those of new scans."""
-    stages = {"preprocess": preprocess_scans, "prepare": prepare_cohort, "": run_experiment, "synthesize": synthesize_scans}
-    for name, stage in stages.items():
-        if name in cfg.stages or (not name and set(cfg.stages) - stages.keys()):
-            with naming(name):
-                stage(cfg)
+    device = pick_device(cfg.device, local_rank())
+    with joined(device):
+        run_beside("preprocess", preprocess_scans, cfg)
+        run_beside("prepare", prepare_cohort, cfg)
+        if set(cfg.stages) - set(BESIDE):
+            run_experiment(cfg, device)
+        run_beside("synthesize", synthesize_scans, cfg)
+
+
+def run_beside(name: str, stage: Callable[[Config], None], cfg: Config) -> None:
+    """A stage beside the experiment, if it is asked for; rank 0 alone."""
+    if name in cfg.stages:
+        with naming(name):
+            of_main(lambda: stage(cfg))
 
 
 @contextmanager
@@ -361,31 +389,35 @@ def naming(stage: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if stage:
-            error.add_note(stage)
+        error.add_note(stage)
         raise
 
 
-def run_experiment(cfg: Config) -> None:
+def run_experiment(cfg: Config, device: torch.device) -> None:
     """The stages of an experiment, in the paper's order."""
-    if "tables" in cfg.stages:
-        load_runs(cfg.result_dir.parent, but=cfg.exp if "test" in cfg.stages else "")        # refuses spoilt results before all else
+    of_main(lambda: check_results(cfg))
     if set(cfg.stages) <= {"check", "tables"}:
         for name, stage in {"check": check, "tables": tables}.items():
-            if name in cfg.stages:
+            if name in cfg.stages and is_main():
                 stage(cfg)
         return
-    check_place(cfg.result_dir)
-    with FolderLock(cfg.result_dir) as lock:
-        device = pick_device(cfg.device)
-        exp = Experiment(cfg, check(cfg), device)
-        begin(exp, lock)
-        stages = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "curve": curve, "test": test, "report": report,
-                  "tables": lambda exp: tables(exp.cfg)}
-        for name, stage in stages.items():
+    with FolderLock(cfg.result_dir) if is_main() else nullcontext() as lock:
+        exp = Experiment(cfg, of_main(lambda: check(cfg)), device)
+        of_main(lambda: begin(exp, lock))
+        for name, stage in {"aae": train_aae, "encode": encode, "ldm": train_ldm, "curve": curve, "test": test, "report": report,
+                            "tables": lambda exp: tables(exp.cfg)}.items():
             if name in cfg.stages:
                 with naming(name):
                     stage(exp)
+                    wait_for_all()
+
+
+def check_results(cfg: Config) -> None:
+    """What can be known before the cohort is read: that no earlier result is spoilt which this run needs, and that it can write."""
+    if "tables" in cfg.stages:
+        load_runs(cfg.result_dir.parent, but=cfg.exp if "test" in cfg.stages else "")
+    if not set(cfg.stages) <= {"check", "tables"}:
+        check_place(cfg.result_dir)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -393,6 +425,9 @@ def main(argv: list[str] | None = None) -> int:
     cfg = parse_args(argv)
     with logging_run():
         try:
+            check_environment(cfg.gpus, cfg.device)
+            if cfg.gpus > 1 and ranks() == 1:
+                return launch(cfg.gpus, sys.argv[1:] if argv is None else argv)
             with listening():
                 run(cfg)
         except BaseException as error:

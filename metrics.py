@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from stopping import stop_if_asked
+from logs import progress_bar
+from ranks import gathered, is_divided, stopping_together
+from stopping import asked, stop_if_asked
 from utils import NotFiniteError
 
 METRICS = ("PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain")
@@ -68,29 +69,43 @@ def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
 @torch.no_grad()
 def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure: Callable[[Tensor, dict], dict],
              title: str) -> pd.DataFrame:
-    """One row a subject: ID, label and what is measured, in the loader's order.
+    """One row a subject: ID, label and what is measured, in the loader's order, of all ranks if it is divided among them.
 
     loader gives batches {id, label, and volumes by name, each [B, 1, D, H, W]}; predict turns one into x_hat of that shape;
     measure(x_hat, volumes), each volume [D, H, W], gives the values of a row. It runs in threads beside the prediction of what follows.
     """
+    with stopping_together(is_divided(loader)):
+        batches = gathered(_measure_batches(predict, loader, measure, title), loader)
+    return pd.DataFrame([row for rows in batches for row in rows])
+
+
+def _measure_batches(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure: Callable[[Tensor, dict], dict],
+                     title: str) -> list[list[dict]]:
+    """The rows of each batch of this rank, of fewer of them if a signal came; arguments as in evaluate."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    rows, waiting, workers = [], deque(), min(8, cores)
-    total = len(loader.dataset) if isinstance(loader, DataLoader) else None
-    with ThreadPoolExecutor(workers) as pool, tqdm(desc=title, unit="scan", total=total, leave=False, disable=None) as bar:
+    batches, waiting, workers = [], deque(), min(8, cores)
+    total = sum(map(len, loader.batch_sampler)) if isinstance(loader, DataLoader) else None
+    with ThreadPoolExecutor(workers) as pool, progress_bar(desc=title, unit="scan", total=total) as bar:
         for batch in loader:
             stop_if_asked()
+            if is_divided(loader) and asked():             # the others learn of it when the rows are gathered
+                break
             x_hat = predict(batch)
             if bad := [name for name, volume in zip(batch["id"], x_hat, strict=True) if not torch.isfinite(volume).all()]:
                 raise NotFiniteError(f"{title}: the volume of {', '.join(bad)} is not finite")
+            batches.append([])
             for i, subject in enumerate(batch["id"]):
                 volumes = {name: batch[name][i, 0] for name in ("mri", "pet") if name in batch}
-                waiting.append(({"ID": subject, "label": int(batch["label"][i])}, pool.submit(measure, x_hat[i, 0], volumes)))
+                row = {"ID": subject, "label": int(batch["label"][i])}
+                batches[-1].append(row)
+                waiting.append((row, pool.submit(measure, x_hat[i, 0], volumes)))
             while len(waiting) > (2 * workers if x_hat.device.type == "cpu" else 0):         # no more volumes than keep the threads busy
-                who, values = waiting.popleft()
-                rows.append(who | values.result())
+                row, values = waiting.popleft()
+                row |= values.result()
             bar.update(len(batch["id"]))
-        rows += [who | values.result() for who, values in waiting]
-    return pd.DataFrame(rows)
+        for row, values in waiting:
+            row |= values.result()
+    return batches
 
 
 def summarize(scores: pd.DataFrame) -> pd.DataFrame:

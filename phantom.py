@@ -19,11 +19,10 @@ from filelock import FileLock
 from numpy.random import Generator
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.special import ndtr, ndtri
-from tqdm import tqdm
 
 from anatomy import CORNER, FIELD_OF_VIEW, Template, load_template, thin
 from files import sync
-from logs import say
+from logs import progress_bar, say
 from stopping import abandoned_on_error, serve_parent
 
 VERSION = 1                                   # raise it with every change that alters a voxel
@@ -347,7 +346,7 @@ def build(root: Path, settings: dict, subjects: tuple[int, int, int], voxel_mm: 
     tasks = [(growing, index, *row, link, seed) for index, row in enumerate(cohort, start=1)]
     workers = min(os.cpu_count() or 1, len(tasks), MAX_WORKERS)
     with abandoned_on_error(ProcessPoolExecutor(workers, initializer=set_template, initargs=(template,))) as pool:
-        drawn = list(tqdm(pool.map(write_subject, tasks), total=len(tasks), desc="phantom", unit="subject", disable=None))
+        drawn = list(progress_bar(pool.map(write_subject, tasks), total=len(tasks), desc="phantom", unit="subject"))
 
     save(growing / "truth" / "cortex.nii.gz", template.cortex.astype(np.uint8), template.affine)
     save(growing / "truth" / "cerebellum.nii.gz", template.cerebellum.astype(np.uint8), template.affine)

@@ -22,13 +22,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
-from tqdm import tqdm
 
 import registration
 from config import Config
 from dataset import ID_PATTERN
 from files import FolderLock, brief, check_place, make_folder, remove_leftovers, write_csv, write_text
-from logs import say
+from logs import progress_bar, say
 from quality import compare_with_mri, compare_with_template, draw_page, remarks
 from regions import read_mask
 from stopping import abandoned_on_error, serve_parent
@@ -114,9 +113,9 @@ def preprocess_scans(cfg: Config) -> None:
         remove_leftovers(folder)
     with FolderLock(recipe.folder):
         workers = min(cfg.num_workers, len(raws))
-        say("preprocess", f" {len(raws)} MRIs and {pets} PETs of {cfg.raw}, {max(workers, 1)} at a time, to {recipe.data_dir}; pages to "
+        say("preprocess", f"{len(raws)} MRIs and {pets} PETs of {cfg.raw}, {max(workers, 1)} at a time, to {recipe.data_dir}; pages to "
                           f"look at in {recipe.folder}")
-        rows = tqdm(treat_all(raws, recipe, workers), total=len(raws), desc="preprocess", unit="subject", leave=False, disable=None)
+        rows = progress_bar(treat_all(raws, recipe, workers), total=len(raws), desc="preprocess", unit="subject")
         report(recipe, list(rows))
 
 
@@ -326,8 +325,8 @@ def report(recipe: Recipe, rows: list[dict]) -> None:
     write_csv(recipe.folder / "measures.csv", table)
     for row in rows:
         if row["remark"]:
-            say("preprocess", f" {row['ID']}: look at {recipe.folder / row['ID']}.png: {row['remark']}")
+            say("preprocess", f"{row['ID']}: look at {recipe.folder / row['ID']}.png: {row['remark']}")
     failed = [f"{row['ID']}: {row['problem']}" for row in rows if row["problem"]]
-    say("preprocess", f" {len(rows) - len(failed)} of {len(rows)} subjects are done; {recipe.folder / 'measures.csv'}")
+    say("preprocess", f"{len(rows) - len(failed)} of {len(rows)} subjects are done; {recipe.folder / 'measures.csv'}")
     if failed:
         raise InputError("\n  ".join([f"{len(failed)} of {len(rows)} subjects could not be preprocessed; the others are done:", *failed]))

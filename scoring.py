@@ -1,19 +1,31 @@
 """The scores of the test list: what they are read from, and the CSVs that hold them."""
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 
 from checkpoints import read_history
 from dataset import read_demographics
+from diffusion import Synthesizer
 from experiment import PHANTOM_NOTICE, Experiment
-from files import write_csv
+from files import make_folder, write_csv
 from logs import LOG, say
 from metrics import METRICS, evaluate, summarize
 from networks import CHECKPOINT
-from results import save_run
-from status import Reader, fit_readers, read_status
-from utils import InputError
+from results import forget_run, save_run
+from status import CLASSIFIERS, Reader, fit_readers, read_status, save_readers
+from utils import InputError, weights_key
+
+READOUTS = "readouts.npz"                                  # of the test stage, for new scans
+
+
+def clear_results(exp: Experiment) -> None:
+    """Take away the results of an earlier test, and make the folders of this one."""
+    forget_run(exp.cfg.result_dir)
+    shutil.rmtree(exp.cfg.result_dir / "deviation", ignore_errors=True)                      # not every run writes it anew
+    for name in ("synthesized", "deviation") if exp.cfg.save_deviation else ("synthesized",):
+        make_folder(exp.cfg.result_dir / name)
 
 
 def trained_epochs(exp: Experiment) -> dict[str, int]:
@@ -30,19 +42,33 @@ def trained_epochs(exp: Experiment) -> dict[str, int]:
     return trained
 
 
-def fit_status(exp: Experiment, real: dict[str, pd.DataFrame]) -> dict[str, Reader]:
-    """The read-outs of amyloid status, fitted before the long synthesis; none, and why, if status is not binary here."""
+def readouts_bound_to(exp: Experiment, synthesizer: Synthesizer) -> dict[str, str]:
+    """What a read-out of volumes is valid for: the networks, which are those of one training list, and the masks that it looks through."""
+    masks, networks = exp.identity()["masks"], weights_key(synthesizer.unet, synthesizer.decoder)
+    bound_to = {name: f"{networks} {masks['brain']}" for name in CLASSIFIERS}
+    return bound_to | ({"suvr": f"{networks} {masks['cortex']} {masks['reference']}"} if exp.regions else {})
+
+
+def fit_status(exp: Experiment, real: dict[str, pd.DataFrame], synthesizer: Synthesizer) -> dict[str, Reader]:
+    """The read-outs of amyloid status, fitted before the long synthesis; none, and why, if status is not binary here.
+
+    Writes those of volumes to readouts.npz, for new scans.
+    """
+    path = exp.cfg.result_dir / READOUTS
+    path.unlink(missing_ok=True)
     if exp.cfg.num_classes != 2 or real["train"]["label"].nunique() < 2:
         say("test", "amyloid status is not read: it needs num_classes 2 and both labels in the training list")
         return {}
-    return fit_readers(real["train"], real["validation"], exp.brain, exp.pool, exp.cfg.seed)
+    readers = fit_readers(real["train"], real["validation"], exp.brain, exp.pool, exp.cfg.seed)
+    save_readers(path, readers, readouts_bound_to(exp, synthesizer))
+    return readers
 
 
 def survey_real(exp: Experiment) -> dict[str, pd.DataFrame]:
     """What status and uptake are read from, of the real PETs of each list, with age and sex if they are known."""
     cohort = exp.cohort
     lists = {split: getattr(cohort, split) for split in ("train", "validation", "test")}
-    real = {split: evaluate(lambda batch: batch["pet"], exp.batches(scans, "mri", "pet"), exp.readable, f"read {split} list")
+    real = {split: evaluate(lambda batch: batch["pet"], exp.batches(scans, "mri", "pet", divided=True), exp.readable, f"read {split} list")
             for split, scans in lists.items()}
     if exp.regions:
         without = [name for table in real.values() for name in table.loc[~np.isfinite(table["SUVR"]), "ID"]]

@@ -3,7 +3,10 @@
 A list of subjects is a table with the columns ID, label (0 or 1), mri and pet (arrays [d, h, w], pooled to about 8 mm), SUVR if there are
 regions, age and sex if data_info.csv has them. Labels are used by fit_readers alone; what is read of a test subject never depends on his.
 """
+import zipfile
+import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from classifier import LabelClassifier
+from files import atomic, brief, file_status
+from utils import InputError
 
 # Read-outs of volumes by a linear classifier: what each sees. PET is the real one in training, a method's own in the test.
 CLASSIFIERS = {"mri": ("mri",), "mri_pet": ("mri", "pet"), "pet": ("pet",)}
@@ -23,9 +28,14 @@ NO_METHOD = "none"                                         # the method of a rea
 
 
 class Reader(NamedTuple):
-    """A read-out: score of a list of subjects, [n] float64, larger is more positive; positive from the threshold on."""
+    """A read-out: score of a list of subjects, [n] float64, larger is more positive; positive from the threshold on.
+
+    classifier: what gives the score of a read-out of volumes; level: smallest and largest mean, inside the brain, of what it was fitted on.
+    """
     score: Callable[[pd.DataFrame], np.ndarray]
     threshold: float
+    classifier: LabelClassifier | None = None
+    level: tuple[float, float] = (-np.inf, np.inf)
 
 
 def choose_threshold(label: np.ndarray, score: np.ndarray, otherwise: float) -> float:
@@ -51,17 +61,20 @@ def fit_readers(train: pd.DataFrame, validation: pd.DataFrame, brain: np.ndarray
     prevalence = float(label.mean())
     readers = {"majority": Reader(lambda subjects: np.full(len(subjects), prevalence), 0.5)}
 
-    def add(name: str, score: Callable[[pd.DataFrame], np.ndarray], otherwise: float = 0.5) -> None:
-        readers[name] = Reader(score, choose_threshold(validation["label"].to_numpy(), score(validation), otherwise))
+    def add(name: str, score: Callable[[pd.DataFrame], np.ndarray], otherwise: float = 0.5, **classifier) -> None:
+        readers[name] = Reader(score, choose_threshold(validation["label"].to_numpy(), score(validation), otherwise), **classifier)
 
     if {"age", "sex"} <= set(train.columns):
         model = make_pipeline(make_column_transformer((StandardScaler(), ["age"]), (OneHotEncoder(handle_unknown="ignore"), ["sex"])),
                               LogisticRegression()).fit(train[["age", "sex"]], label)
         add("age_sex", lambda subjects: model.predict_proba(subjects[["age", "sex"]])[:, 1])
     for name, modalities in CLASSIFIERS.items():
-        add(name, _classify(LabelClassifier.fit(_stack(train, modalities), label, brain, pool, seed), modalities))
+        volumes = _stack(train, modalities)
+        classifier = LabelClassifier.fit(volumes, label, brain, pool, seed)
+        levels = [mean_level(one, classifier) for one in volumes]
+        add(name, _classify(classifier, modalities), classifier=classifier, level=(min(levels), max(levels)))
     if "SUVR" in train.columns:
-        add("suvr", lambda subjects: subjects["SUVR"].to_numpy(), otherwise=float("nan"))
+        add("suvr", _suvr, otherwise=float("nan"))
     return readers
 
 
@@ -70,8 +83,51 @@ def _stack(subjects: pd.DataFrame, modalities: tuple[str, ...]) -> np.ndarray:
     return np.stack([np.stack(subjects[name].to_list()) for name in modalities], axis=1)
 
 
+def mean_level(pooled: np.ndarray, classifier: LabelClassifier) -> float:
+    """Mean of a subject's pooled volumes [M, d, h, w] over the voxels that the classifier sees."""
+    return float(pooled[:, classifier.voxels].mean())
+
+
+def _suvr(subjects: pd.DataFrame) -> np.ndarray:
+    return subjects["SUVR"].to_numpy()
+
+
 def _classify(classifier: LabelClassifier, modalities: tuple[str, ...]) -> Callable[[pd.DataFrame], np.ndarray]:
     return lambda subjects: classifier.of_pooled(_stack(subjects, modalities))[:, 1].numpy()
+
+
+def save_readers(path: Path, readers: dict[str, Reader], bound_to: dict[str, str]) -> None:
+    """Write the read-outs that bound_to names, as plain arrays: for new scans, of which nothing but volumes is known.
+
+    bound_to: name of a read-out -> what it is valid for.
+    """
+    arrays = {}
+    for name, key in bound_to.items():
+        reader = readers[name]
+        classifier = vars(reader.classifier) if reader.classifier else {}
+        parts = {"bound_to": key, "threshold": reader.threshold, "level": reader.level, **classifier}
+        arrays |= {f"{name}/{part}": np.asarray(value) for part, value in parts.items()}
+    with atomic(path) as partial:
+        np.savez(partial, **arrays)
+
+
+def load_readers(path: Path, bound_to: dict[str, str]) -> dict[str, Reader]:
+    """The read-outs in a file of save_readers that are valid for what bound_to says. Raises InputError if it is damaged."""
+    file_status(path)
+    try:
+        with np.load(path, allow_pickle=False) as file:    # numpy compares the archive's checksums
+            arrays = {name: file[name] for name in file.files}
+        readers = {}
+        for name, key in bound_to.items():
+            if arrays.get(f"{name}/bound_to") != key:
+                continue
+            parts = [arrays[f"{name}/{part}"] for part in ("coef", "intercept", "voxels", "pool")] if name in CLASSIFIERS else []
+            classifier = LabelClassifier(*parts[:3], int(parts[3])) if parts else None
+            score = _classify(classifier, CLASSIFIERS[name]) if classifier else _suvr
+            readers[name] = Reader(score, float(arrays[f"{name}/threshold"]), classifier, tuple(arrays[f"{name}/level"].tolist()))
+        return readers
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"{path}: damaged ({brief(error)}); --stages test writes it again") from error
 
 
 def read_status(readers: dict[str, Reader], methods: dict[str, pd.DataFrame]) -> pd.DataFrame:

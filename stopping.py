@@ -43,6 +43,8 @@ def _handle(number: int, _frame) -> None:
     if os.getpid() != _Listener.process:                   # a child that has not come to serve_parent yet
         os._exit(0)
     if _Listener.asked is not None:
+        if "TORCHELASTIC_RUN_ID" in os.environ:            # torchrun passes on what came to all, and sees to the end itself
+            return
         os._exit(exit_code(number))                        # whoever asks twice means at once
     _Listener.asked = number
     with suppress(OSError):                                # the screen may be gone
@@ -57,6 +59,16 @@ def stop_if_asked() -> None:
     """
     if _Listener.asked is not None and not _Listener.held and not _Listener.answered:
         raise Stopped(_Listener.asked)
+
+
+def asked() -> int:
+    """The number of the signal that came, 0 for none."""
+    return _Listener.asked or 0
+
+
+def ask(number: int) -> None:
+    """Note a signal that came to another process of this run; 0 for none."""
+    _Listener.asked = _Listener.asked or number or None
 
 
 def answer() -> None:

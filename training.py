@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from checkpoints import Progress
 from diffusion import Diffusion
+from logs import progress_bar
 from model import AAE, Discriminator, UNet
+from ranks import agree, average_statistics, bare, rank, ranks, stopping_together, summing
 from stopping import held
 from utils import NotFiniteError, seed_everything
 
@@ -24,50 +25,58 @@ def aae_step(aae: AAE, disc: Discriminator, opt_g: Optimizer, opt_d: Optimizer, 
 
     parts: x goes through the networks in so many equal parts, one after the other, and the gradients of the parts' mean loss are added up;
     the discriminator's batch norms see a part alone. cast: gives the context, such as autocast, of the forward passes.
+    Under several ranks both are wrapped (ranks.wrap), and x is this rank's; each update averages the gradients of its own network.
     """
-    losses, x_hats = {"rec": 0.0, "adv": 0.0}, []
+    losses, x_hats, parts_of_x = {"rec": 0.0, "adv": 0.0}, [], x.chunk(parts)
     opt_g.zero_grad(set_to_none=True)
-    for part in x.chunk(parts):
-        with cast():
-            x_hat = aae(part)
-            loss_rec, loss_adv = F.l1_loss(x_hat.float(), part), -disc(x_hat).float().mean()
-        ((lambda_rec * loss_rec + loss_adv) / parts).backward(inputs=list(aae.parameters()))  # none for the discriminator
+    for number, part in enumerate(parts_of_x, start=1):
+        with summing(aae, last=number == parts):
+            with cast():
+                x_hat = aae(part)
+                loss_rec, loss_adv = F.l1_loss(x_hat.float(), part), -bare(disc)(x_hat).float().mean()
+            ((lambda_rec * loss_rec + loss_adv) / parts).backward(inputs=list(aae.parameters()))  # none for the discriminator
         x_hats.append(x_hat.detach())                                                        # the hinge loss stops at x_hat
         losses["rec"], losses["adv"] = losses["rec"] + loss_rec.item() / parts, losses["adv"] + loss_adv.item() / parts
     update(opt_g, losses)
 
     losses["disc"] = 0.0
     opt_d.zero_grad(set_to_none=True)
-    for part, x_hat in zip(x.chunk(parts), x_hats, strict=True):
-        with cast():
-            loss_disc = 0.5 * (F.relu(1 - disc(part).float()).mean() + F.relu(1 + disc(x_hat).float()).mean())
-        (loss_disc / parts).backward()
+    for number, (part, x_hat) in enumerate(zip(parts_of_x, x_hats, strict=True), start=1):
+        with summing(disc, last=number == parts):
+            with cast():
+                loss_disc = 0.5 * (F.relu(1 - disc(part).float()).mean() + F.relu(1 + disc(x_hat).float()).mean())
+            (loss_disc / parts).backward()
         losses["disc"] += loss_disc.item() / parts
     update(opt_d, losses)
+    average_statistics(bare(disc))
     return losses
 
 
-def denoising_loss(unet: UNet, diffusion: Diffusion, z_0: Tensor, mri: Tensor, label: Tensor, label_dropout: float) -> Tensor:
+def denoising_loss(unet: UNet, diffusion: Diffusion, z_0: Tensor, mri: Tensor, label: Tensor, label_dropout: float,
+                   place: tuple[int, int] = (0, 1)) -> Tensor:
     """Mean squared error of the network's prediction at a random step of every sample (Ho et al. 2020, Eq. 14).
 
     z_0 [B, C, d, h, w], mri [B, 1, D, H, W], label [B] int64; a sample goes without its label with probability label_dropout.
+    place: (k, n) if this batch is number k of n that make a larger one, for all of which times and noise are drawn.
     """
-    t = torch.randint(1, diffusion.T, (len(z_0),), device=z_0.device)                        # 1 .. T - 1 (paper)
-    eps = torch.randn_like(z_0)
-    kept = (torch.rand(len(z_0), 1, device=z_0.device) >= label_dropout).float()
-    weights = F.one_hot(label, unet.projector.label.num_embeddings).float() * kept           # [B, K]
+    own, everyone = slice(place[0] * len(z_0), (place[0] + 1) * len(z_0)), place[1] * len(z_0)
+    t = torch.randint(1, diffusion.T, (everyone,), device=z_0.device)[own]                   # 1 .. T - 1 (paper)
+    eps = torch.randn(everyone, *z_0.shape[1:], device=z_0.device)[own]
+    kept = (torch.rand(everyone, 1, device=z_0.device)[own] >= label_dropout).float()
+    weights = F.one_hot(label, bare(unet).projector.label.num_embeddings).float() * kept     # [B, K]
     return F.mse_loss(unet(diffusion.q_sample(z_0, t, eps), mri, t, weights).float(), diffusion.target(z_0, t, eps))
 
 
 def ldm_step(unet: UNet, diffusion: Diffusion, opt: Optimizer, z_0: Tensor, mri: Tensor, label: Tensor, label_dropout: float,
              parts: int = 1, cast: Callable = nullcontext) -> dict[str, float]:
-    """Update the denoiser on one batch; shapes as in denoising_loss, parts and cast as in aae_step."""
+    """Update the denoiser on one batch; shapes as in denoising_loss, parts, cast and ranks as in aae_step."""
     losses = []
     opt.zero_grad(set_to_none=True)
-    for part in zip(z_0.chunk(parts), mri.chunk(parts), label.chunk(parts), strict=True):
-        with cast():
-            loss = denoising_loss(unet, diffusion, *part, label_dropout)
-        (loss / parts).backward()
+    for number, part in enumerate(zip(z_0.chunk(parts), mri.chunk(parts), label.chunk(parts), strict=True), start=1):
+        with summing(unet, last=number == parts):
+            with cast():
+                loss = denoising_loss(unet, diffusion, *part, label_dropout, (rank(), ranks()))
+            (loss / parts).backward()
         losses.append(loss.item() / parts)
     update(opt, {"mse": sum(losses)})
     return {"mse": sum(losses)}
@@ -84,7 +93,7 @@ def update(opt: Optimizer, losses: dict[str, float]) -> None:
 
 def train_epoch(loader: DataLoader, step: Callable[[dict], dict[str, float]], seed: int, title: str,
                 progress: Progress) -> tuple[dict[str, float], float]:
-    """Take the steps of an epoch that are left; a signal waits for the end of the present one.
+    """Take the steps of an epoch that are left; a signal waits for the end of the present one, and then ends all ranks.
 
     seed: what the epoch's order, crops, times and noise follow from. progress: the steps that were taken before an interruption; the
     others are noted there. Returns the mean of each loss over all of them, and the share of the time that was spent waiting for data.
@@ -92,20 +101,24 @@ def train_epoch(loader: DataLoader, step: Callable[[dict], dict[str, float]], se
     """
     seed_everything(seed)
     progress.restore_random()
-    loader.sampler.seed, loader.sampler.first = seed, len(progress.losses) * loader.batch_size
+    loader.sampler.seed, loader.sampler.first = seed, progress.items
     waited, started, total = 0.0, time.perf_counter(), len(progress.losses) + len(loader)
-    batches = iter(tqdm(loader, desc=title, unit="step", leave=False, disable=None, initial=len(progress.losses), total=total))
-    while True:
-        asked = time.perf_counter()
-        batch = next(batches, None)
-        waited += time.perf_counter() - asked
-        if batch is None:
-            break
-        try:
-            with held():
-                progress.add(step(batch))
-        except NotFiniteError as error:
-            raise NotFiniteError(f"{title}, step {len(progress.losses) + 1}: {error} on {', '.join(batch['id'])}; "
-                                 "the last checkpoint is kept") from error
+    batches = iter(progress_bar(loader, desc=title, unit="step", initial=len(progress.losses), total=total))
+    with stopping_together():
+        stop = False
+        while not stop:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            waited += time.perf_counter() - began
+            if batch is None:
+                break
+            try:
+                with held():
+                    losses, stop = agree(step(batch))
+                    progress.add(losses, loader.sampler.step_items)
+            except NotFiniteError as error:
+                raise NotFiniteError(f"{title}, step {len(progress.losses) + 1}: {error} on {', '.join(batch['id'])}; "
+                                     "the last checkpoint is kept") from error
+        agree({})
     means = {name: float(np.mean([row[name] for row in progress.losses])) for name in progress.losses[0]}
     return means, waited / (time.perf_counter() - started)

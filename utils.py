@@ -18,11 +18,14 @@ class NotFiniteError(RuntimeError):
 
 # ---------------------------------------------------------------- device, precision and randomness
 
-def pick_device(name: str) -> torch.device:
-    """'auto', 'cpu' or 'cuda' as a device. Raises InputError for cuda where there is none."""
+def pick_device(name: str, index: int = 0) -> torch.device:
+    """'auto', 'cpu' or 'cuda' as a device, the GPU with that index. Raises InputError for cuda where there is none."""
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda was asked for, but torch finds no CUDA GPU here; use --device auto or --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(index)                           # what says only "cuda" means this one too
+    return torch.device("cuda", index)
 
 
 def has_bf16(device: torch.device) -> bool:

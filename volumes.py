@@ -9,14 +9,17 @@ from typing import BinaryIO
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.orientations import OrientationError, apply_orientation, axcodes2ornt, io_orientation, ornt_transform
+from nibabel.orientations import OrientationError, apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from nibabel.spatialimages import HeaderDataError, SpatialImage
+from scipy.ndimage import affine_transform
 
 from files import atomic, brief, file_status
 from utils import InputError
 
 RAS = axcodes2ornt("RAS")
+SAME_PLACE_MM = 0.1                                        # of the box's corners; registration tools write affines in float32
 FARTHEST_MM = 1e6                                          # from the origin; a number of this size in an affine is damage
 MAX_VOXELS = 2 ** 29                                       # 2 GiB as float32, 32 times 256x256x256; a header that claims more is damaged
 DEFLATE_RATIO = 1032                                       # most bytes that deflate packs into one, so the most that a .nii.gz can hold
@@ -42,6 +45,45 @@ class Crop:
         """
         corner = np.array(self.start) + (downscale - 1) / 2
         return affine @ np.block([[np.eye(3) * downscale, corner[:, None]], [np.zeros(3), 1]])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the voxels of a volume lie: its shape and its affine [4, 4], axes in RAS order."""
+    shape: tuple[int, ...]
+    affine: np.ndarray
+
+    @classmethod
+    def of(cls, header: nib.Nifti1Header) -> "Grid":
+        """The grid of a file of three dimensions after its axes are brought to RAS."""
+        shape, affine = header.get_data_shape(), header.get_best_affine()
+        ornt = io_orientation(affine)
+        return cls(tuple(np.array(shape)[np.argsort(ornt[:, 0])].tolist()), affine @ inv_ornt_aff(ornt, shape))
+
+    def corners(self) -> np.ndarray:
+        """Centres of the eight outermost voxels in mm, [8, 3]."""
+        return apply_affine(self.affine, np.stack(np.meshgrid(*[(0, n - 1) for n in self.shape]), axis=-1).reshape(-1, 3))
+
+    def same(self, other: "Grid") -> bool:
+        """Whether two grids are one, but for rounding in their affines."""
+        return self.shape == other.shape and np.allclose(self.corners(), other.corners(), rtol=0, atol=SAME_PLACE_MM)
+
+
+def resample(voxels: np.ndarray, affine: np.ndarray, grid: Grid) -> np.ndarray:
+    """A volume [X, Y, Z] brought onto another grid through the affines, float32; 0 where it does not reach.
+
+    Each new voxel is the mean of linear interpolations at points inside it, which stand as close as the old voxels: between grids that
+    share their voxel faces, exactly the mean of the old voxels that lie in the new one, and nothing of a fine picture is skipped.
+    """
+    step = np.linalg.inv(affine) @ grid.affine
+    parts = np.maximum(1, np.ceil(np.linalg.norm(step[:3, :3], axis=0) - 0.01)).astype(int)  # points of a new voxel along each axis
+    fine = step @ np.block([[np.diag(1 / parts), (1 / parts[:, None] - 1) / 2], [np.zeros(3), 1]])
+    slab = (parts[0], *(parts * grid.shape)[1:])
+    slabs = []
+    for first in range(0, parts[0] * grid.shape[0], parts[0]):                               # all points at once may not fit into memory
+        points = affine_transform(voxels, fine[:3, :3], fine[:3, 3] + first * fine[:3, 0], slab, np.float32, order=1, mode="grid-constant")
+        slabs.append(points.reshape(parts[0], grid.shape[1], parts[1], grid.shape[2], parts[2]).mean(axis=(0, 2, 4)))
+    return np.stack(slabs)
 
 
 def _open(path: Path) -> BinaryIO:
@@ -102,7 +144,7 @@ def _header_problem(header: nib.Nifti1Header, size: int, packed: bool) -> str:
 
 
 def orientation_problem(header: nib.Nifti1Header) -> str:
-    """Why a header does not say where left and right are, empty if it does."""
+    """Why a file does not say which side is left, empty if it does."""
     if not (header["sform_code"] or header["qform_code"]):
         return "has neither sform nor qform, so left and right are unknown; write the affine into its header"
     if header["sform_code"] and header["qform_code"] and \
@@ -144,11 +186,16 @@ def save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, note: str = "
         nib.save(image, partial)
 
 
-def save_synthesis(path: Path, x_hat: np.ndarray, mri: Path, crop: Crop, note: str) -> None:
-    """Write x_hat [D, H, W] padded with 0 to the MRI's own grid, orientation, affine and codes, so that it overlays it."""
+def save_synthesis(path: Path, x_hat: np.ndarray, mri: Path, crop: Crop, note: str, grid: Grid | None = None) -> np.ndarray:
+    """Write x_hat [D, H, W] padded with 0 to the MRI's own grid, orientation, affine and codes, so that it overlays it.
+
+    grid: that of the volume which the crop was cut out of, where it is not the MRI's own. Returns what is written, axes in RAS order.
+    """
     header = read_header(mri)
-    affine = header.get_best_affine()
-    to_ras = io_orientation(affine)
-    padded = np.zeros(apply_orientation(np.empty(header.get_data_shape(), np.bool_), to_ras).shape, np.float32)
+    affine, own = header.get_best_affine(), Grid.of(header)
+    padded = np.zeros((grid or own).shape, np.float32)
     padded[crop.slices()] = x_hat
-    save_nifti(path, apply_orientation(padded, ornt_transform(RAS, to_ras)), affine, note, like=header)
+    if grid is not None and not grid.same(own):
+        padded = resample(padded, grid.affine, own)
+    save_nifti(path, apply_orientation(padded, ornt_transform(RAS, io_orientation(affine))), affine, note, like=header)
+    return padded

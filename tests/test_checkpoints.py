@@ -143,7 +143,7 @@ def test_a_stopped_epoch_is_saved_with_its_steps_and_is_never_the_best(tmp_path)
         module.weight.fill_(7)
     torch.manual_seed(3)
     with pytest.raises(Stopped), run.saved_when_stopped():
-        run.progress.add({"rec": 0.5})
+        run.progress.add({"rec": 0.5}, 2)
         expected = torch.rand(4)
         raise Stopped(signal.SIGTERM)
     resumed = stage_run(tmp_path, nn.Linear(1, 1))

@@ -111,5 +111,5 @@ def test_json_holds_every_setting_of_an_experiment_and_the_versions():
 def test_a_checkpoint_is_bound_to_what_changes_its_training_only():
     fixed = Config().fixed_settings("aae")
     assert {"seed", "lambda_rec", "volume_size", "phantom_link"} <= fixed.keys()
-    assert not {"device", "num_workers", "exp", "stages", "data_dir", "aae_epochs", "ldm_lr", "sampler"} & fixed.keys()
+    assert not {"device", "num_workers", "exp", "stages", "data_dir", "subject_pattern", "aae_epochs", "ldm_lr", "sampler"} & fixed.keys()
     assert "ldm_lr" in Config().fixed_settings("ldm")

@@ -384,7 +384,8 @@ def test_a_link_into_a_folder_whose_name_only_begins_alike_is_refused(root):
 
 
 @pytest.mark.parametrize(("one", "other"), [("037S6046", "037_S_6046_m12"), ("sub-ADNI037S6046_ses-M00", "037S6046"),
-                                            ("sub-01_ses-M00", "sub-01_ses-M12"), ("p7_bl", "p7_m24")])
+                                            ("sub-01_ses-M00", "sub-01_ses-M12"), ("p7_bl", "p7_m24"),
+                                            ("p7_2015-03-02", "p7_20170302"), ("037_S6046", "037_S_6046")])
 def test_two_visits_of_a_subject_in_two_lists_are_refused(root, one, other):
     for old, new in (("s01", one), ("s09", other)):
         for path in list((root / "data").rglob(f"{old}.nii*")):
@@ -392,6 +393,15 @@ def test_two_visits_of_a_subject_in_two_lists_are_refused(root, one, other):
         for path in (root / "data_info").iterdir():
             path.write_text(path.read_text().replace(old, new))
     assert f"train.txt as {one}, test.txt as {other}" in problems(root)
+
+
+def test_subjects_whose_roster_numbers_of_five_digits_begin_alike_are_different_subjects(root):
+    for old, new in (("s01", "941_S_10087"), ("s09", "941_S_10088")):
+        for path in list((root / "data").rglob(f"{old}.nii*")):
+            path.rename(path.with_name(path.name.replace(old, new)))
+        for path in (root / "data_info").iterdir():
+            path.write_text(path.read_text().replace(old, new))
+    assert check(root).test[0].id == "941_S_10088"
 
 
 def test_other_affines_of_one_shape_are_refused(root):

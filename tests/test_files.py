@@ -11,8 +11,20 @@ import sys
 import pytest
 
 import files
-from files import BusyError, FolderLock, WriteError, atomic, check_room, make_folder, remove_leftovers, write_text
+from files import (
+    BusyError,
+    FolderLock,
+    WriteError,
+    atomic,
+    check_room,
+    make_folder,
+    read_table,
+    remove_leftovers,
+    write_text,
+    write_together,
+)
 from stopping import Stopped, listening
+from utils import InputError
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
@@ -136,3 +148,44 @@ def test_a_disk_that_cannot_sync_folders_or_lock_files_will_do(tmp_path, monkeyp
     monkeypatch.setattr(files.FileLock, "acquire", no_locks)
     with FolderLock(tmp_path) as lock:
         assert not lock.lock.is_locked
+
+
+def test_files_that_belong_together_are_replaced_together_or_not_at_all(tmp_path, monkeypatch):
+    folder = tmp_path / "lists"
+    write_together(folder, {"a.txt": "old", "b.txt": "old"})
+    (folder / "mine.txt").write_text("mine")
+
+    def full(path: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+    with monkeypatch.context() as patch, pytest.raises(WriteError):
+        patch.setattr(files, "sync", full)
+        write_together(folder, {"a.txt": "new", "b.txt": "new"})
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "old", "b.txt": "old", "mine.txt": "mine"}
+    write_together(folder, {"a.txt": "new", "b.txt": "new"})
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "new", "b.txt": "new", "mine.txt": "mine"}
+
+
+def test_a_run_killed_between_files_that_belong_together_leaves_no_old_one_among_new(tmp_path, monkeypatch):
+    write_together(tmp_path, {"a.txt": "old", "b.txt": "old", "c.txt": "old"})
+    replaced, replace = [], os.replace
+
+    def killed(*paths: object) -> None:
+        if replaced:
+            raise SystemExit                               # as a kill: no line behind it is run
+        replaced.append(replace(*paths))
+    monkeypatch.setattr(files.os, "replace", killed)
+    with pytest.raises(SystemExit):
+        write_together(tmp_path, {"a.txt": "new", "b.txt": "new", "c.txt": "new"})
+    assert {path.read_text() for path in tmp_path.glob("*.txt")} == {"new"}
+
+
+def test_rows_of_a_table_keep_the_numbers_of_a_spreadsheet(tmp_path):
+    (tmp_path / "a.csv").write_text("ID,label\na,1\n\n,\nb,0\n")
+    table = read_table(tmp_path / "a.csv", "ID")
+    assert (table["ID"].tolist(), [index + 2 for index in table.index]) == (["a", "b"], [2, 5])
+
+
+def test_a_table_whose_rows_are_longer_than_its_header_is_refused_instead_of_read_one_column_to_the_left(tmp_path):
+    (tmp_path / "a.csv").write_text("ID,label\na,1,\nb,0,\n")
+    with pytest.raises(InputError, match="more fields than its header has columns"):
+        read_table(tmp_path / "a.csv", "ID")

@@ -14,6 +14,7 @@ from conftest import AFFINE, SHAPE, write_volume
 import loading
 from dataset import Scan
 from loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, free_memory, volume_loader
+from ranks import Share
 from utils import InputError
 from volumes import Crop, read_volume
 
@@ -154,7 +155,7 @@ def test_a_file_that_the_disk_has_no_room_for_is_refused_with_its_size(tmp_path,
 def test_processes_share_the_cache_and_a_copy_sent_to_one_reads_the_files(tmp_path):
     scans = write_scans(tmp_path)
     cache = cache_of(scans)
-    loader = volume_loader(VolumeDataset(scans, cache, ("mri",)), 2, 2, False)
+    loader = volume_loader(VolumeDataset(scans, cache, ("mri",)), Share(len(scans), 2, divided=False), 2, False)
     assert [batch["id"] for batch in loader] == [["s0", "s1"], ["s2", "s3"], ["s4"]]
     assert (cache.states != 0).all()                       # filled by the two others
     copy = pickle.loads(pickle.dumps(cache))
@@ -181,8 +182,8 @@ def test_an_epoch_is_the_same_whoever_reads_it(tmp_path):
     scans = write_scans(tmp_path, 7)
 
     def epochs(workers: int) -> list:
-        order = EpochOrder(len(scans), jitter=True)
-        loader = volume_loader(VolumeDataset(scans, cache_of(scans), ("pet",)), 2, workers, False, order)
+        order = EpochOrder(len(scans), batch=2, parts=1, jitter=True)
+        loader = volume_loader(VolumeDataset(scans, cache_of(scans), ("pet",)), order, workers, False)
         found = []
         for order.seed in (5, 6, 5):
             found.append([(batch["id"], batch["pet"]) for batch in loader])

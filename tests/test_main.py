@@ -64,8 +64,8 @@ def test_a_run_writes_every_output(finished):
     folder = finished / "result" / "a"
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "CHECKPOINT_AAE.pth.tar", "CHECKPOINT_AAE_last.pth.tar", "CHECKPOINT_Unet.pth.tar", "CHECKPOINT_Unet_last.pth.tar",
-        *CSVS, "predictions.csv", "scores.json", "synthesized", "loss_curve.png", "synthesized.png", "figures", "report.html",
-        "run.log", ".lock"}
+        *CSVS, "predictions.csv", "readouts.npz", "scores.json", "synthesized", "loss_curve.png", "synthesized.png", "figures",
+        "report.html", "run.log", ".lock"}
     assert {path.stem for path in (finished / "result" / "tables").iterdir()} == {"image_quality", "amyloid_status", "comparisons"}
     test, validation, losses = (pd.read_csv(folder / name) for name in ("test.csv", "validation.csv", "loss_curve.csv"))
     assert test.columns.tolist() == COLUMNS

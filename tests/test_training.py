@@ -92,7 +92,7 @@ class Batches:
     batch_size = 2
 
     def __init__(self, *ids: str):
-        self.ids, self.sampler = ids, SimpleNamespace(seed=None, first=0)
+        self.ids, self.sampler = ids, SimpleNamespace(seed=None, first=0, step_items=2)
 
     def __len__(self):
         return len(self.ids) - self.sampler.first // self.batch_size

@@ -1,0 +1,80 @@
+"""Three lists of subjects: drawn by chance, alike in label, and as alike as exchanges can make them in all else."""
+import numpy as np
+import pandas as pd
+from scipy.optimize import Bounds, LinearConstraint, milp
+
+
+def share_out(n: int, ratios: tuple[float, ...]) -> np.ndarray:
+    """n subjects as whole numbers in these ratios, each within one of its share, and at least 1 if n allows it."""
+    shares = np.array(ratios) / sum(ratios) * n
+    sizes = np.floor(shares + 1e-9).astype(int)
+    for i in np.argsort(sizes - shares, kind="stable")[:n - sizes.sum()]:
+        sizes[i] += 1
+    while n >= len(sizes) and not sizes.all():
+        sizes[sizes.argmin()] += 1
+        sizes[sizes.argmax()] -= 1
+    return sizes
+
+
+def share_out_strata(strata: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Subjects of each stratum in each list, [strata, lists]: whole numbers within one of the exact share, rows and columns as given.
+
+    strata, sizes: how many subjects each stratum and each list has, with one sum. This is controlled rounding (Cox 1987, JASA 82:520),
+    which always has a solution; of all of them, one with the least sum of absolute roundings.
+    """
+    exact = np.outer(strata, sizes) / sizes.sum()
+    floor = np.floor(exact + 1e-9)
+    of_stratum = np.kron(np.eye(len(strata)), np.ones(len(sizes)))
+    of_list = np.kron(np.ones(len(strata)), np.eye(len(sizes)))
+    missing = np.concatenate([strata - floor.sum(1), sizes - floor.sum(0)])
+    extra = milp((1 - 2 * (exact - floor)).ravel(), integrality=1, bounds=Bounds(0, (exact - floor > 1e-9).ravel().astype(int)),
+                 constraints=LinearConstraint(np.vstack([of_stratum, of_list]), missing, missing))
+    assert extra.success, f"no whole numbers for strata {strata} in lists {sizes}: {extra.message}"
+    return (floor + extra.x.reshape(exact.shape)).round().astype(int)
+
+
+def split_subjects(factors: pd.DataFrame, ratios: tuple[float, ...], seed: int) -> np.ndarray:
+    """Number of the list of each subject, from 0.
+
+    factors: a row a subject; the first column (the label) is shared out exactly, within one subject. The subjects of each label then go
+    to the lists by chance, and two of them change places as long as that brings the further columns (site, sex, ...) nearer to their
+    shares: the sum, over levels and lists, of the squared difference in subjects falls with every exchange. Levels of one or two subjects
+    need no merging, because they weigh no more than they hold. The result depends on the rows, their order and the seed alone.
+    """
+    rng = np.random.default_rng(seed)
+    sizes = share_out(len(factors), ratios)
+    strata, stratum = np.unique(factors.iloc[:, 0].to_numpy(str), return_inverse=True)
+    quotas = share_out_strata(np.bincount(stratum), sizes)
+    lists = np.empty(len(factors), int)
+    for k in range(len(strata)):
+        lists[rng.permutation(np.flatnonzero(stratum == k))] = np.repeat(np.arange(len(sizes)), quotas[k])
+    if factors.shape[1] > 1:
+        codes = np.stack([pd.factorize(factors[name].astype(str), sort=True)[0] for name in factors.columns[1:]], axis=1)
+        codes += np.concatenate([[0], np.cumsum(codes.max(0) + 1)[:-1]])                     # every level of every factor has its number
+        _exchange(lists, stratum, codes, sizes / sizes.sum(), rng)
+    return lists
+
+
+def _exchange(lists: np.ndarray, stratum: np.ndarray, codes: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> None:
+    """Exchange subjects of one stratum between lists, in place, until no exchange brings the levels nearer to their shares.
+
+    codes: the levels of each subject, [subjects, factors].
+    """
+    counts = np.stack([np.bincount(codes[lists == k].ravel(), minlength=codes.max() + 1) for k in range(len(shares))])
+    excess = counts - np.outer(shares, counts.sum(0))      # [lists, levels]
+    everyone, improved = np.arange(len(lists)), True
+    while improved:
+        improved = False
+        for i in rng.permutation(np.flatnonzero(lists != shares.argmax())):                  # every exchange has a side in a smaller list
+            weight = excess[:, codes].sum(-1)                                                # [lists, subjects]
+            mine, differing = lists[i], (codes != codes[i]).sum(1)
+            # half of what the sum of squares grows by if subject i and each other one change places
+            growth = weight[lists, i] - weight[mine, i] - weight[lists, everyone] + weight[mine] + 2 * differing
+            growth[(stratum != stratum[i]) | (lists == mine)] = np.inf
+            j = int(growth.argmin())
+            if growth[j] < -1e-9:
+                for k, sign in ((mine, 1), (lists[j], -1)):
+                    excess[k, codes[j]] += sign
+                    excess[k, codes[i]] -= sign
+                lists[i], lists[j] = lists[j], mine
+                improved = True

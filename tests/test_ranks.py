@@ -1,0 +1,394 @@
+"""Several processes on one run: forked here as torchrun starts them, on a CPU with gloo."""
+import json
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY, arguments, write_cohort
+
+import main
+import ranks
+import training
+from checkpoints import load_checkpoint
+from utils import InputError
+
+ROOT = Path(main.__file__).parent
+LISTS = {"train": [f"s{i:02}" for i in range(1, 9)], "validation": ["s09", "s10", "s11", "s12", "s13"], "test": ["s14", "s15", "s16"]}
+ONE_LAYER = TINY | {"disc_channels": (8,), "aae_epochs": 1, "ldm_epochs": 1}                 # a discriminator without batch norm
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
+    write_cohort(folder, LISTS)
+    return folder
+
+
+@pytest.fixture
+def project(cohort, tmp_path, monkeypatch) -> Path:
+    """A project folder of its own, with the volumes and lists of one cohort."""
+    (tmp_path / "data").mkdir()
+    for name in ("data/whole_MRI", "data/whole_Abeta", "data_info"):
+        (tmp_path / name).symlink_to(cohort / name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def in_ranks(count: int, function: Callable[[], object], limit: float = 120) -> list:
+    """What the function returns in each of so many forked processes that know each other; an exception in its place."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    children, pipes = [], []
+    for number in range(count):
+        read, write = os.pipe()
+        if child := os.fork():
+            os.close(write)
+            children.append(child)
+            pipes.append(read)
+            continue
+        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+                       "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        signal.alarm(int(limit))                           # whatever hangs ends
+        try:
+            result = function()
+        except BaseException as error:
+            traceback.print_exc()
+            result = error
+        with os.fdopen(write, "wb") as pipe:
+            pickle.dump(result, pipe)
+        os._exit(0)
+    results = []
+    for child, read in zip(children, pipes, strict=True):
+        with os.fdopen(read, "rb") as pipe:
+            content = pipe.read()
+        _, status = os.waitpid(child, 0)
+        assert content, f"ended by {status}"
+        results.append(pickle.loads(content))
+    return results
+
+
+def joined(function: Callable[[], object]) -> Callable[[], object]:
+    """The function between the beginning and the end of a run of several processes."""
+    def run() -> object:
+        with ranks.joined(torch.device("cpu")):
+            return function()
+    return run
+
+
+def run_main(count: int, *words: str, **settings) -> list[int]:
+    """The exit codes of a run by so many processes."""
+    return in_ranks(count, lambda: main.main([*arguments(settings), *words]))
+
+
+def weights(exp: str, file: str = "CHECKPOINT_Unet_last") -> dict:
+    return load_checkpoint(Path(f"result/{exp}/{file}.pth.tar"))["state"]
+
+
+# ---------------------------------------------------------------- what is computed
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_ranks_with_one_subject_each_take_the_steps_of_one_with_two(project, accumulation):
+    """By plain gradient descent, because Adam's first steps have the size of the learning rate however small the gradient is."""
+    settings = ONE_LAYER | {"aae_accumulation": accumulation, "ldm_accumulation": accumulation, "lambda_rec": 1.0}
+
+    def descend(**more) -> int:
+        torch.optim.Adam = torch.optim.AdamW = lambda parameters, lr, **_: torch.optim.SGD(parameters, lr)
+        return main.main([*arguments(settings | more), "--stages", "aae", "encode", "ldm"])
+    assert in_ranks(2, lambda: descend(exp="two", aae_batch_size=1, ldm_batch_size=1)) == [0, 0]
+    assert in_ranks(1, lambda: descend(exp="one")) == [0]
+    for file, name in (("CHECKPOINT_AAE_last", "aae"), ("CHECKPOINT_AAE_last", "disc"), ("CHECKPOINT_Unet_last", "unet")):
+        one, two = weights("one", file)[name], weights("two", file)[name]
+        assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-5
+    one, two = (pd.read_csv(f"result/{exp}/loss_curve.csv") for exp in ("one", "two"))
+    np.testing.assert_allclose(one.drop(columns="stage"), two.drop(columns="stage"), atol=1e-5)
+
+
+def test_every_rank_holds_the_same_weights_after_every_epoch_and_says_which(project):
+    assert run_main(2, "--stages", "aae", "encode", "ldm", **TINY | {"exp": "a"}) == [0, 0]
+    said = re.findall(r"(aae|ldm) epoch (\d): weights [0-9a-f]{16} on all 2 ranks", Path("result/a/run.log").read_text())
+    assert said == [("aae", "1"), ("aae", "2"), ("ldm", "1"), ("ldm", "2")]
+
+
+def test_ranks_that_drift_apart_are_noticed(project):
+    def drift() -> int:
+        step = training.aae_step
+
+        def stray(aae, *rest):
+            losses = step(aae, *rest)
+            if ranks.rank() == 1:
+                next(aae.parameters()).data.add_(1e-3)
+            return losses
+        main.aae_step = stray
+        return main.main([*arguments(TINY | {"exp": "a"}), "--stages", "aae"])
+    errors = in_ranks(2, drift)
+    assert all(isinstance(error, RuntimeError) and "the weights of aae epoch 1 differ between ranks" in str(error) for error in errors)
+    assert not list(Path("result/a").glob("*.pth.tar"))
+
+
+def test_scores_latents_and_volumes_do_not_depend_on_the_number_of_ranks(project):
+    assert run_main(1, "--stages", "aae", "encode", "ldm", "test", **TINY | {"exp": "a"}) == [0]
+    results = Path("result/a")
+    names = ["test.csv", "predictions.csv", "summary.csv", *(f"synthesized/{name}.nii.gz" for name in LISTS["test"])]
+    alone = {name: (results / name).read_bytes() for name in names}
+    latents = {path.name: nib.load(path).get_fdata() for path in Path("data/latent_Abeta").glob("*/*.nii.gz")}
+    assert len(latents) == 13
+    for count in (2, 3):
+        for path in Path("data/latent_Abeta").glob("*/*.nii.gz"):
+            path.unlink()
+        assert run_main(count, "--stages", "encode", "test", **TINY | {"exp": "a"}) == [0] * count
+        assert {name: (results / name).read_bytes() for name in names} == alone
+        again = {path.name: nib.load(path).get_fdata() for path in Path("data/latent_Abeta").glob("*/*.nii.gz")}
+        assert again.keys() == latents.keys() and all(np.array_equal(again[name], latents[name]) for name in latents)
+
+
+def test_validation_scores_and_loss_do_not_depend_on_the_number_of_ranks(project):
+    """A learning rate too small to move a weight, so that all validate the same networks."""
+    still = TINY | {"aae_lr": 1e-8, "ldm_lr": 1e-8, "label_at_sampling": "none", "aae_epochs": 1, "ldm_epochs": 1}
+    csvs = []
+
+    def freeze() -> int:
+        torch.optim.Adam.step = torch.optim.AdamW.step = lambda *_: None
+        return main.main([*arguments(still | {"exp": f"of_{ranks.ranks()}"}), "--stages", "aae", "encode", "ldm"])
+    for count in (1, 2, 3):
+        assert in_ranks(count, freeze) == [0] * count
+        losses = pd.read_csv(f"result/of_{count}/loss_curve.csv")["mse_validation"].dropna().tolist()
+        csvs.append((Path(f"result/of_{count}/validation.csv").read_text(), losses))
+    assert csvs[0] == csvs[1] == csvs[2]
+    assert len(csvs[0][0].splitlines()) == 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_the_ranks_share_out_every_step_of_an_epoch_and_nothing_twice(count):
+    from loading import EpochOrder
+
+    def own() -> list:
+        order = EpochOrder(23, batch=2, parts=2, jitter=False)
+        order.seed, order.first = 7, 3
+        return [list(order), len(order)]
+    shares = in_ranks(count, own)
+    [[alone, _]] = in_ranks(1, own)
+    steps = 20 // (4 * count)
+    assert [(len(share), length) for share, length in shares] == [(4 * steps, 4 * steps)] * count
+    together = [item for step in range(steps) for part in range(2)
+                for share, _ in shares for item in share[4 * step + 2 * part:4 * step + 2 * part + 2]]
+    assert together == alone[:4 * steps * count]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_is_gathered_stands_in_the_order_of_the_batches(count):
+    def collect() -> list:
+        share = ranks.Share(7, 2, divided=True)
+        loader = torch.utils.data.DataLoader(range(7), batch_sampler=share)
+        return ranks.gathered([batch.tolist() for batch in loader], loader)
+    assert in_ranks(count, joined(collect)) == [[[0, 1], [2, 3], [4, 5], [6]]] * count
+
+
+# ---------------------------------------------------------------- interruption and failure
+
+def test_a_signal_to_one_rank_ends_all_behind_the_same_step_and_any_number_of_them_goes_on(project):
+    settings = TINY | {"exp": "cut", "aae_batch_size": 1, "ldm_batch_size": 1}
+
+    def signalled() -> tuple[int, int, float]:
+        step, save, taken = training.aae_step, main.StageRun._save, []
+
+        def stepping(*args):
+            taken.append(1)
+            if len(taken) == 2 and ranks.rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(*args)
+        main.aae_step, main.StageRun._save = stepping, lambda run: (time.sleep(3 * ranks.is_main()), save(run))
+        return main.main([*arguments(settings), "--stages", "aae", "encode", "ldm"]), len(taken), time.monotonic()
+    (*ended, saved_at), (*other, left_at) = in_ranks(2, signalled)
+    assert ended == other == [75, 2]
+    assert left_at > saved_at - 1                          # not before rank 0 has saved, which takes it three seconds
+    saved = load_checkpoint(Path("result/cut/CHECKPOINT_AAE_last.pth.tar"))
+    assert (saved["epoch"], saved["progress"]["items"]) == (0, 4)
+
+    words = ("--stages", "aae", "encode", "ldm")
+    assert run_main(2, *words, **settings) == [0, 0]
+    assert run_main(2, *words, **settings | {"exp": "uncut"}) == [0, 0]
+    for file in ("CHECKPOINT_AAE_last", "CHECKPOINT_Unet_last"):
+        cut, uncut = weights("cut", file), weights("uncut", file)
+        for name in {"aae", "disc", "unet", "ema"} & cut.keys():
+            assert all(torch.equal(cut[name][key], uncut[name][key]) for key in uncut[name]), name
+
+    more = settings | {"aae_epochs": 2, "ldm_epochs": 3}
+    assert run_main(1, "--stages", "ldm", **more) == [0]
+    assert "processes: 2 -> 1" in Path("result/cut/run.log").read_text()
+    assert pd.read_csv("result/cut/loss_curve.csv").query("stage == 'ldm'")["epoch"].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_signal_during_the_validation_keeps_the_steps_of_the_epoch(project, number):
+    settings = TINY | {"exp": "a", "aae_epochs": 1, "aae_batch_size": 1}
+
+    def signalled() -> int:
+        def reconstruct(*_):
+            """The second batch of a rank is not reached: the first gets the signal."""
+            def predict(batch):
+                if ranks.rank() == number:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                return batch["pet"]
+            return predict
+        main.reconstruct = reconstruct
+        return main.main([*arguments(settings), "--stages", "aae"])
+    assert in_ranks(2, signalled) == [75, 75]
+    saved = load_checkpoint(Path("result/a/CHECKPOINT_AAE_last.pth.tar"))
+    assert (saved["epoch"], saved["progress"]["items"]) == (0, 8)
+
+
+def test_what_is_left_of_an_epoch_is_taken_by_another_number_of_ranks(project):
+    seen = []
+    settings = TINY | {"exp": "a", "aae_batch_size": 1, "aae_epochs": 1}
+
+    def recorded(stop_after: int) -> list:
+        step, batches = main.train_epoch, []
+        taken = training.aae_step
+
+        def stepping(*args):
+            if len(batches) == stop_after and ranks.rank() == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return taken(*args)
+
+        def epoch(loader, one, *rest):
+            return step(loader, lambda batch: batches.extend(batch["id"]) or one(batch), *rest)
+        main.aae_step, main.train_epoch = stepping, epoch
+        main.main([*arguments(settings), "--stages", "aae"])
+        return batches
+    for count, stop_after in ((2, 1), (3, -1)):
+        seen += [name for batches in in_ranks(count, lambda stop_after=stop_after: recorded(stop_after)) for name in batches]
+    assert len(seen) == len(set(seen)) == 2 + 6
+
+
+def test_bad_data_is_said_once_and_ends_all(project, capfd):
+    Path("data_info").unlink()
+    began = time.monotonic()
+    assert [getattr(code, "code", code) for code in run_main(3, **TINY | {"exp": "a"})] == [2, ranks.FAILED, ranks.FAILED]
+    assert time.monotonic() - began < 30
+    assert capfd.readouterr().err.count("error:") == 1
+
+
+def test_a_step_that_fails_on_one_rank_names_its_subjects_and_ends_all(project, capfd):
+    def diverge() -> int:
+        step = training.aae_step
+
+        def poisoned(aae, disc, opt_g, opt_d, x, *rest):
+            return step(aae, disc, opt_g, opt_d, x * float("nan") if ranks.rank() == 1 else x, *rest)
+        main.aae_step = poisoned
+        return main.main([*arguments(TINY | {"exp": "a"}), "--stages", "aae"])
+    assert in_ranks(2, diverge) == [3, 3]
+    assert re.search(r"rank 1: error: aae epoch 1, step 1: loss {'rec': nan.* on s\d\d, s\d\d", capfd.readouterr().err)
+
+
+def test_a_rank_that_fails_alone_takes_the_others_with_it(project, capfd):
+    def fail() -> int:
+        if ranks.rank() == 1:
+            main.aae_step = lambda *_: (_ for _ in ()).throw(InputError("one.nii.gz: truncated"))
+        return main.main([*arguments(TINY | {"exp": "a"}), "--stages", "aae"])
+    assert in_ranks(2, fail) == [6, 2]
+    said = capfd.readouterr().err
+    assert "rank 1: error: one.nii.gz: truncated" in said and "rank 0: error: another process of this run failed or is gone" in said
+
+
+def test_torchrun_ends_within_a_minute_when_a_rank_is_killed_and_another_number_of_ranks_goes_on(project):
+    settings = TINY | {"exp": "a", "aae_epochs": 300}
+    words = [str(ROOT / "main.py"), *arguments(settings), "--stages", "aae"]
+    run = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words],
+                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    last = project / "result/a/CHECKPOINT_AAE_last.pth.tar"
+    while not last.exists() and run.poll() is None:
+        time.sleep(0.1)
+    os.kill(child_of(run.pid, rank=1), signal.SIGKILL)
+    began = time.monotonic()
+    output, _ = run.communicate(timeout=90)
+    assert time.monotonic() - began < 60
+    assert run.returncode != 0
+    assert re.search("rank 0: (error: another process of this run failed or is gone|stopped by SIGTERM)", output), output   # by torchrun
+    epochs = load_checkpoint(last)["epoch"]
+    assert main.main([*arguments(settings | {"aae_epochs": epochs + 1}), "--stages", "aae"]) == 0
+    assert load_checkpoint(last)["epoch"] == epochs + 1
+
+
+# ---------------------------------------------------------------- settings
+
+@pytest.mark.parametrize(("environment", "settings", "message"), [
+    ({}, {"gpus": 2}, "gpus 2, but torch finds 0 GPUs here"),
+    ({}, {"gpus": 2, "device": "cpu"}, "gpus 2, but device is cpu"),
+    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
+     {"gpus": 3}, "gpus 3, but 2 processes were started"),
+    ({"RANK": "x", "WORLD_SIZE": "2"}, {}, "RANK=x, WORLD_SIZE=2"),
+    ({"RANK": "2", "WORLD_SIZE": "2"}, {}, "RANK=2, WORLD_SIZE=2"),
+    ({"RANK": "0", "WORLD_SIZE": "2"}, {}, "LOCAL_RANK=, LOCAL_WORLD_SIZE=, MASTER_ADDR=, MASTER_PORT=; set all of them"),
+])
+def test_processes_that_cannot_be_are_refused(project, monkeypatch, capsys, environment, settings, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main.main(arguments(TINY | {"device": "auto"} | settings)) == 2
+    assert message in capsys.readouterr().err
+    assert not Path("result").exists()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    ranks.check_environment(2, "auto")
+    for name, value in zip((*ranks.ALONE, "MASTER_ADDR", "MASTER_PORT"), ("0", "3", "0", "3", "localhost", "29500"), strict=True):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="3 processes on this machine, but torch finds 2 GPUs"):
+        ranks.check_environment(0, "auto")
+
+
+def test_gpus_starts_as_many_processes(project, monkeypatch):
+    started = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(main, "launch", lambda *arguments: started.append(arguments) or 75)
+    assert main.main(["--gpus", "3", "--exp", "a"]) == 75
+    assert started == [(3, ["--gpus", "3", "--exp", "a"])]
+
+
+@pytest.mark.parametrize(("number", "code"), [(None, 0), (signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, 6)])
+def test_launched_processes_end_together_with_their_exit_code(project, number, code):
+    settings = TINY | {"exp": "a", "aae_epochs": 1 if number is None else 300}
+    words = [*arguments(settings), "--stages", "aae"]
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import ranks; sys.exit(ranks.launch(2, {words!r}))"
+    run = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    last = project / "result/a/CHECKPOINT_AAE_last.pth.tar"
+    while not last.exists() and run.poll() is None:
+        time.sleep(0.1)
+    if number == signal.SIGKILL:
+        os.kill(child_of(run.pid, rank=1), number)
+    elif number:
+        run.send_signal(number)
+    began = time.monotonic()
+    _, said = run.communicate(timeout=90)
+    assert run.returncode == code and time.monotonic() - began < 60, said
+    assert "Traceback" not in said
+    assert number != signal.SIGKILL or "rank 0: error: another process of this run failed or is gone" in said
+
+
+def child_of(pid: int, rank: int) -> int:
+    """The process with that rank among the children of another."""
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return next(child for child in children if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes())
+
+
+def test_the_global_batch_is_said_and_must_be_filled(project, capfd):
+    assert run_main(3, "--stages", "aae", **TINY | {"exp": "a", "aae_epochs": 1}) == [0, 0, 0]
+    assert "8 PET volumes, 6 a step of 3 processes together" in capfd.readouterr().out
+    assert json.loads(Path("result/a/config.json").read_text())["settings"]["aae_batch_size"] == 2
+    codes = run_main(3, "--stages", "aae", **TINY | {"exp": "b", "aae_batch_size": 3})
+    assert codes[0] == 2 and "8 usable subjects do not fill the 9 of one step" in capfd.readouterr().err

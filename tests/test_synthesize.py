@@ -1,0 +1,527 @@
+"""New scans: the PET of an MRI alone, on the MRI's own grid; what is refused, left out, continued and never overwritten."""
+import gzip
+import hashlib
+import json
+import os
+import shutil
+import struct
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import AFFINE, SHAPE, TINY, arguments, write_volume
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+
+import main
+import newscans
+import synthesize
+from anatomy import load_template
+from dataset import RANGE_TOLERANCE
+from newscans import find_scans, output_name, place_problem
+from phantom import draw_subject, simulate
+from utils import InputError, NotFiniteError
+from volumes import Grid, read_volume, resample
+
+PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 2, 2), "phantom_voxel": 8}
+PET = "sub-{}_space-MNI152_desc-ilcldm_pet.nii.gz"
+NEW = "new/scan.nii.gz"
+
+
+def run(*argv: str, **settings) -> int:
+    """Exit code of a run."""
+    try:
+        return main.main(arguments(TINY | PHANTOM | {"exp": "a"} | settings) + list(argv))
+    except SystemExit as stop:
+        return stop.code
+
+
+def synthesize_new(mri: str = NEW, out: str = "out", **settings) -> int:
+    return run("--stages", "synthesize", mri=mri, out=out, **settings)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A project folder with a tiny experiment that was trained and tested on a phantom, and a new MRI of another one at 2 mm."""
+    root = tmp_path_factory.mktemp("trained")
+    before = os.getcwd()
+    os.chdir(root)
+    torch.set_num_threads(1)
+    try:
+        assert run("--stages", "check", "aae", "encode", "ldm", "test") == 0
+    finally:
+        os.chdir(before)
+    template, rng = load_template(2), np.random.default_rng(77)
+    mri, _, _ = simulate(template, rng, draw_subject(rng, 1, 0.6), 0.6)
+    write_volume(root / NEW, mri, template.affine)
+    return root
+
+
+@pytest.fixture
+def project(trained, tmp_path, monkeypatch) -> Path:
+    """A copy of the project, as the working directory."""
+    shutil.copytree(trained, tmp_path / "project", ignore=shutil.ignore_patterns("latent_Abeta"))
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+@pytest.fixture(scope="module")
+def new_mri(trained) -> nib.Nifti1Image:
+    return nib.load(trained / NEW)
+
+
+def stored(path: Path, image: nib.Nifti1Image, codes: str, sform: int = 4, qform: int = 1, integer: bool = False) -> Path:
+    """The image in another storage orientation, with header codes of its own, as float32 or as int16 with a scale factor."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(codes)))
+    voxels = image.get_fdata()
+    affine = image.affine
+    image = nib.Nifti1Image(np.rint(4095 * voxels).astype(np.int16) if integer else voxels.astype(np.float32), affine)
+    image.set_sform(affine, sform)
+    image.set_qform(affine, qform)
+    nib.save(image, path)
+    if integer:                                            # nibabel chooses scale factors itself, so they are written behind its back
+        content = bytearray(gzip.decompress(path.read_bytes()))
+        content[112:120] = struct.pack("<ff", 1 / 4095, 0)
+        path.write_bytes(gzip.compress(bytes(content)))
+    return path
+
+
+def in_world(path: Path, grid: Grid) -> np.ndarray:
+    voxels, affine = read_volume(path)
+    return resample(voxels, affine, grid)
+
+
+# ---------------------------------------------------------------- resampling
+
+def test_a_volume_on_a_coarser_grid_of_the_same_faces_is_the_mean_of_its_voxels():
+    fine = np.random.default_rng(0).random((12, 8, 4), dtype=np.float32)
+    grid = Grid((3, 2, 1), np.array([[4.0, 0, 0, 1.5], [0, 4, 0, 1.5], [0, 0, 4, 1.5], [0, 0, 0, 1]]))
+    np.testing.assert_allclose(resample(fine, np.eye(4), grid), fine.reshape(3, 4, 2, 4, 1, 4).mean((1, 3, 5)), atol=1e-6)
+
+
+def test_resampling_through_any_affine_keeps_what_is_linear_in_space():
+    slope = np.array([0.3, -0.2, 0.5])
+    source = np.array([[0, -1.5, 0, 40], [1.2, 0, 0, -30], [0.1, 0, 2, -40], [0, 0, 0, 1.0]])
+    voxels = np.tensordot(slope, np.einsum("ij,jxyz->ixyz", source[:3, :3], np.indices((40, 50, 40))) + source[:3, 3, None, None, None], 1)
+    for scale in (0.7, 1.0, 3.3):
+        grid = Grid((5, 6, 4), np.array([[scale, 0.1, 0, 3], [0, scale, 0.2, -2], [0, 0, scale, 1], [0, 0, 0, 1]]))
+        where = np.einsum("ij,jxyz->ixyz", grid.affine[:3, :3], np.indices(grid.shape)) + grid.affine[:3, 3, None, None, None]
+        np.testing.assert_allclose(resample(voxels.astype(np.float32), source, grid), np.tensordot(slope, where, 1), atol=1e-4)
+
+
+def test_a_shift_by_whole_voxels_moves_them_unchanged_and_fills_with_0():
+    voxels = np.random.default_rng(2).random((6, 7, 8), dtype=np.float32)
+    grid = Grid((6, 7, 8), np.array([[1.0, 0, 0, 2], [0, 1, 0, -1], [0, 0, 1, 0], [0, 0, 0, 1]]))
+    moved = resample(voxels, np.eye(4), grid)
+    np.testing.assert_array_equal(moved[:4, 1:], voxels[2:, :-1])
+    assert (moved[4:] == 0).all() and (moved[:, 0] == 0).all()
+
+
+# ---------------------------------------------------------------- the PET of an MRI
+
+def test_on_the_cohorts_grid_it_is_the_file_of_the_test_stage_voxel_for_voxel(project):
+    names = (project / "data/phantom/data_info/test.txt").read_text().split()
+    for name in names:
+        (project / "scans").mkdir(exist_ok=True)
+        shutil.copy(project / f"data/phantom/whole_MRI/{name}.nii.gz", project / "scans")
+    assert synthesize_new("scans") == 0
+    assert synthesize_new(f"scans/{names[1]}.nii.gz", "alone") == 0
+    for name in names:
+        expected = nib.load(project / f"result/a/synthesized/{name}.nii.gz")
+        found = nib.load(project / "out" / PET.format(name))
+        np.testing.assert_array_equal(found.get_fdata(), expected.get_fdata())
+        assert found.header["sform_code"] == expected.header["sform_code"] == 4
+    alone = nib.load(project / "alone" / PET.format(names[1])).get_fdata()
+    np.testing.assert_allclose(alone, nib.load(project / "out" / PET.format(names[1])).get_fdata(), atol=1e-5)
+    table, test = pd.read_csv(project / "out/synthesized.csv").set_index("ID"), pd.read_csv(project / "result/a/uptake.csv")
+    suvr = test[test["method"] == "il_cldm"].set_index("ID")["SUVR"]
+    np.testing.assert_allclose(table.loc[names, "SUVR"], suvr[names], rtol=1e-6)
+    predictions = pd.read_csv(project / "result/a/predictions.csv").set_index("ID")
+    for readout, method in (("pet", "il_cldm"), ("mri_pet", "il_cldm"), ("mri", "none"), ("suvr", "il_cldm")):
+        expected = predictions[(predictions["readout"] == readout) & (predictions["method"] == method)]
+        if readout != "suvr":
+            np.testing.assert_allclose(table.loc[names, f"p_{readout}"], expected.loc[names, "score"], rtol=1e-5)
+        np.testing.assert_array_equal(table.loc[names, f"positive_{readout}"], expected.loc[names, "positive"])
+
+
+def test_any_storage_of_one_mri_gives_one_pet_in_world_space_laid_exactly_over_it(project, new_mri):
+    voxels, affine = new_mri.get_fdata(dtype=np.float32), new_mri.affine
+    fine = affine @ np.array([[0.5, 0, 0, -0.25], [0, 0.5, 0, -0.25], [0, 0, 0.5, -0.25], [0, 0, 0, 1]])
+    one_mm = nib.Nifti1Image(voxels.repeat(2, 0).repeat(2, 1).repeat(2, 2), fine)
+    grid = Grid((97, 115, 97), np.array([[2.0, 0, 0, -95.5], [0, 2, 0, -131.5], [0, 0, 2, -77.5], [0, 0, 0, 1]]))
+    wide = nib.Nifti1Image(resample(voxels, affine, grid), grid.affine)
+    cases = {"2RAS": (new_mri, "RAS", 4, 1, False), "2LAS": (new_mri, "LAS", 4, 0, True), "2LPS": (new_mri, "LPS", 0, 2, False),
+             "1PSL": (one_mm, "PSL", 2, 2, True), "wide": (wide, "LAS", 1, 0, False)}
+    brain, world = voxels > 0, Grid(voxels.shape, affine)
+    pets = {}
+    for name, (image, *storage) in cases.items():
+        mri = stored(project / name / "scan.nii.gz", image, *storage)
+        assert synthesize_new(str(mri), f"out_{name}") == 0
+        pet = nib.load(project / f"out_{name}" / PET.format("scan"))
+        source = nib.load(mri)
+        assert pet.shape == source.shape and pet.get_data_dtype() == np.float32
+        np.testing.assert_array_equal(pet.affine, source.affine)
+        assert all(pet.header[code] == source.header[code] for code in ("sform_code", "qform_code"))
+        assert 0 <= pet.get_fdata().min() < pet.get_fdata().max() <= 1
+        pets[name] = in_world(project / f"out_{name}" / PET.format("scan"), world)
+    for name, pet in pets.items():
+        assert np.corrcoef(pet[brain], pets["2RAS"][brain])[0, 1] >= 0.999, name
+        np.testing.assert_allclose(pet[brain], pets["2RAS"][brain], atol=0.05 * pets["2RAS"].max(), err_msg=name)
+
+
+def test_a_grid_of_the_cohorts_shape_but_elsewhere_is_not_taken_for_the_cohorts(project):
+    name = (project / "data/phantom/data_info/test.txt").read_text().split()[0]
+    image = nib.load(project / f"data/phantom/whole_MRI/{name}.nii.gz")
+    moved = image.affine.copy()
+    moved[0, 3] -= 8                                       # one voxel to the left, and its content one to the right
+    write_volume(project / f"moved/{name}.nii.gz", np.roll(image.get_fdata(dtype=np.float32), 1, axis=0), moved)
+    assert synthesize_new(f"data/phantom/whole_MRI/{name}.nii.gz") == synthesize_new(f"moved/{name}.nii.gz", "out2") == 0
+    one, other = (nib.load(project / folder / PET.format(name)).get_fdata() for folder in ("out", "out2"))
+    np.testing.assert_allclose(other[1:], one[:-1], atol=1e-5)
+
+
+def test_the_pet_is_0_outside_the_crop(project, new_mri):
+    assert synthesize_new() == 0
+    pet = nib.load(project / "out" / PET.format("scan"))
+    corner, size = np.array(TINY["crop_start"]), np.array(TINY["volume_size"])
+    low, high = (AFFINE[:3, 3] + 8 * (edge - 0.5) for edge in (corner, corner + size))
+    centres = nib.affines.apply_affine(pet.affine, np.indices(pet.shape).reshape(3, -1).T)
+    outside = ((centres < low - 4) | (centres > high + 4)).any(1)                            # half a voxel of the cohort is interpolated
+    assert outside.any() and (pet.get_fdata().reshape(-1)[outside] == 0).all()
+
+
+def test_a_sidecar_says_what_the_pet_was_made_from(project):
+    assert synthesize_new(save_deviation="true") == 0
+    sidecar = json.loads((project / "out" / PET.format("scan").replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Sources"][0]["SHA256"] == hashlib.sha256((project / NEW).read_bytes()).hexdigest()
+    assert (project / "out" / sidecar["Sources"][0]["MRI"]).samefile(project / NEW)
+    assert sidecar["Notice"] == "trained on a digital phantom, research only, not for clinical use"
+    assert sidecar["Sampling"] == {"Sampler": "ddim", "NetworkCalls": 3, "Draws": 2, "Seed": 0, "Device": "cpu"}
+    assert all((project / "out" / network["File"]).is_file() for network in sidecar["Networks"].values())
+    assert str(project) not in json.dumps(sidecar)
+    assert {path.name for path in (project / "out").iterdir()} == {
+        ".lock", "synthesized.csv", PET.format("scan"), PET.format("scan").replace("desc-ilcldm", "desc-ilcldmSD"),
+        *(PET.format("scan").replace(".nii.gz", suffix) for suffix in (".json", ".png"))}
+
+
+def test_the_range_is_that_of_the_draws_decoded_one_by_one(project):
+    assert synthesize_new(samples_per_scan=2, save_deviation="true") == 0
+    assert synthesize_new(out="one", samples_per_scan=1) == 0
+    row, one = (pd.read_csv(project / folder / "synthesized.csv").loc[0] for folder in ("out", "one"))
+    for name in ("SUVR", "p_pet", "p_mri_pet"):
+        assert row[f"{name}_low"] <= row[f"{name}_high"]
+        assert min(abs(one[name] - row[f"{name}_low"]), abs(one[name] - row[f"{name}_high"])) < 1e-5   # the first of the two draws
+        assert row[f"{name}_sd"] == pytest.approx((row[f"{name}_high"] - row[f"{name}_low"]) / np.sqrt(2), rel=1e-6)
+        assert f"{name}_sd" not in one
+    deviation = nib.load(project / "out" / PET.format("scan").replace("ilcldm", "ilcldmSD")).get_fdata()
+    assert deviation.shape == nib.load(NEW).shape and 0 < deviation.max() < 0.5
+
+
+# ---------------------------------------------------------------- read-outs and masks
+
+def test_without_readouts_or_masks_their_columns_are_absent_and_the_run_says_so(project, capsys):
+    (project / "result/a/readouts.npz").unlink()
+    shutil.rmtree(project / "data")
+    assert synthesize_new() == 0
+    said = capsys.readouterr().out
+    assert "no SUVR" in said and "--stages test fits them" in said
+    assert pd.read_csv(project / "out/synthesized.csv").columns.tolist() == ["ID", "p_label_1", "remark", "pet", "mri", "draws", "denoiser",
+                                                                            "notice"]
+
+
+def test_readouts_of_other_masks_are_not_used(project, capsys):
+    mask = np.zeros(SHAPE, np.uint8)
+    mask[6:16, 6:20, 6:16] = 1
+    write_volume(project / "brain.nii.gz", mask)
+    write_volume(project / "cortex.nii.gz", mask[::-1].copy())
+    settings = {"cortex_mask": "cortex.nii.gz", "reference_mask": "data/phantom/truth/cerebellum.nii.gz"}
+    assert synthesize_new(**settings) == 0
+    assert "read by suvr: these read-outs are of other networks or masks" in capsys.readouterr().out
+    table = pd.read_csv(project / "out/synthesized.csv")
+    assert "positive_suvr" not in table and {"SUVR", "p_pet"} <= set(table)
+
+
+def test_damaged_readouts_are_refused(project, capsys):
+    path = project / "result/a/readouts.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    assert synthesize_new() == 2
+    assert "readouts.npz: damaged" in capsys.readouterr().err
+
+
+def test_an_mri_of_another_brightness_than_the_training_list_is_remarked_on(project, new_mri, capsys):
+    write_volume(project / "dark.nii.gz", new_mri.get_fdata(dtype=np.float32) / 2, new_mri.affine)
+    assert synthesize_new("dark.nii.gz") == 0
+    assert "dark: mean intensity of the MRI inside the brain" in capsys.readouterr().out
+    assert "is it scaled as they are?" in pd.read_csv(project / "out/synthesized.csv")["remark"][0]
+
+
+def test_without_a_label_in_sampling_none_is_predicted(project):
+    assert synthesize_new(label_at_sampling="none") == 0
+    assert "p_label_1" not in pd.read_csv(project / "out/synthesized.csv")
+
+
+# ---------------------------------------------------------------- a folder
+
+def test_a_folder_goes_on_after_bad_files_and_names_them_at_the_end(project, new_mri, capsys):
+    voxels, affine = new_mri.get_fdata(dtype=np.float32), new_mri.affine
+    folder = project / "new"
+    write_volume(folder / "four.nii.gz", np.stack([voxels[::8, ::8, ::8]] * 2, -1), affine)
+    nowhere = nib.Nifti1Image(voxels, None)
+    nowhere.header["sform_code"] = nowhere.header["qform_code"] = 0
+    nib.save(nowhere, folder / "nowhere.nii.gz")
+    (folder / "cut.nii.gz").write_bytes((project / NEW).read_bytes()[:5000])
+    bad = {"nan": np.where(voxels > 0.9, np.nan, voxels), "flat": np.zeros_like(voxels), "scanner": 3000 * voxels}
+    for name, content in bad.items():
+        write_volume(folder / f"{name}.nii.gz", content.astype(np.float32), affine)
+    write_volume(folder / "moved.nii.gz", voxels, affine + np.array([[0, 0, 0, 25], *np.zeros((3, 4))]))
+    (folder / "._scan.nii.gz").write_bytes(b"what a Mac leaves behind")
+    (folder / "notes.txt").write_text("not a scan")
+    (folder / "text.nii").write_text("neither is this")
+    assert synthesize_new("new") == 2
+    error = capsys.readouterr().err
+    assert "8 of 9 MRIs were not synthesized, the others are in out" in error
+    for name, words in {"four": "has 4 dimensions", "nowhere": "neither sform nor qform", "cut": "truncated or damaged", "nan": "NaN",
+                        "text": "cannot be read as NIfTI", "flat": "every voxel is 0",
+                        "scanner": "expected within [0, 1]", "moved": "not in MNI space"}.items():
+        assert any(f"{name}.nii" in line and words in line for line in error.splitlines()), name
+    assert newscans.PREPARES in error and "--mri_percentile" in error
+    assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["scan"]
+    assert (project / "out" / PET.format("scan")).is_file()
+
+
+def test_nothing_is_written_if_no_mri_can_be_used(project, new_mri, capsys):
+    write_volume(project / "bad/a.nii.gz", new_mri.get_fdata(dtype=np.float32)[..., None], new_mri.affine)
+    write_volume(project / "bad2/b.nii.gz", new_mri.get_fdata(dtype=np.float32) * 100, new_mri.affine)
+    for folder in ("bad", "bad2"):
+        assert synthesize_new(folder) == 2
+        assert "error: " in capsys.readouterr().err
+    assert not (project / "out").exists()
+
+
+def test_a_second_run_makes_what_is_missing_and_nothing_else(project, new_mri, monkeypatch, capsys):
+    assert synthesize_new("new") == 0
+    before = {path: path.stat().st_mtime_ns for path in (project / "out").glob("sub-*")}
+    write_volume(project / "new/more.nii.gz", new_mri.get_fdata(dtype=np.float32)[:, ::-1][:, ::-1], new_mri.affine)
+    (project / "out" / PET.format("scan").replace(".nii.gz", ".png")).unlink()
+    assert synthesize_new("new") == 0
+    assert "2 of 2 MRIs are to be synthesized (0 are there already)" in capsys.readouterr().out
+    assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["more", "scan"]
+    after = {path: path.stat().st_mtime_ns for path in (project / "out").glob("sub-*")}
+    monkeypatch.setattr(synthesize, "read_batch", None)
+    assert synthesize_new("new") == 0
+    assert {path: path.stat().st_mtime_ns for path in (project / "out").glob("sub-*")} == after and before.keys() < after.keys()
+    assert "0 of 2 MRIs are to be synthesized (2 are there already)" in capsys.readouterr().out
+
+
+def test_a_pet_made_in_another_way_or_by_another_hand_is_replaced_only_when_asked(project, capsys):
+    assert synthesize_new() == 0
+    first = (project / "out" / PET.format("scan")).read_bytes()
+    assert synthesize_new(samples_per_scan=1) == 2
+    assert "settings samples_per_scan: 2 -> 1" in capsys.readouterr().err
+    assert (project / "out" / PET.format("scan")).read_bytes() == first
+    (project / "out" / PET.format("scan").replace(".nii.gz", ".json")).write_text("{}")
+    assert synthesize_new() == 2
+    assert "not written by this stage" in capsys.readouterr().err
+    assert synthesize_new("new", "out", samples_per_scan=1, overwrite="true") == 0
+    assert (project / "out" / PET.format("scan")).read_bytes() != first
+    assert pd.read_csv(project / "out/synthesized.csv")["draws"].tolist() == [1]
+
+
+def test_a_replacement_that_was_interrupted_is_made_by_the_next_run(project, monkeypatch):
+    assert synthesize_new(save_deviation="true") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(synthesize, "save_synthesis", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        assert synthesize_new(samples_per_scan=1, overwrite="true") == 5
+    assert not list((project / "out").glob("*.nii.gz"))    # no old PET beside a sidecar that speaks of the new one
+    assert synthesize_new(samples_per_scan=1) == 0
+    assert synthesize_new(out="fresh", samples_per_scan=1) == 0
+    for path in (project / "fresh").glob("*.nii.gz"):
+        np.testing.assert_array_equal(nib.load(path).get_fdata(), nib.load(project / "out" / path.name).get_fdata())
+    assert {path.name for path in (project / "fresh").iterdir()} == {path.name for path in (project / "out").iterdir()}
+
+
+def test_rows_of_earlier_runs_stay_in_the_table(project):
+    assert synthesize_new() == 0
+    shutil.copy(project / NEW, project / "sub-02_ses-1_run-3_desc-brain_T1w.nii.gz")
+    assert synthesize_new("sub-02_ses-1_run-3_desc-brain_T1w.nii.gz") == 0
+    assert pd.read_csv(project / "out/synthesized.csv")["pet"].tolist() == [
+        "sub-02_ses-1_run-3_space-MNI152_desc-ilcldm_pet.nii.gz", PET.format("scan")]
+
+
+def test_the_good_ones_are_in_the_table_even_if_the_networks_fail_later(project, monkeypatch):
+    shutil.copy(project / NEW, project / "new/second.nii.gz")
+    original = synthesize.synthesize_batch
+
+    def fail(trained, z_0, batch, sources, out):
+        original(trained, z_0, batch | {"scans": batch["scans"][:1]}, sources, out)
+        raise NotFiniteError("the latents sampled by ddim for second are not finite")
+    monkeypatch.setattr(synthesize, "synthesize_batch", fail)
+    assert synthesize_new("new") == 3
+    assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["scan"]
+
+
+def test_a_file_that_changes_after_the_check_is_left_out(project, monkeypatch, capsys):
+    shutil.copy(project / NEW, project / "new/second.nii.gz")
+    original = synthesize.voxel_problems
+
+    def touch_behind(scans, percentile):
+        problems = original(scans, percentile)
+        image = nib.load("new/second.nii.gz")
+        write_volume(Path("new/second.nii.gz"), image.get_fdata(dtype=np.float32) * np.float32(0.99), image.affine)
+        return problems
+    monkeypatch.setattr(synthesize, "voxel_problems", touch_behind)
+    assert synthesize_new("new") == 2
+    assert "second.nii.gz: has changed since it was checked" in capsys.readouterr().err
+    assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["scan"]
+
+
+# ---------------------------------------------------------------- intensities
+
+def test_other_intensities_are_scaled_by_a_percentile_only_when_asked(project, new_mri):
+    voxels = new_mri.get_fdata(dtype=np.float32)
+    integers = np.rint(voxels * 3000).astype(np.int16)
+    write_volume(project / "int/scan.nii.gz", integers, new_mri.affine)
+    ceiling = np.percentile(integers[integers > 0], 99.5)
+    assert synthesize_new("int") == 2
+    assert synthesize_new("int", mri_percentile=99.5) == 0
+    write_volume(project / "float/scan.nii.gz", (integers / ceiling).clip(0, 1).astype(np.float32), new_mri.affine)
+    assert synthesize_new("float", "out2") == 0
+    one, other = (nib.load(project / folder / PET.format("scan")).get_fdata() for folder in ("out", "out2"))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+    sidecar = json.loads((project / "out" / PET.format("scan").replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Sources"][0]["Intensity"] == f"divided by {ceiling:g}, clipped to [0, 1]"
+
+
+def test_integers_times_a_scale_factor_may_end_a_rounding_above_1(tmp_path, new_mri):
+    voxels = new_mri.get_fdata(dtype=np.float32)
+    write_volume(tmp_path / "a.nii", voxels / voxels.max() * (1 + RANGE_TOLERANCE / 2), new_mri.affine)
+    assert newscans.read_mri(tmp_path / "a.nii", 0.0)[2] == 1
+
+
+# ---------------------------------------------------------------- MNI space
+
+def rotation(axis: int, degrees: float) -> np.ndarray:
+    """A turn about the middle of the brain, [4, 4]."""
+    cos, sin, (i, j) = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees)), [k for k in range(3) if k != axis]
+    turn, centre = np.eye(4), np.eye(4)
+    turn[[i, j, i, j], [i, j, j, i]] = cos, cos, -sin, sin
+    centre[:3, 3] = 0, -18, 20
+    return centre @ turn @ np.linalg.inv(centre)
+
+
+def shift(*mm: float) -> np.ndarray:
+    moved = np.eye(4)
+    moved[:3, 3] = mm
+    return moved
+
+
+@pytest.mark.parametrize("voxel_mm", [4, 8])
+def test_phantoms_of_any_seed_are_found_in_mni_space_with_a_margin(voxel_mm, monkeypatch):
+    monkeypatch.setattr(newscans, "OVERLAP", newscans.OVERLAP + 0.05)
+    monkeypatch.setattr(newscans, "LIKENESS", newscans.LIKENESS + 0.1)
+    template = load_template(voxel_mm)
+    for seed in range(4):
+        rng = np.random.default_rng([seed, 5])
+        mri, _, _ = simulate(template, rng, draw_subject(rng, seed % 2, 0.6), 0.6)
+        assert place_problem(mri, template.affine) == ""
+
+
+@pytest.mark.parametrize("move", [shift(20, 0, 0), shift(0, -20, 0), shift(0, 20, 0), shift(0, 0, 20), shift(0, 0, -20), shift(400, 0, 0),
+                                  *(rotation(axis, angle) for axis in range(3) for angle in (-20, 20, 30, 90)),
+                                  np.diag([0.85, 0.85, 0.85, 1]), np.diag([1.2, 1.2, 1.2, 1])])
+def test_a_brain_elsewhere_is_told_from_one_in_mni_space(new_mri, move):
+    problem = place_problem(new_mri.get_fdata(dtype=np.float32), move @ new_mri.affine)
+    assert "not in MNI space" in problem or "whole head" in problem
+    assert newscans.PREPARES in problem
+
+
+def test_a_whole_head_is_named_as_one(new_mri):
+    from scipy.ndimage import binary_dilation
+
+    voxels = np.pad(new_mri.get_fdata(dtype=np.float32), 10)
+    affine = new_mri.affine @ shift(-10, -10, -10)
+    skull, skin = (binary_dilation(voxels > 0, iterations=n) for n in (3, 8))
+    assert "whole head" in place_problem(np.where(skin & ~skull, np.float32(0.7), voxels), affine)
+
+
+def test_a_mirrored_brain_cannot_be_told(new_mri):
+    assert place_problem(new_mri.get_fdata(dtype=np.float32), np.diag([-1.0, 1, 1, 1]) @ new_mri.affine) == ""
+
+
+# ---------------------------------------------------------------- names and places
+
+@pytest.mark.parametrize(("stem", "name"), [
+    ("phantom001", "sub-phantom001_space-MNI152_desc-ilcldm_pet"), ("037_S_6046", "sub-037S6046_space-MNI152_desc-ilcldm_pet"),
+    ("sub-01_T1w", "sub-01_space-MNI152_desc-ilcldm_pet"), ("sub-01", "sub-01_space-MNI152_desc-ilcldm_pet"),
+    ("sub-01_ses-m12_acq-x_space-MNI152NLin2009cAsym_res-2_desc-preproc_T1w",
+     "sub-01_ses-m12_acq-x_space-MNI152NLin2009cAsym_res-2_desc-ilcldm_pet"),
+    ("ein Scan (2)", "sub-einScan2_space-MNI152_desc-ilcldm_pet"), ("sub-01_T1w_brain", "sub-01T1wbrain_space-MNI152_desc-ilcldm_pet")])
+def test_names_follow_bids_and_keep_the_mris_entities(stem, name):
+    assert output_name(stem) == name
+
+
+def test_names_that_clash_or_name_nothing_are_refused_at_once(tmp_path):
+    for name in ("a_1.nii.gz", "a1.nii", "A-1.nii", "().nii", "b" * 210 + ".nii"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError) as error:
+        find_scans(tmp_path)
+    assert "A-1.nii, a1.nii, a_1.nii.gz would all be written as sub-A1_space" in str(error.value)
+    assert "().nii has no letter" in str(error.value) and "too long a name" in str(error.value)
+
+
+@pytest.mark.parametrize(("mri", "words"), [
+    ("nowhere", "nowhere: cannot be read: No such file"), ("empty", "empty: holds no MRI"),
+    ("data/phantom/data_info/test.txt", "is no MRI")])
+def test_what_is_no_mri_is_refused(project, capsys, mri, words):
+    (project / "empty").mkdir()
+    (project / "empty" / PET.format("x")).write_bytes(b"a PET of this stage")
+    assert synthesize_new(mri) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("out", ["new", "data/phantom", "data/phantom/whole_MRI/x", "result/b", "result"])
+def test_results_do_not_go_where_inputs_lie(project, capsys, out):
+    assert synthesize_new(out=out) == 2
+    assert "give a folder of its own" in capsys.readouterr().err
+    assert not list(project.rglob("*ilcldm*"))
+
+
+def test_both_settings_are_needed(capsys):
+    assert run("--stages", "synthesize", mri="x") == 2
+    assert "needs --mri FILE_OR_FOLDER and --out FOLDER" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- the experiment
+
+def test_without_a_trained_experiment_the_trained_ones_are_named(project, capsys):
+    assert synthesize_new(exp="b") == 2
+    assert "chosen by --exp and --preset; trained here: a" in capsys.readouterr().err
+
+
+def test_other_settings_than_those_of_the_checkpoints_are_refused(project, capsys):
+    assert synthesize_new(seed=3) == 2
+    assert "seed: 0 -> 3" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_does_not_know_its_grid_is_refused(project, capsys):
+    path = project / "result/a/CHECKPOINT_Unet.pth.tar"
+    saved = torch.load(path, weights_only=True)
+    del saved["facts"]["affine"]
+    path.unlink()                                          # a second name of the last checkpoint
+    torch.save(saved, path)
+    assert synthesize_new() == 2
+    assert "earlier version" in capsys.readouterr().err
+
+
+def test_a_second_run_into_the_same_folder_is_refused(project, capsys):
+    from files import FolderLock
+
+    (project / "out").mkdir()
+    with FolderLock(project / "out"):
+        assert synthesize_new() == 7
+    assert "another run works here" in capsys.readouterr().err
