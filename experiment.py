@@ -14,8 +14,8 @@ from config import Config
 from dataset import Cohort, Scan
 from loading import LATENTS, EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
 from metrics import score_volume
-from networks import CHECKPOINT, Networks, build_aae, build_discriminator, build_unet
 from model import AAE
+from networks import CHECKPOINT, Networks, build_aae, build_discriminator, build_unet
 from ranks import Share, ranks
 from regions import COVERED, Regions, read_labels, read_mask, share_inside
 from results import load_run

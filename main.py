@@ -275,6 +275,7 @@ def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callabl
             save_synthesis(exp.cfg.result_dir / folder / f"{name}.nii.gz", volume, scans[name].mri, exp.crop, note)
 
     def predict(batch: dict) -> Tensor:
+        """Batch of MRIs [B, 1, D, H, W] -> their PETs, written on the way."""
         z_0 = draw(batch)                                                                    # [B, m, C, d, h, w]
         x_hat = synthesizer.decode(z_0.mean(dim=1))
         save(x_hat, batch, "synthesized")

@@ -116,6 +116,7 @@ def scan_dates(keys: ScanKeys, table: ClinicalTable | None, problems: list[str])
     scans_of = Counter(keys.subject(scan) for scan in keys.parts)
 
     def when(scan: str) -> date | None:
+        """The date of a scan, None if nothing says it. Raises LeftOut if there are several, or one that cannot be read."""
         try:
             own = {reader.read(text) for text in texts[scan]}
         except ValueError:

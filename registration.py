@@ -128,6 +128,7 @@ def find_starts(fixed, mask, moving, centre: np.ndarray, scale: float, folder: P
     voxels, inverse = np.minimum(moving.numpy(), np.percentile(moving.numpy(), 99.5)), np.linalg.inv(affine_of(moving))
 
     def rate(pitch: float, roll: float, yaw: float, dy: float, dz: float) -> tuple[float, np.ndarray, np.ndarray]:
+        """Likeness at a pose (degrees, mm), its matrix [3, 3], and where the middle of the brain then lies, mm in RAS."""
         matrix = Rotation.from_euler("xyz", (pitch, roll, yaw), degrees=True).as_matrix() / scale
         place = centre + (0, dy, dz)
         found = map_coordinates(voxels, apply_affine(inverse, points @ matrix.T + place).T, order=1)
