@@ -32,7 +32,7 @@ from networks import build_aae, build_diffusion, build_discriminator, build_unet
 from files import make_folder, write_csv
 from loading import VolumeCache, VolumeDataset
 from metrics import evaluate, score_volume
-from training import aae_step, ldm_step
+from training import Objective, Sample, aae_step, ldm_step
 from utils import EMA, InputError, autocast, draw_noise, pick_device, pick_precision, seed_everything
 from volumes import Crop
 
@@ -87,11 +87,11 @@ def stage_2_step(setup: Setup) -> Part:
     cfg, unet, diffusion = setup.cfg, build_unet(setup.cfg, setup.device), build_diffusion(setup.cfg, setup.device)
     opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr, fused=not setup.published)
     z_0, mri = setup.latents(cfg.ldm_batch_size), setup.volumes(cfg.ldm_batch_size)
-    label = torch.arange(cfg.ldm_batch_size, device=setup.device) % 2
+    label = torch.eye(cfg.num_classes, device=setup.device)[torch.arange(cfg.ldm_batch_size) % 2]
     ema = EMA(unet, cfg.ema_decay, 0)
 
     def step():
-        ldm_step(unet, diffusion, opt, z_0, mri, label, cfg.share_without_label, cast=setup.cast)
+        ldm_step(unet, Objective(diffusion, cfg.share_without_label), opt, Sample(z_0, mri, label), cast=setup.cast)
         ema.update(unet, 1)
     return step, 1
 
@@ -100,12 +100,12 @@ def denoiser_call(setup: Setup) -> Part:
     """One network call of one draw; as published with the Extractor."""
     unet, draws = build_unet(setup.cfg, setup.device).eval(), 1 if setup.published else setup.cfg.samples_per_scan
     z_t, mri, t = setup.latents(draws), setup.volumes(1), torch.full((draws,), setup.cfg.timesteps // 2, device=setup.device)
-    condition = None if setup.published else unet.extractor(mri).detach().expand(draws, -1, -1, -1, -1)
+    condition = None if setup.published else [unet.extractor(mri).detach().expand(draws, -1, -1, -1, -1)]
 
     @torch.no_grad()
     def call():
         with setup.cast():
-            return unet.denoise(z_t, unet.extractor(mri) if condition is None else condition, t)
+            return unet.denoise(z_t, [unet.extractor(mri)] if condition is None else condition, t)
     return call, draws
 
 

@@ -52,6 +52,8 @@ class Config:
 
     # The run
     exp: str = run("paper", "name of the experiment; outputs go to result/<exp>")
+    aae_from: str = run("", "name of an experiment whose trained stage 1 is used instead of an own one; empty: its own")
+    ldm_from: str = run("", "name of an experiment whose trained stage 2 is used, with its stage 1, to sample it otherwise; empty: its own")
     stages: tuple[str, ...] = run(STAGES, "stages to run, in the paper's order whatever theirs. Not among the default ones: preprocess "
                                           "brings raw scans into the space of the cohort, prepare makes lists and labels from tables, "
                                           "curve scores the validation list with every sampler, number of calls and number of draws, "
@@ -120,11 +122,31 @@ class Config:
     timesteps: int = ldm(1000, "T, steps of the diffusion; paper: 1000", low=10)
     beta_first: float = ldm(1e-4, "first noise variance; paper: 1e-4", low=1e-8, high=0.5)
     beta_last: float = ldm(0.02, "last noise variance, linear in between; paper: 0.02", low=1e-8, high=0.5)
-    prediction: str = ldm("v", "what the UNet predicts; published: eps, where at high noise a small error of the noise swamps "
-                               "the overall level of uptake", choices=("eps", "v"))
+    zero_terminal_snr: bool = ldm(False, "shrink the schedule until the last step is pure noise (Lin et al. 2024), as sampling begins; "
+                                         "needs prediction v or x0 and sampler ddim")
+    prediction: str = ldm("v", "what the UNet predicts: the noise, v or z_0; published: eps, where at high noise a small error of the "
+                               "noise swamps the overall level of uptake", choices=("eps", "v", "x0"))
+    min_snr: float = ldm(0.0, "gamma of the Min-SNR weights of the loss over time (Hang et al. 2023, who take 5); 0: none; paper: none",
+                         low=0.0)
+    time_shift: float = ldm(1.0, "training draws times t = s u / (1 + (s - 1) u) of T, u uniform (Esser et al. 2024, Eq. 23): above 1 more "
+                                 "of them at high noise; paper: 1", low=0.01, high=100.0)
+    image_loss: float = ldm(0.0, "weight of the L1 between PET and decoded estimate of z_0, in units of the PET's deviation over the "
+                                 "training list (an idea of CoCoLIT, 2025); 0: none; paper: none", low=0.0)
+    cortex_loss: float = ldm(0.0, "weight of the same L1 inside cortex_mask alone; 0: none; paper: none", low=0.0)
+    image_loss_over_time: str = ldm("even", "even: image_loss and cortex_loss count alike at all times; signal: by alpha_bar, little at "
+                                            "high noise", choices=("even", "signal"))
+    conditioning: str = ldm("input", "where the UNet sees the MRI; input: as one channel beside z_t (paper); multiscale: also as features "
+                                     "of its own at every resolution", choices=("input", "multiscale"))
     latent_scaling: bool = ldm(True, "shift and scale the latents to mean 0 and deviation 1 over the training list, which the "
                                      "noise schedule assumes; published: false")
     image_conditioning: bool = ldm(True, "the UNet sees the MRI; false: an ablation, in which only the label's prediction still does")
+    label_predictor: str = ldm("linear", "what predicts the label from the MRI; linear: principal components and logistic regression; "
+                                         "network: small 3D networks, one a fold of the training list, calibrated on what they left out",
+                               choices=("linear", "network"))
+    label_in_training: str = ldm("true", "label that the UNet is trained with; predicted: the probabilities of predictors that did not see "
+                                         "the subject (cross-fitted), as uncertain as those of sampling; paper: true",
+                                 choices=("true", "predicted"))
+    shuffle_labels: bool = ldm(False, "a control: the labels of the training list change places at random before stage 2")
     label_conditioning: bool = ldm(True, "the UNet sees labels in training; false: an ablation, as with label_dropout 1 and "
                                          "label_at_sampling none")
     label_dropout: float = ldm(0.5, "share of training samples that go without their label, so that sampling without one is "
@@ -147,9 +169,14 @@ class Config:
                                         "of one draw", low=1)
     sampling_batch: int = sampling(8, "draws, of one or several scans, that go through the denoiser at once; less takes less memory", low=1)
     save_deviation: bool = sampling(False, "also write the standard deviation of the decoded draws of each scan, <ID>_sd.nii.gz")
-    label_at_sampling: str = sampling("predicted", "none: no label (published, an input unseen in its training); predicted: the "
-                                                   "probabilities of a classifier fitted on the training MRIs mix the label "
-                                                   "embeddings. The true label is never used", choices=("none", "predicted"))
+    label_at_sampling: str = sampling("mixed", "none: no label (published, an input unseen in its training). The others take the "
+                                               "probabilities p that the MRI predicts, never the true label; class: the likeliest label; "
+                                               "mixed: p mixes the label embeddings; split: each draw takes one label, in the proportions "
+                                               "p; weighted: as many draws with each label, their mean weighted by p",
+                                      choices=("none", "class", "mixed", "split", "weighted"))
+    guidance: float = sampling(1.0, "scale of classifier-free guidance by the label (Ho and Salimans 2022): above 1 exaggerates what the "
+                                    "label changes, with twice the network calls; 1: none; paper: none", low=0.0, high=20.0)
+    shared_noise: bool = sampling(False, "all scans begin from the same noises, so that two scans differ by their MRIs alone")
 
     # Scores, tables and report of the test list
     cortex_mask: str = scoring("", "NIfTI mask of the cortical target of the SUVR, any grid of the same space; empty: no SUVR, but a "
@@ -248,6 +275,7 @@ class Config:
             scored = one != "cortex_mask" or not set(self.stages) <= set(BESIDE)             # preprocess needs the reference alone
             if scored and bool(getattr(self, one)) != bool(getattr(self, other)):
                 yield f"{one} and {other} go together: give both or none"
+        yield from self._lever_misfits()
         if self.save_deviation and self.samples_per_scan < 2:
             yield "save_deviation needs samples_per_scan of at least 2"
         if self.centiloid_intercept and not self.centiloid_slope:
@@ -262,6 +290,25 @@ class Config:
                 yield f"subject_pattern {self.subject_pattern!r} has no group for the subject"
         except re.error as error:
             yield f"subject_pattern {self.subject_pattern!r} is no regular expression: {error}"
+
+    def _lever_misfits(self):
+        """Settings of stage 2 and of sampling that ask for others."""
+        if self.zero_terminal_snr and (self.prediction == "eps" or self.sampler != "ddim"):
+            yield (f"zero_terminal_snr needs prediction v or x0 and sampler ddim, not {self.prediction} and {self.sampler}: of pure noise, "
+                   "the noise says nothing about z_0")
+        if self.label_at_sampling == "weighted" and self.samples_per_scan % self.num_classes:
+            yield (f"label_at_sampling weighted needs as many draws with each of the {self.num_classes} labels, so samples_per_scan "
+                   f"{self.samples_per_scan} must be a multiple of it")
+        if self.guidance != 1 and not (self.predicts_label and 0 < self.label_dropout < 1):
+            yield (f"guidance {self.guidance} needs a denoiser that knows scans with and without label: label_conditioning, label_dropout "
+                   "between 0 and 1, and a label_at_sampling other than none")
+        if self.cortex_loss and not (self.cortex_mask or self.is_phantom):
+            yield "cortex_loss needs a cortex_mask"
+        for name in ("aae_from", "ldm_from"):
+            if getattr(self, name) == self.exp:
+                yield f"{name} {self.exp} is this experiment itself; leave it empty"
+        if self.aae_from and self.ldm_from:
+            yield "give aae_from or ldm_from: the latter brings its own stage 1"
 
     def _prepare_misfits(self):
         if not self.table:
@@ -319,7 +366,21 @@ class Config:
     @property
     def predicts_label(self) -> bool:
         """Whether sampling conditions on a label predicted from the MRI."""
-        return self.label_conditioning and self.label_at_sampling == "predicted"
+        return self.label_conditioning and self.label_at_sampling != "none"
+
+    @property
+    def sees_images(self) -> bool:
+        """Whether the loss of stage 2 looks at decoded images."""
+        return bool(self.image_loss or self.cortex_loss)
+
+    def lent_by(self, stage: str) -> str:
+        """The experiment whose trained stage ('aae' or 'ldm') this one uses; empty: it trains its own."""
+        return self.ldm_from or (self.aae_from if stage == "aae" else "")
+
+    @property
+    def validation_draws(self) -> range:
+        """The draws of a scan that validate an epoch: one, or one with each label if they are to be weighted."""
+        return range(self.num_classes if self.predicts_label and self.label_at_sampling == "weighted" else 1)
 
     @property
     def has_grey_zone(self) -> bool:

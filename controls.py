@@ -17,6 +17,15 @@ def mean_volume(loader: DataLoader) -> Tensor:
     return (total / len(loader.dataset)).float()
 
 
+def deviation_of_voxels(loader: DataLoader) -> float:
+    """Standard deviation of the PETs of the loader's scans, over all voxels of all of them."""
+    count, total, squares = 0, 0.0, 0.0
+    for batch in loader:
+        pet = batch["pet"].double()
+        count, total, squares = count + pet.numel(), total + pet.sum().item(), squares + (pet ** 2).sum().item()
+    return max(squares / count - (total / count) ** 2, 0.0) ** 0.5
+
+
 def oracle_file(exp: Experiment, subject: str) -> Path:
     """Where a phantom keeps the oracle of a subject."""
     return Path(exp.cfg.data_dir) / "truth" / "oracle" / f"{subject}.nii.gz"

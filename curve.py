@@ -9,13 +9,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from classifier import LabelClassifier
-from diffusion import Synthesizer
+from diffusion import Draws, Synthesizer
 from experiment import Experiment
 from figures import plot_sampling
 from files import make_folder, read_own_table, write_csv
 from logs import progress_bar
 from metrics import METRICS, evaluate
+from networks import Predictor
 from stopping import stop_if_asked
 from utils import derived_seed, weights_key
 
@@ -23,7 +23,7 @@ CALLS = (1, 2, 5, 10, 20, 50, 100)                         # of ddim and dpm; dd
 DRAWS = (1, 4, 16)
 
 
-def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: LabelClassifier | None, folder: Path) -> None:
+def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: Predictor | None, folder: Path) -> None:
     """Write sampling_curve.csv, a row for each sampler, number of calls and number of draws, and its picture.
 
     A row holds the mean scores over the validation list and the correlation of synthetic with real SUVR. The present setting of the
@@ -44,7 +44,8 @@ def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: LabelCl
     table = table[table["measured_on"] == measured_on]
     real = evaluate(lambda batch: batch["pet"], exp.batches(exp.cohort.validation, "pet"), lambda x, _: _uptake(exp, x), "curve, real PET")
     for sampler, steps in reversed(plan):                                                    # the long one last
-        draws = sorted({*DRAWS, cfg.samples_per_scan} if (sampler, steps) == setting else DRAWS)
+        whole = len(cfg.validation_draws)                  # as many draws with each label, if they are weighted
+        draws = sorted({-(-m // whole) * whole for m in (DRAWS + (cfg.samples_per_scan,) if (sampler, steps) == setting else DRAWS)})
         if set(draws) <= set(table.loc[(table["sampler"] == sampler) & (table["steps"] == steps), "draws"]):
             continue
         for scores in _score(exp, synthesizer, classifier, sampler, steps, draws, real):
@@ -61,7 +62,7 @@ def _measured_on(exp: Experiment, synthesizer: Synthesizer) -> str:
     """16 hexadecimal digits that identify what a row depends on besides its sampler."""
     cfg = exp.cfg
     facts = (weights_key(synthesizer.unet, synthesizer.decoder), exp.cohort.fingerprint("validation"), exp.identity()["masks"], cfg.seed,
-             cfg.label_at_sampling, exp.precision)
+             cfg.label_at_sampling, cfg.guidance, cfg.shared_noise, exp.precision)
     return f"{derived_seed(*facts):016x}"
 
 
@@ -70,23 +71,24 @@ def _uptake(exp: Experiment, x: Tensor) -> dict[str, float]:
     return {"SUVR": exp.regions.measure(x.cpu().numpy())["SUVR"]} if exp.regions else {}
 
 
-def _score(exp: Experiment, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int, draws: list[int],
+def _score(exp: Experiment, synthesizer: Synthesizer, classifier: Predictor | None, sampler: str, steps: int, draws: list[int],
            real: pd.DataFrame) -> Iterator[dict]:
     """The mean scores with each number of draws. More draws go on from fewer ones, as a run with so many makes them."""
     title, scans, first = f"curve, {sampler} {steps}", exp.cohort.validation, 0
-    latents = {scan.id: [] for scan in scans}                                                # ID -> tensors [m, C, d, h, w]
+    drawn = {scan.id: [] for scan in scans}                                                  # ID -> draws of one scan
     for m in draws:
         draw, at_once = exp.draw(synthesizer, classifier, sampler, steps, range(first, m)), max(1, exp.cfg.sampling_batch // (m - first))
         with progress_bar(desc=f"{title}, {m} draws", unit="scan", total=len(scans)) as bar:
             for batch in exp.batches(scans, "mri", batch=at_once):
                 stop_if_asked()
-                for name, z_0 in zip(batch["id"], draw(batch), strict=True):
-                    latents[name].append(z_0)
+                for name, z_0, weight in zip(batch["id"], *draw(batch), strict=True):
+                    drawn[name].append(Draws(z_0[None], weight[None]))
                 bar.update(len(batch["id"]))
         first = m
 
         def predict(batch: dict) -> Tensor:
-            return synthesizer.decode(torch.stack([torch.cat(latents[name]).mean(dim=0) for name in batch["id"]]))
+            parts = (zip(*drawn[name], strict=True) for name in batch["id"])
+            return synthesizer.decode(torch.cat([Draws(*(torch.cat(part, dim=1) for part in both)).mean() for both in parts]))
         scores = evaluate(predict, exp.batches(scans, "pet"), lambda x_hat, volumes: exp.image_scores(x_hat, volumes) | _uptake(exp, x_hat),
                           f"{title}, {m} draws")
         correlation = {"SUVR_r": scores["SUVR"].corr(real["SUVR"])} if exp.regions else {}

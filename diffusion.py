@@ -5,6 +5,7 @@ Dimension key and symbols as in model.py.
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn as nn
@@ -16,17 +17,25 @@ from model import UNet
 class Diffusion(nn.Module):
     """The Gaussian diffusion with linear beta (Ho et al. 2020) and its samplers.
 
-    prediction: what the network's output means. 'eps' the noise (published), or 'v' = sqrt(alpha_bar) eps -
-    sqrt(1 - alpha_bar) z_0 (Salimans and Ho 2022). A denoise function takes z_t [B, C, d, h, w] and t [B] int64.
+    prediction: what the network's output means: 'eps' the noise (published), 'v' = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0
+    (Salimans and Ho 2022), or 'x0' the clean latent. zero_terminal_snr: shrink sqrt(alpha_bar) until it ends at 0 (Lin et al. 2024,
+    Algorithm 1); for DDIM and for v and x0 alone. A denoise function takes z_t [B, C, d, h, w] and t [B] int64.
     """
 
-    def __init__(self, T: int = 1000, beta_first: float = 1e-4, beta_last: float = 0.02, prediction: str = "eps"):
+    def __init__(self, T: int = 1000, beta_first: float = 1e-4, beta_last: float = 0.02, prediction: str = "eps",
+                 zero_terminal_snr: bool = False):
         super().__init__()
-        assert prediction in ("eps", "v"), prediction
+        assert prediction in ("eps", "v", "x0"), prediction
+        assert not (zero_terminal_snr and prediction == "eps"), "of pure noise, the noise says nothing about z_0"
         self.T, self.prediction = T, prediction
         beta = torch.linspace(beta_first, beta_last, T, dtype=torch.float64)
+        alpha_bar = torch.cumprod(1 - beta, dim=0)
+        if zero_terminal_snr:
+            signal = alpha_bar.sqrt()
+            alpha_bar = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+            beta = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
         self.register_buffer("beta", beta.float(), persistent=False)
-        self.register_buffer("alpha_bar", torch.cumprod(1 - beta, dim=0).float(), persistent=False)
+        self.register_buffer("alpha_bar", alpha_bar.float(), persistent=False)
 
     def _alpha_bar(self, t: Tensor) -> Tensor:
         return self.alpha_bar[t].view(-1, 1, 1, 1, 1)                                        # [B, 1, 1, 1, 1]
@@ -40,6 +49,8 @@ class Diffusion(nn.Module):
         """What the network is to predict for q_sample(z_0, t, eps); [B, C, d, h, w]."""
         if self.prediction == "eps":
             return eps
+        if self.prediction == "x0":
+            return z_0
         alpha_bar_t = self._alpha_bar(t)
         return alpha_bar_t.sqrt() * eps - (1 - alpha_bar_t).sqrt() * z_0
 
@@ -49,7 +60,26 @@ class Diffusion(nn.Module):
         signal, noise = alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt()
         if self.prediction == "eps":
             return (z_t - noise * output) / signal, output
+        if self.prediction == "x0":
+            return output, (z_t - signal * output) / noise
         return signal * z_t - noise * output, noise * z_t + signal * output
+
+    def draw_times(self, n: int, shift: float = 1.0) -> Tensor:
+        """Random steps for training, [n] int64 in 1 .. T - 1 (paper); uniform at shift 1, above it more of them at high noise: the u of
+        T u becomes shift u / (1 + (shift - 1) u) (Esser et al. 2024, Eq. 23)."""
+        if shift == 1:
+            return torch.randint(1, self.T, (n,), device=self.beta.device)
+        u = torch.rand(n, device=self.beta.device)
+        return 1 + (shift * u / (1 + (shift - 1) * u) * (self.T - 1)).long().clamp(max=self.T - 2)
+
+    def loss_weight(self, t: Tensor, gamma: float) -> Tensor:
+        """Min-SNR-gamma weight of the squared error of the network's output at t (Hang et al. 2023, Section 3.4), [B]: that of z_0 is
+        min(SNR, gamma). gamma 0: no weights."""
+        if not gamma:
+            return torch.ones_like(self.alpha_bar[t])
+        snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])
+        of_z_0 = {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.prediction]     # how the output's error counts in z_0's
+        return snr.clamp(max=gamma) / of_z_0
 
     def ddpm(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, noise: Iterator[Tensor]) -> Tensor:
         """Ancestral sampling (Ho et al. 2020, Algorithm 2, variance beta_t) over t = T - 1, ..., 1.
@@ -98,7 +128,6 @@ class Diffusion(nn.Module):
             z_t = sigma_ratio * z_t - alpha_bar[t_next].sqrt().item() * math.expm1(-h) * (z_0 + slope)
             z_0_before, h_before = z_0, h
 
-
     def _lambda(self) -> Tensor:
         """lambda at every t, [T] float64; it falls with t."""
         alpha_bar = self.alpha_bar.double()
@@ -111,8 +140,27 @@ class Diffusion(nn.Module):
         return torch.unique((lambda_t[1:, None] - even).abs().argmin(dim=0) + 1).flip(0).tolist()
 
     def calls(self, sampler: str, steps: int) -> int:
-        """Network calls of a draw."""
+        """Steps of a draw, each one network call, or two with guidance."""
         return {"ddpm": self.T - 1, "ddim": steps, "dpm": len(self._even_in_lambda(steps))}[sampler]
+
+
+class Draws(NamedTuple):
+    """Draws of latents. z_0: [B, m, C, d, h, w]; weight: [B, m], how much each counts, up to a factor a scan."""
+    z_0: Tensor
+    weight: Tensor
+
+    def mean(self) -> Tensor:
+        """The weighted mean of each scan's draws, [B, C, d, h, w]."""
+        return (self._share() * self.z_0).sum(dim=1)
+
+    def deviation(self, of_draws: Tensor) -> Tensor:
+        """Standard deviation over the draws of what was made of them, [B, m, ...] -> [B, ...]: unbiased if all count alike."""
+        share = self._share(of_draws.dim())
+        mean = (share * of_draws).sum(dim=1, keepdim=True)
+        return ((share * (of_draws - mean) ** 2).sum(dim=1) / (1 - (share ** 2).sum(dim=1))).sqrt()
+
+    def _share(self, dim: int = 6) -> Tensor:
+        return (self.weight / self.weight.sum(dim=1, keepdim=True)).view(*self.weight.shape, *[1] * (dim - 2))
 
 
 class Synthesizer:
@@ -120,36 +168,42 @@ class Synthesizer:
 
     latent_mean, latent_std: the shift and scale that the latents were trained with, z_0 = (E(x) - mean) / std.
     batch: how many draws go through the denoiser at once. cast: gives the context, such as autocast, in which the networks compute.
+    guidance: s of classifier-free guidance (Ho and Salimans 2022): s times what the label changes in the output; 1 is none.
     """
 
     def __init__(self, decoder: nn.Module, unet: UNet, diffusion: Diffusion, latent_mean: float = 0.0, latent_std: float = 1.0,
-                 batch: int = 8, cast: Callable = nullcontext):
+                 batch: int = 8, cast: Callable = nullcontext, guidance: float = 1.0):
         self.decoder, self.unet, self.diffusion = decoder, unet, diffusion
-        self.latent_mean, self.latent_std, self.batch, self.cast = latent_mean, latent_std, batch, cast
+        self.latent_mean, self.latent_std, self.batch, self.cast, self.guidance = latent_mean, latent_std, batch, cast, guidance
 
     @torch.no_grad()
     def draw(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str, steps: int) -> Tensor:
         """mri [B, 1, D, H, W] in [0, 1] -> m draws of each latent, [B, m, C, d, h, w].
 
-        label: weights of the label embeddings [B, K], or None. noise[b][k] gives tensors [C, d, h, w] for draw k of scan b, z_T first.
-        sampler: 'ddpm' (T - 1 calls), 'ddim' or 'dpm' (`steps` calls). The Extractor sees each MRI once.
+        label: weights of the label embeddings of each draw [B, m, K], or None. noise[b][k] gives tensors [C, d, h, w] for draw k of
+        scan b, z_T first. sampler: 'ddpm' (T - 1 calls), 'ddim' or 'dpm' (`steps` calls). The Extractor sees each MRI once.
         """
         draws, streams = len(noise[0]), [stream for scan in noise for stream in scan]        # B m streams
         with self.cast():
-            condition = self.unet.extractor(mri)
-        condition = condition.float().repeat_interleave(draws, dim=0)                        # [B m, 1, d, h, w]
-        label = label if label is None else label.to(mri.device).repeat_interleave(draws, dim=0)   # [B m, K]
+            condition = self.unet.condition(mri)
+        condition = [one.float().repeat_interleave(draws, dim=0) for one in condition]       # [B m, ...] each
+        label = label if label is None else label.to(mri.device).flatten(0, 1)               # [B m, K]
         chunks = [slice(first, first + self.batch) for first in range(0, len(streams), self.batch)]
-        z_0 = [self._sample(condition[part], label if label is None else label[part], streams[part], sampler, steps) for part in chunks]
+        z_0 = [self._sample([one[part] for one in condition], label if label is None else label[part], streams[part], sampler, steps)
+               for part in chunks]
         return torch.cat(z_0).unflatten(0, (len(mri), draws)) * self.latent_std + self.latent_mean
 
-    def _sample(self, condition: Tensor, label: Tensor | None, streams: list[Iterator[Tensor]], sampler: str, steps: int) -> Tensor:
+    def _sample(self, condition: list[Tensor], label: Tensor | None, streams: list[Iterator[Tensor]], sampler: str, steps: int) -> Tensor:
         """One draw for each stream of noise, all at once: [n, C, d, h, w]."""
-        noise = (torch.stack(tensors).to(condition.device) for tensors in zip(*streams, strict=True))
+        noise = (torch.stack(tensors).to(condition[0].device) for tensors in zip(*streams, strict=True))
 
         def denoise(z_t: Tensor, t: Tensor) -> Tensor:
             with self.cast():
-                return self.unet.denoise(z_t, condition, t, label).float()
+                output = self.unet.denoise(z_t, condition, t, label).float()
+                if label is None or self.guidance == 1:
+                    return output
+                without = self.unet.denoise(z_t, condition, t, None).float()
+            return without + self.guidance * (output - without)
 
         z_T = next(noise)
         if sampler == "ddpm":
@@ -162,6 +216,6 @@ class Synthesizer:
         with self.cast():                                  # two at a time: a decoder's activations are the largest of all
             return torch.cat([self.decoder(part).float().clamp(0, 1) for part in z_0.split(2)])
 
-    def deviation(self, z_0: Tensor) -> Tensor:
-        """Draws [B, m, C, d, h, w], m at least 2 -> the standard deviation (m - 1) of the decoded draws in every voxel, [B, 1, D, H, W]."""
-        return torch.stack([self.decode(z) for z in z_0.unbind(dim=1)]).std(dim=0)
+    def decode_draws(self, z_0: Tensor) -> Tensor:
+        """Draws [B, m, C, d, h, w] -> each decoded, [B, m, 1, D, H, W]."""
+        return torch.stack([self.decode(z) for z in z_0.unbind(dim=1)], dim=1)

@@ -34,7 +34,8 @@ class Experiment(Networks):
         scans = cohort.train + cohort.validation + cohort.test
         self.cache = VolumeCache([path for scan in scans for path in (scan.mri, scan.pet)], self.crop, cfg.crop_jitter, cfg.cache,
                                  cohort.checksums)
-        self.pool = pool_width(float(np.mean(voxel_sizes(cohort.affine))))
+        self.voxel_mm = float(np.mean(voxel_sizes(cohort.affine)))
+        self.pool = pool_width(self.voxel_mm)
         self.is_phantom = (Path(cfg.data_dir) / "phantom.json").exists()
         truth = Path(cfg.data_dir) / "truth"
         self.region_masks = {"cortex_mask": Path(cfg.cortex_mask or truth / "cortex.nii.gz"),
@@ -114,6 +115,10 @@ class Experiment(Networks):
         """
         cfg = self.cfg
         first = next((stage for stage in ("aae", "encode", "ldm", "curve", "test", "report") if stage in cfg.stages), None)
+        for stage in CHECKPOINT:
+            if cfg.lent_by(stage) and not self.best_path(stage).exists():
+                raise InputError(f"{self.best_path(stage)} is not there; train --exp {cfg.lent_by(stage)} first, or check "
+                                 "aae_from and ldm_from")
         if first in ("encode", "ldm", "curve", "test") and not self.best_path("aae").exists():
             raise InputError(f"{self.best_path('aae')} is not there; run --stages aae first")
         if first in ("curve", "test") and not self.best_path("ldm").exists():
@@ -135,7 +140,7 @@ class Experiment(Networks):
 
     def _refuse_resume(self) -> None:
         """Raise InputError if the first training of this run is to continue and cannot, or is to begin and there is one already."""
-        stage = next((stage for stage in CHECKPOINT if stage in self.cfg.stages), None)
+        stage = next((stage for stage in CHECKPOINT if stage in self.cfg.stages and not self.cfg.lent_by(stage)), None)
         if stage is None:
             return
         last = self.last_path(stage)
@@ -150,7 +155,7 @@ class Experiment(Networks):
         with meta:
             networks = {"aae": [build_aae(self.cfg, meta), build_discriminator(self.cfg, meta)], "ldm": [build_unet(self.cfg, meta)]}
         for stage, modules in networks.items():
-            if stage in self.cfg.stages and self.trained.get(stage, 0) < getattr(self.cfg, f"{stage}_epochs"):
+            if stage in self.cfg.stages and not self.cfg.lent_by(stage) and self.trained.get(stage, 0) < getattr(self.cfg, f"{stage}_epochs"):
                 there = {path.stat().st_ino for path in self.cfg.result_dir.glob(f"{CHECKPOINT[stage]}*.pth.tar")}
                 copies = 4 if stage == "ldm" else 3        # weights and two moments of Adam; the moving average
                 room += (3 - len(there)) * copies * sum(tensor_bytes(module.state_dict()) for module in modules)
@@ -164,9 +169,9 @@ class Experiment(Networks):
         share = Share(len(scans), batch or self.cfg.aae_batch_size, divided)
         return volume_loader(VolumeDataset(scans, self.cache, modalities), share, self.cfg.num_workers, self.device.type == "cuda")
 
-    def training_batches(self, stage: str, modality: str, jitter: bool = False) -> DataLoader:
+    def training_batches(self, stage: str, *modalities: str, jitter: bool = False) -> DataLoader:
         """The training list in the order that follows from .sampler.seed, a batch a step, the crops shifted if asked for."""
-        dataset = VolumeDataset(self.cohort.train, self.cache, (modality,))
+        dataset = VolumeDataset(self.cohort.train, self.cache, modalities)
         order = EpochOrder(len(dataset), getattr(self.cfg, f"{stage}_batch_size"), getattr(self.cfg, f"{stage}_accumulation"), jitter)
         return volume_loader(dataset, order, self.cfg.num_workers, self.device.type == "cuda")
 

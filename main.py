@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -19,23 +18,23 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from checkpoints import StageRun
-from classifier import LabelClassifier, pool_volume
 from commandline import command, parse_args
 from config import BESIDE, Config
-from controls import mean_volume, oracle_file, read_oracle
+from controls import deviation_of_voxels, mean_volume, oracle_file, read_oracle
 from curve import measure_curve
 from dataset import Cohort, Scan, check_cohort, read_demographics
-from diffusion import Diffusion, Synthesizer
+from diffusion import Draws, Synthesizer
 from experiment import PHANTOM_NOTICE, Experiment
 from failures import explain
 from figures import plot_curves, plot_synthesized
 from files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
+from labels import label_facts, label_weights
 from layout import write_tables
 from loading import LatentCache
 from logs import LOG, keep_log, logging_run, progress_bar, say
 from metrics import evaluate
 from model import AAE, UNet
-from networks import CHECKPOINT, build_aae, build_diffusion, build_discriminator, build_unet
+from networks import CHECKPOINT, build_aae, build_discriminator, build_unet
 from phantom import build_phantom
 from prepare import prepare_cohort
 from preprocess import preprocess_scans
@@ -46,7 +45,7 @@ from scoring import clear_results, fit_status, survey_real, trained_epochs, writ
 from stopping import leave, listening
 from synthesize import synthesize_scans
 from tables import group_runs, make_tables
-from training import aae_step, denoising_loss, ldm_step, train_epoch
+from training import ImageLoss, Objective, Sample, aae_step, ldm_step, train_epoch
 from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, seed_everything, weights_key
 from volumes import save_synthesis
 
@@ -56,6 +55,9 @@ from volumes import save_synthesis
 def train_aae(exp: Experiment) -> None:
     """Train autoencoder against discriminator on the training PETs; keep the epoch with the best validation score."""
     cfg = exp.cfg
+    if cfg.lent_by("aae"):
+        say("aae", f"not trained here: {exp.best_path('aae')} is used")
+        return
     seed_everything(cfg.seed, "aae")
     aae, disc = build_aae(cfg, exp.device), build_discriminator(cfg, exp.device)
     opt_g, opt_d = (torch.optim.Adam(network.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True) for network in (aae, disc))
@@ -147,6 +149,9 @@ def missing_latents(cache: LatentCache, scans: list[Scan]) -> dict[str, Scan]:
 def train_ldm(exp: Experiment) -> None:
     """Train the denoiser on the latents; validate, keep and use its moving average."""
     cfg, aae = exp.cfg, exp.best_aae()
+    if cfg.lent_by("ldm"):
+        say("ldm", f"not trained here: {exp.best_path('ldm')} is used")
+        return
     seed_everything(cfg.seed, "ldm")
     unet = build_unet(cfg, exp.device)
     ema = EMA(unet, cfg.ema_decay, cfg.ema_start)
@@ -154,7 +159,7 @@ def train_ldm(exp: Experiment) -> None:
     bound_to = {"autoencoder": weights_key(aae), "aae_epochs": cfg.aae_epochs, "label_at_sampling": cfg.label_at_sampling}
     run = StageRun(cfg.result_dir, "ldm", CHECKPOINT["ldm"], {"unet": unet, "ema": ema.module, "opt": opt}, exp.settings("ldm") | bound_to,
                    exp.free_settings("ldm"))
-    subjects = exp.training_batches("ldm", "mri")
+    subjects = exp.training_batches("ldm", "mri", *(["pet"] if cfg.sees_images else []))
     announce(run, "ldm", f"{len(exp.cohort.train)} subjects", subjects, cfg.ldm_epochs)
     if run.epochs_left(cfg.ldm_epochs):
         if is_main():
@@ -165,20 +170,18 @@ def train_ldm(exp: Experiment) -> None:
 
 def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA, opt: Optimizer, subjects: DataLoader) -> None:
     """The epochs of stage 2 that are left."""
-    cfg, cohort, diffusion = exp.cfg, exp.cohort, build_diffusion(exp.cfg, exp.device)
+    cfg, cohort = exp.cfg, exp.cohort
     latents = exp.load_latents(aae)
     run.facts = run.facts or of_main(lambda: training_facts(exp, latents))
-    z_0 = {name: (z - run.facts["latent_mean"]) / run.facts["latent_std"] for name, z in latents.items()}
     synthesizer, classifier = exp.synthesizer(aae, ema.module, run.facts)
-    draw = exp.draw(synthesizer, classifier, "ddim", cfg.validation_steps, range(1))
+    draw = exp.draw(synthesizer, classifier, "ddim", cfg.validation_steps, cfg.validation_draws)
+    objective, sample = build_objective(exp, synthesizer, run.facts), sampling_from(exp, latents, run.facts)
     validation = exp.batches(cohort.validation, "mri", "pet", batch=cfg.sampling_batch, divided=True)
     all_unet = wrap(unet, exp.device)                      # of all ranks
 
     def step(batch: dict) -> dict[str, float]:
         """Update denoiser and moving average on a batch: its loss."""
-        z = torch.stack([z_0[name] for name in batch["id"]])                                 # [B, C, d, h, w]
-        sample = (tensor.to(exp.device, non_blocking=True) for tensor in (z, batch["mri"], batch["label"]))
-        losses = ldm_step(all_unet, diffusion, opt, *sample, cfg.share_without_label, cfg.ldm_accumulation, exp.cast)
+        losses = ldm_step(all_unet, objective, opt, sample(batch), cfg.ldm_accumulation, exp.cast)
         run.step += 1
         ema.update(unet, run.step)
         return losses
@@ -188,8 +191,8 @@ def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EM
             losses, waiting = train_epoch(subjects, step, derived_seed(cfg.seed, "ldm", epoch), f"ldm epoch {epoch}", run.progress)
             scores = None
             if epoch % cfg.validation_every == 0:
-                losses["mse_validation"] = validation_loss(exp, ema.module, diffusion, z_0, validation)
-                scores = evaluate(lambda batch: synthesizer.decode(draw(batch).mean(dim=1)), validation, exp.image_scores,
+                losses["mse_validation"] = validation_loss(exp, ema.module, objective, sample, validation)
+                scores = evaluate(lambda batch: synthesizer.decode(draw(batch).mean()), validation, exp.image_scores,
                                   f"ldm epoch {epoch}, validation")
             run.finish_epoch(epoch, losses, scores)
             validated = "" if scores is None else f"  validation {describe(scores)}"
@@ -197,12 +200,10 @@ def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EM
 
 
 def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
-    """What sampling needs to know of the training list: shift and scale of its latents, and the label classifier if one is used."""
-    cfg = exp.cfg
-    latent_mean, latent_std = latent_scale(latents, exp.cohort.train) if cfg.latent_scaling else (0.0, 1.0)
+    """What training and sampling need to know of the training list: shift and scale of its latents, what predicts a label, its labels."""
+    latent_mean, latent_std = latent_scale(latents, exp.cohort.train) if exp.cfg.latent_scaling else (0.0, 1.0)
     say("ldm", f"latents are shifted by {latent_mean:.3f} and scaled by {latent_std:.3f}")
-    classifier = fit_classifier(exp).state() if cfg.predicts_label else None
-    return {"latent_mean": latent_mean, "latent_std": latent_std, "classifier": classifier,
+    return {"latent_mean": latent_mean, "latent_std": latent_std, **label_facts(exp),
             "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom}
 
 
@@ -212,24 +213,37 @@ def latent_scale(latents: dict[str, Tensor], train: list[Scan]) -> tuple[float, 
     return values.mean().item(), values.std().item()
 
 
-def fit_classifier(exp: Experiment) -> LabelClassifier:
-    """Fit the label classifier on the training MRIs."""
-    loader = progress_bar(exp.batches(exp.cohort.train, "mri"), desc="label classifier", unit="batch")
-    pooled = np.concatenate([pool_volume(batch["mri"], exp.pool).numpy() for batch in loader])   # [n, 1, d, h, w]
-    labels = np.array([scan.label for scan in exp.cohort.train])
-    return LabelClassifier.fit(pooled, labels, exp.brain, exp.pool, exp.cfg.seed)
+def build_objective(exp: Experiment, synthesizer: Synthesizer, facts: dict) -> Objective:
+    """What the settings have the denoiser lower."""
+    cfg, image = exp.cfg, None
+    if cfg.sees_images:
+        scale = of_main(lambda: deviation_of_voxels(exp.batches(exp.cohort.train, "pet")))
+        cortex = torch.from_numpy(exp.regions.cortex).to(exp.device) if cfg.cortex_loss else None
+        image = ImageLoss(lambda z_0: synthesizer.decoder(z_0 * facts["latent_std"] + facts["latent_mean"]).float(),
+                          cfg.image_loss, cfg.cortex_loss, cortex, scale, cfg.image_loss_over_time)
+    return Objective(synthesizer.diffusion, cfg.share_without_label, cfg.time_shift, cfg.min_snr, image)
+
+
+def sampling_from(exp: Experiment, latents: dict[str, Tensor], facts: dict) -> Callable[[dict], Sample]:
+    """A function: batch -> what a step sees, on the device. Labels of the training list are those of the facts."""
+    z_0 = {name: (z - facts["latent_mean"]) / facts["latent_std"] for name, z in latents.items()}
+    weights = label_weights(exp, facts)
+
+    def sample(batch: dict) -> Sample:
+        z, label = (torch.stack([values[name] for name in batch["id"]]) for values in (z_0, weights))
+        pet = batch.get("pet") if exp.cfg.sees_images else None
+        return Sample(*(one if one is None else one.to(exp.device, non_blocking=True) for one in (z, batch["mri"], label, pet)))
+    return sample
 
 
 @torch.no_grad()
-def validation_loss(exp: Experiment, unet: UNet, diffusion: Diffusion, z_0: dict[str, Tensor], loader: DataLoader) -> float:
+def validation_loss(exp: Experiment, unet: UNet, objective: Objective, sample: Callable[[dict], Sample], loader: DataLoader) -> float:
     """Denoising loss of the validation list at steps and noise that are the same in every epoch and for any number of ranks."""
     totals = []                                            # of each batch
     for batch in loader:
         seed_everything(exp.cfg.seed, "validation loss", *batch["id"])
-        z = torch.stack([z_0[name] for name in batch["id"]])
-        sample = (tensor.to(exp.device) for tensor in (z, batch["mri"], batch["label"]))
         with exp.cast():
-            totals.append(denoising_loss(unet, diffusion, *sample, exp.cfg.share_without_label).item() * len(z))
+            totals.append(objective.losses(unet, sample(batch))["mse"].item() * len(batch["id"]))
     return sum(gathered(totals, loader)) / len(loader.dataset)
 
 
@@ -265,7 +279,7 @@ def test(exp: Experiment) -> None:
                                                   for scan in exp.shown_scans()], exp.notice)
 
 
-def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callable[[dict], Tensor]) -> Callable[[dict], Tensor]:
+def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callable[[dict], Draws]) -> Callable[[dict], Tensor]:
     """A predict function for evaluate: MRI -> synthetic PET, saved on the MRI's grid; beside it the deviation of its draws if asked for."""
     scans = {scan.id: scan for scan in exp.cohort.test}
     note = f"{PHANTOM_NOTICE if exp.is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"   # NIfTI holds 79 bytes
@@ -276,11 +290,11 @@ def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callabl
 
     def predict(batch: dict) -> Tensor:
         """Batch of MRIs [B, 1, D, H, W] -> their PETs, written on the way."""
-        z_0 = draw(batch)                                                                    # [B, m, C, d, h, w]
-        x_hat = synthesizer.decode(z_0.mean(dim=1))
+        draws = draw(batch)
+        x_hat = synthesizer.decode(draws.mean())
         save(x_hat, batch, "synthesized")
         if exp.cfg.save_deviation:
-            save(synthesizer.deviation(z_0), batch, "deviation")
+            save(draws.deviation(synthesizer.decode_draws(draws.z_0)), batch, "deviation")
         return x_hat
     return predict
 

@@ -161,6 +161,26 @@ class NoExtractor(nn.Module):
         return mri[:, :0, ::step, ::step, ::step]
 
 
+class Pyramid(nn.Module):
+    """Multi-scale image conditioning: features of the MRI at every level of the UNet.
+
+    mri [B, 1, D, H, W] -> a list of [B, channels, d, h, w], the first on the latent grid, each further one at half the one before.
+    """
+
+    def __init__(self, downscale: int, levels: int, channels: int = 16):
+        super().__init__()
+        halvings = int(math.log2(downscale))
+        first = [conv3(1, channels), *(down(channels, channels) for _ in range(halvings)), ResBlock(channels, channels)]
+        further = [nn.Sequential(down(channels, channels), ResBlock(channels, channels)) for _ in range(levels - 1)]
+        self.levels = nn.ModuleList([nn.Sequential(*first), *further])
+
+    def forward(self, mri: Tensor) -> list[Tensor]:
+        features, h = [], mri
+        for level in self.levels:
+            features.append(h := level(h))
+        return features
+
+
 class Projector(nn.Module):
     """Label conditioning: the time step and, if given, the label as one embedding [B, time_dim].
 
@@ -225,15 +245,16 @@ class UNet(nn.Module):
     """The denoiser: the network that predicts noise or v from z_t, the MRI, the time step and the label.
 
     unet(z_t, mri, t, label): z_t [B, C, d, h, w], mri [B, 1, D, H, W] in [0, 1], t [B] int64 in [0, T), label as in
-    Projector; returns [B, C, d, h, w]. The Extractor's condition is the same at every step of a sampling run, so
-    samplers call unet.extractor(mri) once and then unet.denoise(z_t, condition, t, label).
+    Projector; returns [B, C, d, h, w]. What it sees of the MRI is the same at every step of a sampling run, so
+    samplers call unet.condition(mri) once and then unet.denoise(z_t, condition, t, label).
     downscale = D / d. attention_levels: levels of channel_mults with attention in every block (the middle always has it).
-    image_conditioning False leaves the MRI out.
+    image_conditioning False leaves the MRI out. multiscale: features of the MRI are added at every level (not published).
     """
 
     def __init__(self, latent_channels: int = 1, base_channels: int = 128, channel_mults: tuple[int, ...] = (1, 2, 2, 4),
                  res_blocks: int = 2, time_dim: int = 128, num_classes: int = 2, norm_groups: int = 32,
-                 attention_levels: tuple[int, ...] = (), downscale: int = 4, image_conditioning: bool = True):
+                 attention_levels: tuple[int, ...] = (), downscale: int = 4, image_conditioning: bool = True,
+                 multiscale: bool = False):
         super().__init__()
         self.extractor = Extractor(downscale) if image_conditioning else NoExtractor(downscale)
         self.projector = Projector(time_dim, num_classes)
@@ -242,6 +263,11 @@ class UNet(nn.Module):
             return UNetBlock(a, b, time_dim, norm_groups, attention)
 
         widths, last = [base_channels * mult for mult in channel_mults], len(channel_mults) - 1
+        if multiscale := multiscale and image_conditioning:
+            self.pyramid = Pyramid(downscale, len(widths))
+            self.inject = nn.ModuleList(nn.Conv3d(16, a, 1) for a in (base_channels, *widths[:-1]))  # what each level begins with
+        self.multiscale = multiscale
+
         layers: list[nn.Module] = [conv3(latent_channels + image_conditioning, base_channels)]
         skips = [width := base_channels]
         for level, b in enumerate(widths):
@@ -265,14 +291,21 @@ class UNet(nn.Module):
         self.out = nn.Sequential(GroupNorm(norm_groups, width), nn.SiLU(), conv3(width, latent_channels))
 
     def forward(self, z_t: Tensor, mri: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        return self.denoise(z_t, self.extractor(mri), t, label)
+        return self.denoise(z_t, self.condition(mri), t, label)
 
-    def denoise(self, z_t: Tensor, condition: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        """As forward, with the Extractor's condition [B, 1, d, h, w] in place of the MRI."""
+    def condition(self, mri: Tensor) -> list[Tensor]:
+        """What the denoiser sees of the MRI: the Extractor's channel [B, 1, d, h, w], and with multiscale the features of all levels."""
+        return [self.extractor(mri), *(self.pyramid(mri) if self.multiscale else [])]
+
+    def denoise(self, z_t: Tensor, condition: list[Tensor], t: Tensor, label: Tensor | None = None) -> Tensor:
+        """As forward, with condition(mri) in place of the MRI."""
         embedding = self.projector(t, label)                                                 # [B, time_dim]
-        h, skips = torch.cat([z_t, condition], dim=1), []                                    # [B, C + 1, d, h, w]
+        h, skips = torch.cat([z_t, condition[0]], dim=1), []                                 # [B, C + 1, d, h, w]
+        features = [inject(one) for inject, one in zip(self.inject, condition[1:], strict=True)] if self.multiscale else []
         for layer in self.down:
             h = layer(h, embedding) if isinstance(layer, UNetBlock) else layer(h)
+            if features and not isinstance(layer, UNetBlock):                                # a new level begins
+                h = h + features.pop(0)
             skips.append(h)
         for layer in self.mid:
             h = layer(h, embedding)

@@ -5,16 +5,17 @@ from typing import TypeVar
 
 import torch
 import torch.nn as nn
-from torch import Tensor
 
 from checkpoints import check_settings, load_checkpoint, restore
-from classifier import LabelClassifier
+from classifier import LabelClassifier, label_of_draws
 from config import Config
-from diffusion import Diffusion, Synthesizer
+from diffusion import Diffusion, Draws, Synthesizer
 from model import AAE, Discriminator, UNet, recompute_activations
+from predictor import NetworkClassifier
 from utils import InputError, NotFiniteError, autocast, draw_noise, has_bf16, pick_precision, weights_key
 from volumes import Crop
 
+Predictor = LabelClassifier | NetworkClassifier             # of the label, from the MRI
 Network = TypeVar("Network", bound=nn.Module)
 
 CHECKPOINT = {"aae": "CHECKPOINT_AAE", "ldm": "CHECKPOINT_Unet"}
@@ -35,7 +36,8 @@ def build_discriminator(cfg: Config, device: torch.device) -> Discriminator:
 def build_unet(cfg: Config, device: torch.device) -> UNet:
     """The denoiser with its Extractor and Projector."""
     return place(UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
-                      cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.image_conditioning), cfg, device)
+                      cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.image_conditioning,
+                      cfg.conditioning == "multiscale"), cfg, device)
 
 
 def place(network: Network, cfg: Config, device: torch.device) -> Network:
@@ -48,7 +50,7 @@ def place(network: Network, cfg: Config, device: torch.device) -> Network:
 
 def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
     """The diffusion process."""
-    return Diffusion(cfg.timesteps, cfg.beta_first, cfg.beta_last, cfg.prediction).to(device)
+    return Diffusion(cfg.timesteps, cfg.beta_first, cfg.beta_last, cfg.prediction, cfg.zero_terminal_snr).to(device)
 
 
 # ---------------------------------------------------------------- trained
@@ -81,10 +83,14 @@ class Networks:
         return load_checkpoint(self.best_path(stage))
 
     def best_path(self, stage: str) -> Path:
-        return self.cfg.result_dir / f"{CHECKPOINT[stage]}.pth.tar"
+        return self.folder_of(stage) / f"{CHECKPOINT[stage]}.pth.tar"
 
     def last_path(self, stage: str) -> Path:
-        return self.cfg.result_dir / f"{CHECKPOINT[stage]}_last.pth.tar"
+        return self.folder_of(stage) / f"{CHECKPOINT[stage]}_last.pth.tar"
+
+    def folder_of(self, stage: str) -> Path:
+        """Where the checkpoints of a stage lie: in this experiment's folder, or in that of the one whose stage it uses."""
+        return self.cfg.result_dir.parent / (self.cfg.lent_by(stage) or self.cfg.exp)
 
     def best_aae(self) -> AAE:
         """The autoencoder of the best epoch, frozen."""
@@ -92,18 +98,20 @@ class Networks:
         restore(aae, self.best_checkpoint("aae")["state"].get("aae"), self.best_path("aae"))
         return aae
 
-    def synthesizer(self, aae: AAE, unet: UNet, facts: dict) -> tuple[Synthesizer, LabelClassifier | None]:
+    def synthesizer(self, aae: AAE, unet: UNet, facts: dict) -> tuple[Synthesizer, Predictor | None]:
         """The sampling of a trained denoiser, and the classifier that predicts its label. Raises InputError if that one is missing."""
         synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(self.cfg, self.device), facts["latent_mean"], facts["latent_std"],
-                                  self.cfg.sampling_batch, self.cast)
+                                  self.cfg.sampling_batch, self.cast, self.cfg.guidance)
         if not self.cfg.predicts_label:
             return synthesizer, None
         if facts["classifier"] is None:
             raise InputError("this denoiser was trained with --label_at_sampling none and holds no label classifier; "
                              "sample it with --label_at_sampling none")
+        if "networks" in facts["classifier"]:
+            return synthesizer, NetworkClassifier.from_state(facts["classifier"], self.device)
         return synthesizer, LabelClassifier.from_state(facts["classifier"])
 
-    def best_synthesizer(self) -> tuple[Synthesizer, LabelClassifier | None, AAE]:
+    def best_synthesizer(self) -> tuple[Synthesizer, Predictor | None, AAE]:
         """The best checkpoints of both stages, ready to sample. Raises InputError if they do not belong together."""
         aae, saved = self.best_aae(), self.best_checkpoint("ldm")
         check_settings(self.best_path("ldm"), saved, {"autoencoder": weights_key(aae)})
@@ -113,17 +121,23 @@ class Networks:
         restore(unet, saved["state"].get("ema"), self.best_path("ldm"))
         return *self.synthesizer(aae, unet, saved["facts"]), aae
 
-    def draw(self, synthesizer: Synthesizer, classifier: LabelClassifier | None, sampler: str, steps: int,
-             draws: range) -> Callable[[dict], Tensor]:
-        """A function: batch of MRIs -> m draws, [B, m, C, d, h, w]. The noise of a draw depends on seed, ID and its number alone."""
-        shape = (self.cfg.latent_channels, *self.cfg.latent_size)
+    def draw(self, synthesizer: Synthesizer, classifier: Predictor | None, sampler: str, steps: int,
+             draws: range) -> Callable[[dict], Draws]:
+        """A function: batch of MRIs -> draws. The noise of a draw depends on seed, ID and its number alone, or on seed and number if it is
+        shared; with label_at_sampling weighted, the draws of the K labels share theirs."""
+        cfg = self.cfg
+        shape = (cfg.latent_channels, *cfg.latent_size)
+        labels_a_noise = cfg.num_classes if classifier and cfg.label_at_sampling == "weighted" else 1
 
-        def latents(batch: dict) -> Tensor:
-            """Batch of MRIs -> [B, m, C, d, h, w]. Raises NotFiniteError that names the subjects."""
-            label = classifier.probabilities(batch["mri"]) if classifier else None
-            noise = [[draw_noise(self.cfg.seed, subject, k, shape) for k in draws] for subject in batch["id"]]
+        def latents(batch: dict) -> Draws:
+            """Batch of MRIs -> their draws. Raises NotFiniteError that names the subjects."""
+            label, weight = None, torch.ones(len(batch["id"]), len(draws))
+            if classifier:
+                label, weight = label_of_draws(classifier.probabilities(batch["mri"]), draws, cfg.label_at_sampling)
+            noise = [[draw_noise(cfg.seed, "all scans" if cfg.shared_noise else subject, k // labels_a_noise, shape) for k in draws]
+                     for subject in batch["id"]]
             z_0 = synthesizer.draw(batch["mri"].to(self.device), label, noise, sampler, steps)
             if bad := [subject for subject, draws_of in zip(batch["id"], z_0, strict=True) if not torch.isfinite(draws_of).all()]:
                 raise NotFiniteError(f"the latents sampled by {sampler} for {', '.join(bad)} are not finite")
-            return z_0
+            return Draws(z_0, weight.to(z_0.device))
         return latents

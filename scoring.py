@@ -30,12 +30,13 @@ def clear_results(exp: Experiment) -> None:
 
 def trained_epochs(exp: Experiment) -> dict[str, int]:
     """How many epochs of each stage were trained, as the settings that ask for them; says so if they ask for another number."""
-    path = exp.cfg.result_dir / "loss_curve.csv"
-    try:
-        epochs = read_history(path).groupby("stage")["epoch"].max()
-        trained = {f"{stage}_epochs": int(epochs[stage]) for stage in CHECKPOINT}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not there or damaged; --stages aae ldm writes it again and trains nothing anew") from error
+    trained = {}
+    for stage in CHECKPOINT:
+        path = exp.folder_of(stage) / "loss_curve.csv"
+        try:
+            trained[f"{stage}_epochs"] = int(read_history(path).groupby("stage")["epoch"].max()[stage])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: not there or damaged; --stages aae ldm writes it again and trains nothing anew") from error
     for name, number in trained.items():
         if number != getattr(exp.cfg, name):
             say("test", f"{name} is {getattr(exp.cfg, name)}, but {number} are trained: the scores are those of {number}")

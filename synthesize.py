@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from checkpoints import check_settings
-from classifier import LabelClassifier
 from config import VERSION, Config, plain
 from dataset import Cohort
-from diffusion import Synthesizer
+from diffusion import Draws, Synthesizer
 from experiment import RESEARCH_NOTICE, Experiment
 from figures import plot_overlay
 from files import FolderLock, brief, check_place, make_folder, read_text, remove_leftovers, write_csv, write_text
 from loading import LATENTS
 from logs import progress_bar, say
-from networks import CHECKPOINT, Networks
+from networks import CHECKPOINT, Networks, Predictor
 from newscans import (NewScan, describe_grid, find_scans, header_problem, onto_crop, place_problem, read_mri, refuse_place, relative,
                       sha256)
 from ranks import local_rank
@@ -32,8 +31,8 @@ from volumes import Grid, save_synthesis
 KIND = "IL-CLDM synthetic PET"                             # what our sidecars call themselves
 TABLE = "synthesized.csv"
 # What a synthetic PET depends on beside MRI, networks and masks; others of the group may change without making it another.
-DECIDING = ("seed", "sampler", "sampling_steps", "samples_per_scan", "label_at_sampling", "save_deviation", "mri_percentile",
-            "regions_image", "regions_table", "centiloid_slope", "centiloid_intercept")
+DECIDING = ("seed", "sampler", "sampling_steps", "samples_per_scan", "label_at_sampling", "guidance", "shared_noise",
+            "save_deviation", "mri_percentile", "regions_image", "regions_table", "centiloid_slope", "centiloid_intercept")
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Trained:
     exp: Experiment
     grid: Grid                                             # of the cohort's volumes
     synthesizer: Synthesizer
-    classifier: LabelClassifier | None                     # of the label that sampling is conditioned with
+    classifier: Predictor | None                     # of the label that sampling is conditioned with
     readers: dict[str, Reader]                             # read-outs of the test stage
     networks: dict[str, dict]                              # name -> file and key of the weights
     notice: str
@@ -214,10 +213,10 @@ def read_batch(trained: Trained, scans: list[NewScan], sources: dict[str, str], 
     return batch | {"mri": torch.stack(batch["mri"]) if batch["mri"] else None}
 
 
-def synthesize_batch(trained: Trained, z_0: Tensor, batch: dict, sources: dict[str, str], out: Path) -> None:
-    """Decode the draws [B, m, C, d, h, w] of a batch, measure and write."""
-    decode = trained.synthesizer.decode
-    x_hats = decode(z_0.mean(dim=1))                                                         # [B, 1, D, H, W]
+def synthesize_batch(trained: Trained, drawn: Draws, batch: dict, sources: dict[str, str], out: Path) -> None:
+    """Decode the draws of a batch, measure and write."""
+    decode, z_0 = trained.synthesizer.decode, drawn.z_0
+    x_hats = decode(drawn.mean())                                                            # [B, 1, D, H, W]
     label = trained.classifier.probabilities(batch["mri"]) if trained.classifier else [None] * len(z_0)
     for i, scan in enumerate(batch["scans"]):
         stop_if_asked()

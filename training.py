@@ -2,6 +2,8 @@
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -52,34 +54,91 @@ def aae_step(aae: AAE, disc: Discriminator, opt_g: Optimizer, opt_d: Optimizer, 
     return losses
 
 
-def denoising_loss(unet: UNet, diffusion: Diffusion, z_0: Tensor, mri: Tensor, label: Tensor, label_dropout: float,
-                   place: tuple[int, int] = (0, 1)) -> Tensor:
-    """Mean squared error of the network's prediction at a random step of every sample (Ho et al. 2020, Eq. 14).
+class Sample(NamedTuple):
+    """What a step of stage 2 sees: z_0 [B, C, d, h, w] shifted and scaled, mri [B, 1, D, H, W], label [B, K] weights of the label
+    embeddings, and pet [B, 1, D, H, W] if the objective looks at decoded images."""
+    z_0: Tensor
+    mri: Tensor
+    label: Tensor
+    pet: Tensor | None = None
 
-    z_0 [B, C, d, h, w], mri [B, 1, D, H, W], label [B] int64; a sample goes without its label with probability label_dropout.
-    place: (k, n) if this batch is number k of n that make a larger one, for all of which times and noise are drawn.
+    def parts(self, n: int) -> list["Sample"]:
+        """n equal parts."""
+        chunks = [[None] * n if one is None else one.chunk(n) for one in self]
+        return [Sample(*part) for part in zip(*chunks, strict=True)]
+
+
+@dataclass(frozen=True)
+class ImageLoss:
+    """L1 between PET and decoded estimate of z_0, over the volume and inside the cortex (the idea of CoCoLIT, 2025, on latent diffusion).
+
+    decode: shifted and scaled latents -> volumes. weight, cortex_weight: those of the two means, whose unit is the deviation of the PET
+    over voxels. cortex: [D, H, W] bool, or None. over_time: 'even', or 'signal' for a weight of alpha_bar.
     """
-    own, everyone = slice(place[0] * len(z_0), (place[0] + 1) * len(z_0)), place[1] * len(z_0)
-    t = torch.randint(1, diffusion.T, (everyone,), device=z_0.device)[own]                   # 1 .. T - 1 (paper)
-    eps = torch.randn(everyone, *z_0.shape[1:], device=z_0.device)[own]
-    kept = (torch.rand(everyone, 1, device=z_0.device)[own] >= label_dropout).float()
-    weights = F.one_hot(label, bare(unet).projector.label.num_embeddings).float() * kept     # [B, K]
-    return F.mse_loss(unet(diffusion.q_sample(z_0, t, eps), mri, t, weights).float(), diffusion.target(z_0, t, eps))
+    decode: Callable[[Tensor], Tensor]
+    weight: float
+    cortex_weight: float
+    cortex: Tensor | None
+    scale: float
+    over_time: str
+
+    def __call__(self, z_0: Tensor, pet: Tensor, alpha_bar: Tensor) -> Tensor:
+        """Mean loss of estimates z_0 [B, C, d, h, w], made at steps with these alpha_bar [B]."""
+        error = (self.decode(z_0) - pet).abs() / self.scale                                  # [B, 1, D, H, W]
+        loss = self.weight * error.flatten(1).mean(dim=1)
+        if self.cortex_weight:
+            loss = loss + self.cortex_weight * error[:, 0, self.cortex].mean(dim=1)
+        return (loss * (alpha_bar if self.over_time == "signal" else 1)).mean()
 
 
-def ldm_step(unet: UNet, diffusion: Diffusion, opt: Optimizer, z_0: Tensor, mri: Tensor, label: Tensor, label_dropout: float,
-             parts: int = 1, cast: Callable = nullcontext) -> dict[str, float]:
-    """Update the denoiser on one batch; shapes as in denoising_loss, parts, cast and ranks as in aae_step."""
-    losses = []
+@dataclass(frozen=True)
+class Objective:
+    """What the denoiser is trained to lower: the weighted squared error of its prediction at a random step of every sample
+    (Ho et al. 2020, Eq. 14), and the error of the decoded image if asked for.
+
+    A sample goes without its label with probability label_dropout. time_shift, min_snr: see Diffusion.draw_times and loss_weight.
+    """
+    diffusion: Diffusion
+    label_dropout: float
+    time_shift: float = 1.0
+    min_snr: float = 0.0
+    image: ImageLoss | None = None
+
+    def losses(self, unet: UNet, sample: Sample, place: tuple[int, int] = (0, 1)) -> dict[str, Tensor]:
+        """The mean loss and its parts: loss, mse, and image if there is one.
+
+        place: (k, n) if this batch is number k of n that make a larger one, for all of which times and noise are drawn.
+        """
+        z_0, diffusion = sample.z_0, self.diffusion
+        own, everyone = slice(place[0] * len(z_0), (place[0] + 1) * len(z_0)), place[1] * len(z_0)
+        t = diffusion.draw_times(everyone, self.time_shift).to(z_0.device)[own]
+        eps = torch.randn(everyone, *z_0.shape[1:], device=z_0.device)[own]
+        kept = (torch.rand(everyone, 1, device=z_0.device)[own] >= self.label_dropout).float()
+        z_t = diffusion.q_sample(z_0, t, eps)
+        output = unet(z_t, sample.mri, t, sample.label * kept).float()
+        error = F.mse_loss(output, diffusion.target(z_0, t, eps), reduction="none").flatten(1).mean(dim=1)   # [B]
+        mse = (diffusion.loss_weight(t, self.min_snr) * error).mean()
+        if self.image is None:
+            return {"loss": mse, "mse": mse}
+        estimate, _ = diffusion.z_0_and_eps(output, z_t, t)
+        image = self.image(estimate, sample.pet, diffusion.alpha_bar[t])
+        return {"loss": mse + image, "mse": mse, "image": image}
+
+
+def ldm_step(unet: UNet, objective: Objective, opt: Optimizer, sample: Sample, parts: int = 1, cast: Callable = nullcontext) \
+        -> dict[str, float]:
+    """Update the denoiser on one batch: its losses; parts, cast and ranks as in aae_step."""
+    totals: dict[str, float] = {}
     opt.zero_grad(set_to_none=True)
-    for number, part in enumerate(zip(z_0.chunk(parts), mri.chunk(parts), label.chunk(parts), strict=True), start=1):
+    for number, part in enumerate(sample.parts(parts), start=1):
         with summing(unet, last=number == parts):
             with cast():
-                loss = denoising_loss(unet, diffusion, *part, label_dropout, (rank(), ranks()))
-            (loss / parts).backward()
-        losses.append(loss.item() / parts)
-    update(opt, {"mse": sum(losses)})
-    return {"mse": sum(losses)}
+                losses = objective.losses(unet, part, (rank(), ranks()))
+            (losses.pop("loss") / parts).backward()
+        for name, value in losses.items():
+            totals[name] = totals.get(name, 0.0) + value.item() / parts
+    update(opt, totals)
+    return totals
 
 
 def update(opt: Optimizer, losses: dict[str, float]) -> None:

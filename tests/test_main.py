@@ -213,7 +213,7 @@ def test_the_curve_holds_what_a_run_with_these_settings_scores(project):
     exp = Experiment(cfg, main.check(cfg), torch.device("cpu"))
     synthesizer, classifier, _ = exp.best_synthesizer()
     draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan))
-    scores = pd.DataFrame([exp.image_scores(synthesizer.decode(draw(batch).mean(1))[0, 0], {"pet": batch["pet"][0, 0]})
+    scores = pd.DataFrame([exp.image_scores(synthesizer.decode(draw(batch).mean())[0, 0], {"pet": batch["pet"][0, 0]})
                            for batch in exp.batches(exp.cohort.validation, "mri", "pet", batch=1)])
     row = table.query("sampler == 'ddim' and steps == 3 and draws == 2").iloc[0]
     assert row[scores.columns].to_dict() == pytest.approx(scores.mean().to_dict(), rel=1e-5)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion import Diffusion, Synthesizer
+from diffusion import Diffusion, Draws, Synthesizer
 from model import AAE, Discriminator, Extractor, GroupNorm, Projector, UNet, load_published, recompute_activations
 
 TOLERANCE = 1e-4
@@ -336,9 +336,9 @@ def test_samplers_stay_on_the_device_of_their_input():
 def test_a_synthesis_runs_on_the_device_of_its_mri():
     unet = UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2).to("meta")
     synthesizer = Synthesizer(Enlarging(), unet, Diffusion(T=12).to("meta"))
-    mri, label = torch.rand(2, 1, 8, 8, 8, device="meta"), torch.tensor([[0.3, 0.7], [0.9, 0.1]])
+    mri, labels = torch.rand(2, 1, 8, 8, 8, device="meta"), torch.rand(2, 3, 2)
     for sampler in ("ddpm", "ddim"):
-        z_0 = synthesizer.draw(mri, label, noises(2, 3), sampler, 4)
+        z_0 = synthesizer.draw(mri, labels, noises(2, 3), sampler, 4)
         assert (z_0.shape, z_0.is_meta) == ((2, 3, 1, 4, 4, 4), True)
 
 
@@ -367,7 +367,8 @@ def test_a_latent_does_not_depend_on_the_batch_that_it_was_drawn_in(small_unet, 
     diffusion, mri, label = Diffusion(T=12, prediction="v"), torch.rand(2, 1, 8, 8, 8), torch.tensor([[0.3, 0.7], [0.9, 0.1]])
     extracted = []
     hook = small_unet.extractor.register_forward_hook(lambda module, args, out: extracted.extend(args[0]))
-    z_0 = Synthesizer(Enlarging(), small_unet, diffusion, 0.5, 2.0, batch).draw(mri, label, noises(2, 3), sampler, 4)
+    labels = label[:, None].expand(-1, 3, -1)
+    z_0 = Synthesizer(Enlarging(), small_unet, diffusion, 0.5, 2.0, batch).draw(mri, labels, noises(2, 3), sampler, 4)
     hook.remove()
     assert z_0.shape == (2, 3, 1, 4, 4, 4)
     assert len(extracted) == 2
@@ -382,7 +383,7 @@ def test_a_latent_does_not_depend_on_the_batch_that_it_was_drawn_in(small_unet, 
     expected = torch.stack([torch.cat([alone(scan, draw) for draw in range(3)]) for scan in range(2)])
     torch.testing.assert_close(z_0, expected * 2.0 + 0.5, atol=1e-5, rtol=1e-5)
     if batch == 100:                                       # latents are not shifted and not scaled unless asked for
-        plain = Synthesizer(Enlarging(), small_unet, diffusion).draw(mri, label, noises(2, 3), sampler, 4)
+        plain = Synthesizer(Enlarging(), small_unet, diffusion).draw(mri, labels, noises(2, 3), sampler, 4)
         torch.testing.assert_close(plain, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -390,7 +391,7 @@ def test_decoded_draws_have_their_deviation_in_every_voxel(small_unet):
     decoder, z_0 = Enlarging(), torch.randn(2, 5, 1, 4, 4, 4)
     synthesizer = Synthesizer(decoder, small_unet, Diffusion(T=12))
     assert set(synthesizer.decode(1e4 * z_0[:, 0]).unique().tolist()) == {0.0, 1.0}         # clamped
-    deviation = synthesizer.deviation(z_0)
+    deviation = Draws(z_0, torch.ones(2, 5)).deviation(synthesizer.decode_draws(z_0))
     assert deviation.shape == (2, 1, 8, 8, 8)
     expected = np.std([decoder(z_0[:, k]).clamp(0, 1).numpy() for k in range(5)], axis=0, ddof=1)
     np.testing.assert_allclose(deviation, expected, atol=1e-6)

@@ -15,7 +15,7 @@ from classifier import LabelClassifier, pool_volume, pool_width
 from diffusion import Diffusion
 from model import AAE, Discriminator, UNet
 from stopping import Stopped
-from training import aae_step, denoising_loss, ldm_step, train_epoch, update
+from training import Objective, Sample, aae_step, ldm_step, train_epoch, update
 from utils import NotFiniteError, autocast
 
 
@@ -61,7 +61,7 @@ def test_one_batch_of_latents_overfits():
     unet, diffusion = UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2), Diffusion(prediction="v")
     z_0, mri, label = torch.randn(4, 1, 4, 4, 4), torch.rand(4, 1, 8, 8, 8), torch.tensor([0, 1, 0, 1])
     opt = torch.optim.AdamW(unet.parameters(), 3e-3)
-    losses = [ldm_step(unet, diffusion, opt, z_0, mri, label, 0.5)["mse"] for _ in range(300)]
+    losses = [ldm_step(unet, Objective(diffusion, 0.5), opt, Sample(z_0, mri, torch.eye(2)[label]))["mse"] for _ in range(300)]
     assert np.mean(losses[-30:]) < 0.4 * np.mean(losses[:10])
 
 
@@ -71,14 +71,13 @@ def test_label_dropout_drops_that_share_and_steps_are_uniform(dropout, kept):
     seen = {"t": [], "label": []}
 
     class Spy(nn.Module):
-        projector = UNet(base_channels=8, channel_mults=(1,), norm_groups=4).projector
-
         def forward(self, z_t, mri, t, label):
             seen["t"].append(t)
             seen["label"].append(label)
             return z_t
     label = torch.tensor([0, 1]).repeat(2000)
-    denoising_loss(Spy(), Diffusion(), torch.zeros(4000, 1, 1, 1, 1), torch.zeros(4000, 1, 1, 1, 1), label, dropout)
+    nothing = torch.zeros(4000, 1, 1, 1, 1)
+    Objective(Diffusion(), dropout).losses(Spy(), Sample(nothing, nothing, torch.eye(2)[label]))
     [weights], [t] = seen["label"], seen["t"]
     assert weights.sum(1).mean().item() == pytest.approx(kept, abs=0.03)
     present = weights.sum(1) > 0
@@ -180,19 +179,19 @@ def test_gradients_that_are_added_up_are_those_of_the_whole_batch(parts):
 
 
 def test_a_denoiser_step_in_parts_follows_the_mean_of_their_losses():
-    z_0, mri, label = torch.randn(4, 1, 4, 4, 4), torch.rand(4, 1, 8, 8, 8), torch.tensor([0, 1, 0, 1])
+    sample = Sample(torch.randn(4, 1, 4, 4, 4), torch.rand(4, 1, 8, 8, 8), torch.eye(2)[[0, 1, 0, 1]])
 
     def start():
         torch.manual_seed(0)
         unet = UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2)
         torch.manual_seed(1)
-        return unet, Diffusion(prediction="v")
-    unet, diffusion = start()
-    losses = [denoising_loss(unet, diffusion, z_0[i:i + 2], mri[i:i + 2], label[i:i + 2], 0.5) for i in (0, 2)]
+        return unet, Objective(Diffusion(prediction="v"), 0.5)
+    unet, objective = start()
+    losses = [objective.losses(unet, part)["loss"] for part in sample.parts(2)]
     gradients = torch.autograd.grad(sum(losses) / 2, list(unet.parameters()))
     expected = [p - 0.1 * g for p, g in zip(unet.parameters(), gradients, strict=True)]
-    unet, diffusion = start()
-    found = ldm_step(unet, diffusion, torch.optim.SGD(unet.parameters(), 0.1), z_0, mri, label, 0.5, parts=2)
+    unet, objective = start()
+    found = ldm_step(unet, objective, torch.optim.SGD(unet.parameters(), 0.1), sample, parts=2)
     assert found["mse"] == pytest.approx(sum(losses).item() / 2, rel=1e-5)
     torch.testing.assert_close(list(unet.parameters()), expected, atol=1e-6, rtol=1e-5)
 

@@ -1,0 +1,122 @@
+"""A network classifier of the amyloid label from MRIs: small 3D networks, one a fold, beside the linear classifier."""
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+from classifier import folds_of, pool_volume
+from logs import progress_bar
+from stopping import stop_if_asked
+from utils import seed_everything
+
+INPUT_MM = 4.0                                             # fine enough for sulci and ventricles, and as cheap at 1 mm as at 4
+CHANNELS = (8, 16, 32)
+EPOCHS, BATCH, RATE, DECAY, DROPOUT = 25, 8, 2e-3, 0.05, 0.3
+SHIFT, GAIN = 1, 0.1                                       # voxels and fraction by which training moves and brightens an MRI
+
+
+class SmallNetwork(nn.Module):
+    """MRI [B, 1, D, H, W] -> logits [B, K]."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for a, b in zip((1, *CHANNELS), CHANNELS, strict=False):
+            layers += [nn.Conv3d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.SiLU()]
+        self.features = nn.Sequential(*layers, nn.Conv3d(CHANNELS[-1], CHANNELS[-1], 3, padding=1), nn.SiLU())
+        self.head = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(CHANNELS[-1], num_classes))
+
+    def forward(self, mri: Tensor) -> Tensor:
+        return self.head(self.features(mri).mean(dim=(2, 3, 4)))
+
+
+class NetworkClassifier:
+    """The mean of networks that were each trained on all folds but one, its logits scaled and shifted to be probabilities.
+
+    calibration: [2, K], scale (the same for all labels) and shift of the logits. pool: voxels of an MRI that become one.
+    """
+
+    def __init__(self, networks: list[nn.Module], calibration: Tensor, pool: int):
+        self.networks, self.calibration, self.pool = networks, calibration, pool
+
+    @classmethod
+    def cross_fit(cls, mri: Tensor, labels: np.ndarray, pool: int, seed: int, device: torch.device) \
+            -> tuple["NetworkClassifier", Tensor]:
+        """Fit on pooled MRIs [n, 1, d, h, w] and labels [n].
+
+        Returns the classifier, and probabilities [n, K], each from the network that did not see the subject.
+        """
+        classes, logits, networks = int(labels.max()) + 1, torch.zeros(len(mri), int(labels.max()) + 1), []
+        for number, (train, left_out) in enumerate(folds_of(labels, seed)):
+            seed_everything(seed, "label network", number)
+            networks.append(train_network(SmallNetwork(classes).to(device), mri[train], torch.from_numpy(labels)[train],
+                                          f"label network, fold {number + 1}"))
+            with torch.no_grad():
+                logits[left_out] = networks[-1](mri[left_out].to(device)).cpu()
+        classifier = cls(networks, calibrate(logits, labels), pool)
+        return classifier, classifier._calibrated(logits)
+
+    def probabilities(self, volume: Tensor) -> Tensor:
+        """Probability of each label for MRIs [B, 1, D, H, W]: [B, K] float32."""
+        device = next(self.networks[0].parameters()).device
+        mri = pool_volume(volume, self.pool).to(device)
+        with torch.no_grad():
+            return self._calibrated(torch.stack([network(mri) for network in self.networks]).mean(dim=0).cpu())
+
+    def _calibrated(self, logits: Tensor) -> Tensor:
+        return (logits * self.calibration[0] + self.calibration[1]).softmax(dim=1)
+
+    def state(self) -> dict:
+        """Plain tensors for a checkpoint."""
+        return {"networks": [network.state_dict() for network in self.networks], "calibration": self.calibration, "pool": self.pool}
+
+    @classmethod
+    def from_state(cls, state: dict, device: torch.device) -> "NetworkClassifier":
+        """The classifier that gave this state."""
+        networks = []
+        for weights in state["networks"]:
+            networks.append(SmallNetwork(state["calibration"].shape[1]).to(device).eval().requires_grad_(False))
+            networks[-1].load_state_dict(weights)
+        return cls(networks, state["calibration"], state["pool"])
+
+
+def train_network(network: nn.Module, mri: Tensor, labels: Tensor, title: str) -> nn.Module:
+    """The network, trained on MRIs [n, 1, d, h, w] that are mirrored, shifted and brightened at random; then frozen."""
+    device = next(network.parameters()).device
+    opt = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
+    batches = -(-len(mri) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(opt, RATE, total_steps=EPOCHS * batches)
+    for _ in progress_bar(range(EPOCHS), desc=title, unit="epoch"):
+        stop_if_asked()
+        for rows in torch.randperm(len(mri)).chunk(batches):
+            loss = F.cross_entropy(network(vary(mri[rows]).to(device)), labels[rows].to(device))
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            schedule.step()
+    return network.eval().requires_grad_(False)
+
+
+def vary(mri: Tensor) -> Tensor:
+    """The MRIs, half of them mirrored left to right, all moved by up to SHIFT voxels and brightened by up to GAIN."""
+    mirrored = torch.rand(len(mri), 1, 1, 1, 1) < 0.5
+    shifts = torch.randint(-SHIFT, SHIFT + 1, (3,)).tolist()
+    return torch.where(mirrored, mri.flip(2), mri).roll(shifts, (2, 3, 4)) * (1 + GAIN * (2 * torch.rand(len(mri), 1, 1, 1, 1) - 1))
+
+
+def calibrate(logits: Tensor, labels: np.ndarray) -> Tensor:
+    """Scale and shift of the logits [n, K] that make them probabilities of the labels [n] (Platt 1999), [2, K].
+
+    For more than two labels the shift is 0 and the scale the temperature of Guo et al. (2017).
+    """
+    classes = logits.shape[1]
+    if classes == 2:
+        margin = (logits[:, 1] - logits[:, 0]).double().numpy()[:, None]
+        fitted = LogisticRegression(C=1.0).fit(margin, labels)
+        scale, shift = max(float(fitted.coef_[0, 0]), 0.0), float(fitted.intercept_[0])
+        return torch.tensor([[scale, scale], [0.0, shift]])
+    scales = torch.logspace(-2, 1, 61)
+    best = min(scales, key=lambda scale: F.cross_entropy(logits * scale, torch.from_numpy(labels)).item())
+    return torch.stack([best.expand(classes), torch.zeros(classes)])
