@@ -117,8 +117,7 @@ class Experiment(Networks):
         first = next((stage for stage in ("aae", "encode", "ldm", "curve", "test", "report") if stage in cfg.stages), None)
         for stage in CHECKPOINT:
             if cfg.lent_by(stage) and not self.best_path(stage).exists():
-                raise InputError(f"{self.best_path(stage)} is not there; train --exp {cfg.lent_by(stage)} first, or check "
-                                 "aae_from and ldm_from")
+                raise InputError(f"{self.best_path(stage)} is not there; train --exp {cfg.lent_by(stage)} first")
         if first in ("encode", "ldm", "curve", "test") and not self.best_path("aae").exists():
             raise InputError(f"{self.best_path('aae')} is not there; run --stages aae first")
         if first in ("curve", "test") and not self.best_path("ldm").exists():

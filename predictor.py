@@ -12,30 +12,33 @@ from stopping import stop_if_asked
 from utils import seed_everything
 
 INPUT_MM = 4.0                                             # fine enough for sulci and ventricles, and as cheap at 1 mm as at 4
-CHANNELS = (8, 16, 32)
-EPOCHS, BATCH, RATE, DECAY, DROPOUT = 25, 8, 2e-3, 0.05, 0.3
-SHIFT, GAIN = 1, 0.1                                       # voxels and fraction by which training moves and brightens an MRI
+CHANNELS = (8, 16)
+EPOCHS, BATCH, RATE, DECAY, DROPOUT = 8, 8, 1e-3, 0.1, 0.5
+FLOOR = 0.05                                               # of the deviation that voxels are divided by, in intensities of the MRI
 
 
 class SmallNetwork(nn.Module):
-    """MRI [B, 1, D, H, W] -> logits [B, K]."""
+    """MRI [B, 1, d, h, w] -> logits [B, K]; it sees how far each voxel is from the mean of its training list, and where."""
 
-    def __init__(self, num_classes: int):
+    def __init__(self, num_classes: int, mean: Tensor, deviation: Tensor):
         super().__init__()
+        self.register_buffer("mean", mean)                 # [1, d, h, w]
+        self.register_buffer("deviation", deviation)
         layers: list[nn.Module] = []
         for a, b in zip((1, *CHANNELS), CHANNELS, strict=False):
             layers += [nn.Conv3d(a, b, 3, stride=2, padding=1), nn.GroupNorm(4, b), nn.SiLU()]
-        self.features = nn.Sequential(*layers, nn.Conv3d(CHANNELS[-1], CHANNELS[-1], 3, padding=1), nn.SiLU())
-        self.head = nn.Sequential(nn.Dropout(DROPOUT), nn.Linear(CHANNELS[-1], num_classes))
+        self.features = nn.Sequential(*layers, nn.AvgPool3d(2), nn.Flatten(), nn.Dropout(DROPOUT))
+        self.head = nn.Linear(self.features(mean[None]).shape[1], num_classes)
+        nn.init.zeros_(self.head.weight)                   # thousands of features: it begins by knowing nothing
 
     def forward(self, mri: Tensor) -> Tensor:
-        return self.head(self.features(mri).mean(dim=(2, 3, 4)))
+        return self.head(self.features((mri - self.mean) / self.deviation))
 
 
 class NetworkClassifier:
     """The mean of networks that were each trained on all folds but one, its logits scaled and shifted to be probabilities.
 
-    calibration: [2, K], scale (the same for all labels) and shift of the logits. pool: voxels of an MRI that become one.
+    calibration: [2, K], scale (the same for all labels) and shift of the logits. pool: voxels of an MRI, along an axis, that become one.
     """
 
     def __init__(self, networks: list[nn.Module], calibration: Tensor, pool: int):
@@ -48,20 +51,21 @@ class NetworkClassifier:
 
         Returns the classifier, and probabilities [n, K], each from the network that did not see the subject.
         """
-        classes, logits, networks = int(labels.max()) + 1, torch.zeros(len(mri), int(labels.max()) + 1), []
-        for number, (train, left_out) in enumerate(folds_of(labels, seed)):
+        classes = int(labels.max()) + 1
+        logits, networks = torch.zeros(len(mri), classes), []
+        for number, (rows, left_out) in enumerate(folds_of(labels, seed), start=1):
             seed_everything(seed, "label network", number)
-            networks.append(train_network(SmallNetwork(classes).to(device), mri[train], torch.from_numpy(labels)[train],
-                                          f"label network, fold {number + 1}"))
+            seen = mri[rows]
+            network = SmallNetwork(classes, seen.mean(dim=0), seen.std(dim=0) + FLOOR).to(device)
+            networks.append(train_network(network, seen, torch.from_numpy(labels)[rows], f"label network {number}"))
             with torch.no_grad():
-                logits[left_out] = networks[-1](mri[left_out].to(device)).cpu()
+                logits[left_out] = network(mri[left_out].to(device)).cpu()
         classifier = cls(networks, calibrate(logits, labels), pool)
         return classifier, classifier._calibrated(logits)
 
     def probabilities(self, volume: Tensor) -> Tensor:
         """Probability of each label for MRIs [B, 1, D, H, W]: [B, K] float32."""
-        device = next(self.networks[0].parameters()).device
-        mri = pool_volume(volume, self.pool).to(device)
+        mri = pool_volume(volume, self.pool).to(self.networks[0].mean.device)
         with torch.no_grad():
             return self._calibrated(torch.stack([network(mri) for network in self.networks]).mean(dim=0).cpu())
 
@@ -77,21 +81,24 @@ class NetworkClassifier:
         """The classifier that gave this state."""
         networks = []
         for weights in state["networks"]:
-            networks.append(SmallNetwork(state["calibration"].shape[1]).to(device).eval().requires_grad_(False))
-            networks[-1].load_state_dict(weights)
+            network = SmallNetwork(state["calibration"].shape[1], weights["mean"], weights["deviation"])
+            network.load_state_dict(weights)
+            networks.append(network.to(device).eval().requires_grad_(False))
         return cls(networks, state["calibration"], state["pool"])
 
 
 def train_network(network: nn.Module, mri: Tensor, labels: Tensor, title: str) -> nn.Module:
-    """The network, trained on MRIs [n, 1, d, h, w] that are mirrored, shifted and brightened at random; then frozen."""
+    """The network, trained on MRIs [n, 1, d, h, w] of which each is mirrored left to right half of the time; then frozen."""
     device = next(network.parameters()).device
     opt = torch.optim.AdamW(network.parameters(), RATE, weight_decay=DECAY)
     batches = -(-len(mri) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(opt, RATE, total_steps=EPOCHS * batches)
     for _ in progress_bar(range(EPOCHS), desc=title, unit="epoch"):
-        stop_if_asked()
-        for rows in torch.randperm(len(mri)).chunk(batches):
-            loss = F.cross_entropy(network(vary(mri[rows]).to(device)), labels[rows].to(device))
+        for rows in torch.randperm(len(mri)).tensor_split(batches):
+            stop_if_asked()
+            mirrored = torch.rand(len(rows), 1, 1, 1, 1) < 0.5
+            x = torch.where(mirrored, mri[rows].flip(2), mri[rows]).to(device)
+            loss = F.cross_entropy(network(x), labels[rows].to(device))
             opt.zero_grad()
             loss.backward()
             opt.step()
@@ -99,24 +106,16 @@ def train_network(network: nn.Module, mri: Tensor, labels: Tensor, title: str) -
     return network.eval().requires_grad_(False)
 
 
-def vary(mri: Tensor) -> Tensor:
-    """The MRIs, half of them mirrored left to right, all moved by up to SHIFT voxels and brightened by up to GAIN."""
-    mirrored = torch.rand(len(mri), 1, 1, 1, 1) < 0.5
-    shifts = torch.randint(-SHIFT, SHIFT + 1, (3,)).tolist()
-    return torch.where(mirrored, mri.flip(2), mri).roll(shifts, (2, 3, 4)) * (1 + GAIN * (2 * torch.rand(len(mri), 1, 1, 1, 1) - 1))
-
-
 def calibrate(logits: Tensor, labels: np.ndarray) -> Tensor:
     """Scale and shift of the logits [n, K] that make them probabilities of the labels [n] (Platt 1999), [2, K].
 
-    For more than two labels the shift is 0 and the scale the temperature of Guo et al. (2017).
+    For more than two labels the shift is 0 and the scale the inverse of a temperature (Guo et al. 2017).
     """
     classes = logits.shape[1]
     if classes == 2:
         margin = (logits[:, 1] - logits[:, 0]).double().numpy()[:, None]
-        fitted = LogisticRegression(C=1.0).fit(margin, labels)
+        fitted = LogisticRegression().fit(margin, labels)
         scale, shift = max(float(fitted.coef_[0, 0]), 0.0), float(fitted.intercept_[0])
         return torch.tensor([[scale, scale], [0.0, shift]])
-    scales = torch.logspace(-2, 1, 61)
-    best = min(scales, key=lambda scale: F.cross_entropy(logits * scale, torch.from_numpy(labels)).item())
+    best = min(torch.logspace(-2, 1, 61), key=lambda scale: F.cross_entropy(logits * scale, torch.from_numpy(labels)).item())
     return torch.stack([best.expand(classes), torch.zeros(classes)])
