@@ -107,6 +107,7 @@ class Config:
     disc_channels: tuple[int, ...] = aae((16, 32, 64, 128), "channels of the discriminator; paper", low=1)
     lambda_rec: float = aae(100.0, "weight of the L1 reconstruction against the adversarial term; paper: 100", low=0.0)
     aae_lr: float = aae(1e-4, "learning rate of Adam; paper: 1e-4", low=1e-8, high=1.0)
+    aae_lr_decay: bool = aae(False, "let the learning rates of stage 1 fall to 0 along half a cosine, epoch by epoch; paper: constant")
     aae_betas: tuple[float, float] = aae((0.5, 0.999), "betas of Adam; paper", low=0.0, high=0.99999)
     aae_batch_size: int = aae(2, "volumes a step and process; paper: 2, in one process", low=1)
     aae_accumulation: int = aae(1, "batches whose gradients are added up for one step, which then sees batch size x accumulation", low=1)
@@ -152,6 +153,7 @@ class Config:
     label_dropout: float = ldm(0.5, "share of training samples that go without their label, so that sampling without one is "
                                     "not a new input; published: 0", low=0.0, high=1.0)
     ldm_lr: float = ldm(1e-4, "learning rate of AdamW; paper: 1e-4", low=1e-8, high=1.0)
+    ldm_lr_decay: bool = ldm(False, "let the learning rate of stage 2 fall to 0 along half a cosine, epoch by epoch; paper: constant")
     ldm_batch_size: int = ldm(2, "subjects a step and process; paper: 2, in one process", low=1)
     ldm_accumulation: int = ldm(1, "batches whose gradients are added up for one step, which then sees batch size x accumulation", low=1)
     ldm_epochs: int = ldm(1000, "epochs; paper: 1000; may be raised later", low=1, free=True)

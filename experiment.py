@@ -154,7 +154,8 @@ class Experiment(Networks):
         with meta:
             networks = {"aae": [build_aae(self.cfg, meta), build_discriminator(self.cfg, meta)], "ldm": [build_unet(self.cfg, meta)]}
         for stage, modules in networks.items():
-            if stage in self.cfg.stages and not self.cfg.lent_by(stage) and self.trained.get(stage, 0) < getattr(self.cfg, f"{stage}_epochs"):
+            trains = stage in self.cfg.stages and not self.cfg.lent_by(stage)
+            if trains and self.trained.get(stage, 0) < getattr(self.cfg, f"{stage}_epochs"):
                 there = {path.stat().st_ino for path in self.cfg.result_dir.glob(f"{CHECKPOINT[stage]}*.pth.tar")}
                 copies = 4 if stage == "ldm" else 3        # weights and two moments of Adam; the moving average
                 room += (3 - len(there)) * copies * sum(tensor_bytes(module.state_dict()) for module in modules)

@@ -45,7 +45,7 @@ from scoring import clear_results, fit_status, survey_real, trained_epochs, writ
 from stopping import leave, listening
 from synthesize import synthesize_scans
 from tables import group_runs, make_tables
-from training import ImageLoss, Objective, Sample, aae_step, ldm_step, train_epoch
+from training import ImageLoss, Objective, Sample, aae_step, ldm_step, set_rate, train_epoch
 from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, seed_everything, weights_key
 from volumes import save_synthesis
 
@@ -78,6 +78,7 @@ def train_aae(exp: Experiment) -> None:
         for epoch in run.epochs_left(cfg.aae_epochs):
             seed = derived_seed(cfg.seed, "aae", epoch)    # an epoch depends on its number alone
             aae.train()
+            set_rate([opt_g, opt_d], cfg.aae_lr, epoch, cfg.aae_epochs, cfg.aae_lr_decay)
             losses, waiting = train_epoch(volumes, step, seed, f"aae epoch {epoch}", run.progress)
             aae.eval()
             scores = evaluate(reconstruct(exp, aae), validation, exp.image_scores, f"aae epoch {epoch}, validation")
@@ -188,6 +189,7 @@ def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EM
 
     with run.saved_when_stopped():
         for epoch in run.epochs_left(cfg.ldm_epochs):
+            set_rate([opt], cfg.ldm_lr, epoch, cfg.ldm_epochs, cfg.ldm_lr_decay)
             losses, waiting = train_epoch(subjects, step, derived_seed(cfg.seed, "ldm", epoch), f"ldm epoch {epoch}", run.progress)
             scores = None
             if epoch % cfg.validation_every == 0:

@@ -1,4 +1,5 @@
 """The updates of both stages, one function each, and the epoch that takes them."""
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -139,6 +140,14 @@ def ldm_step(unet: UNet, objective: Objective, opt: Optimizer, sample: Sample, p
             totals[name] = totals.get(name, 0.0) + value.item() / parts
     update(opt, totals)
     return totals
+
+
+def set_rate(optimizers: list[Optimizer], rate: float, epoch: int, epochs: int, decay: bool) -> None:
+    """Give the optimizers the learning rate of an epoch, counted from 1: the same for all, or with decay half a cosine that would
+    reach 0 behind the last of them."""
+    factor = (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2 if decay else 1.0
+    for group in (group for opt in optimizers for group in opt.param_groups):
+        group["lr"] = rate * factor
 
 
 def update(opt: Optimizer, losses: dict[str, float]) -> None:
