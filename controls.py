@@ -11,6 +11,9 @@ from experiment import Experiment
 from volumes import read_volume
 
 
+CONTROLS = ("mean_pet", "latent_regression", "image_regression", "oracle")                 # methods beside il_cldm
+
+
 def mean_volume(loader: DataLoader) -> Tensor:
     """The mean PET of the loader's scans, [1, 1, D, H, W]: what a method scores that shows everybody the same picture."""
     total = sum(batch["pet"].double().sum(dim=0, keepdim=True) for batch in loader)

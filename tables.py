@@ -19,8 +19,8 @@ from utils import derived_seed
 
 CEILINGS = ("aae", "oracle", "real")                       # see the PET or the truth: shown, but no contenders
 REPETITION = ("seed", "phantom_seed")
-UNBOUND = ("exp", "stages", "device", "num_workers", "cache", "channels_last", "recompute", "sampling_batch", "save_deviation",
-           "bootstrap_resamples", "shown_subjects", "regions_image", "regions_table")
+UNBOUND = ("exp", "aae_from", "ldm_from", "stages", "device", "num_workers", "cache", "channels_last", "recompute", "sampling_batch",
+           "save_deviation", "bootstrap_resamples", "shown_subjects", "regions_image", "regions_table")
 SECTION = ("data_dir", "info_dir", "crop_start", "volume_size", "brain_mask", "cortex_mask", "reference_mask", "centiloid_slope",
            "centiloid_intercept", "phantom_subjects", "phantom_voxel", "phantom_link")
 LOWER = ("MAE", "MAE_brain", "RMSE", "Brier")

@@ -1,0 +1,175 @@
+"""What brings the diagnosis back: every repair of the method in its own row, beside its controls, on the benchmark phantom.
+
+python study.py runs and scores all rows for three seeds, each with a cohort of its own, and writes result/study/; --quick takes one seed.
+What is finished stays, so the same command goes on where it was interrupted. Choices are made by the validation columns alone.
+"""
+import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from commandline import parse_args
+from config import Config, plain
+from files import make_folder, write_csv, write_text
+from logs import say
+from results import load_run
+from studytable import make_bars, make_table, read_scores, to_markdown
+from utils import InputError
+
+SEEDS = (0, 1, 2)
+FOLDER = Path("result") / "study"
+FIRST_COHORT = 1000                                        # phantom_seed of seed 0; the demo's is 0
+
+
+class Row(NamedTuple):
+    """A row of the study. change: the settings that differ from the default's; source: whose idea it is.
+
+    trains: what it trains anew, 'aae' both stages, 'ldm' the second, 'nothing' where it only samples otherwise.
+    """
+    name: str
+    change: str
+    source: str = ""
+    trains: str = "ldm"
+
+
+ROWS = (
+    Row("default", "", trains="aae"),
+    Row("published", "--preset benchmark published --sampler ddim --sampling_steps 50", "Ou et al. 2025", "aae"),
+    # the loss
+    Row("eps", "--prediction eps --validation_steps 20 --sampling_steps 20", "Ho et al. 2020"),
+    Row("x0", "--prediction x0", "Salimans and Ho 2022"),
+    Row("min_snr", "--min_snr 5", "Hang et al. 2023"),
+    Row("high_noise", "--time_shift 3", "Esser et al. 2024"),
+    Row("zero_snr", "--zero_terminal_snr", "Lin et al. 2024"),
+    Row("image_loss", "--image_loss 1", "CoCoLIT 2025"),
+    Row("image_signal", "--image_loss 1 --image_loss_over_time signal", "CoCoLIT 2025"),
+    Row("cortex_loss", "--image_loss 1 --cortex_loss 1", "CoCoLIT 2025, inside the cortex"),
+    Row("constant_rate", "--ldm_lr_decay false", "Ou et al. 2025"),
+    # the MRI
+    Row("multiscale", "--conditioning multiscale", "features of the MRI at every level"),
+    Row("no_mri", "--image_conditioning false", "ablation"),
+    # the label
+    Row("no_label", "--label_conditioning false --label_at_sampling none", "ablation"),
+    Row("dropout_0", "--label_dropout 0", "Ou et al. 2025"),
+    Row("dropout_half", "--label_dropout 0.5", "Ho and Salimans 2022"),
+    Row("cross_fitted", "--label_in_training predicted --label_at_sampling mixed", "labels as uncertain as in sampling"),
+    Row("network", "--label_predictor network", "a small 3D network"),
+    Row("shuffled", "--shuffle_labels", "control"),
+    # the latents
+    Row("latents_1", "--latent_channels 1", "Ou et al. 2025", "aae"),
+    Row("latents_2", "--latent_channels 2", "", "aae"),
+    # sampling
+    Row("label_none", "--label_at_sampling none", "Ou et al. 2025", "nothing"),
+    Row("label_class", "--label_at_sampling class", "", "nothing"),
+    Row("label_mixed", "--label_at_sampling mixed", "", "nothing"),
+    Row("label_split", "--label_at_sampling split", "", "nothing"),
+    Row("label_weighted", "--label_at_sampling weighted", "", "nothing"),
+    Row("guidance_2", "--guidance 2", "Ho and Salimans 2022", "nothing"),
+    Row("shared_noise", "--shared_noise", "common random numbers", "nothing"),
+    Row("draws_2", "--samples_per_scan 2", "", "nothing"),
+    Row("draws_16", "--samples_per_scan 16", "", "nothing"),
+    Row("calls_1", "--sampling_steps 1", "", "nothing"),
+    Row("calls_5", "--sampling_steps 5", "", "nothing"),
+    Row("calls_20", "--sampling_steps 20", "", "nothing"),
+    # nothing to be known
+    Row("link_0", "--phantom_link 0", "control", "aae"),
+    Row("link_0_shuffled", "--phantom_link 0 --shuffle_labels", "control"),
+)
+
+
+def experiment(seed: int, row: str) -> str:
+    """Name of the experiment of a row and seed."""
+    return f"study{seed}_{row}"
+
+
+def words(row: Row, seed: int) -> list[str]:
+    """The command line of a row's experiment, without its stages."""
+    change = row.change.split()
+    preset = [] if "--preset" in change else ["--preset", "benchmark"]
+    link_0 = row.name.startswith("link_0")
+    own = ["--exp", experiment(seed, row.name), "--seed", str(seed), "--phantom_seed", str(FIRST_COHORT + seed),
+           "--data_dir", f"data/benchmark{seed}{'_link0' if link_0 else ''}"]
+    lender = experiment(seed, "link_0" if link_0 else "default")
+    lent = {"aae": [], "ldm": ["--aae_from", lender], "nothing": ["--ldm_from", lender]}[row.trains]
+    return [*preset, *own, *lent, *change]
+
+
+def stages(row: Row) -> list[list[str]]:
+    """The stages of a row: those that train, then those that score. The regressions are trained beside the default."""
+    train = {"aae": ["check", "aae", "encode", "ldm"], "ldm": ["check", "ldm"], "nothing": []}[row.trains]
+    return [part for part in (train + (["controls"] if row.name in ("default", "link_0") else []), ["test"]) if part]
+
+
+def is_done(cfg: Config) -> bool:
+    """Whether the experiment has scores of these very settings."""
+    try:
+        there = load_run(cfg.result_dir).facts["settings"]
+    except InputError:
+        return False
+    return all(there[name] == plain(getattr(cfg, name)) for name in there if name not in ("stages", "precision", "device"))
+
+
+def run_row(row: Row, seed: int, python: str = sys.executable) -> None:
+    """Train and score a row, and note its seconds. Raises InputError if a command fails."""
+    for part in stages(row):
+        command = [python, "main.py", *words(row, seed), "--stages", *part]
+        started = time.perf_counter()
+        code = subprocess.run(command, check=False).returncode
+        note_seconds(experiment(seed, row.name), "test" if part == ["test"] else "train", time.perf_counter() - started)
+        if code:
+            raise InputError(f"row {row.name}, seed {seed}: exit code {code} of\n  {' '.join(command)}\nThe same command goes on here")
+
+
+def note_seconds(name: str, part: str, seconds: float) -> None:
+    """Add to seconds.csv what a part of an experiment took; a training in several pieces has several rows."""
+    path = FOLDER / "seconds.csv"
+    old = pd.read_csv(path) if path.is_file() else None
+    new = pd.DataFrame([{"experiment": name, "part": part, "seconds": round(seconds, 1)}])
+    write_csv(path, new if old is None else pd.concat([old, new]))
+
+
+def write_study(seeds: list[int]) -> None:
+    """study.csv, bars.csv and study.md of the rows that are finished."""
+    seconds = pd.read_csv(FOLDER / "seconds.csv").groupby(["experiment", "part"])["seconds"].sum() if (FOLDER / "seconds.csv").is_file() \
+        else pd.Series(dtype=float)
+    scores = pd.concat([read_scores(parse_args(words(row, seed)).result_dir, row.name, seed, seconds) for row in ROWS for seed in seeds
+                        if is_done(parse_args(words(row, seed)))])
+    table, bars = make_table(scores, {row.name: (row.change, row.source) for row in ROWS}), make_bars(scores)
+    write_csv(FOLDER / "scores.csv", scores)
+    write_csv(FOLDER / "study.csv", table)
+    write_csv(FOLDER / "bars.csv", bars)
+    write_text(FOLDER / "study.md", to_markdown(table, bars))
+    say("study", f"wrote {FOLDER}/study.md, study.csv, bars.csv and scores.csv (every seed)")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the study. Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="seed 0 alone")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), choices=SEEDS, help="seeds to run")
+    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="rows to run; those that others build on first")
+    parser.add_argument("--tables", action="store_true", help="run nothing, write the tables of what is finished")
+    arguments = parser.parse_args(argv)
+    seeds = [0] if arguments.quick else arguments.seeds
+    make_folder(FOLDER)
+    plan = [] if arguments.tables else [(row, seed) for seed in seeds for row in ROWS if not arguments.rows or row.name in arguments.rows]
+    try:
+        for number, (row, seed) in enumerate(plan, start=1):
+            if is_done(parse_args(words(row, seed))):
+                continue
+            say("study", f"{number} of {len(plan)}: {row.name}, seed {seed}   {row.change}")
+            run_row(row, seed)
+        write_study(seeds)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""The tables of the study, from the per-subject CSVs of its experiments: a row a repair, and the bars that it set out for."""
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from controls import CONTROLS
+from results import load_run
+from stats import agreement, area_under_roc, bootstrap, interval
+
+TABLE = ("PSNR_brain", "SSIM_brain", "way", "AUC", "AUC_MRI_PET", "r", "slope", "coverage", "Brier", "s_train", "s_test")
+CHOICE = ("PSNR_brain", "AUC", "r")                        # of the validation list
+HEADINGS = {"row": "row", "change": "what differs from the default", "source": "source", "n": "seeds",
+            "validation_PSNR_brain": "validation: PSNR in brain", "validation_AUC": "AUC", "validation_r": "r",
+            "PSNR_brain": "test: PSNR in brain", "SSIM_brain": "SSIM in brain", "way": "way", "AUC": "AUC", "AUC_MRI_PET": "AUC with MRI",
+            "r": "r", "slope": "slope", "coverage": "coverage", "Brier": "Brier", "s_train": "s to train", "s_test": "s to score"}
+
+
+def mean_squared_error(scores: pd.DataFrame) -> float:
+    """Mean over subjects of the squared error inside the brain, from PSNR at data range 1."""
+    return float((10 ** (-scores["PSNR_brain"] / 10)).mean())
+
+
+def uptake_scores(label: pd.Series, real: pd.Series, synthetic: pd.Series) -> dict[str, float]:
+    """AUC of the synthetic SUVR, and its agreement with the real one: r, slope."""
+    agrees = agreement(real.to_numpy(), synthetic.to_numpy())
+    return {"AUC": float(area_under_roc(label.to_numpy(), synthetic.to_numpy())), "r": agrees["Pearson"], "slope": agrees["slope"]}
+
+
+def read_scores(folder: Path, row: str, seed: int, seconds: pd.Series) -> pd.DataFrame:
+    """The scores of an experiment, a row a method of it: il_cldm under the row's name, its controls if it is the default.
+
+    seconds: what its parts took, indexed by (experiment, part).
+    """
+    run = load_run(folder)
+    images, uptake = (frame.set_index("ID").groupby("method") for frame in (run.test, run.uptake))
+    calls = run.predictions.set_index("ID").groupby(["readout", "method"])
+    errors = {method: mean_squared_error(scores) for method, scores in images}
+    methods = {"il_cldm": row} | ({name: name for name in CONTROLS} if row == "default" else {})
+    rows, real = [], uptake.get_group("real")
+    for method, name in methods.items():
+        if method not in errors:
+            continue
+        scores, suvr = images.get_group(method), uptake.get_group(method)
+        both = calls.get_group(("mri_pet", method))
+        rows.append({"row": name, "seed": seed, "subjects": len(suvr), **scores[["PSNR_brain", "SSIM_brain"]].mean(),
+                     "way": (errors["mean_pet"] - errors[method]) / (errors["mean_pet"] - errors["oracle"]),
+                     **uptake_scores(suvr["label"], real["SUVR"], suvr["SUVR"].reindex(real.index)),
+                     "AUC_MRI_PET": float(area_under_roc(both["label"].to_numpy(), both["score"].to_numpy()))})
+    if row == "default":
+        mri = calls.get_group(("mri", "none"))
+        rows.append({"row": "MRI classifier", "seed": seed, "subjects": len(mri),
+                     "AUC": float(area_under_roc(mri["label"].to_numpy(), mri["score"].to_numpy())),
+                     "Brier": float(((mri["score"] - mri["label"]) ** 2).mean())})
+    rows[0] |= _uncertainty(folder) | _validation(folder)
+    rows[0] |= {f"s_{part}": seconds.get((folder.name, part), np.nan) for part in ("train", "test")}
+    label, score = (uptake.get_group("il_cldm")[name].to_numpy() for name in ("label", "SUVR"))
+    draws = bootstrap(lambda chosen: area_under_roc(label[chosen], score[chosen]), len(label), 1000, seed)
+    rows[0] |= dict(zip(("AUC_low", "AUC_high"), map(float, interval(draws)), strict=True))
+    return pd.DataFrame(rows)
+
+
+def _uncertainty(folder: Path) -> dict[str, float]:
+    """Coverage of the test list's intervals, and the Brier score of its probabilities beside that of the base rate."""
+    table = pd.read_csv(folder / "uncertainty.csv")
+    base = pd.read_csv(folder / "validation_list.csv")["label"].mean()
+    return {"coverage": table["covered"].mean(), "Brier": ((table["probability"] - table["label"]) ** 2).mean(),
+            "Brier_base": ((base - table["label"]) ** 2).mean()}
+
+
+def _validation(folder: Path) -> dict[str, float]:
+    """The scores of the validation list, by which choices are made."""
+    table = pd.read_csv(folder / "validation_list.csv")
+    scores = {"PSNR_brain": table["PSNR_brain"].mean(), **uptake_scores(table["label"], table["SUVR_real"], table["SUVR"])}
+    return {f"validation_{name}": scores[name] for name in CHOICE}
+
+
+def make_table(scores: pd.DataFrame, about: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    """A row a row of the study, each score its mean over the seeds and its SD under <score>_sd. about: row -> (change, source)."""
+    columns = [name for name in (*(f"validation_{name}" for name in CHOICE), *TABLE) if name in scores]
+    groups = scores.groupby("row", sort=False)[columns]
+    table = groups.mean().join(groups.std().add_suffix("_sd"))
+    table.insert(0, "n", scores.groupby("row", sort=False)["seed"].nunique())
+    described = pd.DataFrame([about.get(row, ("", "control")) for row in table.index], index=table.index, columns=["change", "source"])
+    return described.join(table).reset_index()
+
+
+def make_bars(scores: pd.DataFrame) -> pd.DataFrame:
+    """What the default set out for, on the test lists: bar, found (mean over seeds), wanted, reached. Rows that are missing have no bar."""
+    by_row = {row: group.set_index("seed") for row, group in scores.groupby("row")}
+    default, bars = by_row.get("default"), []
+
+    def add(bar: str, found: float, wanted: str, reached: bool) -> None:
+        bars.append({"bar": bar, "found": found, "wanted": wanted, "reached": bool(reached)})
+
+    def against(bar: str, column: str, other: str, factor: float, less: float) -> None:
+        """default's column at least factor x other's - less, in the mean over seeds."""
+        if other in by_row:
+            found, reference = default[column].mean(), by_row[other][column].mean()
+            add(bar, found, f">= {factor * reference - less:.3f}", found >= factor * reference - less)
+
+    if default is None:
+        return pd.DataFrame(columns=["bar", "found", "wanted", "reached"])
+    against("PSNR in brain, against latent_regression - 0.1 dB", "PSNR_brain", "latent_regression", 1, 0.1)
+    add("way from mean_pet to oracle in squared error", default["way"].mean(), ">= 0.7", default["way"].mean() >= 0.7)
+    against("AUC of the SUVR, against the MRI classifier - 0.02", "AUC", "MRI classifier", 1, 0.02)
+    if "MRI classifier" in by_row:
+        found, alone = default["AUC_MRI_PET"].mean(), by_row["MRI classifier"]["AUC"].mean()
+        add("AUC of MRI and synthetic PET, against MRI alone", found, f">= {alone:.3f}", found >= alone)
+    against("r of the SUVR, against 0.85 of the oracle's", "r", "oracle", 0.85, 0)
+    against("slope of the SUVR, against 0.6 of the oracle's", "slope", "oracle", 0.6, 0)
+    for row in ("link_0", "link_0_shuffled"):
+        for seed, one in (by_row[row].iterrows() if row in by_row else ()):
+            add(f"{row}: AUC, seed {seed}", one["AUC"], f"0.5 in [{one['AUC_low']:.2f}, {one['AUC_high']:.2f}]",
+                one["AUC_low"] <= 0.5 <= one["AUC_high"])
+    coverage, brier, base = (default[name].mean() for name in ("coverage", "Brier", "Brier_base"))
+    add("coverage of the 90 % intervals of the SUVR", coverage, "0.85 to 0.95", 0.85 <= coverage <= 0.95)
+    add("Brier score of the status probability, against the base rate's", brier, f"< {base:.3f}", brier < base)
+    return pd.DataFrame(bars)
+
+
+def to_markdown(table: pd.DataFrame, bars: pd.DataFrame) -> str:
+    """Both tables as Markdown, a score as mean +- SD."""
+    shown = table[["row", "change", "source", "n"]].copy()
+    for name in HEADINGS:
+        if f"{name}_sd" in table:
+            digits = 0 if name.startswith("s_") else 2
+            shown[name] = [_cell(mean, sd, digits) for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)]
+    return "\n\n".join([shown.rename(columns=HEADINGS).to_markdown(index=False), bars.round(3).to_markdown(index=False)]) + "\n"
+
+
+def _cell(mean: float, sd: float, digits: int) -> str:
+    if not np.isfinite(mean):
+        return ""
+    return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if np.isfinite(sd) else "")
