@@ -34,7 +34,8 @@ def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 
     test.append(people.assign(method="il_cldm", **{name: value + (-1 if "MAE" in name else 1) * better + own.normal(0, 0.01, len(ids))
                                                    for name, value in base.items()}))
     if control is not None:
-        test.append(people.assign(method="latent_regression", **{name: value + control for name, value in base.items()}))
+        noise = np.random.default_rng([len(ids), int(control)]).normal(0, 0.01, len(ids))
+        test.append(people.assign(method="latent_regression", **{name: value + control + noise for name, value in base.items()}))
     real = shared.normal(1.2, 0.2, len(ids))
     uptake = [people.assign(method=method, SUVR=value) for method, value in
               (("real", real), ("il_cldm", real + own.normal(0.05, 0.1, len(ids))), ("mean_pet", np.full(len(ids), 1.2)))]
