@@ -213,11 +213,12 @@ def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project, monkeypatch):
     shutil.copytree(project / "result" / "a", project / "result" / "b", ignore=shutil.ignore_patterns("*regression*"))
     taken = []
 
-    def signalled(*args):
-        taken.append(regression_step(*args))
+    def signalled(network, *args):
+        losses = regression_step(network, *args)
+        taken.append({name: weight.detach().clone() for name, weight in network.named_parameters()})
         if len(taken) in (5, 9):                           # in the second epoch of one control, in the first of the other
             os.kill(os.getpid(), signal.SIGTERM)
-        return taken[-1]
+        return losses
     monkeypatch.setattr(regression, "regression_step", signalled)
     assert [run("controls", exp="b") for _ in range(3)] == [75, 75, 0]
     assert len(taken) == 12
@@ -226,6 +227,12 @@ def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project, monkeypatch):
         assert all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(one, other, strict=True)), file
     for name in ("loss_curve.csv", "validation.csv"):
         assert (project / "result" / "b" / name).read_bytes() == (project / "result" / "a" / name).read_bytes()
+    for file, weights in zip(FILES[1::2], (taken[:6], taken[6:]), strict=True):
+        average, ema = dict(weights[1]), load_checkpoint(project / "result" / "b" / file)["state"]["ema"]   # a copy for ema_start = 2 steps
+        for step in weights[2:]:
+            average = {name: average[name].lerp(weight, 0.5) for name, weight in step.items()}
+        for name, weight in average.items():
+            torch.testing.assert_close(ema[name], weight)
 
 
 def test_finished_ones_are_left_alone_and_others_end_the_scores(project, capsys):
