@@ -15,13 +15,14 @@ from pathlib import Path
 
 VERSION = "0.1.0"
 STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")
-EXTRA_STAGES = ("preprocess", "prepare", "curve", "synthesize")                             # run only where they are asked for
+EXTRA_STAGES = ("preprocess", "prepare", "controls", "curve", "synthesize")                 # run only where they are asked for
 GROUPS = {
     "run": "the run",
     "data": "the cohort",
     "phantom": "the digital phantom",
     "aae": "stage 1, the adversarial autoencoder (AAE)",
     "ldm": "stage 2, the latent diffusion model (LDM)",
+    "controls": "regression controls (--stages controls), trained as stage 2 is",
     "sampling": "sampling, after training",
     "scoring": "scores, tables and report of the test list",
     "preprocess": "raw scans (--stages preprocess)",
@@ -29,6 +30,14 @@ GROUPS = {
     "synthesize": "new scans (--stages synthesize)",
 }
 BESIDE = ("preprocess", "prepare", "synthesize")           # groups of stages beside an experiment: its results do not depend on them
+_OF_DIFFUSION = ("beta_first", "beta_last", "prediction", "zero_terminal_snr", "min_snr", "time_shift", "image_loss", "cortex_loss",
+                 "image_loss_over_time", "label_predictor", "label_in_training", "shuffle_labels", "label_conditioning", "label_dropout",
+                 "validation_steps")
+REGRESSIONS = {                                            # the controls, and the settings of training that they have no use for
+    "latent_regression": (*_OF_DIFFUSION, "regression_channels"),
+    "image_regression": (*_OF_DIFFUSION, "timesteps", "latent_scaling", "image_conditioning", "conditioning", "unet_channels", "unet_res_blocks",
+                         "unet_attention_levels"),
+}
 
 
 def setting(default, explanation: str, *, group: str, low=None, high=None, choices=None, free: bool | None = None):
@@ -36,13 +45,13 @@ def setting(default, explanation: str, *, group: str, low=None, high=None, choic
 
     free: may change between the training of a checkpoint and its use (by default in all groups but those of cohort and training).
     """
-    free = group not in ("data", "phantom", "aae", "ldm") if free is None else free
+    free = group not in ("data", "phantom", "aae", "ldm", "controls") if free is None else free
     default = tuple(default) if isinstance(default, list) else default                       # an edited default may be a list
     return dataclasses.field(default=default, metadata={
         "help": explanation, "group": group, "low": low, "high": high, "choices": choices, "free": free})
 
 
-run, data, phantom, aae, ldm, sampling, scoring, preprocess, prepare, synthesize = (
+run, data, phantom, aae, ldm, controls, sampling, scoring, preprocess, prepare, synthesize = (
     partial(setting, group=group) for group in GROUPS)
 
 
@@ -56,6 +65,7 @@ class Config:
     ldm_from: str = run("", "name of an experiment whose trained stage 2 is used, with its stage 1, to sample it otherwise; empty: its own")
     stages: tuple[str, ...] = run(STAGES, "stages to run, in the paper's order whatever theirs. Not among the default ones: preprocess "
                                           "brings raw scans into the space of the cohort, prepare makes lists and labels from tables, "
+                                          "controls trains the regressions that the diffusion is compared with, "
                                           "curve scores the validation list with every sampler, number of calls and number of draws, "
                                           "synthesize makes the PET of new MRIs",
                                   choices=STAGES + EXTRA_STAGES)
@@ -162,6 +172,10 @@ class Config:
     validation_every: int = ldm(1, "epochs from one validation to the next; paper: 1", low=1)
     validation_steps: int = ldm(2, "DDIM calls a validation scan; published: 999 DDPM calls, for which the preset takes 50: eps says too "
                                    "little of z_0 at the first call", low=1)
+
+    # The regression controls
+    regression_channels: int = controls(16, "width of the first level of the UNet that regresses the PET on the MRI; further levels as in "
+                                            "unet_mults", low=1)
 
     # Sampling
     sampler: str = sampling("ddim", "ddim: deterministic, few calls; dpm: DPM-Solver++(2M), the same with fewer; ddpm: ancestral, "
@@ -376,8 +390,8 @@ class Config:
         return bool(self.image_loss or self.cortex_loss)
 
     def lent_by(self, stage: str) -> str:
-        """The experiment whose trained stage ('aae' or 'ldm') this one uses; empty: it trains its own."""
-        return self.ldm_from or (self.aae_from if stage == "aae" else "")
+        """The experiment whose trained stage this one uses; empty: it trains its own."""
+        return {"aae": self.aae_from or self.ldm_from, "ldm": self.ldm_from}.get(stage, "")
 
     @property
     def validation_draws(self) -> range:
@@ -400,16 +414,14 @@ class Config:
         return Path("result") / self.exp
 
     def fixed_settings(self, stage: str) -> dict:
-        """The settings that a checkpoint of the stage ('aae' or 'ldm') is bound to, as JSON values."""
-        groups = {"run", "data", "phantom", stage}
+        """The settings that a checkpoint of the stage ('aae', 'ldm' or a regression control) is bound to, as JSON values."""
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)
-                if f.metadata["group"] in groups and not f.metadata["free"]}
+                if f.metadata["group"] in _groups(stage) and not f.metadata["free"] and f.name not in REGRESSIONS.get(stage, ())}
 
     def free_settings(self, stage: str) -> dict:
         """The settings that may change while the stage is trained, as JSON values: what a run notes when it continues."""
-        groups = {"run", "data", "phantom", stage}
         return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)
-                if f.metadata["group"] in groups and f.metadata["free"] and f.name not in ("exp", "stages", "resume")}
+                if f.metadata["group"] in _groups(stage) and f.metadata["free"] and f.name not in ("exp", "stages", "resume")}
 
     def to_json(self) -> str:
         """All settings that an experiment's results may depend on, with the versions of what produced them."""
@@ -431,9 +443,15 @@ DEMO = {"data_dir": "data/phantom", "num_workers": 0,
         "image_size": (45, 54, 45), "crop_start": (2, 4, 2), "volume_size": (40, 48, 40), "crop_jitter": 1,
         "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3, "aae_epochs": 5,
         "unet_channels": 16, "unet_mults": (1, 2, 2), "unet_res_blocks": 1, "unet_norm_groups": 8, "ldm_lr": 1e-3, "ldm_epochs": 8,
-        "ema_decay": 0.99, "ema_start": 100, "validation_every": 4}
+        "ema_decay": 0.99, "ema_start": 100, "validation_every": 4,
+        "regression_channels": 8}
 
 PRESETS = {"paper": {}, "demo": DEMO, "published": PUBLISHED}
+
+
+def _groups(stage: str) -> set[str]:
+    """The groups of the settings that the training of a stage depends on."""
+    return {"run", "data", "phantom"} | ({"ldm", "controls"} if stage in REGRESSIONS else {stage})
 
 
 def plain(value):

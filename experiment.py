@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader
 
 from checkpoints import check_settings, load_checkpoint, tensor_bytes
 from classifier import pool_volume, pool_width
-from config import Config
+from config import REGRESSIONS, Config
 from dataset import Cohort, Scan
 from loading import LATENTS, EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
 from metrics import score_volume
 from model import AAE
-from networks import CHECKPOINT, Networks, build_aae, build_discriminator, build_unet
+from networks import CHECKPOINT, Networks, build_aae, build_discriminator, build_image_regression, build_unet, checkpoint_name
 from ranks import Share, ranks
 from regions import COVERED, Regions, read_labels, read_mask, share_inside
 from results import load_run
@@ -114,19 +114,19 @@ class Experiment(Networks):
         Notes in .trained how many epochs the last checkpoints have.
         """
         cfg = self.cfg
-        first = next((stage for stage in ("aae", "encode", "ldm", "curve", "test", "report") if stage in cfg.stages), None)
+        first = next((stage for stage in ("aae", "encode", "ldm", "controls", "curve", "test", "report") if stage in cfg.stages), None)
         for stage in CHECKPOINT:
             if cfg.lent_by(stage) and not self.best_path(stage).exists():
                 raise InputError(f"{self.best_path(stage)} is not there; train --exp {cfg.lent_by(stage)} first")
-        if first in ("encode", "ldm", "curve", "test") and not self.best_path("aae").exists():
+        if first in ("encode", "ldm", "controls", "curve", "test") and not self.best_path("aae").exists():
             raise InputError(f"{self.best_path('aae')} is not there; run --stages aae first")
         if first in ("curve", "test") and not self.best_path("ldm").exists():
             raise InputError(f"{self.best_path('ldm')} is not there; run --stages encode ldm first")
         if first == "report" and load_run(cfg.result_dir).facts["cohort"] != self.cohort.fingerprint("test"):
             raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages test report")
-        for stage in CHECKPOINT:
+        for stage in (*CHECKPOINT, *(REGRESSIONS if "controls" in cfg.stages else ())):
             settings = self.settings(stage)
-            if stage == "ldm" and "aae" in cfg.stages:     # its autoencoder must stay what it is
+            if stage in ("ldm", "latent_regression") and "aae" in cfg.stages:                # its autoencoder must stay what it is
                 settings["aae_epochs"] = cfg.aae_epochs
             best, last = self.best_path(stage), self.last_path(stage)
             if last.exists():
@@ -139,7 +139,7 @@ class Experiment(Networks):
 
     def _refuse_resume(self) -> None:
         """Raise InputError if the first training of this run is to continue and cannot, or is to begin and there is one already."""
-        stage = next((stage for stage in CHECKPOINT if stage in self.cfg.stages and not self.cfg.lent_by(stage)), None)
+        stage = next(iter(self._trainings()), None)
         if stage is None:
             return
         last = self.last_path(stage)
@@ -148,17 +148,22 @@ class Experiment(Networks):
         if self.cfg.resume == "no" and stage in self.trained:
             raise InputError(f"{last} is there, but --resume no begins anew; give another --exp, or move {self.cfg.result_dir} away")
 
+    def _trainings(self) -> list[str]:
+        """What this run trains, in order."""
+        own = [stage for stage in CHECKPOINT if stage in self.cfg.stages and not self.cfg.lent_by(stage)]
+        return own + list(REGRESSIONS if "controls" in self.cfg.stages else ())
+
     def checkpoint_room(self) -> int:
         """Bytes that the trainings of this run may take on the disk in addition to what is there."""
         meta, room = torch.device("meta"), 0
         with meta:
-            networks = {"aae": [build_aae(self.cfg, meta), build_discriminator(self.cfg, meta)], "ldm": [build_unet(self.cfg, meta)]}
-        for stage, modules in networks.items():
-            trains = stage in self.cfg.stages and not self.cfg.lent_by(stage)
-            if trains and self.trained.get(stage, 0) < getattr(self.cfg, f"{stage}_epochs"):
-                there = {path.stat().st_ino for path in self.cfg.result_dir.glob(f"{CHECKPOINT[stage]}*.pth.tar")}
-                copies = 4 if stage == "ldm" else 3        # weights and two moments of Adam; the moving average
-                room += (3 - len(there)) * copies * sum(tensor_bytes(module.state_dict()) for module in modules)
+            networks = {"aae": [build_aae(self.cfg, meta), build_discriminator(self.cfg, meta)], "ldm": [build_unet(self.cfg, meta)],
+                        "latent_regression": [build_unet(self.cfg, meta)], "image_regression": [build_image_regression(self.cfg, meta)]}
+        for stage in self._trainings():
+            if self.trained.get(stage, 0) < (self.cfg.aae_epochs if stage == "aae" else self.cfg.ldm_epochs):
+                there = {path.stat().st_ino for path in self.cfg.result_dir.glob(f"{checkpoint_name(stage)}*.pth.tar")}
+                copies = 3 if stage == "aae" else 4        # weights and two moments of Adam; the moving average
+                room += (3 - len(there)) * copies * sum(tensor_bytes(module.state_dict()) for module in networks[stage])
         return room
 
     def batches(self, scans: list[Scan], *modalities: str, batch: int = 0, divided: bool = False) -> DataLoader:

@@ -19,7 +19,9 @@ from stats import agreement  # noqa: E402
 from volumes import read_volume  # noqa: E402
 
 CURVES = {"aae": ("Stage 1, autoencoder", {"rec": "L1 reconstruction"}),
-          "ldm": ("Stage 2, denoiser", {"mse": "training", "mse_validation": "validation"})}
+          "ldm": ("Stage 2, denoiser", {"mse": "training", "mse_validation": "validation"}),
+          "latent_regression": ("Control, latent regression", {"mse": "training"}),
+          "image_regression": ("Control, image regression", {"mse": "training"})}
 
 SLICES_MM = (-40, -20, 0, 20, 40, 60), (-80, -55, -30, -5, 20, 45), (-50, -30, -10, 10, 30, 50)   # z, y, x in MNI space
 
@@ -27,6 +29,8 @@ SLICES_MM = (-40, -20, 0, 20, 40, 60), (-80, -55, -30, -5, 20, 45), (-50, -30, -
 LABELS = {0: ("amyloid negative", "#0072B2", "o"), 1: ("amyloid positive", "#D55E00", "^")}
 READOUTS = {("pet", "real"): ("real PET", "#000000", "-"), ("pet", "il_cldm"): ("synthetic PET", "#D55E00", "-"),
             ("mri_pet", "il_cldm"): ("MRI and synthetic PET", "#CC79A7", "--"), ("mri", "none"): ("MRI", "#0072B2", "-."),
+            ("pet", "latent_regression"): ("PET by latent regression", "#009E73", "--"),
+            ("pet", "image_regression"): ("PET by image regression", "#E69F00", "-."),
             ("pet", "mean_pet"): ("mean training PET", "#888888", ":")}
 
 

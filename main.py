@@ -30,15 +30,16 @@ from figures import plot_curves, plot_synthesized
 from files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
 from labels import label_facts, label_weights
 from layout import write_tables
-from loading import LatentCache
+from loading import LatentCache, latent_scale
 from logs import LOG, keep_log, logging_run, progress_bar, say
-from metrics import evaluate
+from metrics import describe, evaluate
 from model import AAE, UNet
 from networks import CHECKPOINT, build_aae, build_discriminator, build_unet
 from phantom import build_phantom
 from prepare import prepare_cohort
 from preprocess import preprocess_scans
 from ranks import check_environment, gathered, is_main, joined, launch, local_rank, of_main, ranks, wait_for_all, wrap
+from regression import begin_regression, regressions, train_regression, trained_regressions
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs
 from scoring import clear_results, fit_status, survey_real, trained_epochs, write_results
@@ -89,7 +90,7 @@ def train_aae(exp: Experiment) -> None:
 
 
 def plot_history(exp: Experiment) -> None:
-    """The picture of the losses and scores of both stages."""
+    """The picture of the losses and scores of both stages, and of the controls."""
     if is_main():
         plot_curves(exp.cfg.result_dir, exp.cfg.result_dir / "loss_curve", exp.notice, (".png",))
 
@@ -110,11 +111,6 @@ def reconstruct(exp: Experiment, aae: AAE) -> Callable[[dict], Tensor]:
         with exp.cast():
             return aae(batch["pet"].to(exp.device)).float().clamp(0, 1)
     return predict
-
-
-def describe(scores: pd.DataFrame) -> str:
-    """Mean scores in a line."""
-    return f"PSNR {scores['PSNR'].mean():.2f} dB, SSIM {scores['SSIM'].mean():.4f}, in the brain {scores['PSNR_brain'].mean():.2f} dB"
 
 
 # ---------------------------------------------------------------- between the stages
@@ -209,12 +205,6 @@ def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
             "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom}
 
 
-def latent_scale(latents: dict[str, Tensor], train: list[Scan]) -> tuple[float, float]:
-    """Mean and standard deviation over all voxels of the training latents."""
-    values = torch.stack([latents[scan.id] for scan in train]).double()
-    return values.mean().item(), values.std().item()
-
-
 def build_objective(exp: Experiment, synthesizer: Synthesizer, facts: dict) -> Objective:
     """What the settings have the denoiser lower."""
     cfg, image = exp.cfg, None
@@ -249,6 +239,22 @@ def validation_loss(exp: Experiment, unet: UNet, objective: Objective, sample: C
     return sum(gathered(totals, loader)) / len(loader.dataset)
 
 
+# ---------------------------------------------------------------- what the diffusion is compared with
+
+def train_controls(exp: Experiment) -> None:
+    """Train the regressions from MRI to PET, in as many epochs as stage 2."""
+    cfg = exp.cfg
+    for control in regressions(exp, exp.best_aae()):
+        run, ema = begin_regression(control)
+        subjects = exp.training_batches("ldm", *control.modalities)
+        announce(run, control.name, f"{len(exp.cohort.train)} subjects", subjects, cfg.ldm_epochs)
+        if run.epochs_left(cfg.ldm_epochs):
+            if is_main():
+                forget_run(cfg.result_dir)
+            train_regression(control, run, ema, subjects)
+    plot_history(exp)
+
+
 # ---------------------------------------------------------------- test
 
 def test(exp: Experiment) -> None:
@@ -256,6 +262,7 @@ def test(exp: Experiment) -> None:
     cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
     synthesizer, classifier, aae = exp.best_synthesizer()
     epochs = trained_epochs(exp)
+    controls = trained_regressions(exp, aae, epochs["ldm_epochs"])
     draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan))
     say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} draws by {cfg.sampler}, writes {folder}/*.csv and synthesized/")
     for remark in exp.region_remarks():
@@ -263,7 +270,7 @@ def test(exp: Experiment) -> None:
     real = survey_real(exp)
     readers = fit_status(exp, real, synthesizer) if is_main() else {}
     mean_pet = of_main(lambda: mean_volume(exp.batches(cohort.train, "pet")))
-    methods = {"aae": reconstruct(exp, aae), "il_cldm": synthesize_and_save(exp, synthesizer, draw),
+    methods = {"aae": reconstruct(exp, aae), "il_cldm": synthesize_and_save(exp, synthesizer, draw), **controls,
                "mean_pet": lambda batch: mean_pet.expand_as(batch["pet"])}
     if all(oracle_file(exp, scan.id).is_file() for scan in cohort.test):
         methods["oracle"] = read_oracle(exp)
@@ -421,8 +428,8 @@ def run_experiment(cfg: Config, device: torch.device) -> None:
     with FolderLock(cfg.result_dir) if is_main() else nullcontext() as lock:
         exp = Experiment(cfg, of_main(lambda: check(cfg)), device)
         of_main(lambda: begin(exp, lock))
-        for name, stage in {"aae": train_aae, "encode": encode, "ldm": train_ldm, "curve": curve, "test": test, "report": report,
-                            "tables": lambda exp: tables(exp.cfg)}.items():
+        for name, stage in {"aae": train_aae, "encode": encode, "ldm": train_ldm, "controls": train_controls, "curve": curve,
+                            "test": test, "report": report, "tables": lambda exp: tables(exp.cfg)}.items():
             if name in cfg.stages:
                 with naming(name):
                     stage(exp)

@@ -112,3 +112,8 @@ def summarize(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation (n - 1) and n over subjects, a row a method and metric, in the order of the scores."""
     table = scores.groupby("method", sort=False)[list(METRICS)].agg(["mean", "std", "count"]).stack(level=0, future_stack=True)
     return table.rename(columns={"count": "n"}).rename_axis(["method", "metric"]).reset_index()
+
+
+def describe(scores: pd.DataFrame) -> str:
+    """Mean scores in a line."""
+    return f"PSNR {scores['PSNR'].mean():.2f} dB, SSIM {scores['SSIM'].mean():.4f}, in the brain {scores['PSNR_brain'].mean():.2f} dB"

@@ -1,4 +1,5 @@
 """The networks of an experiment: built from its settings, restored from its best checkpoints, ready to sample."""
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,11 @@ Network = TypeVar("Network", bound=nn.Module)
 CHECKPOINT = {"aae": "CHECKPOINT_AAE", "ldm": "CHECKPOINT_Unet"}
 
 
+def checkpoint_name(stage: str) -> str:
+    """Name of the best checkpoint of a stage, or of a regression control, without its suffix."""
+    return CHECKPOINT.get(stage, f"CHECKPOINT_{stage}")
+
+
 # ---------------------------------------------------------------- the networks of the settings, untrained
 
 def build_aae(cfg: Config, device: torch.device) -> AAE:
@@ -38,6 +44,13 @@ def build_unet(cfg: Config, device: torch.device) -> UNet:
     return place(UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
                       cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.image_conditioning,
                       cfg.conditioning == "multiscale"), cfg, device)
+
+
+def build_image_regression(cfg: Config, device: torch.device) -> UNet:
+    """The denoiser's architecture from MRI to PET: the MRI stands in the place of z_t, and there is no Extractor and no latent."""
+    groups = math.gcd(cfg.unet_norm_groups, cfg.regression_channels)
+    return place(UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim, num_classes=cfg.num_classes,
+                      norm_groups=groups, downscale=1, image_conditioning=False), cfg, device)
 
 
 def place(network: Network, cfg: Config, device: torch.device) -> Network:
@@ -83,10 +96,10 @@ class Networks:
         return load_checkpoint(self.best_path(stage))
 
     def best_path(self, stage: str) -> Path:
-        return self.folder_of(stage) / f"{CHECKPOINT[stage]}.pth.tar"
+        return self.folder_of(stage) / f"{checkpoint_name(stage)}.pth.tar"
 
     def last_path(self, stage: str) -> Path:
-        return self.folder_of(stage) / f"{CHECKPOINT[stage]}_last.pth.tar"
+        return self.folder_of(stage) / f"{checkpoint_name(stage)}_last.pth.tar"
 
     def folder_of(self, stage: str) -> Path:
         """Where the checkpoints of a stage lie: in this experiment's folder, or in that of the one whose stage it uses."""

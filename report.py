@@ -34,7 +34,7 @@ CAPTIONS = {
     "calibration": "Calibration of the predicted probability of amyloid positivity on the test list.",
     "suvr": "SUVR of synthetic against real PET on the test list.",
     "bland_altman": "Bland-Altman plot of the SUVR on the test list.",
-    "curves": "Losses and validation scores of both stages; the chosen epoch is marked."}
+    "curves": "Losses and validation scores of what was trained; the chosen epoch is marked."}
 
 
 def write_figures(folder: Path, run: Run, subjects: list[tuple[Scan, dict[str, np.ndarray]]]) -> dict[str, Path]:

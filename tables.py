@@ -12,12 +12,14 @@ import numpy as np
 import pandas as pd
 
 from commandline import command
+from config import REGRESSIONS
 from metrics import METRICS
 from results import Run
 from stats import AGREEMENT, STATUS_METRICS, agreement, bootstrap, bootstrap_p, holm, interval, mcnemar_p, status_metrics, wilcoxon_p
 from utils import derived_seed
 
 CEILINGS = ("aae", "oracle", "real")                       # see the PET or the truth: shown, but no contenders
+TRAINED = ("aae", *REGRESSIONS)                            # controls that another seed makes another one
 REPETITION = ("seed", "phantom_seed")
 UNBOUND = ("exp", "aae_from", "ldm_from", "stages", "device", "num_workers", "cache", "channels_last", "recompute", "sampling_batch",
            "save_deviation", "bootstrap_resamples", "shown_subjects", "regions_image", "regions_table")
@@ -146,11 +148,11 @@ def _equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
 
 
 def _is_same_control(row: Row, other: Row) -> bool:
-    """Whether two experiments' rows of a control are one: equal wherever they have a run in common. An autoencoder's must be common."""
+    """Whether two experiments' rows of a control are one: equal wherever they have a run in common. Of a trained one all must be."""
     method = row.key[-1]
     if (row.section, row.key) != (other.section, other.key) or method == "il_cldm":
         return False
-    if method == "aae" and row.runs.keys() != other.runs.keys():
+    if method in TRAINED and row.runs.keys() != other.runs.keys():
         return False
     return all(_equal(frame, other.runs[name]) for name, frame in row.runs.items() if name in other.runs)
 
@@ -164,7 +166,7 @@ def _tidy_runs(row: Row) -> None:
             common = common.intersection(row.runs[name].index)
         for name in mine:
             row.runs[name] = row.runs[name].loc[common]
-        if row.key[-1] not in ("il_cldm", "aae") and all(_equal(row.runs[mine[0]], row.runs[name]) for name in mine[1:]):
+        if row.key[-1] not in ("il_cldm", *TRAINED) and all(_equal(row.runs[mine[0]], row.runs[name]) for name in mine[1:]):
             for name in mine[1:]:
                 del row.runs[name]
 
@@ -173,7 +175,8 @@ def _name_controls(rows: list[Row]) -> list[Row]:
     """The rows; a control of which there is one in its section is of all experiments."""
     for row in rows:
         alike = [other for other in rows if (other.section, other.key) == (row.section, row.key)]
-        if len(alike) == 1 and row.key[-1] != "il_cldm":
+        everyones = {text for other in rows if other.section == row.section for text in other.commands} == set(row.commands)
+        if len(alike) == 1 and row.key[-1] != "il_cldm" and (everyones or row.key[-1] not in REGRESSIONS):
             row.experiment = SHARED
     return rows
 
@@ -254,7 +257,7 @@ def label_of(key: tuple[str, ...], experiment: str) -> str:
 
 def image_quality(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the image scores, and the comparisons of all contenders."""
-    rows = collect_rows(groups, "test", ("method",), ("mean_pet", "il_cldm", "oracle", "aae"))
+    rows = collect_rows(groups, "test", ("method",), ("mean_pet", *REGRESSIONS, "il_cldm", "oracle", "aae"))
 
     def paired(metric: str) -> Callable[[Row, Row], float]:
         return lambda a, b: wilcoxon_p(*(row.per_subject(lambda frame: frame[metric]).to_numpy() for row in (a, b)))
@@ -265,7 +268,8 @@ def image_quality(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
 
 def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the status metrics; comparisons of every contender with the MRI's own classifier, and of the PETs with each other."""
-    order = ("majority", "age_sex", "mri", "pet", "suvr", "mri_pet", "none", "mean_pet", "il_cldm", "oracle", "aae", "real")
+    order = ("majority", "age_sex", "mri", "pet", "suvr", "mri_pet", "none", "mean_pet", *REGRESSIONS, "il_cldm", "oracle", "aae",
+             "real")
     rows = collect_rows(groups, "predictions", ("readout", "method"), order)
     values, draws = zip(*(status_values(row, resamples) for row in rows), strict=True) if rows else ((), ())
     draws_of = {id(row): one for row, one in zip(rows, draws, strict=True)}
@@ -282,7 +286,7 @@ def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, l
 
     tested = [row for row in rows if row.contends and row.key[0] != "majority" and row.key[-1] != "mean_pet"]
     pairs = [(a, b) for a, b in itertools.combinations(tested, 2)
-             if "mri" in (a.key[0], b.key[0]) or (a.key == b.key == ("pet", "il_cldm"))]
+             if "mri" in (a.key[0], b.key[0]) or (a.key[0] == b.key[0] == "pet" and "il_cldm" in (a.key[-1], b.key[-1]))]
     comparisons = _compare("amyloid_status", pairs, {"AUC": auc, "ACC": accuracy})
     records = [record for row, v in zip(rows, values, strict=True) for record in _records(row, ("readout", "method"), v)]
     return pd.DataFrame(records), comparisons
@@ -291,7 +295,8 @@ def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, l
 def quantification(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the agreement of SUVR, CL and further regions with the real PET; comparisons of the absolute errors."""
     paired = [Group(group.name, group.section, [_pair_uptake(run) for run in group.runs]) for group in groups]
-    rows = collect_rows(paired, "uptake", ("measure", "method"), ("SUVR", "CL", "mean_pet", "il_cldm", "oracle", "aae"))
+    rows = collect_rows(paired, "uptake", ("measure", "method"), ("SUVR", "CL", "mean_pet", *REGRESSIONS, "il_cldm", "oracle",
+                                                                          "aae"))
 
     def error(a: Row, b: Row) -> float:
         return wilcoxon_p(*(row.per_subject(lambda frame: (frame["value"] - frame["real"]).abs()).to_numpy() for row in (a, b)))

@@ -15,7 +15,7 @@ from layout import to_csv, write_tables
 from metrics import METRICS
 from results import Run, load_run, load_runs, save_run
 from stats import STATUS_METRICS, agreement, area_under_roc, bootstrap, holm, interval, status_metrics
-from tables import group_runs, make_tables
+from tables import group_runs, image_quality, make_tables
 from utils import InputError
 
 N = 12
@@ -23,8 +23,9 @@ RESAMPLES = 200
 
 
 def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 0.0, ids=range(N), label=None, training: str = "t0",
-             **settings) -> None:
-    """Results of an experiment under root/result: il_cldm is `better` than mean_pet in every score."""
+             control: float | None = None, **settings) -> None:
+    """Results of an experiment under root/result: il_cldm is `better` than mean_pet in every score, and by `control`, if there is one,
+    a regression control."""
     ids = list(ids)
     people = pd.DataFrame({"ID": [f"s{i:03d}" for i in ids], "label": np.array([i % 2 for i in ids]) if label is None else label})
     shared, own = np.random.default_rng([len(ids), *cohort.encode()]), np.random.default_rng([seed, *exp.encode()])
@@ -32,6 +33,9 @@ def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 
     test = [people.assign(method="mean_pet", **base)]
     test.append(people.assign(method="il_cldm", **{name: value + (-1 if "MAE" in name else 1) * better + own.normal(0, 0.01, len(ids))
                                                    for name, value in base.items()}))
+    if control is not None:
+        noise = np.random.default_rng([len(ids), int(control)]).normal(0, 0.01, len(ids))
+        test.append(people.assign(method="latent_regression", **{name: value + control + noise for name, value in base.items()}))
     real = shared.normal(1.2, 0.2, len(ids))
     uptake = [people.assign(method=method, SUVR=value) for method, value in
               (("real", real), ("il_cldm", real + own.normal(0.05, 0.1, len(ids))), ("mean_pet", np.full(len(ids), 1.2)))]
@@ -334,3 +338,26 @@ def test_a_row_names_the_shortest_command_that_gives_its_settings():
         assert words[:2] == ["python", "main.py"]
         assert parse_args(words[2:]) == cfg
     assert command(json.loads(parse_args(["--preset", "demo"]).to_json())["settings"]) == "python main.py --preset demo"
+
+
+@pytest.mark.parametrize(("controls", "seed", "expected"), [
+    ((1.0,), 0, [("all", 1)]),                             # that of the only experiment
+    ((1.0, None), 0, [("a", 1)]),                          # another experiment has none: it is not that of all
+    ((1.0, 1.0), 0, [("all", 1)]),                         # the same in both
+    ((1.0, 2.0), 0, [("a", 1), ("b", 1)]),
+    ((1.0, 2.0), 1, [("a", 1), ("b", 1)])])                # no seed in common: nothing says that they are the same
+def test_a_trained_control_is_that_of_all_only_if_all_have_it(tmp_path, controls, seed, expected):
+    for name, control in zip("ab", controls, strict=False):
+        make_run(tmp_path, name, control=control, ldm_lr=1e-4 if name == "a" else 1e-3, seed=seed * (name == "b"))
+    table = image_quality(group_runs(load_runs(tmp_path / "result")[0])[0])[0].query("metric == 'PSNR'")
+    found = table.query("method == 'latent_regression'")
+    assert list(zip(found["experiment"], found["seeds"], strict=True)) == expected
+    assert table["method"].tolist()[:2] == ["mean_pet", "latent_regression"]
+
+
+def test_seeds_of_a_trained_control_are_all_kept(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path, f"a{seed}", seed=seed, control=1.0)
+    table = image_quality(group_runs(load_runs(tmp_path / "result")[0])[0])[0].query("metric == 'PSNR'")
+    assert row(table, method="latent_regression")["seeds"] == 2
+    assert row(table, method="mean_pet")["seeds"] == 1

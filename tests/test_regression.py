@@ -1,0 +1,354 @@
+"""The regression controls on a tiny cohort: what they learn, repeat and refuse, and where their scores stand."""
+import os
+import shutil
+import signal
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import LISTS, TINY, arguments, write_cohort
+from test_main import masks
+from test_ranks import in_ranks
+
+import figures
+import main
+import regression
+from checkpoints import load_checkpoint
+from config import REGRESSIONS, Config
+from experiment import Experiment
+from failures import explain
+from model import UNet
+from networks import build_aae, build_unet
+from regression import predict_by, regression_step, regressions
+
+SMALL = TINY | {"regression_channels": 4}
+FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in REGRESSIONS for last in ("", "_last")]
+BOTH = pytest.mark.parametrize("number", [0, 1], ids=list(REGRESSIONS))
+
+
+def run(*stages: str, **settings) -> int:
+    """Exit code of a run of these stages, of experiment `a` if no other is named."""
+    return main.main([*arguments(SMALL | {"exp": "a"} | settings), "--stages", *stages])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A project folder in which the tiny cohort has gone through both stages and the controls, as experiment `a`, with regions."""
+    root = tmp_path_factory.mktemp("finished")
+    write_cohort(root)
+    before = os.getcwd()
+    os.chdir(root)
+    torch.set_num_threads(1)
+    try:
+        assert run("check", "aae", "encode", "ldm", "controls", "test", "report", "tables", **masks(root)) == 0
+    finally:
+        os.chdir(before)
+    return root
+
+
+@pytest.fixture
+def project(finished, tmp_path, monkeypatch):
+    """A copy of the finished project, as the working directory."""
+    shutil.copytree(finished, tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+def experiment(**settings) -> Experiment:
+    cfg = Config(**SMALL | {"exp": "a"} | settings)
+    return Experiment(cfg, main.check(cfg), torch.device("cpu"))
+
+
+def methods(project, exp: str = "a", name: str = "test") -> list[str]:
+    return pd.read_csv(project / "result" / exp / f"{name}.csv")["method"].unique().tolist()
+
+
+def remove(project, *names: str) -> None:
+    for name in names:
+        (project / "result" / "a" / name).unlink()
+
+
+def leaves(path) -> list:
+    return torch.utils._pytree.tree_leaves(load_checkpoint(path)["state"])
+
+
+# ---------------------------------------------------------------- what is learned
+
+@BOTH
+def test_it_learns_what_the_mri_tells_of_each_subject(project, number):
+    exp = experiment()
+    control = regressions(exp, exp.best_aae())[number]
+    control.load_targets({})
+    [batch] = exp.batches(exp.cohort.train[:4], "mri", "pet", batch=4)
+    mri, target = batch["mri"], control.target(batch)
+    if control.name == "image_regression":                 # a part of the box is enough, and faster
+        mri, target = (volume[..., 4:12, 8:20, 4:12] for volume in (mri, target))
+    torch.manual_seed(0)
+    network = control.build()
+    opt = torch.optim.AdamW(network.parameters(), 3e-3)
+    for _ in range((80, 130)[number]):
+        loss = regression_step(network, opt, control.call, mri, target)["mse"]
+    of_the_mean = (target - target.mean(dim=0)).square().mean().item()                       # what the same answer for everybody leaves
+    assert loss < 0.5 * of_the_mean
+    with torch.no_grad():
+        others = control.call(network, mri.roll(1, dims=0))
+    assert (others - target).square().mean() > (others - target.roll(1, dims=0)).square().mean()
+
+
+@BOTH
+def test_the_gradients_of_parts_add_up(project, number):
+    exp = experiment()
+    control = regressions(exp, exp.best_aae())[number]
+    control.load_targets({})
+    [batch] = exp.batches(exp.cohort.train[:4], "mri", "pet", batch=4)
+    found = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        network = control.build()
+        opt = torch.optim.SGD(network.parameters(), 0.1)
+        loss = regression_step(network, opt, control.call, batch["mri"], control.target(batch), parts)
+        found.append((loss["mse"], torch.cat([weight.flatten() for weight in network.parameters()])))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+
+
+@BOTH
+def test_neither_label_nor_noise_enters(project, number):
+    exp = experiment()
+    control = regressions(exp, exp.best_aae())[number]
+    control.load_targets({})
+    [batch] = exp.batches(exp.cohort.train, "mri", "pet", batch=6)
+    network, before = control.build(), torch.get_rng_state()
+    predict = predict_by(control, network)
+    with torch.no_grad():
+        once = predict(batch)
+        assert torch.equal(predict(batch | {"label": 1 - batch["label"]}), once)
+        network.projector.label.weight += 1
+        if number == 0:
+            network.down[0].weight[:, :1] += 1             # of z_t, which is 0
+        assert torch.equal(predict(batch), once)
+        assert not torch.equal(predict(batch | {"mri": batch["mri"].flip(0)}), once)
+    regression_step(network, torch.optim.SGD(network.parameters(), 0.1), control.call, batch["mri"], control.target(batch))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_training_sees_no_label(project):
+    path = project / "data_info" / "data_info.csv"
+    path.write_text(path.read_text().replace(",0", ",x").replace(",1", ",0").replace(",x", ",1"))
+    assert run("aae", "encode", "controls", exp="b") == 0
+    for file in FILES:
+        one, other = (leaves(project / "result" / exp / file) for exp in "ab")
+        assert all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(one, other, strict=True)), file
+
+
+# ---------------------------------------------------------------- what is written
+
+def test_the_controls_are_scored_beside_the_diffusion(finished):
+    expected = ["aae", "il_cldm", "latent_regression", "image_regression", "mean_pet"]
+    assert methods(finished) == methods(finished, name="summary") == expected
+    assert set(methods(finished, name="uptake")) == {"real", *expected}
+    predictions = pd.read_csv(finished / "result" / "a" / "predictions.csv")
+    for name in REGRESSIONS:
+        assert set(predictions.loc[predictions["method"] == name, "readout"]) == {"pet", "mri_pet", "suvr"}
+        assert predictions.query("method == @name and readout == 'pet'")["ID"].tolist() == LISTS["test"]
+    for name, before, after in (("image_quality", "mean_pet", "il_cldm"), ("quantification", "mean_pet", "il_cldm")):
+        table = pd.read_csv(finished / "result" / "tables" / f"{name}.csv")
+        rows = (table[table["measure"] == "SUVR"] if "measure" in table else table)["method"].tolist()
+        assert rows[:4] == [before, *REGRESSIONS, after]
+    comparisons = pd.read_csv(finished / "result" / "tables" / "comparisons.csv").query("table == 'amyloid_status'")
+    assert {("pet latent_regression", "pet il_cldm (a)"), ("pet image_regression", "pet il_cldm (a)")} <= set(
+        zip(comparisons["a"], comparisons["b"], strict=True))
+    assert "latent_regression" in (finished / "result" / "a" / "report.html").read_text()
+
+
+def test_scores_are_those_of_the_best_epochs_moving_average(finished, monkeypatch):
+    monkeypatch.chdir(finished)
+    cfg, cpu = Config(**SMALL), torch.device("cpu")
+    saved = {name: load_checkpoint(finished / "result" / "a" / f"CHECKPOINT_{name}.pth.tar") for name in ("AAE", *REGRESSIONS)}
+    aae, latent = build_aae(cfg, cpu), build_unet(cfg, cpu)
+    image = UNet(1, 4, (1, 2), 1, norm_groups=4, downscale=1, image_conditioning=False)
+    aae.load_state_dict(saved["AAE"]["state"]["aae"])
+    latent.load_state_dict(saved["latent_regression"]["state"]["ema"])
+    image.load_state_dict(saved["image_regression"]["state"]["ema"])
+    facts = saved["latent_regression"]["facts"]
+    assert facts == {name: load_checkpoint(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["facts"][name] for name in facts}
+    test = pd.read_csv(finished / "result" / "a" / "test.csv")
+    for subject in LISTS["test"]:
+        mri, pet = (torch.from_numpy(nib.load(next((finished / "data" / folder).glob(f"{subject}.*"))).get_fdata(dtype=np.float32))
+                    [None, None, 3:19, 2:26, 3:19] for folder in ("whole_MRI", "whole_Abeta"))
+        with torch.no_grad():
+            z_0 = latent(torch.zeros(1, 1, 8, 12, 8), mri, torch.tensor([19])) * facts["latent_std"] + facts["latent_mean"]
+            volumes = {"latent_regression": aae.decoder(z_0), "image_regression": image(mri, mri, torch.tensor([0]))}
+        found = test[test["ID"] == subject].set_index("method")["PSNR"]
+        for name, volume in volumes.items():
+            assert found[name] == pytest.approx(-10 * np.log10((volume.clamp(0, 1) - pet).square().mean().item()), rel=1e-4)
+
+
+def test_without_controls_there_is_no_row_and_the_others_are_the_same(project):
+    before = pd.read_csv(project / "result" / "a" / "test.csv")
+    remove(project, *FILES)
+    assert run("test") == 0
+    after = pd.read_csv(project / "result" / "a" / "test.csv")
+    assert after["method"].unique().tolist() == ["aae", "il_cldm", "mean_pet"]
+    pd.testing.assert_frame_equal(after, before[~before["method"].isin(REGRESSIONS)].reset_index(drop=True))
+
+
+def test_losses_and_validations_stand_beside_those_of_the_stages(finished, monkeypatch):
+    folder = finished / "result" / "a"
+    losses, validation = (pd.read_csv(folder / f"{name}.csv") for name in ("loss_curve", "validation"))
+    assert losses.groupby("stage")["epoch"].apply(list).to_dict() == dict.fromkeys(("aae", "ldm", *REGRESSIONS), [1, 2])
+    assert losses[losses["stage"].isin(REGRESSIONS)]["mse"].notna().all()
+    assert validation.groupby("stage")["best"].sum().to_dict() == dict.fromkeys(("aae", "ldm", *REGRESSIONS), 1)
+    shown = []
+    monkeypatch.setattr(figures, "_save", lambda figure, *_: shown.extend(axis.get_title() for axis in figure.axes))
+    figures.plot_curves(folder, folder / "curves", "")
+    assert shown[::2] == ["Stage 1, autoencoder", "Stage 2, denoiser", "Control, latent regression", "Control, image regression"]
+
+
+# ---------------------------------------------------------------- going on
+
+def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project, monkeypatch):
+    shutil.copytree(project / "result" / "a", project / "result" / "b", ignore=shutil.ignore_patterns("*regression*"))
+    taken = []
+
+    def signalled(network, *args):
+        losses = regression_step(network, *args)
+        taken.append({name: weight.detach().clone() for name, weight in network.named_parameters()})
+        if len(taken) in (5, 9):                           # in the second epoch of one control, in the first of the other
+            os.kill(os.getpid(), signal.SIGTERM)
+        return losses
+    monkeypatch.setattr(regression, "regression_step", signalled)
+    assert [run("controls", exp="b") for _ in range(3)] == [75, 75, 0]
+    assert len(taken) == 12
+    for file in FILES:
+        one, other = (leaves(project / "result" / exp / file) for exp in "ab")
+        assert all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(one, other, strict=True)), file
+    for name in ("loss_curve.csv", "validation.csv"):
+        assert (project / "result" / "b" / name).read_bytes() == (project / "result" / "a" / name).read_bytes()
+    for file, weights in zip(FILES[1::2], (taken[:6], taken[6:]), strict=True):
+        average, ema = dict(weights[1]), load_checkpoint(project / "result" / "b" / file)["state"]["ema"]   # a copy for ema_start = 2 steps
+        for step in weights[2:]:
+            average = {name: average[name].lerp(weight, 0.5) for name, weight in step.items()}
+        for name, weight in average.items():
+            torch.testing.assert_close(ema[name], weight)
+
+
+def test_finished_ones_are_left_alone_and_others_end_the_scores(project, capsys):
+    folder = project / "result" / "a"
+    times = {name: (folder / name).stat().st_mtime_ns for name in [*FILES, "scores.json"]}
+    assert run("controls") == 0
+    assert {name: (folder / name).stat().st_mtime_ns for name in times} == times
+    assert capsys.readouterr().out.count("2 of 2 epochs done") == 2
+    assert run("controls", ldm_epochs=3) == 0
+    assert not (folder / "scores.json").exists()
+    assert run("test") == 0
+    assert "image_regression is trained for 3 epochs, stage 2 for 2; --stages controls goes on" in capsys.readouterr().out
+    assert {*REGRESSIONS} < set(methods(project))
+
+
+def test_two_processes_with_one_subject_each_take_the_steps_of_one_with_two(project):
+    """By plain gradient descent, because Adam's first steps have the size of the learning rate however small the gradient is."""
+    remove(project, *FILES, "CHECKPOINT_Unet.pth.tar", "CHECKPOINT_Unet_last.pth.tar")
+    shutil.copytree("result/a", "result/b")
+
+    def descend(**settings) -> int:
+        torch.optim.AdamW = lambda parameters, lr, **_: torch.optim.SGD(parameters, lr)
+        return run("controls", **settings)
+    assert in_ranks(2, lambda: descend(exp="b", ldm_batch_size=1)) == [0, 0]
+    assert in_ranks(1, lambda: descend(exp="a")) == [0]
+    for name in REGRESSIONS:
+        one, other = (load_checkpoint(project / f"result/{exp}/CHECKPOINT_{name}_last.pth.tar")["state"]["ema"] for exp in "ab")
+        for key, weight in one.items():
+            torch.testing.assert_close(weight, other[key], rtol=1e-4, atol=1e-6)
+
+
+# ---------------------------------------------------------------- what is refused
+
+def refused(project, capsys, *stages: str, **settings) -> str:
+    """The message of a run that must end with code 2 and write nothing."""
+    before = {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert run(*stages, **settings) == 2
+    assert {path: path.stat().st_mtime_ns for path in project.rglob("*") if path.is_file()} == before
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("settings", [{"regression_channels": 8}, {"ldm_lr": 0.5}, {"unet_mults": (1, 1)}, {"seed": 1}])
+def test_a_changed_setting_is_refused(project, capsys, settings):
+    remove(project, *(f"CHECKPOINT_{name}.pth.tar" for name in ("AAE", "AAE_last", "Unet", "Unet_last")))
+    message = refused(project, capsys, "aae", "controls", **settings)
+    assert "regression_last.pth.tar was trained with other settings" in message
+    assert next(iter(settings)) in message
+
+
+def test_what_a_control_does_not_use_may_change(project):
+    remove(project, "CHECKPOINT_Unet.pth.tar", "CHECKPOINT_Unet_last.pth.tar")
+    times = {name: (project / "result" / "a" / name).stat().st_mtime_ns for name in FILES}
+    assert run("controls", label_dropout=0.1, prediction="eps", beta_last=0.1) == 0
+    assert {name: (project / "result" / "a" / name).stat().st_mtime_ns for name in FILES} == times
+    latent, image = (Config(**SMALL).fixed_settings(name) for name in REGRESSIONS)
+    assert {"timesteps", "image_conditioning", "unet_channels", "latent_scaling", "ldm_batch_size", "ema_decay"} <= latent.keys()
+    assert {"regression_channels", "unet_mults", "unet_norm_groups", "ldm_lr", "ldm_accumulation", "volume_size"} <= image.keys()
+    assert not {"unet_channels", "image_conditioning", "label_dropout", "lambda_rec"} & image.keys()
+
+
+def test_another_autoencoder_is_refused_and_its_row_left_out(project, capsys):
+    remove(project, *(f"CHECKPOINT_{name}.pth.tar" for name in ("AAE", "AAE_last", "Unet", "Unet_last")))
+    assert run("aae", "encode", "ldm", lambda_rec=1.0) == 0
+    assert "CHECKPOINT_latent_regression_last.pth.tar was trained with other settings (saved -> now)" in refused_late(capsys)
+    assert run("test", lambda_rec=1.0) == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "left out: " in line]
+    assert line.startswith("test   latent_regression is left out: ") and "autoencoder: " in line
+    assert methods(project) == ["aae", "il_cldm", "image_regression", "mean_pet"]
+
+
+def refused_late(capsys) -> str:
+    capsys.readouterr()
+    assert run("controls", lambda_rec=1.0) == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", REGRESSIONS)
+def test_one_that_no_longer_fits_is_left_out_of_the_test(project, capsys, name):
+    if name == "image_regression":
+        settings, why = {"regression_channels": 8}, "regression_channels: 4 -> 8"
+    else:
+        settings, why = {}, "cannot be used as a checkpoint"
+        (project / "result/a" / FILES[0]).write_bytes(b"damaged")
+    assert run("test", **settings) == 0
+    assert f"{name} is left out: " in (out := capsys.readouterr().out)
+    assert why in out
+    assert methods(project) == ["aae", "il_cldm", *(other for other in REGRESSIONS if other != name), "mean_pet"]
+
+
+def test_more_epochs_of_stage_1_behind_a_control_are_refused(project, capsys):
+    remove(project, "CHECKPOINT_Unet.pth.tar", "CHECKPOINT_Unet_last.pth.tar")
+    assert "aae_epochs: 2 -> 3" in refused(project, capsys, "aae", "encode", "controls", aae_epochs=3)
+
+
+def test_without_an_autoencoder_nothing_is_begun(root, capsys):
+    assert "CHECKPOINT_AAE.pth.tar is not there; run --stages aae first" in refused(root, capsys, "controls")
+    assert not (root / "result").exists()
+
+
+def test_resume_speaks_of_the_controls_too(project, capsys):
+    assert "CHECKPOINT_latent_regression_last.pth.tar is there" in refused(project, capsys, "controls", resume="no")
+    remove(project, *FILES)
+    assert "CHECKPOINT_latent_regression_last.pth.tar is not there" in refused(project, capsys, "controls", resume="yes")
+
+
+def test_room_is_asked_for_what_the_checkpoints_take(project):
+    sizes = [(project / "result" / "a" / file).stat().st_size for file in FILES[1::2]]
+    assert experiment(stages=("controls",), exp="fresh").checkpoint_room() == pytest.approx(3 * sum(sizes), rel=0.2)
+    assert experiment(stages=("test",), exp="fresh").checkpoint_room() == 0
+    trained = experiment(stages=("controls",))
+    trained.refuse_conflicts()
+    assert trained.checkpoint_room() == 0
+
+
+def test_out_of_memory_says_what_takes_less():
+    error = MemoryError()
+    error.add_note("controls")
+    assert "(stage controls); --recompute true takes less" in explain(error)[1]
