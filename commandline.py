@@ -5,7 +5,8 @@ import difflib
 import itertools
 import shlex
 
-from config import GROUPS, PRESETS, Config, element_type, plain
+from config import GROUPS, PRESETS, Config
+from settings import element_type, plain
 
 
 def command(settings: dict) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,17 +19,17 @@ from torch.utils.data import DataLoader
 from checkpoints import StageRun
 from commandline import command, parse_args
 from config import BESIDE, Config
-from controls import deviation_of_voxels, mean_volume, oracle_file, read_oracle
+from controls import mean_volume, oracle_file, read_oracle
 from curve import measure_curve
 from dataset import Cohort, Scan, check_cohort, read_demographics
+from denoising import build_objective, sampling_from, training_facts, validation_loss
 from diffusion import Draws, Synthesizer
 from experiment import PHANTOM_NOTICE, Experiment
 from failures import explain
 from figures import plot_curves, plot_synthesized
 from files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
-from labels import label_facts, label_weights
 from layout import write_tables
-from loading import LatentCache, latent_scale
+from loading import LatentCache
 from logs import LOG, keep_log, logging_run, progress_bar, say
 from metrics import describe, evaluate
 from model import AAE, UNet
@@ -38,7 +37,7 @@ from networks import CHECKPOINT, build_aae, build_discriminator, build_unet
 from phantom import build_phantom
 from prepare import prepare_cohort
 from preprocess import preprocess_scans
-from ranks import check_environment, gathered, is_main, joined, launch, local_rank, of_main, ranks, wait_for_all, wrap
+from ranks import check_environment, is_main, joined, launch, local_rank, of_main, ranks, wait_for_all, wrap
 from regression import begin_regression, regressions, train_regression, trained_regressions
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs
@@ -46,7 +45,7 @@ from scoring import clear_results, fit_status, survey_real, trained_epochs, writ
 from stopping import leave, listening
 from synthesize import synthesize_scans
 from tables import group_runs, make_tables
-from training import ImageLoss, Objective, Sample, aae_step, ldm_step, set_rate, train_epoch
+from training import aae_step, ldm_step, set_rate, train_epoch
 from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, seed_everything, weights_key
 from volumes import save_synthesis
 
@@ -195,48 +194,6 @@ def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EM
             run.finish_epoch(epoch, losses, scores)
             validated = "" if scores is None else f"  validation {describe(scores)}"
             say("ldm", f"epoch {epoch}/{cfg.ldm_epochs}  mse {losses['mse']:.4f}  waiting for data {waiting:.1%}{validated}")
-
-
-def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
-    """What training and sampling need to know of the training list: shift and scale of its latents, what predicts a label, its labels."""
-    latent_mean, latent_std = latent_scale(latents, exp.cohort.train) if exp.cfg.latent_scaling else (0.0, 1.0)
-    say("ldm", f"latents are shifted by {latent_mean:.3f} and scaled by {latent_std:.3f}")
-    return {"latent_mean": latent_mean, "latent_std": latent_std, **label_facts(exp),
-            "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom}
-
-
-def build_objective(exp: Experiment, synthesizer: Synthesizer, facts: dict) -> Objective:
-    """What the settings have the denoiser lower."""
-    cfg, image = exp.cfg, None
-    if cfg.sees_images:
-        scale = of_main(lambda: deviation_of_voxels(exp.batches(exp.cohort.train, "pet")))
-        cortex = torch.from_numpy(exp.regions.cortex).to(exp.device) if cfg.cortex_loss else None
-        image = ImageLoss(lambda z_0: synthesizer.decoder(z_0 * facts["latent_std"] + facts["latent_mean"]).float(),
-                          cfg.image_loss, cfg.cortex_loss, cortex, scale, cfg.image_loss_over_time)
-    return Objective(synthesizer.diffusion, cfg.share_without_label, cfg.time_shift, cfg.min_snr, image)
-
-
-def sampling_from(exp: Experiment, latents: dict[str, Tensor], facts: dict) -> Callable[[dict], Sample]:
-    """A function: batch -> what a step sees, on the device. Labels of the training list are those of the facts."""
-    z_0 = {name: (z - facts["latent_mean"]) / facts["latent_std"] for name, z in latents.items()}
-    weights = label_weights(exp, facts)
-
-    def sample(batch: dict) -> Sample:
-        z, label = (torch.stack([values[name] for name in batch["id"]]) for values in (z_0, weights))
-        pet = batch.get("pet") if exp.cfg.sees_images else None
-        return Sample(*(one if one is None else one.to(exp.device, non_blocking=True) for one in (z, batch["mri"], label, pet)))
-    return sample
-
-
-@torch.no_grad()
-def validation_loss(exp: Experiment, unet: UNet, objective: Objective, sample: Callable[[dict], Sample], loader: DataLoader) -> float:
-    """Denoising loss of the validation list at steps and noise that are the same in every epoch and for any number of ranks."""
-    totals = []                                            # of each batch
-    for batch in loader:
-        seed_everything(exp.cfg.seed, "validation loss", *batch["id"])
-        with exp.cast():
-            totals.append(objective.losses(unet, sample(batch))["mse"].item() * len(batch["id"]))
-    return sum(gathered(totals, loader)) / len(loader.dataset)
 
 
 # ---------------------------------------------------------------- what the diffusion is compared with

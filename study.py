@@ -14,10 +14,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from commandline import parse_args
-from config import Config, plain
+from config import Config
 from files import make_folder, write_csv, write_text
 from logs import say
 from results import load_run
+from settings import plain
 from studytable import make_bars, make_table, read_scores, to_markdown
 from utils import InputError
 

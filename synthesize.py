@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from checkpoints import check_settings
-from config import VERSION, Config, plain
+from config import VERSION, Config
 from dataset import Cohort
 from diffusion import Draws, Synthesizer
 from experiment import RESEARCH_NOTICE, Experiment
@@ -23,6 +23,7 @@ from newscans import (NewScan, describe_grid, find_scans, header_problem, onto_c
                       sha256)
 from ranks import local_rank
 from scoring import READOUTS, readouts_bound_to
+from settings import plain
 from status import NEEDS_PET, Reader, load_readers, mean_level
 from stopping import stop_if_asked
 from utils import InputError, pick_device, weights_key

@@ -1,0 +1,59 @@
+"""What the denoiser is trained on: the latents, labels and images of a batch, the objective, and its value on the validation list."""
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from controls import deviation_of_voxels
+from diffusion import Synthesizer
+from experiment import Experiment
+from labels import label_facts, label_weights
+from loading import latent_scale
+from logs import say
+from model import UNet
+from ranks import gathered, of_main
+from training import ImageLoss, Objective, Sample
+from utils import seed_everything
+
+
+def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
+    """What training and sampling need to know of the training list: shift and scale of its latents, what predicts a label, its labels."""
+    latent_mean, latent_std = latent_scale(latents, exp.cohort.train) if exp.cfg.latent_scaling else (0.0, 1.0)
+    say("ldm", f"latents are shifted by {latent_mean:.3f} and scaled by {latent_std:.3f}")
+    return {"latent_mean": latent_mean, "latent_std": latent_std, **label_facts(exp),
+            "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom}
+
+
+def build_objective(exp: Experiment, synthesizer: Synthesizer, facts: dict) -> Objective:
+    """What the settings have the denoiser lower."""
+    cfg, image = exp.cfg, None
+    if cfg.sees_images:
+        scale = of_main(lambda: deviation_of_voxels(exp.batches(exp.cohort.train, "pet")))
+        cortex = torch.from_numpy(exp.regions.cortex).to(exp.device) if cfg.cortex_loss else None
+        image = ImageLoss(lambda z_0: synthesizer.decoder(z_0 * facts["latent_std"] + facts["latent_mean"]).float(),
+                          cfg.image_loss, cfg.cortex_loss, cortex, scale, cfg.image_loss_over_time)
+    return Objective(synthesizer.diffusion, cfg.share_without_label, cfg.time_shift, cfg.min_snr, image)
+
+
+def sampling_from(exp: Experiment, latents: dict[str, Tensor], facts: dict) -> Callable[[dict], Sample]:
+    """A function: batch -> what a step sees, on the device. Labels of the training list are those of the facts."""
+    z_0 = {name: (z - facts["latent_mean"]) / facts["latent_std"] for name, z in latents.items()}
+    weights = label_weights(exp, facts)
+
+    def sample(batch: dict) -> Sample:
+        z, label = (torch.stack([values[name] for name in batch["id"]]) for values in (z_0, weights))
+        pet = batch.get("pet") if exp.cfg.sees_images else None
+        return Sample(*(one if one is None else one.to(exp.device, non_blocking=True) for one in (z, batch["mri"], label, pet)))
+    return sample
+
+
+@torch.no_grad()
+def validation_loss(exp: Experiment, unet: UNet, objective: Objective, sample: Callable[[dict], Sample], loader: DataLoader) -> float:
+    """Denoising loss of the validation list at steps and noise that are the same in every epoch and for any number of ranks."""
+    totals = []                                            # of each batch
+    for batch in loader:
+        seed_everything(exp.cfg.seed, "validation loss", *batch["id"])
+        with exp.cast():
+            totals.append(objective.losses(unet, sample(batch))["mse"].item() * len(batch["id"]))
+    return sum(gathered(totals, loader)) / len(loader.dataset)
