@@ -36,8 +36,8 @@ _OF_DIFFUSION = ("beta_first", "beta_last", "prediction", "zero_terminal_snr", "
                  "label_dropout", "validation_steps")
 REGRESSIONS = {                                            # the controls, and the settings of training that they have no use for
     "latent_regression": (*_OF_DIFFUSION, "regression_channels"),
-    "image_regression": (*_OF_DIFFUSION, "timesteps", "latent_scaling", "image_conditioning", "conditioning", "unet_channels", "unet_res_blocks",
-                         "unet_attention_levels"),
+    "image_regression": (*_OF_DIFFUSION, "timesteps", "latent_scaling", "image_conditioning", "conditioning", "unet_channels",
+                         "unet_res_blocks", "unet_attention_levels"),
 }
 
 

@@ -1,0 +1,270 @@
+"""The settings that may bring the diagnosis back: what each changes, and that nothing else changes."""
+import numpy as np
+import pytest
+import torch
+import torch.nn as nn
+from sklearn.metrics import roc_auc_score
+from torch.testing import assert_close
+
+import labels
+from classifier import folds_of, label_of_draws, radical_inverse
+from config import Config
+from conftest import TINY
+from diffusion import Diffusion, Draws, Synthesizer
+from model import UNet
+from predictor import NetworkClassifier, calibrate
+from training import ImageLoss, Objective, Sample, set_rate
+from utils import InputError
+
+
+def unet(**settings) -> UNet:
+    torch.manual_seed(0)
+    return UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2, **settings)
+
+
+# ---------------------------------------------------------------- the diffusion
+
+@pytest.mark.parametrize("prediction", ["v", "x0"])
+def test_zero_terminal_snr_ends_in_pure_noise_and_begins_as_before(prediction):
+    plain, diffusion = Diffusion(prediction=prediction), Diffusion(prediction=prediction, zero_terminal_snr=True)
+    assert diffusion.alpha_bar[-1] == 0
+    assert diffusion.alpha_bar[0] == pytest.approx(plain.alpha_bar[0].item(), rel=1e-6)
+    assert (diffusion.alpha_bar.diff() < 0).all()
+    assert_close(diffusion.alpha_bar[1:] / diffusion.alpha_bar[:-1], 1 - diffusion.beta[1:], atol=1e-5, rtol=1e-4)
+    z_0, eps, last = torch.randn(2, 1, 3, 3, 3), torch.randn(2, 1, 3, 3, 3), torch.tensor([999, 999])
+    assert_close(diffusion.q_sample(z_0, last, eps), eps)                                    # nothing of z_0 is left to read
+
+    def knows(z_t, t):                                     # a denoiser that knows z_0 says so at pure noise too
+        eps = (z_t - diffusion.alpha_bar[t].sqrt().view(-1, 1, 1, 1, 1) * z_0) / (1 - diffusion.alpha_bar[t]).sqrt().view(-1, 1, 1, 1, 1)
+        return diffusion.target(z_0, t, eps)
+    assert_close(diffusion.ddim(knows, eps, 5), z_0, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
+def test_min_snr_weighs_the_error_of_z_0_alike_whatever_is_predicted(prediction):
+    diffusion, t = Diffusion(prediction=prediction), torch.tensor([3, 100, 400, 900])
+    z_0, eps = torch.randn(4, 1, 3, 3, 3), torch.randn(4, 1, 3, 3, 3)
+    z_t = diffusion.q_sample(z_0, t, eps)
+    output = diffusion.target(z_0, t, eps) + 0.01 * torch.randn_like(z_0)
+    estimate, _ = diffusion.z_0_and_eps(output, z_t, t)
+    weighted = diffusion.loss_weight(t, 5.0) * (output - diffusion.target(z_0, t, eps)).square().flatten(1).mean(1)
+    snr = diffusion.alpha_bar[t] / (1 - diffusion.alpha_bar[t])
+    assert snr[0] > 5 > snr[2]                             # both sides of gamma are tried
+    assert_close(weighted, snr.clamp(max=5) * (estimate - z_0).square().flatten(1).mean(1), rtol=2e-2, atol=1e-7)
+    assert_close(diffusion.loss_weight(t, 0.0), torch.ones(4))
+
+
+@pytest.mark.parametrize(("shift", "above_half"), [(1.0, 0.5), (3.0, 0.75), (0.5, 1 / 3)])
+def test_shifted_times_lie_above_the_middle_as_often_as_the_formula_says(shift, above_half):
+    """t > T / 2 where u > 1 / (1 + s), hence with probability s / (1 + s)."""
+    torch.manual_seed(0)
+    t = Diffusion().draw_times(40000, shift)
+    assert (t.min(), t.max()) == (pytest.approx(1, abs=3), pytest.approx(999, abs=3))
+    assert t.min() >= 1 and t.max() <= 999 and t.dtype == torch.int64
+    assert (t > 500).float().mean().item() == pytest.approx(above_half, abs=0.01)
+
+
+def test_a_cosine_of_learning_rates_falls_from_all_to_almost_nothing():
+    opt = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0)
+    rates = []
+    for epoch in range(1, 11):
+        set_rate([opt], 0.4, epoch, 10, decay=True)
+        rates.append(opt.param_groups[0]["lr"])
+    assert rates[0] == pytest.approx(0.4) and rates[5] == pytest.approx(0.2) and 0 < rates[-1] < 0.011
+    assert np.all(np.diff(rates) < 0)
+    set_rate([opt], 0.4, 10, 10, decay=False)
+    assert opt.param_groups[0]["lr"] == 0.4
+
+
+# ---------------------------------------------------------------- losses on decoded images
+
+def image_loss(**changes) -> ImageLoss:
+    cortex = torch.zeros(4, 4, 4, dtype=torch.bool)
+    cortex[:2] = True
+    settings = {"decode": lambda z_0: z_0.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4), "weight": 1.0,
+                "cortex_weight": 0.0, "cortex": cortex, "scale": 0.5, "over_time": "even"}
+    return ImageLoss(**settings | changes)
+
+
+def test_image_loss_is_the_error_in_units_of_the_deviation():
+    z_0, alpha_bar = torch.rand(2, 1, 2, 2, 2), torch.tensor([0.9, 0.1])
+    loss = image_loss()
+    assert loss(z_0, loss.decode(z_0), alpha_bar) == 0
+    assert loss(z_0, loss.decode(z_0) + 0.1, alpha_bar).item() == pytest.approx(0.2, rel=1e-5)
+    off = loss.decode(z_0)
+    off[1] += 0.1                                          # the noisy one alone
+    assert image_loss(over_time="signal")(z_0, off, alpha_bar).item() == pytest.approx(0.5 * 0.2 * 0.1, rel=1e-4)
+    outside = loss.decode(z_0)
+    outside[:, :, 2:] += 0.1
+    assert image_loss(weight=0.0, cortex_weight=3.0)(z_0, outside, alpha_bar) == 0
+    inside = loss.decode(z_0)
+    inside[:, :, :2] += 0.1
+    assert image_loss(weight=0.0, cortex_weight=3.0)(z_0, inside, alpha_bar).item() == pytest.approx(0.6, rel=1e-5)
+
+
+def test_the_objective_adds_the_image_loss_of_its_estimate_and_its_gradient_reaches_the_denoiser():
+    network, diffusion = unet(), Diffusion(prediction="v")
+    sample = Sample(torch.randn(2, 1, 2, 2, 2), torch.rand(2, 1, 4, 4, 4), torch.eye(2), torch.rand(2, 1, 4, 4, 4))
+
+    def losses(image):
+        torch.manual_seed(3)
+        return Objective(diffusion, 0.5, image=image).losses(network, sample)
+    plain, with_image = losses(None), losses(image_loss())
+    assert plain.keys() == {"loss", "mse"} and plain["loss"] == plain["mse"] == with_image["mse"]
+    assert_close(with_image["loss"], with_image["mse"] + with_image["image"])
+    gradients = torch.autograd.grad(with_image["image"], network.out[-1].weight)[0]
+    assert gradients.abs().max() > 0
+
+
+# ---------------------------------------------------------------- the MRI at every level
+
+def test_multiscale_features_enter_at_every_level_and_leave_the_rest_as_it_was():
+    plain, network = unet(), unet(multiscale=True)
+    assert set(plain.state_dict()) < set(network.state_dict())
+    z_t, mri, t = torch.randn(2, 1, 4, 4, 4), torch.rand(2, 1, 8, 8, 8), torch.tensor([3, 500])
+    condition = network.condition(mri)
+    assert [tuple(one.shape) for one in condition] == [(2, 1, 4, 4, 4), (2, 16, 4, 4, 4), (2, 16, 2, 2, 2)]
+    out = network.denoise(z_t, condition, t)
+    for level in (1, 2):
+        other = [one + (number == level) for number, one in enumerate(condition)]
+        assert (network.denoise(z_t, other, t) - out).abs().max() > 1e-4
+    network.load_state_dict(plain.state_dict(), strict=False)
+    for inject in network.inject:
+        nn.init.zeros_(inject.weight)
+        nn.init.zeros_(inject.bias)
+    assert_close(network(z_t, mri, t), plain(z_t, mri, t))
+
+
+# ---------------------------------------------------------------- labels
+
+P = torch.tensor([[0.7, 0.3], [0.1, 0.9]])
+
+
+def test_labels_of_draws():
+    weights, counts = label_of_draws(P, range(3), "mixed")
+    assert_close(weights, P[:, None].expand(2, 3, 2))
+    assert_close(counts, torch.ones(2, 3))
+    weights, counts = label_of_draws(P, range(3), "class")
+    assert weights.argmax(2).tolist() == [[0, 0, 0], [1, 1, 1]] and weights.sum(2).eq(1).all() and counts.eq(1).all()
+    weights, counts = label_of_draws(P, range(1, 5), "weighted")
+    assert weights.argmax(2).tolist() == [[1, 0, 1, 0]] * 2
+    assert_close(counts, torch.tensor([[0.3, 0.7, 0.3, 0.7], [0.9, 0.1, 0.9, 0.1]]))
+
+
+@pytest.mark.parametrize("m", [4, 10, 64])
+def test_draws_are_split_in_proportion_and_further_ones_leave_the_first_as_they_are(m):
+    torch.manual_seed(0)
+    p = torch.rand(50, 3).softmax(1)
+    weights, counts = label_of_draws(p, range(m), "split")
+    assert counts.eq(1).all() and weights.sum(2).eq(1).all()
+    assert (weights.mean(1) - p).abs().max() < 2.5 / m     # van der Corput: a share is met up to about log2(m) / m, and here closer
+    assert_close(label_of_draws(p, range(m - 2, m), "split")[0], weights[:, -2:])
+
+
+def test_radical_inverses_fill_the_unit_interval():
+    assert [radical_inverse(k) for k in range(1, 8)] == [1 / 2, 1 / 4, 3 / 4, 1 / 8, 5 / 8, 3 / 8, 7 / 8]
+
+
+def test_weighted_draws_have_their_mean_and_deviation():
+    z_0 = torch.randn(2, 4, 1, 2, 2, 2)
+    even, weights = Draws(z_0, torch.full((2, 4), 3.0)), torch.tensor([[1.0, 3, 0, 0], [1, 1, 2, 2]])
+    assert_close(even.mean(), z_0.mean(1))
+    assert_close(even.deviation(z_0), z_0.std(1))
+    share = (weights / weights.sum(1, keepdim=True)).view(2, 4, 1, 1, 1, 1)
+    drawn = Draws(z_0, weights)
+    assert_close(drawn.mean(), (share * z_0).sum(1))
+    assert_close(drawn.mean()[0], 0.25 * z_0[0, 0] + 0.75 * z_0[0, 1])
+    assert Draws(z_0 * 0 + 5, weights).deviation(z_0 * 0 + 5).abs().max() < 1e-3
+
+
+def noise(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.randn(1, 4, 4, 4, generator=generator)
+
+
+def test_guidance_stretches_what_the_label_changes():
+    network, diffusion, mri = unet().eval(), Diffusion(prediction="v"), torch.rand(1, 1, 8, 8, 8)
+    label = torch.tensor([[[0.0, 1.0]]])
+
+    def draw(scale, label=label):
+        return Synthesizer(nn.Identity(), network, diffusion, guidance=scale).draw(mri, label, [[noise(1)]], "ddim", 1)
+    without, with_label = draw(1.0, None), draw(1.0)
+    assert (with_label - without).abs().max() > 1e-4
+    assert_close(draw(3.0), without + 3 * (with_label - without), atol=1e-5, rtol=1e-4)
+    assert_close(draw(3.0, None), without)                 # nothing to be guided by
+
+
+def test_folds_leave_every_subject_out_once_with_every_label_in_each():
+    y = np.array([0] * 12 + [1] * 7)
+    folds = list(folds_of(y, 3))
+    assert sorted(np.concatenate([left_out for _, left_out in folds])) == list(range(19))
+    assert all(set(y[rows]) == {0, 1} == set(y[left_out]) and not set(rows) & set(left_out) for rows, left_out in folds)
+    with pytest.raises(InputError, match="holds one subject with some label"):
+        list(folds_of(np.array([0, 0, 1]), 0))
+
+
+def planted(n: int, strength: float, seed: int):
+    """MRIs [n, 1, 12, 12, 12] in one corner of which the label shows, and the labels."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    mri = torch.from_numpy(rng.normal(0.5, 0.1, (n, 1, 12, 12, 12)).astype(np.float32))
+    mri[:, :, :6, :6, :6] += strength * torch.from_numpy(y).view(-1, 1, 1, 1, 1)
+    mri[:, :, 6:, :6, :6] += strength * torch.from_numpy(y).view(-1, 1, 1, 1, 1)             # on both sides, as atrophy is
+    return mri, y
+
+
+def test_the_label_network_finds_a_planted_label_and_knows_its_doubts():
+    mri, y = planted(80, 0.08, 0)
+    classifier, left_out = NetworkClassifier.cross_fit(mri, y, 1, 0, torch.device("cpu"))
+    assert roc_auc_score(y, left_out[:, 1]) > 0.8
+    assert_close(left_out.sum(1), torch.ones(80))
+    new, truth = planted(60, 0.08, 1)
+    found = classifier.probabilities(new)
+    assert roc_auc_score(truth, found[:, 1]) > 0.85
+    again = NetworkClassifier.from_state(classifier.state(), torch.device("cpu"))
+    assert_close(again.probabilities(new), found)
+    noise_only, y = planted(80, 0.0, 2)
+    classifier, left_out = NetworkClassifier.cross_fit(noise_only, y, 1, 0, torch.device("cpu"))
+    brier = ((left_out[:, 1].numpy() - y) ** 2).mean()
+    assert brier < 0.27                                    # it does not claim what it cannot know: 0.25 is the base rate's
+
+
+def test_calibration_brings_logits_to_the_frequencies():
+    rng = np.random.default_rng(0)
+    margin = rng.normal(0, 2, 4000)
+    y = (rng.random(4000) < 1 / (1 + np.exp(-(0.3 * margin + 0.5)))).astype(int)
+    scale, shift = calibrate(torch.stack([torch.zeros(4000), torch.from_numpy(margin).float()], 1), y)
+    assert scale.tolist() == [pytest.approx(0.3, abs=0.05)] * 2 and shift[1].item() == pytest.approx(0.5, abs=0.1)
+    logits = torch.from_numpy(rng.normal(0, 1, (4000, 3))).float()
+    y = torch.distributions.Categorical(logits=0.5 * logits).sample().numpy()
+    assert calibrate(logits, y)[0].tolist() == [pytest.approx(0.5, abs=0.1)] * 3
+
+
+def test_shuffled_labels_are_the_same_labels_at_other_subjects():
+    from types import SimpleNamespace
+    scans = [SimpleNamespace(label=i % 2) for i in range(40)]
+
+    def of(**settings):
+        return labels.training_labels(SimpleNamespace(cfg=Config(**TINY | settings), cohort=SimpleNamespace(train=scans)))
+    plain, shuffled = of(), of(shuffle_labels=True)
+    assert plain.tolist() == [i % 2 for i in range(40)]
+    assert sorted(shuffled) == sorted(plain) and 8 < (shuffled != plain).sum() < 32
+    assert shuffled.tolist() == of(shuffle_labels=True).tolist() != of(shuffle_labels=True, seed=1).tolist()
+
+
+# ---------------------------------------------------------------- settings that do not go together
+
+@pytest.mark.parametrize(("settings", "problem"), [
+    ({"zero_terminal_snr": True, "prediction": "eps"}, "zero_terminal_snr needs prediction v or x0"),
+    ({"zero_terminal_snr": True, "sampler": "ddpm"}, "and sampler ddim"),
+    ({"label_at_sampling": "weighted", "samples_per_scan": 3}, "must be a multiple"),
+    ({"guidance": 2.0, "label_dropout": 0.0}, "guidance 2.0 needs a denoiser"),
+    ({"guidance": 2.0, "label_at_sampling": "none"}, "guidance 2.0 needs a denoiser"),
+    ({"cortex_loss": 1.0}, "cortex_loss needs a cortex_mask"),
+    ({"exp": "a", "aae_from": "a"}, "is this experiment itself"),
+    ({"aae_from": "a", "ldm_from": "b"}, "brings its own stage 1"),
+])
+def test_levers_that_cannot_work_are_refused(settings, problem):
+    with pytest.raises(ValueError, match=problem):
+        Config(**TINY | settings)
