@@ -20,7 +20,7 @@ from checkpoints import load_checkpoint
 from config import STAGES, Config
 from experiment import Experiment
 
-CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv")
+CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv", "validation_list.csv")
 COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain"]
 
 

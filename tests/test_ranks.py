@@ -142,7 +142,7 @@ def test_ranks_that_drift_apart_are_noticed(project):
 def test_scores_latents_and_volumes_do_not_depend_on_the_number_of_ranks(project):
     assert run_main(1, "--stages", "aae", "encode", "ldm", "test", **TINY | {"exp": "a"}) == [0]
     results = Path("result/a")
-    names = ["test.csv", "predictions.csv", "summary.csv", *(f"synthesized/{name}.nii.gz" for name in LISTS["test"])]
+    names = ["test.csv", "predictions.csv", "summary.csv", "validation_list.csv", *(f"synthesized/{name}.nii.gz" for name in LISTS["test"])]
     alone = {name: (results / name).read_bytes() for name in names}
     latents = {path.name: nib.load(path).get_fdata() for path in Path("data/latent_Abeta").glob("*/*.nii.gz")}
     assert len(latents) == 13
