@@ -5,7 +5,7 @@ written), SUVR_sd (standard deviation over its decoded draws) and SUVR_real.
 
 The interval is split conformal prediction with normalised scores (Papadopoulos et al. 2002; Lei et al. 2018, JASA, Section 5.2): an error
 counts in units of SUVR_sd plus a floor, and the interval is as wide as COVERAGE % of the validation errors need. It is a promise on average
-over scans that are like those of the validation list, whatever the networks are worth; a poor one has wide intervals.
+over scans that are like those of the validation list, whatever the networks are worth: poor ones have wide intervals.
 """
 import hashlib
 import json
@@ -55,23 +55,22 @@ class Calibration:
         return "" if self.rank <= usable else f"it needs {max(self.rank, LEAST)} validation subjects with an SUVR, there are {usable}"
 
     @property
+    def floor(self) -> float:
+        """What is added to SUVR_sd to get the unit of an error: the mean error. Draws that differ much less than they err say little of the
+        errors, and then all intervals are nearly as wide; with one draw they are. (The mean SUVR_sd as a floor would let them vary.)"""
+        return float(self.error[np.isfinite(self.error)].mean()) or 1.0
+
+    @property
     def key(self) -> str:
         """8 hexadecimal digits that identify its numbers."""
         numbers = np.concatenate([self.error, self.deviation, [self.slope, self.intercept, self.prevalence]])
         return hashlib.blake2b(numbers.astype("<f8").tobytes(), digest_size=4).hexdigest()
 
     def interval(self, suvr: ndarray, deviation: ndarray) -> tuple[ndarray, ndarray]:
-        """Lower and upper end for scans with these SUVR and SUVR_sd, all [k]; NaN where there is none.
-
-        The floor of a scan is the mean SUVR_sd of the validation list and the scan itself: so all n + 1 are treated alike, without which
-        the coverage would only be nearly as stated. Without any spread, as with one draw, the interval has a constant width.
-        """
+        """Lower and upper end for scans with these SUVR and SUVR_sd, all [k]; NaN where there is none."""
         if self.why_no_interval:
             return np.full_like(suvr, np.nan), np.full_like(suvr, np.nan)
-        floor = (self.deviation.sum() + deviation) / (len(self.deviation) + 1)               # [k]
-        floor = np.where(floor == 0, 1.0, floor)
-        scores = np.sort(self.error / (self.deviation + floor[:, None]), axis=1)             # [k, n]
-        half = scores[:, self.rank - 1] * (deviation + floor)
+        half = np.sort(self.error / (self.deviation + self.floor))[self.rank - 1] * (deviation + self.floor)
         return suvr - half, suvr + half
 
     def probability(self, suvr: ndarray) -> ndarray:
