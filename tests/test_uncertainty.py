@@ -273,7 +273,10 @@ def test_nothing_stale_survives_a_further_training(project):
 
 
 def test_a_new_scan_gets_the_interval_of_the_test_stage(project):
-    assert run("synthesize", mri="data/phantom/whole_MRI", out="out") == 0
+    Path("scans").mkdir()
+    for name in names(project, "test"):
+        shutil.copy(f"data/phantom/whole_MRI/{name}.nii.gz", "scans")
+    assert run("synthesize", mri="scans", out="out") == 0
     found = pd.read_csv("out/synthesized.csv").set_index("ID")
     expected = pd.read_csv("result/a/uncertainty.csv").set_index("ID")
     renamed = {"low": "SUVR_low", "high": "SUVR_high", "probability": "p_calibrated"}
@@ -296,3 +299,6 @@ def test_a_calibration_of_another_sampling_is_not_used(project, capsys):
     assert run("test", label_at_sampling="weighted") == 0
     assert run("synthesize", mri=mri, out="out", label_at_sampling="weighted") == 2          # now it has one: another result
     assert "calibration: null ->" in capsys.readouterr().err
+    assert run("synthesize", mri=mri, out="out", label_at_sampling="weighted", overwrite="true") == 0
+    found, expected = pd.read_csv("out/synthesized.csv").iloc[0], pd.read_csv("result/a/uncertainty.csv").iloc[0]
+    assert found[["SUVR_sd", "SUVR_low"]].tolist() == pytest.approx(expected[["SUVR_sd", "low"]].tolist(), rel=1e-3)
