@@ -154,10 +154,14 @@ class Draws(NamedTuple):
         return (self._share() * self.z_0).sum(dim=1)
 
     def deviation(self, of_draws: Tensor) -> Tensor:
-        """Standard deviation over the draws of what was made of them, [B, m, ...] -> [B, ...]: unbiased if all count alike."""
+        """Standard deviation over the draws of what was made of them, [B, m, ...] -> [B, ...]: unbiased if all count alike.
+
+        0 where a single draw has all the weight.
+        """
         share = self._share(of_draws.dim())
-        mean = (share * of_draws).sum(dim=1, keepdim=True)
-        return ((share * (of_draws - mean) ** 2).sum(dim=1) / (1 - (share ** 2).sum(dim=1))).sqrt()
+        mean, alone = (share * of_draws).sum(dim=1, keepdim=True), (share ** 2).sum(dim=1)
+        variance = (share * (of_draws - mean) ** 2).sum(dim=1) / (1 - alone)
+        return torch.where(alone < 1, variance, 0).sqrt()
 
     def _share(self, dim: int = 6) -> Tensor:
         return (self.weight / self.weight.sum(dim=1, keepdim=True)).view(*self.weight.shape, *[1] * (dim - 2))

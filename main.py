@@ -23,7 +23,6 @@ from controls import mean_volume, oracle_file, read_oracle
 from curve import measure_curve
 from dataset import Cohort, Scan, check_cohort, read_demographics
 from denoising import build_objective, sampling_from, training_facts, validation_loss
-from diffusion import Draws, Synthesizer
 from experiment import PHANTOM_NOTICE, Experiment
 from failures import explain
 from figures import plot_curves, plot_synthesized
@@ -41,13 +40,12 @@ from ranks import check_environment, is_main, joined, launch, local_rank, of_mai
 from regression import begin_regression, regressions, train_regression, trained_regressions
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs
-from scoring import clear_results, fit_status, survey_real, trained_epochs, write_results
+from scoring import clear_results, fit_status, measure_uncertainty, survey_real, synthesize_and_save, trained_epochs, write_results
 from stopping import leave, listening
 from synthesize import synthesize_scans
 from tables import group_runs, make_tables
 from training import aae_step, ldm_step, set_rate, train_epoch
 from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, seed_everything, weights_key
-from volumes import save_synthesis
 
 
 # ---------------------------------------------------------------- stage 1: the adversarial autoencoder
@@ -239,30 +237,13 @@ def test(exp: Experiment) -> None:
     batch = {"il_cldm": cfg.scans_at_once}
     subjects = {method: evaluate(predict, exp.batches(cohort.test, "mri", "pet", batch=batch.get(method, 0), divided=True), measure,
                                  f"test {method}") for method, predict in methods.items()}
+    validation = evaluate(methods["il_cldm"], exp.batches(cohort.validation, "mri", "pet", batch=cfg.scans_at_once, divided=True), measure,
+                          "test il_cldm, validation list")
     if is_main():
-        write_results(exp, subjects, real, readers, epochs)
+        uncertain = measure_uncertainty(exp, synthesizer, validation, subjects["il_cldm"], real, readers)
+        write_results(exp, subjects, real, readers, epochs, uncertain)
         plot_synthesized(folder / "synthesized", [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan))
                                                   for scan in exp.shown_scans()], exp.notice)
-
-
-def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callable[[dict], Draws]) -> Callable[[dict], Tensor]:
-    """A predict function for evaluate: MRI -> synthetic PET, saved on the MRI's grid; beside it the deviation of its draws if asked for."""
-    scans = {scan.id: scan for scan in exp.cohort.test}
-    note = f"{PHANTOM_NOTICE if exp.is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"   # NIfTI holds 79 bytes
-
-    def save(volumes: Tensor, batch: dict, folder: str) -> None:
-        for name, volume in zip(batch["id"], volumes[:, 0].cpu().numpy(), strict=True):
-            save_synthesis(exp.cfg.result_dir / folder / f"{name}.nii.gz", volume, scans[name].mri, exp.crop, note)
-
-    def predict(batch: dict) -> Tensor:
-        """Batch of MRIs [B, 1, D, H, W] -> their PETs, written on the way."""
-        draws = draw(batch)
-        x_hat = synthesizer.decode(draws.mean())
-        save(x_hat, batch, "synthesized")
-        if exp.cfg.save_deviation:
-            save(draws.deviation(synthesizer.decode_draws(draws.z_0)), batch, "deviation")
-        return x_hat
-    return predict
 
 
 # ---------------------------------------------------------------- quality against network calls

@@ -71,8 +71,9 @@ def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure:
              title: str) -> pd.DataFrame:
     """One row a subject: ID, label and what is measured, in the loader's order, of all ranks if it is divided among them.
 
-    loader gives batches {id, label, and volumes by name, each [B, 1, D, H, W]}; predict turns one into x_hat of that shape;
-    measure(x_hat, volumes), each volume [D, H, W], gives the values of a row. It runs in threads beside the prediction of what follows.
+    loader gives batches {id, label, and volumes by name, each [B, 1, D, H, W]}; predict turns one into x_hat of that shape, and may leave
+    further values of the rows in its `noted`, name -> [B]; measure(x_hat, volumes), each volume [D, H, W], gives the values of a row. It
+    runs in threads beside the prediction of what follows.
     """
     with stopping_together(is_divided(loader)):
         batches = gathered(_measure_batches(predict, loader, measure, title), loader)
@@ -96,7 +97,7 @@ def _measure_batches(predict: Callable[[dict], Tensor], loader: Iterable[dict], 
             batches.append([])
             for i, subject in enumerate(batch["id"]):
                 volumes = {name: batch[name][i, 0] for name in ("mri", "pet") if name in batch}
-                row = {"ID": subject, "label": int(batch["label"][i])}
+                row = {"ID": subject, "label": int(batch["label"][i]), **{name: of[i] for name, of in batch.get("noted", {}).items()}}
                 batches[-1].append(row)
                 waiting.append((row, pool.submit(measure, x_hat[i, 0], volumes)))
             while len(waiting) > (2 * workers if x_hat.device.type == "cpu" else 0):         # no more volumes than keep the threads busy

@@ -1,4 +1,4 @@
-"""The per-subject results of an experiment: three CSVs and what they were made with, written together, read back only if unchanged."""
+"""The per-subject results of an experiment: some CSVs and what they were made with, written together, read back only if unchanged."""
 import hashlib
 import json
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from utils import InputError
 
 FORMAT = 1                                                 # raise it when a column changes its meaning
 INDEX = "scores.json"
-FRAMES = ("test", "uptake", "predictions")                 # the CSVs, in this order; the first is always there
+FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty")                # the CSVs; the first is always there
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,15 @@ class Run:
     facts: settings (with the epochs that were trained), versions, phantom, notice, note, and what identifies the test list (cohort), the
     lists of training and validation (training) and the masks.
     test: method, ID, label and image scores. uptake: method, ID, label, SUVR ... or None. predictions: as read_status gives, or None.
+    validation_list, uncertainty: as measure_uncertainty gives, or None.
     """
     name: str
     facts: dict
     test: pd.DataFrame
     uptake: pd.DataFrame | None
     predictions: pd.DataFrame | None
+    validation_list: pd.DataFrame | None = None
+    uncertainty: pd.DataFrame | None = None
 
     @property
     def seed(self) -> int:
@@ -39,15 +42,14 @@ def _digest(content: bytes) -> str:
 
 
 def forget_run(folder: Path) -> None:
-    """What is in the folder counts no longer, because its synthetic PETs are about to change."""
-    (folder / INDEX).unlink(missing_ok=True)
+    """What is in the folder counts no longer, because its synthetic PETs are about to change: the index goes first, then its CSVs."""
+    for name in (INDEX, *(f"{frame}.csv" for frame in FRAMES)):
+        (folder / name).unlink(missing_ok=True)
 
 
 def save_run(folder: Path, facts: dict, frames: dict[str, pd.DataFrame]) -> None:
     """Write <name>.csv of each frame, then scores.json, without which no CSV counts; CSVs of an earlier run go."""
     forget_run(folder)
-    for name in FRAMES:
-        (folder / f"{name}.csv").unlink(missing_ok=True)
     for name, frame in frames.items():
         write_csv(folder / f"{name}.csv", frame)
     digests = {f"{name}.csv": _digest((folder / f"{name}.csv").read_bytes()) for name in frames}

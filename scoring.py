@@ -1,13 +1,18 @@
 """The scores of the test list: what they are read from, and the CSVs that hold them."""
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
 from checkpoints import read_history
+from config import plain
 from dataset import read_demographics
-from diffusion import Synthesizer
+from diffusion import Draws, Synthesizer
 from experiment import PHANTOM_NOTICE, Experiment
 from files import make_folder, write_csv
 from logs import LOG, say
@@ -15,14 +20,17 @@ from metrics import METRICS, evaluate, summarize
 from networks import CHECKPOINT
 from results import forget_run, save_run
 from status import CLASSIFIERS, Reader, fit_readers, read_status, save_readers
+from uncertainty import SAMPLING, assess, calibrate, describe, save_calibration
 from utils import InputError, weights_key
+from volumes import save_synthesis
 
-READOUTS = "readouts.npz"                                  # of the test stage, for new scans
+READOUTS, CALIBRATION = "readouts.npz", "calibration.npz"  # of the test stage, for new scans
 
 
 def clear_results(exp: Experiment) -> None:
     """Take away the results of an earlier test, and make the folders of this one."""
     forget_run(exp.cfg.result_dir)
+    (exp.cfg.result_dir / CALIBRATION).unlink(missing_ok=True)
     shutil.rmtree(exp.cfg.result_dir / "deviation", ignore_errors=True)                      # not every run writes it anew
     for name in ("synthesized", "deviation") if exp.cfg.save_deviation else ("synthesized",):
         make_folder(exp.cfg.result_dir / name)
@@ -48,6 +56,11 @@ def readouts_bound_to(exp: Experiment, synthesizer: Synthesizer) -> dict[str, st
     masks, networks = exp.identity()["masks"], weights_key(synthesizer.unet, synthesizer.decoder)
     bound_to = {name: f"{networks} {masks['brain']}" for name in CLASSIFIERS}
     return bound_to | ({"suvr": f"{networks} {masks['cortex']} {masks['reference']}"} if exp.regions else {})
+
+
+def calibration_bound_to(exp: Experiment, synthesizer: Synthesizer) -> dict:
+    """What a calibration of the SUVR is valid for: networks, masks and sampling; the experiment has regions."""
+    return {"networks and masks": readouts_bound_to(exp, synthesizer)["suvr"], **{name: plain(getattr(exp.cfg, name)) for name in SAMPLING}}
 
 
 def fit_status(exp: Experiment, real: dict[str, pd.DataFrame], synthesizer: Synthesizer) -> dict[str, Reader]:
@@ -82,9 +95,68 @@ def survey_real(exp: Experiment) -> dict[str, pd.DataFrame]:
     return {split: table.merge(demographics, on="ID") for split, table in real.items()}
 
 
+# ---------------------------------------------------------------- synthesis
+
+def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callable[[dict], Draws]) -> Callable[[dict], Tensor]:
+    """A predict function for evaluate: MRI -> synthetic PET, noting SUVR_sd if there are regions.
+
+    The PETs of the test list are saved on their MRIs' grids; beside them the deviation of their draws if asked for.
+    """
+    scans = {scan.id: scan for scan in exp.cohort.test}
+    note = f"{PHANTOM_NOTICE if exp.is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"   # NIfTI holds 79 bytes
+
+    def save(volumes: Tensor, batch: dict, folder: str) -> None:
+        for name, volume in zip(batch["id"], volumes[:, 0].cpu().numpy(), strict=True):
+            if name in scans:
+                save_synthesis(exp.cfg.result_dir / folder / f"{name}.nii.gz", volume, scans[name].mri, exp.crop, note)
+
+    def predict(batch: dict) -> Tensor:
+        """Batch of MRIs [B, 1, D, H, W] -> their PETs, written on the way."""
+        draws = draw(batch)
+        x_hat = synthesizer.decode(draws.mean())
+        save(x_hat, batch, "synthesized")
+        decoded = synthesizer.decode_draws(draws.z_0) if exp.regions or exp.cfg.save_deviation else None
+        if exp.cfg.save_deviation:
+            save(draws.deviation(decoded), batch, "deviation")
+        if exp.regions:
+            batch["noted"] = {"SUVR_sd": suvr_deviation(exp, draws, decoded)}
+        return x_hat
+    return predict
+
+
+def suvr_deviation(exp: Experiment, draws: Draws, decoded: Tensor) -> list[float]:
+    """Standard deviation of the SUVR over each scan's decoded draws [B, m, 1, D, H, W]; NaN if one has no uptake in the reference."""
+    composite = replace(exp.regions, named={}, centiloid=None)                               # further regions take their time
+    suvr = [[composite.measure(volume[0])["SUVR"] for volume in scan] for scan in decoded.cpu().numpy()]
+    return draws.deviation(torch.tensor(suvr, dtype=torch.float64, device=draws.weight.device)).tolist()
+
+
+def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer, validation: pd.DataFrame, test: pd.DataFrame,
+                        real: dict[str, pd.DataFrame], readers: dict[str, Reader]) -> dict[str, pd.DataFrame]:
+    """What validation_list.csv holds, and uncertainty.csv if there are regions: how good the calibration on the first is on the test list.
+
+    Prints that, and saves the calibration for new scans.
+    validation, test: rows of the synthetic PETs of either list, as evaluate gives with the measure of the test stage.
+    """
+    scores = {f"score_{name}": readers[name].score(validation) for name in CLASSIFIERS if name in readers}
+    if not exp.regions:
+        return {"validation_list": validation[["ID", "label", *METRICS]].assign(**scores)}
+    validation, test = (table.assign(SUVR_real=table["ID"].map(real[split].set_index("ID")["SUVR"]))
+                        for table, split in ((validation, "validation"), (test, "test")))
+    calibration = calibrate(validation, exp.cfg.num_classes == 2)
+    save_calibration(exp.cfg.result_dir / CALIBRATION, calibration, calibration_bound_to(exp, synthesizer))
+    assessed = assess(calibration, test)
+    say("test", describe(calibration, assessed))
+    columns = ["ID", "label", *METRICS, "SUVR", "SUVR_sd", "SUVR_real"]
+    return {"validation_list": validation[columns].assign(**scores), "uncertainty": assessed}
+
+
+# ---------------------------------------------------------------- what is written
+
 def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict[str, pd.DataFrame], readers: dict[str, Reader],
-                  epochs: dict[str, int]) -> None:
-    """Read status; write the per-subject CSVs and summary.csv; print the summary with what it was measured on."""
+                  epochs: dict[str, int], uncertain: dict[str, pd.DataFrame]) -> None:
+    """Read status; write the per-subject CSVs, those of measure_uncertainty too, and summary.csv; print the summary with what it was
+    measured on."""
     cfg = exp.cfg
     frames = {"test": pd.concat([table[["ID", "label", *METRICS]].assign(method=method) for method, table in subjects.items()])}
     frames["test"] = frames["test"][["method", "ID", "label", *METRICS]]
@@ -99,7 +171,7 @@ def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict
     facts = {"phantom": exp.is_phantom, "notice": exp.notice, "note": exp.scores_note(len(exp.cohort.test)), **exp.identity(),
              **json.loads(cfg.to_json())}
     facts["settings"] |= epochs | {"precision": exp.precision}
-    save_run(cfg.result_dir, facts, frames)
+    save_run(cfg.result_dir, facts, frames | uncertain)
     summary = summarize(frames["test"])
     write_csv(cfg.result_dir / "summary.csv", summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else cfg.data_dir))
     table = summary.assign(text=[f"{mean:.4f} +- {std:.4f}" for mean, std in zip(summary["mean"], summary["std"], strict=True)]) \

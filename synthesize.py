@@ -22,10 +22,11 @@ from networks import CHECKPOINT, Networks, Predictor
 from newscans import (NewScan, describe_grid, find_scans, header_problem, onto_crop, place_problem, read_mri, refuse_place, relative,
                       sha256)
 from ranks import local_rank
-from scoring import READOUTS, readouts_bound_to
+from scoring import CALIBRATION, READOUTS, calibration_bound_to, readouts_bound_to
 from settings import plain
 from status import NEEDS_PET, Reader, load_readers, mean_level
 from stopping import stop_if_asked
+from uncertainty import COVERAGE, Calibration, load_calibration
 from utils import InputError, pick_device, weights_key
 from volumes import Grid, save_synthesis
 
@@ -44,6 +45,8 @@ class Trained:
     synthesizer: Synthesizer
     classifier: Predictor | None                     # of the label that sampling is conditioned with
     readers: dict[str, Reader]                             # read-outs of the test stage
+    calibration: Calibration | None                        # of the SUVR, by the test stage
+    no_interval: str                                       # why there is no calibrated interval, or nothing
     networks: dict[str, dict]                              # name -> file and key of the weights
     notice: str
 
@@ -53,6 +56,7 @@ class Trained:
         cfg = self.exp.cfg
         return {"version": VERSION, "networks": {name: facts["weights"] for name, facts in self.networks.items()},
                 "precision": self.exp.precision, "masks": self.exp.identity()["masks"], "readouts": sorted(self.readers),
+                "calibration": self.calibration and self.calibration.key,
                 "settings": {name: plain(getattr(cfg, name)) for name in DECIDING}}
 
 
@@ -74,7 +78,7 @@ def load_trained(cfg: Config) -> Trained:
     exp = Experiment(cfg, Cohort([], [], [], grid.affine, {}, ""), networks.device)
     synthesizer, classifier, aae = exp.best_synthesizer()
     files = {"autoencoder": ("aae", weights_key(aae)), "denoiser": ("ldm", weights_key(synthesizer.unet))}
-    return Trained(exp, grid, synthesizer, classifier, load_readouts(exp, synthesizer),
+    return Trained(exp, grid, synthesizer, classifier, load_readouts(exp, synthesizer), *read_calibration(exp, synthesizer),
                    {name: {"file": exp.best_path(stage), "weights": key} for name, (stage, key) in files.items()},
                    f"{'trained on a digital phantom, ' if facts['phantom'] else ''}{RESEARCH_NOTICE}")
 
@@ -88,6 +92,17 @@ def load_readouts(exp: Experiment, synthesizer: Synthesizer) -> dict[str, Reader
         say("synth", f"amyloid status is not read by {', '.join(missing)}: these read-outs {why}; --stages test fits them "
                      f"and writes {path}")
     return readers
+
+
+def read_calibration(exp: Experiment, synthesizer: Synthesizer) -> tuple[Calibration | None, str]:
+    """The calibration of the SUVR, if the test stage made one for this sampling, and why it gives no interval, which is said."""
+    if not exp.regions:
+        return None, ""
+    calibration, why_not = load_calibration(exp.cfg.result_dir / CALIBRATION, calibration_bound_to(exp, synthesizer))
+    why_not = why_not or calibration.why_no_interval
+    if why_not:
+        say("synth", f"the SUVR has no calibrated interval: {why_not}")
+    return calibration, why_not
 
 
 # ---------------------------------------------------------------- the stage
@@ -222,27 +237,31 @@ def synthesize_batch(trained: Trained, drawn: Draws, batch: dict, sources: dict[
     for i, scan in enumerate(batch["scans"]):
         stop_if_asked()
         draws = decode(z_0[i]) if z_0.shape[1] > 1 else x_hats[i:i + 1]                      # [m, 1, D, H, W]
-        row = measure(trained, batch["mri"][i, 0], x_hats[i, 0], draws[:, 0], label[i])
+        alone = Draws(z_0[i:i + 1], drawn.weight[i:i + 1])
+        row = measure(trained, batch["mri"][i, 0], x_hats[i, 0], draws[:, 0], alone, label[i])
         if row["remark"]:
             say("synth", f"{scan.id}: {row['remark']}")
-        write_scan(trained, scan, batch["volumes"][i], x_hats[i, 0], draws[:, 0], {"ID": scan.id, **row}, sources[scan.id], out)
+        write_scan(trained, scan, batch["volumes"][i], x_hats[i, 0], alone.deviation(draws[None, :, 0])[0], {"ID": scan.id, **row},
+                   sources[scan.id], out)
 
 
 # ---------------------------------------------------------------- numbers
 
-def measure(trained: Trained, mri: Tensor, x_hat: Tensor, draws: Tensor, label: Tensor | None) -> dict[str, float | str]:
+def measure(trained: Trained, mri: Tensor, x_hat: Tensor, draws: Tensor, drawn: Draws, label: Tensor | None) -> dict[str, float | str]:
     """Uptake and amyloid status of a synthetic PET x_hat [D, H, W], with their range over its decoded draws [m, D, H, W].
 
-    label: the probabilities [K] with which sampling was conditioned, or None.
+    drawn: what was decoded, of this scan alone; label: the probabilities [K] with which sampling was conditioned, or None.
     """
     row = {f"p_label_{k}": float(p) for k, p in enumerate(label) if k} if label is not None else {}
     read = pd.DataFrame([trained.exp.readable(x, {"mri": mri}) for x in (x_hat, *draws)])    # the first is what is written
     for name in (name for name in read if name == "CL" or name.startswith("SUVR")):
-        row |= spread(name, read[name].to_numpy())
+        row |= spread(name, read[name].to_numpy(), drawn)
+    if trained.exp.regions:
+        row |= calibrated(trained, row)
     for name, reader in trained.readers.items():
         score = reader.score(read)
         if name != "suvr":
-            row |= spread(f"p_{name}", score) if name in NEEDS_PET else {f"p_{name}": float(score[0])}
+            row |= spread(f"p_{name}", score, drawn) if name in NEEDS_PET else {f"p_{name}": float(score[0])}
         row[f"positive_{name}"] = int(score[0] >= reader.threshold) if np.isfinite(score[0] + reader.threshold) else float("nan")
     return row | {"remark": level_remark(trained.readers.get("mri"), read["mri"][0])}
 
@@ -256,16 +275,32 @@ def level_remark(reader: Reader | None, mri: np.ndarray) -> str:
         f"mean intensity of the MRI inside the brain {level:.3f}, in the training list {low:.3f} to {high:.3f}: is it scaled as they are?"
 
 
-def spread(name: str, values: np.ndarray) -> dict[str, float]:
-    """The value of what is written, and of its draws, [1 + m], if there are several, SD, smallest and largest."""
+def spread(name: str, values: np.ndarray, drawn: Draws) -> dict[str, float]:
+    """The value of what is written, and of its draws, [1 + m], if there are several, SD by their weights, smallest and largest."""
     draws = values[1:]
-    over = {f"{name}_sd": draws.std(ddof=1), f"{name}_low": draws.min(), f"{name}_high": draws.max()} if len(draws) > 1 else {}
-    return {name: float(values[0]), **{column: float(value) for column, value in over.items()}}
+    if len(draws) < 2:
+        return {name: float(values[0])}
+    deviation = drawn.deviation(torch.tensor(draws[None], dtype=torch.float64, device=drawn.weight.device))[0]
+    return {name: float(values[0]), f"{name}_sd": float(deviation), f"{name}_draws_min": float(draws.min()),
+            f"{name}_draws_max": float(draws.max())}
+
+
+def calibrated(trained: Trained, row: dict) -> dict[str, float | str]:
+    """From SUVR and SUVR_sd of a scan, the calibrated interval of the former and the probability of status, as far as they are known."""
+    known, calibration = {"SUVR_interval": f"none: {trained.no_interval}"}, trained.calibration
+    suvr, deviation = np.array([row["SUVR"]]), np.array([row.get("SUVR_sd", 0.0)])
+    if not trained.no_interval:
+        (low,), (high,) = calibration.interval(suvr, deviation)
+        known = {"SUVR_low": float(low), "SUVR_high": float(high),
+                 "SUVR_interval": f"{COVERAGE} %, calibrated on {len(calibration.error)} validation subjects"}
+    if calibration and not np.isnan(calibration.slope):
+        known["p_calibrated"] = float(calibration.probability(suvr)[0])
+    return known
 
 
 # ---------------------------------------------------------------- what is written
 
-def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, draws: Tensor, row: dict, source: str, out: Path) -> None:
+def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, deviation: Tensor, row: dict, source: str, out: Path) -> None:
     """Sidecar, PET, deviation and picture of a scan.
 
     The sidecar first: without it nobody knows what a file is; with it, and all files there, the scan is done.
@@ -277,7 +312,7 @@ def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, dr
     where = (scan.mri, trained.exp.crop, note, trained.grid)
     pet = save_synthesis(files["pet"], x_hat.cpu().numpy(), *where)
     if trained.exp.cfg.save_deviation:
-        save_synthesis(files["deviation"], draws.std(dim=0).cpu().numpy(), *where)
+        save_synthesis(files["deviation"], deviation.cpu().numpy(), *where)
     plot_overlay(files["picture"], volume[0], pet, volume[1], scan.id, f"synthetic PET, no measurement; {trained.notice}")
 
 

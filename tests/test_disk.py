@@ -113,7 +113,7 @@ def test_a_run_on_a_disk_that_fills_up_goes_on_when_there_is_room(small_disk, ex
         assert "No space left on device" in err
         after = contents(disk)
         assert before.keys() - after.keys() <= {str(disk / "result/a" / name) for name in (
-            "scores.json", "test.csv", "summary.csv", "predictions.csv")}                    # scores of synthetic PETs that are made anew
+            "scores.json", "test.csv", "summary.csv", "predictions.csv", "validation_list.csv")}   # of synthetic PETs that are made anew
         assert not list(disk.rglob(f"{files.PARTIAL}*"))
     assert outputs(disk) == expected
     assert len(ends) > 4

@@ -20,7 +20,7 @@ from checkpoints import load_checkpoint
 from config import STAGES, Config
 from experiment import Experiment
 
-CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv")
+CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv", "validation_list.csv")
 COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain"]
 
 
@@ -338,7 +338,7 @@ def test_uptake_is_measured_in_the_masks_that_are_given(project):
     table = pd.read_csv(project / "result" / "tables" / "quantification.csv")
     assert set(table["measure"]) == {"SUVR", "CL", "SUVR_precuneus"}
     assert run("--stages", "test", exp="a") == 0           # without masks again: nothing of the earlier uptake stays
-    assert not (project / "result" / "a" / "uptake.csv").exists()
+    assert not [name for name in ("uptake.csv", "uncertainty.csv", "calibration.npz") if (project / "result" / "a" / name).exists()]
 
 
 def test_without_masks_the_log_says_how_to_get_uptake(project, capsys):

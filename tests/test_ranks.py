@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY, arguments, write_cohort
+from conftest import SHAPE, TINY, arguments, write_cohort, write_volume
 
 import main
 import ranks
@@ -140,16 +140,22 @@ def test_ranks_that_drift_apart_are_noticed(project):
 
 
 def test_scores_latents_and_volumes_do_not_depend_on_the_number_of_ranks(project):
-    assert run_main(1, "--stages", "aae", "encode", "ldm", "test", **TINY | {"exp": "a"}) == [0]
+    for mask, rows in (("cortex", slice(16, 22)), ("cerebellum", slice(5, 11))):
+        voxels = np.zeros(SHAPE, np.uint8)
+        voxels[8:14, rows, 8:14] = 1
+        write_volume(Path(f"{mask}.nii.gz"), voxels)
+    settings = TINY | {"exp": "a", "cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
+    assert run_main(1, "--stages", "aae", "encode", "ldm", "test", **settings) == [0]
     results = Path("result/a")
-    names = ["test.csv", "predictions.csv", "summary.csv", *(f"synthesized/{name}.nii.gz" for name in LISTS["test"])]
+    names = [*(f"{name}.csv" for name in ("test", "predictions", "summary", "validation_list", "uncertainty")), "calibration.npz",
+             *(f"synthesized/{name}.nii.gz" for name in LISTS["test"])]
     alone = {name: (results / name).read_bytes() for name in names}
     latents = {path.name: nib.load(path).get_fdata() for path in Path("data/latent_Abeta").glob("*/*.nii.gz")}
     assert len(latents) == 13
     for count in (2, 3):
         for path in Path("data/latent_Abeta").glob("*/*.nii.gz"):
             path.unlink()
-        assert run_main(count, "--stages", "encode", "test", **TINY | {"exp": "a"}) == [0] * count
+        assert run_main(count, "--stages", "encode", "test", **settings) == [0] * count
         assert {name: (results / name).read_bytes() for name in names} == alone
         again = {path.name: nib.load(path).get_fdata() for path in Path("data/latent_Abeta").glob("*/*.nii.gz")}
         assert again.keys() == latents.keys() and all(np.array_equal(again[name], latents[name]) for name in latents)
