@@ -6,7 +6,8 @@ from torch import Tensor
 from classifier import LabelClassifier, folds_of, pool_volume, pool_width
 from experiment import Experiment
 from logs import progress_bar
-from predictor import INPUT_MM, NetworkClassifier
+from networks import Predictor
+from predictor import INPUT_MM, NetworkClassifier, RidgeClassifier
 from utils import derived_seed
 
 
@@ -35,12 +36,15 @@ def training_labels(exp: Experiment) -> np.ndarray:
     return labels
 
 
-def fit_predictor(exp: Experiment, labels: np.ndarray) -> tuple[LabelClassifier | NetworkClassifier, Tensor | None]:
+def fit_predictor(exp: Experiment, labels: np.ndarray) -> tuple[Predictor, Tensor | None]:
     """Fit the predictor of the settings on the training MRIs: it, and the cross-fitted probabilities [n, K], if training needs them."""
     cfg = exp.cfg
     pool = exp.pool if cfg.label_predictor == "linear" else pool_width(exp.voxel_mm, INPUT_MM)
     loader = progress_bar(exp.batches(exp.cohort.train, "mri"), desc="label classifier", unit="batch")
     pooled = torch.cat([pool_volume(batch["mri"], pool) for batch in loader])                # [n, 1, d, h, w]
+    if cfg.label_predictor == "ridge":
+        brain = pool_volume(torch.from_numpy(exp.brain).float()[None, None], pool)[0, 0]
+        return RidgeClassifier.cross_fit(pooled, labels, brain, pool, cfg.seed)
     if cfg.label_predictor == "network":
         return NetworkClassifier.cross_fit(pooled, labels, pool, cfg.seed, exp.device)
 

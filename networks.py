@@ -12,11 +12,11 @@ from classifier import LabelClassifier, label_of_draws
 from config import Config
 from diffusion import Diffusion, Draws, Synthesizer
 from model import AAE, Discriminator, UNet, recompute_activations
-from predictor import NetworkClassifier
+from predictor import NetworkClassifier, RidgeClassifier
 from utils import InputError, NotFiniteError, autocast, draw_noise, has_bf16, pick_precision, weights_key
 from volumes import Crop
 
-Predictor = LabelClassifier | NetworkClassifier             # of the label, from the MRI
+Predictor = LabelClassifier | RidgeClassifier | NetworkClassifier                            # of the label, from the MRI
 Network = TypeVar("Network", bound=nn.Module)
 
 CHECKPOINT = {"aae": "CHECKPOINT_AAE", "ldm": "CHECKPOINT_Unet"}
@@ -120,9 +120,13 @@ class Networks:
         if facts["classifier"] is None:
             raise InputError("this denoiser was trained with --label_at_sampling none and holds no label classifier; "
                              "sample it with --label_at_sampling none")
-        if "networks" in facts["classifier"]:
-            return synthesizer, NetworkClassifier.from_state(facts["classifier"], self.device)
-        return synthesizer, LabelClassifier.from_state(facts["classifier"])
+        return synthesizer, self.predictor(facts["classifier"])
+
+    def predictor(self, state: dict) -> Predictor:
+        """What predicts the label of an MRI, from its state."""
+        if "networks" in state:
+            return NetworkClassifier.from_state(state, self.device)
+        return (RidgeClassifier if "ridge" in state else LabelClassifier).from_state(state)
 
     def best_synthesizer(self) -> tuple[Synthesizer, Predictor | None, AAE]:
         """The best checkpoints of both stages, ready to sample. Raises InputError if they do not belong together."""

@@ -1,9 +1,15 @@
-"""A network classifier of the amyloid label from MRIs: small 3D networks, one a fold, beside the linear classifier."""
+"""What predicts the amyloid label from an MRI, beside the linear classifier: ridge regression, and small 3D networks.
+
+Both are cross-fitted: what a subject of the training list gets comes from a fit that did not see him, and on these the probabilities
+are calibrated.
+"""
 import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from classifier import folds_of, pool_volume
@@ -14,7 +20,62 @@ from utils import seed_everything
 INPUT_MM = 4.0                                             # fine enough for sulci and ventricles, and as cheap at 1 mm as at 4
 CHANNELS = (8, 16)
 EPOCHS, BATCH, RATE, DECAY, DROPOUT = 8, 8, 1e-3, 0.1, 0.5
+PENALTIES = tuple(10.0 ** np.arange(2, 8.5, 0.5))         # of the ridge regression; the best is chosen by leaving one out
 FLOOR = 0.05                                               # of the deviation that voxels are divided by, in intensities of the MRI
+
+
+class RidgeClassifier:
+    """Ridge regression of the labels on the MRI, without reducing it first: the signal of a slight atrophy is spread over many
+    components, of which a few of largest variance would keep little. Both sides of the brain are averaged, voxel by voxel.
+
+    coef: [K, F], intercept: [K]; voxels [d, h, w] bool picks the F features; calibration as in NetworkClassifier.
+    """
+
+    def __init__(self, coef: Tensor, intercept: Tensor, voxels: Tensor, calibration: Tensor, pool: int):
+        self.coef, self.intercept, self.voxels, self.calibration, self.pool = coef, intercept, voxels, calibration, pool
+
+    @classmethod
+    def cross_fit(cls, mri: Tensor, labels: np.ndarray, brain: Tensor, pool: int, seed: int) -> tuple["RidgeClassifier", Tensor]:
+        """Fit on pooled MRIs [n, 1, d, h, w] and labels [n]; brain: [d, h, w], the share of the pooled voxel that is brain.
+
+        Returns the classifier, and probabilities [n, K], each from a fit that did not see the subject.
+        """
+        voxels = (brain + brain.flip(0)) / 2 >= 0.5
+        features, targets = both_sides(mri)[:, 0, voxels].double().numpy(), np.eye(int(labels.max()) + 1)[labels]
+        logits = torch.zeros(targets.shape)
+        for rows, left_out in folds_of(labels, seed):
+            model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features[rows], targets[rows])
+            logits[left_out] = torch.from_numpy(model.predict(features[left_out])).float()
+        scaler, ridge = (step for _, step in make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features, targets).steps)
+        coef = ridge.coef_ / scaler.scale_
+        classifier = cls(torch.from_numpy(coef), torch.from_numpy(ridge.intercept_ - coef @ scaler.mean_), voxels,
+                         calibrate(logits, labels), pool)
+        return classifier, calibrated(logits, classifier.calibration)
+
+    def probabilities(self, volume: Tensor) -> Tensor:
+        """Probability of each label for MRIs [B, 1, D, H, W]: [B, K] float32."""
+        features = both_sides(pool_volume(volume, self.pool))[:, 0, self.voxels].double()    # [B, F]
+        logits = torch.stack([(features * row).sum(dim=1) for row in self.coef], dim=1) + self.intercept   # alike in any batch
+        return calibrated(logits.float(), self.calibration)
+
+    def state(self) -> dict:
+        """Plain tensors for a checkpoint."""
+        return {"ridge": True, **vars(self)}
+
+    @classmethod
+    def from_state(cls, state: dict) -> "RidgeClassifier":
+        """The classifier that gave this state."""
+        return cls(**{name: value for name, value in state.items() if name != "ridge"})
+
+
+def both_sides(mri: Tensor) -> Tensor:
+    """The mean of MRIs [B, 1, d, h, w] and their mirror images."""
+    return (mri + mri.flip(2)) / 2
+
+
+def calibrated(logits: Tensor, calibration: Tensor) -> Tensor:
+    """Probabilities [n, K] of logits [n, K]; calibration: as calibrate gives."""
+    return (logits * calibration[0] + calibration[1]).softmax(dim=1)
 
 
 class SmallNetwork(nn.Module):
@@ -61,16 +122,14 @@ class NetworkClassifier:
             with torch.no_grad():
                 logits[left_out] = network(mri[left_out].to(device)).cpu()
         classifier = cls(networks, calibrate(logits, labels), pool)
-        return classifier, classifier._calibrated(logits)
+        return classifier, calibrated(logits, classifier.calibration)
 
     def probabilities(self, volume: Tensor) -> Tensor:
         """Probability of each label for MRIs [B, 1, D, H, W]: [B, K] float32."""
         mri = pool_volume(volume, self.pool).to(self.networks[0].mean.device)
         with torch.no_grad():
-            return self._calibrated(torch.stack([network(mri) for network in self.networks]).mean(dim=0).cpu())
-
-    def _calibrated(self, logits: Tensor) -> Tensor:
-        return (logits * self.calibration[0] + self.calibration[1]).softmax(dim=1)
+            logits = torch.stack([network(mri) for network in self.networks]).mean(dim=0).cpu()
+        return calibrated(logits, self.calibration)
 
     def state(self) -> dict:
         """Plain tensors for a checkpoint."""

@@ -12,7 +12,7 @@ from config import Config
 from conftest import TINY
 from diffusion import Diffusion, Draws, Synthesizer
 from model import UNet
-from predictor import NetworkClassifier, calibrate
+from predictor import NetworkClassifier, RidgeClassifier, calibrate
 from training import ImageLoss, Objective, Sample, set_rate
 from utils import InputError
 
@@ -228,6 +228,33 @@ def test_the_label_network_finds_a_planted_label_and_knows_its_doubts():
     classifier, left_out = NetworkClassifier.cross_fit(noise_only, y, 1, 0, torch.device("cpu"))
     brier = ((left_out[:, 1].numpy() - y) ** 2).mean()
     assert brier < 0.27                                    # it does not claim what it cannot know: 0.25 is the base rate's
+
+
+def test_ridge_regression_finds_a_planted_label_and_its_state_gives_the_same_probabilities():
+    mri, y = planted(80, 0.02, 0)
+    brain = torch.ones(12, 12, 12)
+    brain[:, :, 9:] = 0
+    classifier, left_out = RidgeClassifier.cross_fit(mri, y, brain, 1, 0)
+    new, truth = planted(200, 0.02, 1)
+    found = classifier.probabilities(new)
+    assert roc_auc_score(truth, found[:, 1]) > 0.85 and roc_auc_score(y, left_out[:, 1]) > 0.75
+    assert_close(found.sum(1), torch.ones(200))
+    assert ((found[:, 1].numpy() - truth) ** 2).mean() < 0.18                                # probabilities, not only an order
+    assert_close(RidgeClassifier.from_state(classifier.state()).probabilities(new), found, rtol=0, atol=0)
+    assert_close(classifier.probabilities(new[7:8]), found[7:8], rtol=0, atol=0)             # alike in any batch
+    assert_close(classifier.probabilities(new.flip(2)), found, atol=1e-5, rtol=1e-4)         # both sides are one
+    outside = new.clone()
+    outside[..., 9:] = 100.0
+    assert_close(classifier.probabilities(outside), found, rtol=0, atol=0)
+
+
+def test_what_a_subject_gets_in_cross_fitting_does_not_depend_on_its_own_label():
+    mri, y = planted(40, 0.0, 3)
+    _, left_out = RidgeClassifier.cross_fit(mri, y, torch.ones(12, 12, 12), 1, 0)
+    assert abs(roc_auc_score(y, left_out[:, 1]) - 0.5) < 0.3                                 # a fit that saw them would reach 1
+    three = np.arange(40) % 3
+    classifier, left_out = RidgeClassifier.cross_fit(mri, three, torch.ones(12, 12, 12), 1, 0)
+    assert left_out.shape == (40, 3) and classifier.probabilities(mri).shape == (40, 3)
 
 
 def test_calibration_brings_logits_to_the_frequencies():
