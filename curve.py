@@ -81,8 +81,9 @@ def _score(exp: Experiment, synthesizer: Synthesizer, classifier: Predictor | No
         with progress_bar(desc=f"{title}, {m} draws", unit="scan", total=len(scans)) as bar:
             for batch in exp.batches(scans, "mri", batch=at_once):
                 stop_if_asked()
-                for name, z_0, weight in zip(batch["id"], *draw(batch), strict=True):
-                    drawn[name].append(Draws(z_0[None], weight[None]))
+                some = draw(batch)
+                for name, z_0, weight in zip(batch["id"], some.z_0, some.weight, strict=True):
+                    drawn[name].append((z_0[None], weight[None]))
                 bar.update(len(batch["id"]))
         first = m
 

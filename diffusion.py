@@ -145,9 +145,11 @@ class Diffusion(nn.Module):
 
 
 class Draws(NamedTuple):
-    """Draws of latents. z_0: [B, m, C, d, h, w]; weight: [B, m], how much each counts, up to a factor a scan."""
+    """Draws of latents. z_0: [B, m, C, d, h, w]; weight: [B, m], how much each counts, up to a factor a scan; label: [B, K], the
+    probabilities that were predicted for the sampling, if any."""
     z_0: Tensor
     weight: Tensor
+    label: Tensor | None = None
 
     def mean(self) -> Tensor:
         """The weighted mean of each scan's draws, [B, C, d, h, w]."""

@@ -149,12 +149,13 @@ class Networks:
         def latents(batch: dict) -> Draws:
             """Batch of MRIs -> their draws. Raises NotFiniteError that names the subjects."""
             label, weight = None, torch.ones(len(batch["id"]), len(draws))
+            predicted = classifier.probabilities(batch["mri"]) if classifier else None
             if classifier:
-                label, weight = label_of_draws(classifier.probabilities(batch["mri"]), draws, cfg.label_at_sampling)
+                label, weight = label_of_draws(predicted, draws, cfg.label_at_sampling)
             noise = [[draw_noise(cfg.seed, "all scans" if cfg.shared_noise else subject, k // labels_a_noise, shape) for k in draws]
                      for subject in batch["id"]]
             z_0 = synthesizer.draw(batch["mri"].to(self.device), label, noise, sampler, steps)
             if bad := [subject for subject, draws_of in zip(batch["id"], z_0, strict=True) if not torch.isfinite(draws_of).all()]:
                 raise NotFiniteError(f"the latents sampled by {sampler} for {', '.join(bad)} are not finite")
-            return Draws(z_0, weight.to(z_0.device))
+            return Draws(z_0, weight.to(z_0.device), predicted)
         return latents

@@ -120,6 +120,8 @@ def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callabl
             save(draws.deviation(decoded), batch, "deviation")
         if exp.regions:
             batch["noted"] = {"SUVR_sd": suvr_deviation(exp, draws, decoded)}
+        if draws.label is not None and exp.cfg.num_classes == 2:
+            batch.setdefault("noted", {})["p_mri"] = draws.label[:, 1].tolist()
         return x_hat
     return predict
 
@@ -147,8 +149,9 @@ def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer, validation: p
     save_calibration(exp.cfg.result_dir / CALIBRATION, calibration, calibration_bound_to(exp, synthesizer))
     assessed = assess(calibration, test)
     say("test", describe(calibration, assessed))
-    columns = ["ID", "label", *METRICS, "SUVR", "SUVR_sd", "SUVR_real"]
-    return {"validation_list": validation[columns].assign(**scores), "uncertainty": assessed}
+    predicted = [name for name in ("p_mri",) if name in test]                                # of the label that sampling was given
+    columns = ["ID", "label", *METRICS, "SUVR", "SUVR_sd", "SUVR_real", *predicted]
+    return {"validation_list": validation[columns].assign(**scores), "uncertainty": assessed.join(test[predicted])}
 
 
 # ---------------------------------------------------------------- what is written

@@ -52,6 +52,7 @@ def read_scores(folder: Path, row: str, seed: int, seconds: pd.Series) -> pd.Dat
         rows.append({"row": "MRI classifier", "seed": seed, "subjects": len(mri),
                      "AUC": float(area_under_roc(mri["label"].to_numpy(), mri["score"].to_numpy())),
                      "Brier": float(((mri["score"] - mri["label"]) ** 2).mean())})
+        rows.append({"row": "label predictor", "seed": seed, **_label_predictor(folder)})
     rows[0] |= _uncertainty(folder) | _validation(folder)
     rows[0] |= {f"s_{part}": seconds.get((folder.name, part), np.nan) for part in ("train", "test")}
     label, score = (uptake.get_group("il_cldm")[name].to_numpy() for name in ("label", "SUVR"))
@@ -66,6 +67,13 @@ def _uncertainty(folder: Path) -> dict[str, float]:
     base = pd.read_csv(folder / "validation_list.csv")["label"].mean()
     return {"coverage": table["covered"].mean(), "Brier": ((table["probability"] - table["label"]) ** 2).mean(),
             "Brier_base": ((base - table["label"]) ** 2).mean()}
+
+
+def _label_predictor(folder: Path) -> dict[str, float]:
+    """How well the label that sampling is given tells the status, without any PET."""
+    table = pd.read_csv(folder / "uncertainty.csv")
+    return {"AUC": float(area_under_roc(table["label"].to_numpy(), table["p_mri"].to_numpy())),
+            "Brier": ((table["p_mri"] - table["label"]) ** 2).mean()}
 
 
 def _validation(folder: Path) -> dict[str, float]:

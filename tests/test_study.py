@@ -1,0 +1,147 @@
+"""The study: its plan, its tables, and that it goes on where it was interrupted."""
+import dataclasses
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import TINY, arguments
+
+import main
+import study
+from commandline import parse_args
+from config import PRESETS, Config
+from study import ROWS, SEEDS, Row
+from studytable import make_bars, make_table, mean_squared_error, to_markdown
+
+GROUP = {field.name: field.metadata["group"] for field in dataclasses.fields(Config)}
+
+
+def differences(one: Config, other: Config) -> set[str]:
+    return {field.name for field in dataclasses.fields(Config) if getattr(one, field.name) != getattr(other, field.name)}
+
+
+def settings_of(row: Row, seed: int = 0) -> Config:
+    return parse_args(study.words(row, seed))
+
+
+def test_every_row_is_a_run_of_its_own_whose_lender_has_what_it_needs():
+    names = {(settings_of(row, seed).exp) for row in ROWS for seed in SEEDS}
+    assert len(names) == len(ROWS) * len(SEEDS) and len({row.name for row in ROWS}) == len(ROWS)
+    by_name = {row.name: row for row in ROWS}
+    for row in ROWS:
+        cfg = settings_of(row)
+        lender = settings_of(by_name["link_0" if row.name.startswith("link_0") else "default"])
+        changed = {GROUP[name] for name in differences(cfg, lender)} - {"run"}
+        allowed = {"nothing": {"sampling"}, "ldm": {"sampling", "ldm"}, "aae": {"sampling", "ldm", "aae", "data", "phantom", "run"}}
+        assert changed <= allowed[row.trains], row.name
+        assert (cfg.aae_from, cfg.ldm_from) == {"nothing": ("", lender.exp), "ldm": (lender.exp, ""), "aae": ("", "")}[row.trains]
+        assert (cfg == lender) == (row.name in ("default", "link_0"))
+        assert lender.result_dir == settings_of(lender_row := by_name["link_0" if row.name.startswith("link_0") else "default"]).result_dir
+        assert ROWS.index(lender_row) <= ROWS.index(row)   # a lender is trained first
+
+
+def test_published_is_published_but_for_its_sampler():
+    cfg, published = settings_of(next(row for row in ROWS if row.name == "published")), parse_args(["--preset", "demo", "published"])
+    groups = {GROUP[name]: name for name in differences(cfg, published)}
+    changed = differences(cfg, published) - {"exp"}
+    assert changed == {"sampler", "sampling_steps", "phantom_subjects", "phantom_seed", "data_dir", "aae_epochs", "ldm_epochs"}, groups
+
+
+def test_seeds_have_cohorts_of_their_own_and_link_0_too():
+    seen = {(settings_of(row, seed).data_dir, settings_of(row, seed).phantom_seed, settings_of(row, seed).phantom_link)
+            for row in ROWS for seed in SEEDS}
+    assert len(seen) == 6 and len({data for data, _, _ in seen}) == 6
+    assert all(seed != PRESETS["demo"].get("phantom_seed", 0) for _, seed, _ in seen)
+
+
+# ---------------------------------------------------------------- tables
+
+def made_up(**changes) -> pd.DataFrame:
+    """Scores of three seeds in which every bar is reached, but for the changes: column -> value of the default."""
+    default = {"PSNR_brain": 27.0, "SSIM_brain": 0.9, "way": 0.8, "AUC": 0.78, "AUC_MRI_PET": 0.8, "r": 0.6, "slope": 0.3,
+               "coverage": 0.9, "Brier": 0.2, "Brier_base": 0.25, "validation_AUC": 0.7} | changes
+    rows = []
+    for seed in range(3):
+        rows += [{"row": "default", "seed": seed, **default, "PSNR_brain": default["PSNR_brain"] + 0.1 * (seed - 1)},
+                 {"row": "latent_regression", "seed": seed, "PSNR_brain": 27.05}, {"row": "MRI classifier", "seed": seed, "AUC": 0.79},
+                 {"row": "oracle", "seed": seed, "r": 0.7, "slope": 0.45},
+                 {"row": "link_0", "seed": seed, "AUC": 0.55, "AUC_low": 0.4, "AUC_high": 0.7}]
+    return pd.DataFrame(rows)
+
+
+def test_bars_are_reached_if_and_only_if_the_numbers_say_so():
+    bars = make_bars(made_up())
+    assert bars["reached"].all() and len(bars) == 11
+    for column, value, named in [("PSNR_brain", 26.9, "PSNR in brain"), ("way", 0.69, "way"), ("AUC", 0.76, "AUC of the SUVR"),
+                                 ("AUC_MRI_PET", 0.78, "MRI and synthetic"), ("r", 0.59, "r of the SUVR"), ("slope", 0.26, "slope"),
+                                 ("coverage", 0.84, "coverage"), ("coverage", 0.96, "coverage"), ("Brier", 0.26, "Brier")]:
+        missed = make_bars(made_up(**{column: value})).query("not reached")["bar"].tolist()
+        assert len(missed) == 1 and missed[0].find(named) >= 0, (column, missed)
+    scores = made_up()
+    scores.loc[(scores["row"] == "link_0") & (scores["seed"] == 2), "AUC_low"] = 0.51
+    assert make_bars(scores).query("not reached")["bar"].tolist() == ["link_0: AUC, seed 2"]
+    assert make_bars(scores[scores["row"] != "default"]).empty
+
+
+def test_the_table_has_means_and_deviations_over_the_seeds():
+    table = make_table(made_up(), {"default": ("", ""), "link_0": ("--phantom_link 0", "control")}).set_index("row")
+    assert (table.loc["default", "n"], table.loc["default", "PSNR_brain"]) == (3, pytest.approx(27.0))
+    assert table.loc["default", "PSNR_brain_sd"] == pytest.approx(0.1)
+    assert table.loc["link_0", "change"] == "--phantom_link 0" and np.isnan(table.loc["oracle", "AUC"])
+    text = to_markdown(table.reset_index(), make_bars(made_up()))
+    assert "27.00 ± 0.10" in text and "nan" not in text.split("\n\n")[0]
+
+
+def test_squared_error_comes_back_from_psnr():
+    error = np.array([1e-3, 4e-3])
+    assert mean_squared_error(pd.DataFrame({"PSNR_brain": -10 * np.log10(error)})) == pytest.approx(2.5e-3)
+
+
+# ---------------------------------------------------------------- the run
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A study of two seeds on phantoms at 8 mm: the default and a row that samples it otherwise; main in this process."""
+    phantom = {"phantom_voxel": 8, "phantom_subjects": (8, 10, 6), "image_size": (22, 27, 22), "aae_epochs": 1, "ldm_epochs": 1, "validation_every": 1}
+    tiny = {name: value for name, value in (TINY | phantom).items()}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(study, "ROWS", (Row("default", "", trains="aae"), Row("draws_4", "--samples_per_scan 4", "", "nothing")))
+    plain, commands = study.words, []
+    monkeypatch.setattr(study, "words", lambda row, seed: [*plain(row, seed), *arguments(
+        {name: value for name, value in tiny.items() if f"--{name}" not in row.change.split()})])
+
+    def call(command, check):
+        commands.append(command[2:])
+        return subprocess.CompletedProcess(command, main.main(command[2:]))
+    monkeypatch.setattr(study.subprocess, "run", call)
+    return tmp_path, commands
+
+
+def test_the_study_scores_its_rows_and_goes_on_where_it_was_interrupted(small, monkeypatch, capsys):
+    root, commands = small
+    assert study.main(["--seeds", "0", "--rows", "default"]) == 0
+    assert [command[-1] for command in commands] == ["controls", "test"]
+    assert study.main(["--seeds", "0", "1"]) == 0
+    assert len(commands) == 2 + 1 + 3                      # the first is not run again
+    table = pd.read_csv(root / "result" / "study" / "study.csv").set_index("row")
+    assert table.loc["default", "n"] == 2 == table.loc["draws_4", "n"]
+    assert {"mean_pet", "latent_regression", "image_regression", "oracle", "MRI classifier", "label predictor"} < set(table.index)
+    assert table.loc["mean_pet", "way"] == 0 and table.loc["oracle", "way"] == pytest.approx(1)
+    scores = pd.read_csv(root / "result" / "study" / "scores.csv")
+    default = scores.query("row == 'default' and seed == 0").iloc[0]
+    test = pd.read_csv(root / "result" / "study0_default" / "test.csv").query("method == 'il_cldm'")
+    assert default["PSNR_brain"] == pytest.approx(test["PSNR_brain"].mean())
+    listed = pd.read_csv(root / "result" / "study0_default" / "validation_list.csv")
+    assert default["validation_r"] == pytest.approx(listed["SUVR"].corr(listed["SUVR_real"]))
+    assert default["s_train"] > 0 and np.isnan(scores.query("row == 'mean_pet'")["s_train"]).all()
+    commands.clear()
+    assert study.main(["--seeds", "0", "1"]) == 0 and not commands
+    (root / "result" / "study0_draws_4" / "test.csv").write_text("spoilt")
+    assert study.main(["--seeds", "0", "1"]) == 0 and len(commands) == 1
+
+
+def test_a_row_that_fails_ends_the_study_with_its_command(small, monkeypatch, capsys):
+    monkeypatch.setattr(study.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 3))
+    assert study.main(["--quick"]) == 2
+    assert "row default, seed 0: exit code 3 of" in capsys.readouterr().err
