@@ -19,7 +19,7 @@ from stats import agreement  # noqa: E402
 from volumes import read_volume  # noqa: E402
 
 CURVES = {"aae": ("Stage 1, autoencoder", {"rec": "L1 reconstruction"}),
-          "ldm": ("Stage 2, denoiser", {"mse": "training", "mse_validation": "validation"}),
+          "ldm": ("Stage 2, denoiser", {"mse": "training", "image": "training, decoded images", "mse_validation": "validation"}),
           "latent_regression": ("Control, latent regression", {"mse": "training"}),
           "image_regression": ("Control, image regression", {"mse": "training"})}
 

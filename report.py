@@ -57,12 +57,14 @@ def write_figures(folder: Path, run: Run, subjects: list[tuple[Scan, dict[str, n
             plot_suvr(figures / "suvr", *values, notice)
             plot_bland_altman(figures / "bland_altman", *values, notice)
             names += ["suvr", "bland_altman"]
-    plot_curves(folder, figures / "curves", notice)
+    if not run.facts["settings"]["ldm_from"] or (folder / "loss_curve.csv").exists():       # else nothing was trained here
+        plot_curves(folder, figures / "curves", notice)
+        names.append("curves")
     for name in CAPTIONS:
-        if name not in [*names, "curves"]:                 # of an earlier run with more data
+        if name not in names:                              # of an earlier run with more data
             for suffix in (".png", ".pdf"):
                 (figures / f"{name}{suffix}").unlink(missing_ok=True)
-    return {name: figures / f"{name}.png" for name in CAPTIONS if name in [*names, "curves"]}
+    return {name: figures / f"{name}.png" for name in CAPTIONS if name in names}
 
 
 def read_subjects(scans: list[Scan], folder: Path, crop: Crop) -> list[tuple[Scan, dict[str, np.ndarray]]]:
