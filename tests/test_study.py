@@ -103,13 +103,13 @@ def test_squared_error_comes_back_from_psnr():
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A study on phantoms at 8 mm: the default and a row that samples it otherwise; main in this process."""
-    phantom = {"phantom_voxel": 8, "phantom_subjects": (6, 10, 4), "bootstrap_resamples": 20, "image_size": (22, 27, 22), "aae_epochs": 1, "ldm_epochs": 1, "validation_every": 1}
-    tiny = {name: value for name, value in (TINY | phantom).items()}
+    phantom = {"phantom_voxel": 8, "phantom_subjects": (6, 10, 4), "bootstrap_resamples": 20,
+               "image_size": (22, 27, 22), "aae_epochs": 1, "ldm_epochs": 1, "validation_every": 1}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(study, "ROWS", (Row("default", "", trains="aae"), Row("draws_4", "--samples_per_scan 4", "", "nothing")))
     plain, commands = study.words, []
     monkeypatch.setattr(study, "words", lambda row, seed: [*plain(row, seed), *arguments(
-        {name: value for name, value in tiny.items() if f"--{name}" not in row.change.split()})])
+        {name: value for name, value in (TINY | phantom).items() if f"--{name}" not in row.change.split()})])
 
     def call(command, check):
         commands.append(command[2:])
