@@ -28,14 +28,15 @@ FIRST_COHORT = 1000                                        # phantom_seed of see
 
 
 class Row(NamedTuple):
-    """A row of the study. change: the settings that differ from the default's; source: whose idea it is.
+    """A row of the study. change: the settings that differ from those of the row `of`; source: whose idea it is.
 
-    trains: what it trains anew, 'aae' both stages, 'ldm' the second, 'nothing' where it only samples otherwise.
+    trains: what it trains anew, 'aae' both stages, 'ldm' the second, 'nothing' where it only samples that row's networks otherwise.
     """
     name: str
     change: str
     source: str = ""
     trains: str = "ldm"
+    of: str = "default"
 
 
 ROWS = (
@@ -44,9 +45,9 @@ ROWS = (
     # the loss
     Row("eps", "--prediction eps --validation_steps 20 --sampling_steps 20", "Ho et al. 2020"),
     Row("x0", "--prediction x0", "Salimans and Ho 2022"),
-    Row("min_snr", "--min_snr 5", "Hang et al. 2023"),
     Row("even_times", "--time_shift 1", "Ou et al. 2025"),
     Row("shift_3", "--time_shift 3", "Esser et al. 2024"),
+    Row("min_snr", "--min_snr 5", "Hang et al. 2023"),
     Row("zero_snr", "--zero_terminal_snr", "Lin et al. 2024"),
     Row("image_loss", "--image_loss 1", "CoCoLIT 2025"),
     Row("image_signal", "--image_loss 1 --image_loss_over_time signal", "CoCoLIT 2025"),
@@ -57,31 +58,32 @@ ROWS = (
     Row("no_mri", "--image_conditioning false", "ablation"),
     # the label
     Row("no_label", "--label_conditioning false --label_at_sampling none", "ablation"),
-    Row("dropout_0", "--label_dropout 0", "Ou et al. 2025"),
+    Row("true_label", "--label_in_training true --label_at_sampling weighted", "Ou et al. 2025"),
+    Row("true_none", "--label_at_sampling none", "Ou et al. 2025", "nothing", "true_label"),
+    Row("true_class", "--label_at_sampling class", "", "nothing", "true_label"),
+    Row("true_mixed", "--label_at_sampling mixed", "", "nothing", "true_label"),
+    Row("true_split", "--label_at_sampling split", "", "nothing", "true_label"),
+    Row("true_guided", "--label_at_sampling mixed --guidance 2", "Ho and Salimans 2022", "nothing", "true_label"),
+    Row("true_always", "--label_in_training true --label_at_sampling weighted --label_dropout 0", "Ou et al. 2025"),
     Row("dropout_half", "--label_dropout 0.5", "Ho and Salimans 2022"),
-    Row("cross_fitted", "--label_in_training predicted --label_at_sampling mixed", "labels as uncertain as in sampling"),
+    Row("guided", "--guidance 2", "Ho and Salimans 2022", "nothing"),
     Row("linear", "--label_predictor linear", "principal components, logistic"),
     Row("network", "--label_predictor network", "small 3D networks"),
     Row("shuffled", "--shuffle_labels", "control"),
     # the latents
     Row("latents_1", "--latent_channels 1", "Ou et al. 2025", "aae"),
     Row("latents_2", "--latent_channels 2", "", "aae"),
+    Row("adversarial", "--lambda_rec 100", "Ou et al. 2025", "aae"),
     # sampling
-    Row("label_none", "--label_at_sampling none", "Ou et al. 2025", "nothing"),
-    Row("label_class", "--label_at_sampling class", "", "nothing"),
-    Row("label_mixed", "--label_at_sampling mixed", "", "nothing"),
-    Row("label_split", "--label_at_sampling split", "", "nothing"),
-    Row("label_weighted", "--label_at_sampling weighted", "", "nothing"),
-    Row("guidance_2", "--guidance 2", "Ho and Salimans 2022", "nothing"),
     Row("shared_noise", "--shared_noise", "common random numbers", "nothing"),
-    Row("draws_2", "--samples_per_scan 2", "", "nothing"),
+    Row("draws_1", "--samples_per_scan 1", "", "nothing"),
     Row("draws_16", "--samples_per_scan 16", "", "nothing"),
     Row("calls_1", "--sampling_steps 1", "", "nothing"),
     Row("calls_5", "--sampling_steps 5", "", "nothing"),
     Row("calls_20", "--sampling_steps 20", "", "nothing"),
     # nothing to be known
     Row("link_0", "--phantom_link 0", "control", "aae"),
-    Row("link_0_shuffled", "--phantom_link 0 --shuffle_labels", "control"),
+    Row("link_0_shuffled", "--shuffle_labels", "control", "ldm", "link_0"),
 )
 
 
@@ -92,12 +94,11 @@ def experiment(seed: int, row: str) -> str:
 
 def words(row: Row, seed: int) -> list[str]:
     """The command line of a row's experiment, without its stages."""
-    change = row.change.split()
+    change = next(other.change for other in ROWS if other.name == row.of).split() + row.change.split()
     preset = [] if "--preset" in change else ["--preset", "benchmark"]
-    link_0 = row.name.startswith("link_0")
-    own = ["--exp", experiment(seed, row.name), "--seed", str(seed), "--phantom_seed", str(FIRST_COHORT + seed),
-           "--data_dir", f"data/benchmark{seed}{'_link0' if link_0 else ''}"]
-    lender = experiment(seed, "link_0" if link_0 else "default")
+    cohort = f"data/benchmark{seed}{'_link0' if '--phantom_link' in change else ''}"
+    own = ["--exp", experiment(seed, row.name), "--seed", str(seed), "--phantom_seed", str(FIRST_COHORT + seed), "--data_dir", cohort]
+    lender = experiment(seed, row.of)
     lent = {"aae": [], "ldm": ["--aae_from", lender], "nothing": ["--ldm_from", lender]}[row.trains]
     return [*preset, *own, *lent, *change]
 
