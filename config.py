@@ -390,6 +390,13 @@ class Config:
         return range(self.num_classes if self.predicts_label and self.label_at_sampling == "weighted" else 1)
 
     @property
+    def least_of_each_label(self) -> int:
+        """How many subjects the training list must have with every label."""
+        if not self.label_conditioning or (self.label_at_sampling == "none" and self.label_in_training == "true"):
+            return 0                                       # nothing predicts labels
+        return 2 if self.label_in_training == "predicted" or self.label_predictor != "linear" else 1
+
+    @property
     def has_grey_zone(self) -> bool:
         """Whether scans are left out for Centiloids that are neither clearly negative nor clearly positive."""
         return self.grey_zone[0] < self.grey_zone[1]

@@ -177,10 +177,11 @@ class Cohort:
 
 
 def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], num_classes: int, subject_pattern: str,
-                 smallest_training_list: int = 1, all_labels_in_training: bool = False) -> Cohort:
+                 smallest_training_list: int = 1, least_of_each_label: int = 0) -> Cohort:
     """Read the whole cohort once and vouch for it: headers first, then every voxel, in parallel.
 
     image_size: voxels of every volume in RAS order. Intensities must lie in [0, 1].
+    least_of_each_label: subjects that the training list must have with every label, so that labels can be predicted from the MRI.
     Raises InputError that lists every problem found: file, what was found, what is expected.
     """
     if not any((data_dir / folder).is_dir() and any((data_dir / folder).glob("*.nii*")) for folder in ("whole_MRI", "whole_Abeta")):
@@ -195,9 +196,12 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
     if splits["train"] and len(splits["train"]) < smallest_training_list:
         problems.append(f"{info_dir / 'train.txt'}: {len(splits['train'])} usable subjects do not fill the {smallest_training_list} of one "
                         "step (batch size x accumulation)")
-    if splits["train"] and all_labels_in_training and len({scan.label for scan in splits["train"]}) < num_classes:
-        problems.append(f"{info_dir / 'train.txt'}: not all of the {num_classes} labels occur, so none can be predicted from the MRI; "
-                        "use --label_at_sampling none")
+    there = [scan.label for scan in splits["train"]]
+    if there and min(map(there.count, range(num_classes))) < least_of_each_label:
+        wanted = "at least once, so none can be predicted from the MRI; use --label_at_sampling none" if least_of_each_label == 1 else \
+            "at least twice, so none can be left out to see how well the MRI predicts it; use --label_predictor linear and " \
+            "--label_in_training true"
+        problems.append(f"{info_dir / 'train.txt'}: not all of the {num_classes} labels occur {wanted}")
 
     scans = [scan for split in SPLITS for scan in splits[split]]
     grids, stored = _check_headers(scans, image_size, problems)

@@ -16,7 +16,7 @@ def label_facts(exp: Experiment) -> dict:
     float32, those of the label embeddings for the scans of the training list, in its order."""
     cfg, labels = exp.cfg, training_labels(exp)
     one_hot = torch.eye(cfg.num_classes)[torch.from_numpy(labels)]
-    if not cfg.label_conditioning or (cfg.label_at_sampling == "none" and cfg.label_in_training == "true"):
+    if not cfg.least_of_each_label:
         return {"classifier": None, "label_weights": one_hot}
     classifier, left_out = fit_predictor(exp, labels)
     return {"classifier": classifier.state(), "label_weights": left_out if cfg.label_in_training == "predicted" else one_hot}

@@ -300,7 +300,7 @@ def check(cfg: Config) -> Cohort:
         except ValueError as error:
             raise InputError(str(error)) from error
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
-                          smallest_training_list=cfg.largest_step * ranks(), all_labels_in_training=cfg.predicts_label)
+                          smallest_training_list=cfg.largest_step * ranks(), least_of_each_label=cfg.least_of_each_label)
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     return cohort

@@ -253,7 +253,7 @@ def refuse_unusable(cfg: Config, info: pd.DataFrame, lists: pd.Series) -> None:
     if len(training) < cfg.largest_step:
         raise InputError(f"the training list would hold {len(training)} scans, too few for the {cfg.largest_step} of one step (batch size "
                          "x accumulation)")
-    if cfg.predicts_label and training["label"].nunique() < cfg.num_classes:
+    if cfg.least_of_each_label and training["label"].nunique() < cfg.num_classes:
         raise InputError(f"not all of the {cfg.num_classes} labels occur in the training list, but only "
                          f"{', '.join(map(str, sorted(training['label'].unique())))}; label_at_sampling none goes without")
 

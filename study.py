@@ -5,6 +5,8 @@ What is finished stays, so the same command goes on where it was interrupted. Ch
 """
 import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import argparse
+import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ import pandas as pd
 from commandline import parse_args
 from config import Config
 from files import make_folder, write_csv, write_text
-from logs import say
+from logs import LOG, logging_run, say
 from results import load_run
 from settings import plain
 from studytable import make_bars, make_table, read_scores, to_markdown
@@ -118,15 +120,32 @@ def is_done(cfg: Config) -> bool:
     return all(there[name] == plain(getattr(cfg, name)) for name in there if name not in ("stages", "precision", "device"))
 
 
-def run_row(row: Row, seed: int, python: str = sys.executable) -> None:
-    """Train and score a row, and note its seconds. Raises InputError if a command fails."""
+def run_row(row: Row, seed: int) -> None:
+    """Train and score a row, and note its seconds. Raises Failed if a command fails."""
     for part in stages(row):
-        command = [python, "main.py", *words(row, seed), "--stages", *part]
+        command = [sys.executable, "main.py", *words(row, seed), "--stages", *part]
         started = time.perf_counter()
-        code = subprocess.run(command, check=False).returncode
+        code = call(command)
         note_seconds(experiment(seed, row.name), "test" if part == ["test"] else "train", time.perf_counter() - started)
         if code:
-            raise InputError(f"row {row.name}, seed {seed}: exit code {code} of\n  {' '.join(command)}\nThe same command goes on here")
+            raise Failed(code, f"row {row.name}, seed {seed}: exit code {code} of\n  {shlex.join(command)}\nThe same command goes on here")
+
+
+class Failed(Exception):
+    """A row whose command gave an exit code other than 0: (code, message)."""
+
+
+def call(command: list[str]) -> int:
+    """The exit code of a command. It answers signals itself, and saves what it has: Ctrl-C reaches it from the terminal, SIGTERM from
+    here."""
+    child = subprocess.Popen(command)
+    before = {number: signal.signal(number, answer) for number, answer in (
+        (signal.SIGINT, lambda *_: None), (signal.SIGTERM, lambda number, _: child.send_signal(number)))}
+    try:
+        return child.wait()
+    finally:
+        for number, answer in before.items():
+            signal.signal(number, answer)
 
 
 def note_seconds(name: str, part: str, seconds: float) -> None:
@@ -162,16 +181,17 @@ def main(argv: list[str] | None = None) -> int:
     seeds = [0] if arguments.quick else arguments.seeds
     make_folder(FOLDER)
     plan = [] if arguments.tables else [(row, seed) for seed in seeds for row in ROWS if not arguments.rows or row.name in arguments.rows]
-    try:
-        for number, (row, seed) in enumerate(plan, start=1):
-            if is_done(parse_args(words(row, seed))):
-                continue
-            say("study", f"{number} of {len(plan)}: {row.name}, seed {seed}   {row.change}")
-            run_row(row, seed)
-        write_study(seeds)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
+    with logging_run():
+        try:
+            for number, (row, seed) in enumerate(plan, start=1):
+                if not is_done(parse_args(words(row, seed))):
+                    say("study", f"{number} of {len(plan)}: {row.name}, seed {seed}   {row.change}")
+                    run_row(row, seed)
+            write_study(seeds)
+        except Failed as failure:
+            code, message = failure.args
+            LOG.error("%s", message)
+            return code
     return 0
 
 

@@ -414,13 +414,14 @@ def test_other_affines_of_one_shape_are_refused(root):
 
 def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
     (root / "data_info" / "train.txt").write_text("s01\ns03\n")
-    message = problems(root, smallest_training_list=3, all_labels_in_training=True)
+    message = problems(root, smallest_training_list=3, least_of_each_label=1)
     path = root / "data_info" / "train.txt"
     assert message.splitlines()[1:] == [
         f"  {path}: 2 usable subjects do not fill the 3 of one step (batch size x accumulation)",
-        f"  {path}: not all of the 2 labels occur, so none can be predicted from the MRI; use --label_at_sampling none"]
+        f"  {path}: not all of the 2 labels occur at least once, so none can be predicted from the MRI; use --label_at_sampling none"]
     (root / "data_info" / "train.txt").write_text("s01\ns02\ns03\n")
-    assert len(check(root, smallest_training_list=3, all_labels_in_training=True).train) == 3
+    assert len(check(root, smallest_training_list=3, least_of_each_label=1).train) == 3
+    assert "not all of the 2 labels occur at least twice" in problems(root, smallest_training_list=3, least_of_each_label=2)
     (root / "data_info" / "train.txt").write_text("s01\n")
     assert len(check(root).train) == 1                     # neither is asked for
 

@@ -1,6 +1,10 @@
 """The study: its plan, its tables, and that it goes on where it was interrupted."""
 import dataclasses
+import os
+import signal
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -103,7 +107,7 @@ def test_squared_error_comes_back_from_psnr():
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A study on phantoms at 8 mm: the default and a row that samples it otherwise; main in this process."""
-    phantom = {"phantom_voxel": 8, "phantom_subjects": (6, 10, 4), "bootstrap_resamples": 20,
+    phantom = {"phantom_voxel": 8, "phantom_subjects": (6, 10, 4),
                "image_size": (22, 27, 22), "aae_epochs": 1, "ldm_epochs": 1, "validation_every": 1}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(study, "ROWS", (Row("default", "", trains="aae"), Row("draws_4", "--samples_per_scan 4", "", "nothing")))
@@ -111,10 +115,10 @@ def small(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "words", lambda row, seed: [*plain(row, seed), *arguments(
         {name: value for name, value in (TINY | phantom).items() if f"--{name}" not in row.change.split()})])
 
-    def call(command, check):
+    def call(command):
         commands.append(command[2:])
-        return subprocess.CompletedProcess(command, main.main(command[2:]))
-    monkeypatch.setattr(study.subprocess, "run", call)
+        return main.main(command[2:])
+    monkeypatch.setattr(study, "call", call)
     return tmp_path, commands
 
 
@@ -142,6 +146,20 @@ def test_the_study_scores_its_rows_and_goes_on_where_it_was_interrupted(small, m
 
 
 def test_a_row_that_fails_ends_the_study_with_its_command(small, monkeypatch, capsys):
-    monkeypatch.setattr(study.subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 3))
-    assert study.main(["--quick"]) == 2
+    monkeypatch.setattr(study, "call", lambda command: 3)
+    assert study.main(["--quick"]) == 3
     assert "row default, seed 0: exit code 3 of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_the_row_the_time_to_save(number):
+    """SIGINT goes to both, as a terminal sends it; SIGTERM to the study alone, which passes it on."""
+    child = ("import signal, sys, time\n"
+             "def answer(*_):\n    time.sleep(1)\n    sys.exit(7)\n"                        # saving takes its time
+             "signal.signal(signal.SIGINT, answer)\nsignal.signal(signal.SIGTERM, answer)\nprint('ready', flush=True)\ntime.sleep(60)")
+    parent = f"import sys, study\nsys.exit(study.call([sys.executable, '-c', {child!r}]))"
+    with subprocess.Popen([sys.executable, "-c", parent], cwd=Path(study.__file__).parent, stdout=subprocess.PIPE,
+                          start_new_session=True) as process:
+        assert process.stdout.readline() == b"ready\n"
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        assert process.wait(timeout=30) == 7
