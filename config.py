@@ -104,6 +104,8 @@ class Config:
     aae_norm_groups: int = aae(16, "groups of every GroupNorm; paper: 16", low=1)
     aae_output_norm: bool = aae(False, "GroupNorm before the last convolution of encoder and decoder; published: true. It "
                                        "hides the absolute level of uptake, and that level is the diagnosis")
+    aae_block_norm: bool = aae(True, "GroupNorms in the residual blocks of encoder and decoder (paper); false: without, so that no level of "
+                                     "uptake has to find its way around them")
     disc_channels: tuple[int, ...] = aae((16, 32, 64, 128), "channels of the discriminator; paper", low=1)
     lambda_rec: float = aae(100.0, "weight of the L1 reconstruction against the adversarial term; paper: 100", low=0.0)
     aae_lr: float = aae(1e-4, "learning rate of Adam; paper: 1e-4", low=1e-8, high=1.0)

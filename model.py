@@ -62,13 +62,13 @@ def recompute_activations(network: nn.Module) -> None:
 # ---------------------------------------------------------------- stage 1: the adversarial autoencoder (AAE)
 
 class ResBlock(RecomputedBlock):
-    """Residual block of the AAE and the Extractor: [B, a, D, H, W] -> [B, b, D, H, W]."""
+    """Residual block of the AAE and the Extractor: [B, a, D, H, W] -> [B, b, D, H, W]. norm_groups 0: without GroupNorms."""
 
     def __init__(self, a: int, b: int, norm_groups: int = 16):
         super().__init__()
-        self.norm1 = GroupNorm(norm_groups, a, eps=1e-6)
+        self.norm1 = GroupNorm(norm_groups, a, eps=1e-6) if norm_groups else nn.Identity()
         self.conv1 = conv3(a, b)
-        self.norm2 = GroupNorm(norm_groups, b, eps=1e-6)
+        self.norm2 = GroupNorm(norm_groups, b, eps=1e-6) if norm_groups else nn.Identity()
         self.conv2 = conv3(b, b)
         self.skip = nn.Conv3d(a, b, 1) if a != b else nn.Identity()
 
@@ -85,14 +85,15 @@ class AAE(nn.Module):
     [B, C, d, h, w] with d = D / 2**(len(channels) - 1); aae.decoder turns it back.
     output_norm: the GroupNorm before the last convolution of encoder and decoder (published: True). It removes the
     absolute level of the features and with it the level of uptake, so the project's default leaves it out.
+    block_norm: the GroupNorms of the residual blocks (published: True), which leave the level to the paths beside them.
     """
 
     def __init__(self, channels: tuple[int, ...] = (16, 32, 64), latent_channels: int = 1,
-                 output_norm: bool = True, norm_groups: int = 16):
+                 output_norm: bool = True, norm_groups: int = 16, block_norm: bool = True):
         super().__init__()
 
         def block(a: int, b: int) -> ResBlock:
-            return ResBlock(a, b, norm_groups)
+            return ResBlock(a, b, norm_groups if block_norm else 0)
 
         def norm(a: int) -> nn.Module:
             return GroupNorm(norm_groups, a, eps=1e-6) if output_norm else nn.Identity()

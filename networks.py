@@ -31,7 +31,7 @@ def checkpoint_name(stage: str) -> str:
 
 def build_aae(cfg: Config, device: torch.device) -> AAE:
     """The autoencoder E, D."""
-    return place(AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups), cfg, device)
+    return place(AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups, cfg.aae_block_norm), cfg, device)
 
 
 def build_discriminator(cfg: Config, device: torch.device) -> Discriminator:
