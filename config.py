@@ -104,8 +104,8 @@ class Config:
     aae_norm_groups: int = aae(16, "groups of every GroupNorm; paper: 16", low=1)
     aae_output_norm: bool = aae(False, "GroupNorm before the last convolution of encoder and decoder; published: true. It "
                                        "hides the absolute level of uptake, and that level is the diagnosis")
-    aae_block_norm: bool = aae(True, "GroupNorms in the residual blocks of encoder and decoder (paper); false: without, so that no level of "
-                                     "uptake has to find its way around them")
+    aae_block_norm: bool = aae(True, "GroupNorms in the residual blocks of encoder and decoder (paper); false: without, so that no level "
+                                     "of uptake has to find its way around them")
     disc_channels: tuple[int, ...] = aae((16, 32, 64, 128), "channels of the discriminator; paper", low=1)
     lambda_rec: float = aae(100.0, "weight of the L1 reconstruction against the adversarial term; paper: 100", low=0.0)
     aae_lr: float = aae(1e-4, "learning rate of Adam; paper: 1e-4", low=1e-8, high=1.0)
@@ -437,8 +437,8 @@ EXPERIMENT_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata[
 PUBLISHED = {"prediction": "eps", "label_dropout": 0.0, "label_at_sampling": "none", "latent_scaling": False,
              "aae_output_norm": True, "samples_per_scan": 1, "sampler": "ddpm", "precision": "fp32", "validation_steps": 50,
              # not changed by the defaults, but by the benchmark
-             "latent_channels": 1, "lambda_rec": 100.0, "aae_lr_decay": False, "ldm_lr_decay": False, "time_shift": 1.0,
-             "conditioning": "input", "label_predictor": "linear", "label_in_training": "true"}
+             "aae_block_norm": True, "latent_channels": 1, "lambda_rec": 100.0, "aae_lr_decay": False, "ldm_lr_decay": False,
+             "time_shift": 1.0, "conditioning": "input", "label_predictor": "linear", "label_in_training": "true"}
 
 # Small enough for two CPU cores and a few minutes; every choice was made on the validation list.
 DEMO = {"data_dir": "data/phantom", "num_workers": 0,

@@ -11,7 +11,7 @@ from classifier import folds_of, label_of_draws, radical_inverse
 from config import Config
 from conftest import TINY
 from diffusion import Diffusion, Draws, Synthesizer
-from model import UNet
+from model import AAE, UNet
 from predictor import NetworkClassifier, RidgeClassifier, calibrate
 from training import ImageLoss, Objective, Sample, set_rate
 from utils import InputError
@@ -74,6 +74,19 @@ def test_a_cosine_of_learning_rates_falls_from_all_to_almost_nothing():
     assert np.all(np.diff(rates) < 0)
     set_rate([opt], 0.4, 10, 10, decay=False)
     assert opt.param_groups[0]["lr"] == 0.4
+
+
+def test_without_its_norms_the_autoencoder_scales_with_the_uptake():
+    """Convolutions without biases and ReLUs alone are homogeneous: twice the uptake, twice the reconstruction. GroupNorms are not."""
+    x, error = torch.rand(1, 1, 8, 8, 8), {}
+    for block_norm in (False, True):
+        torch.manual_seed(0)
+        aae = AAE((8, 16), 2, output_norm=False, norm_groups=8, block_norm=block_norm)
+        for name, weight in aae.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(weight)
+        error[block_norm] = ((aae(2 * x) - 2 * aae(x)).norm() / aae(2 * x).norm()).item()
+    assert error[False] < 1e-5 and error[True] > 0.05
 
 
 # ---------------------------------------------------------------- losses on decoded images
