@@ -437,7 +437,7 @@ EXPERIMENT_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata[
 PUBLISHED = {"prediction": "eps", "label_dropout": 0.0, "label_at_sampling": "none", "latent_scaling": False,
              "aae_output_norm": True, "samples_per_scan": 1, "sampler": "ddpm", "precision": "fp32", "validation_steps": 50,
              # not changed by the defaults, but by the benchmark
-             "aae_block_norm": True, "latent_channels": 1, "lambda_rec": 100.0, "aae_lr_decay": False, "ldm_lr_decay": False,
+             "aae_block_norm": True, "latent_channels": 1, "aae_lr_decay": False, "ldm_lr_decay": False,
              "time_shift": 1.0, "conditioning": "input", "label_predictor": "linear", "label_in_training": "true"}
 
 # Small enough for two CPU cores and a few minutes; every choice was made on the validation list.
@@ -452,7 +452,7 @@ DEMO = {"data_dir": "data/phantom", "num_workers": 0,
 # A phantom cohort large enough to tell repairs of the method apart (README, Study); choices as in the demo.
 BENCHMARK = DEMO | {"data_dir": "data/benchmark", "phantom_subjects": (160, 60, 80), "phantom_seed": 1000,
                     "latent_channels": 4, "aae_epochs": 10, "aae_lr_decay": True, "ldm_epochs": 12, "ldm_lr_decay": True,
-                    "lambda_rec": 10000.0, "time_shift": 10.0, "conditioning": "multiscale", "label_dropout": 0.1,
+                    "aae_block_norm": False, "time_shift": 10.0, "conditioning": "multiscale", "label_dropout": 0.1,
                     "label_predictor": "ridge", "label_in_training": "predicted"}
 
 PRESETS = {"paper": {}, "demo": DEMO, "benchmark": BENCHMARK, "published": PUBLISHED}

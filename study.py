@@ -75,7 +75,8 @@ ROWS = (
     # the latents
     Row("latents_1", "--latent_channels 1", "Ou et al. 2025", "aae"),
     Row("latents_2", "--latent_channels 2", "", "aae"),
-    Row("adversarial", "--lambda_rec 100", "Ou et al. 2025", "aae"),
+    Row("block_norm", "--aae_block_norm true", "Ou et al. 2025", "aae"),
+    Row("less_adversarial", "--lambda_rec 10000", "", "aae"),
     # sampling
     Row("shared_noise", "--shared_noise", "common random numbers", "nothing"),
     Row("draws_1", "--samples_per_scan 1", "", "nothing"),
