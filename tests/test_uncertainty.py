@@ -230,8 +230,10 @@ def names(project: Path, split: str) -> list[str]:
 def test_the_test_stage_writes_both_tables(tested):
     folder = tested / "result/a"
     listed, uncertain, uptake = (pd.read_csv(folder / f"{name}.csv") for name in ("validation_list", "uncertainty", "uptake"))
-    assert listed.columns.tolist() == ["ID", "label", *METRICS, "SUVR", "SUVR_sd", "SUVR_real", "score_mri", "score_mri_pet", "score_pet"]
-    assert uncertain.columns.tolist() == ["ID", "label", "SUVR_real", "SUVR", "SUVR_sd", "low", "high", "covered", "probability"]
+    assert listed.columns.tolist() == ["ID", "label", *METRICS, "SUVR", "SUVR_sd", "SUVR_real", "p_mri", "score_mri", "score_mri_pet",
+                                       "score_pet"]
+    assert uncertain.columns.tolist() == ["ID", "label", "SUVR_real", "SUVR", "SUVR_sd", "low", "high", "covered", "probability", "p_mri"]
+    np.testing.assert_allclose(listed["p_mri"], listed["score_mri"], atol=1e-6)              # here one classifier, fitted twice
     assert (listed["ID"].tolist(), uncertain["ID"].tolist()) == (names(tested, "validation"), names(tested, "test"))
     assert np.isfinite(listed[listed.columns[1:]].to_numpy()).all() and np.isfinite(uncertain[uncertain.columns[1:]].to_numpy()).all()
     assert (uncertain["SUVR_sd"] > 0).all() and uncertain["SUVR_sd"].nunique() == 4
