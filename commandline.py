@@ -5,7 +5,8 @@ import difflib
 import itertools
 import shlex
 
-from config import GROUPS, PRESETS, Config
+from config import GROUPS, Config
+from presets import PRESETS
 from settings import element_type, plain
 
 
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "Running the same command again continues where it stopped."))
     parser.add_argument("--preset", nargs="+", choices=PRESETS, default=["paper"], help=(
         "sets of settings, later ones win: paper (the default), demo (a digital phantom, small networks, minutes on a CPU), "
+        "benchmark (the larger phantom of the study, docs/study.md), "
         "published (every setting as in the published code)"))
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
     for field in dataclasses.fields(Config):

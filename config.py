@@ -1,4 +1,4 @@
-"""Every setting of a run: the dataclass, its checks, the presets.
+"""Every setting of a run: the dataclass and its checks.
 
 Edit a default here, or pass `--field value` to main.py. The defaults are the paper's values, but for the few marked
 "published:", without which the method does not work (README, "Differences from the published code").
@@ -249,7 +249,7 @@ class Config:
         """Settings that are in range one by one, but do not fit together."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.exp):
             yield f"exp {self.exp!r} must be a plain folder name of letters, digits, '.', '_' and '-'"
-        if self.exp in ("tables", "benchmark"):
+        if self.exp in ("tables", "benchmark", "study"):
             yield f"exp {self.exp!r} is a folder of result/ that all experiments share; take another name"
         if any(n % self.downscale for n in self.volume_size):
             yield (f"volume_size {self.volume_size} must be divisible by {self.downscale}, "
@@ -433,29 +433,6 @@ class Config:
 
 
 EXPERIMENT_SETTINGS = [f.name for f in dataclasses.fields(Config) if f.metadata["group"] not in BESIDE]
-
-PUBLISHED = {"prediction": "eps", "label_dropout": 0.0, "label_at_sampling": "none", "latent_scaling": False,
-             "aae_output_norm": True, "samples_per_scan": 1, "sampler": "ddpm", "precision": "fp32", "validation_steps": 50,
-             # not changed by the defaults, but by the benchmark
-             "aae_block_norm": True, "latent_channels": 1, "aae_lr_decay": False, "ldm_lr_decay": False,
-             "time_shift": 1.0, "conditioning": "input", "label_predictor": "linear", "label_in_training": "true"}
-
-# Small enough for two CPU cores and a few minutes; every choice was made on the validation list.
-DEMO = {"data_dir": "data/phantom", "num_workers": 0,
-        "phantom_subjects": (80, 10, 20), "phantom_voxel": 4, "phantom_link": 0.6,
-        "image_size": (45, 54, 45), "crop_start": (2, 4, 2), "volume_size": (40, 48, 40), "crop_jitter": 1,
-        "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3, "aae_epochs": 5,
-        "unet_channels": 16, "unet_mults": (1, 2, 2), "unet_res_blocks": 1, "unet_norm_groups": 8, "ldm_lr": 1e-3, "ldm_epochs": 8,
-        "ema_decay": 0.99, "ema_start": 100, "validation_every": 4,
-        "regression_channels": 8}
-
-# A phantom cohort large enough to tell repairs of the method apart (README, Study); choices as in the demo.
-BENCHMARK = DEMO | {"data_dir": "data/benchmark", "phantom_subjects": (160, 60, 80), "phantom_seed": 1000,
-                    "latent_channels": 4, "aae_epochs": 10, "aae_lr_decay": True, "ldm_epochs": 12, "ldm_lr_decay": True,
-                    "aae_block_norm": False, "time_shift": 10.0, "conditioning": "multiscale", "label_dropout": 0.1,
-                    "label_predictor": "ridge", "label_in_training": "predicted"}
-
-PRESETS = {"paper": {}, "demo": DEMO, "benchmark": BENCHMARK, "published": PUBLISHED}
 
 
 def _groups(stage: str) -> set[str]:

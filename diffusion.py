@@ -204,6 +204,7 @@ class Synthesizer:
         noise = (torch.stack(tensors).to(condition[0].device) for tensors in zip(*streams, strict=True))
 
         def denoise(z_t: Tensor, t: Tensor) -> Tensor:
+            """The network's output at z_t, guided by the label if asked for; both [n, C, d, h, w]."""
             with self.cast():
                 output = self.unet.denoise(z_t, condition, t, label).float()
                 if label is None or self.guidance == 1:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from commandline import parse_args
-from config import PRESETS, Config
+from config import Config
+from presets import PRESETS
 
 
 def refused(capsys, *argv: str) -> str:
@@ -35,6 +36,16 @@ def test_a_value_beats_a_preset_and_a_later_preset_an_earlier_one():
     assert (cfg.aae_epochs, cfg.latent_scaling, cfg.unet_mults, cfg.prediction) == (3, True, (1, 2), "eps")
     assert cfg.volume_size == PRESETS["demo"]["volume_size"]
     assert cfg.exp == "demo_published"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_a_run_whose_folder_is_its_own(preset):
+    assert parse_args(["--preset", preset]).exp == {"benchmark": "phantom_benchmark"}.get(preset, preset)
+
+
+@pytest.mark.parametrize("exp", ["tables", "benchmark", "study"])
+def test_folders_that_all_experiments_share_are_no_experiment(capsys, exp):
+    assert f"exp '{exp}' is a folder of result/" in refused(capsys, "--exp", exp)
 
 
 def test_help_explains_every_field_with_its_default(capsys):

@@ -14,7 +14,8 @@ from conftest import TINY, arguments
 import main
 import study
 from commandline import parse_args
-from config import PRESETS, Config
+from config import Config
+from presets import PRESETS
 from study import ROWS, SEEDS, Row
 from studytable import make_bars, make_table, mean_squared_error, to_markdown
 

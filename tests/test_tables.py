@@ -10,7 +10,8 @@ import pytest
 import scipy.stats
 
 from commandline import command, parse_args
-from config import PRESETS, Config
+from config import Config
+from presets import PRESETS
 from layout import to_csv, write_tables
 from metrics import METRICS
 from results import Run, load_run, load_runs, save_run
