@@ -161,8 +161,10 @@ def write_study(seeds: list[int]) -> None:
     """study.csv, bars.csv and study.md of the rows that are finished."""
     seconds = pd.read_csv(FOLDER / "seconds.csv").groupby(["experiment", "part"])["seconds"].sum() if (FOLDER / "seconds.csv").is_file() \
         else pd.Series(dtype=float)
-    scores = pd.concat([read_scores(parse_args(words(row, seed)).result_dir, row.name, seed, seconds) for row in ROWS for seed in seeds
-                        if is_done(parse_args(words(row, seed)))])
+    finished = [(row, seed) for row in ROWS for seed in seeds if is_done(parse_args(words(row, seed)))]
+    if not finished:
+        raise Failed(2, f"no row of seeds {', '.join(map(str, seeds))} is finished; python study.py runs them")
+    scores = pd.concat([read_scores(parse_args(words(row, seed)).result_dir, row.name, seed, seconds) for row, seed in finished])
     table, bars = make_table(scores, {row.name: (row.change, row.source) for row in ROWS}), make_bars(scores)
     write_csv(FOLDER / "scores.csv", scores)
     write_csv(FOLDER / "study.csv", table)

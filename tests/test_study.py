@@ -146,6 +146,12 @@ def test_the_study_scores_its_rows_and_goes_on_where_it_was_interrupted(small, m
     assert study.main(["--quick"]) == 0 and len(commands) == 1
 
 
+def test_tables_of_nothing_are_refused_in_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert study.main(["--tables"]) == 2
+    assert "no row of seeds 0, 1, 2 is finished" in capsys.readouterr().err
+
+
 def test_a_row_that_fails_ends_the_study_with_its_command(small, monkeypatch, capsys):
     monkeypatch.setattr(study, "call", lambda command: 3)
     assert study.main(["--quick"]) == 3
