@@ -36,8 +36,8 @@ _OF_DIFFUSION = ("beta_first", "beta_last", "prediction", "zero_terminal_snr", "
                  "label_dropout", "validation_steps")
 REGRESSIONS = {                                            # the controls, and the settings of training that they have no use for
     "latent_regression": (*_OF_DIFFUSION, "regression_channels"),
-    "image_regression": (*_OF_DIFFUSION, "timesteps", "latent_scaling", "image_conditioning", "conditioning", "unet_channels",
-                         "unet_res_blocks", "unet_attention_levels"),
+    "image_regression": (*_OF_DIFFUSION, "timesteps", "latent_scaling", "latent_mean", "image_conditioning", "conditioning",
+                         "unet_channels", "unet_res_blocks", "unet_attention_levels"),
 }
 
 
@@ -140,16 +140,23 @@ class Config:
                                             "high noise", choices=("even", "signal"))
     conditioning: str = ldm("input", "where the UNet sees the MRI; input: as one channel beside z_t (paper); multiscale: also as features "
                                      "of its own at every resolution", choices=("input", "multiscale"))
+    mri_deviations: bool = ldm(False, "networks that see the MRI also see how far each voxel is from the mean MRI of the training list, in "
+                                      "deviations of that voxel; paper: no")
     latent_scaling: bool = ldm(True, "shift and scale the latents to mean 0 and deviation 1 over the training list, which the "
                                      "noise schedule assumes; published: false")
+    latent_mean: str = ldm("one", "what scaled latents are shifted by; one: a single mean over all voxels and channels; voxel: the mean of "
+                                  "each voxel and channel, so that the diffusion is about how subjects differ, not about what they share",
+                           choices=("one", "voxel"))
     image_conditioning: bool = ldm(True, "the UNet sees the MRI; false: an ablation, in which only the label's prediction still does")
     label_predictor: str = ldm("linear", "what predicts the label from the MRI; linear: principal components at 8 mm and logistic "
                                          "regression; ridge: ridge regression at 4 mm, both sides of the brain averaged; network: small 3D "
                                          "networks, one a fold of the training list. The latter two are calibrated on what a fit left out",
                                choices=("linear", "ridge", "network"))
     label_in_training: str = ldm("true", "label that the UNet is trained with; predicted: the probabilities of predictors that did not see "
-                                         "the subject (cross-fitted), as uncertain as those of sampling; paper: true",
-                                 choices=("true", "predicted"))
+                                         "the subject (cross-fitted), as uncertain as those of sampling; suvr: where the SUVR of the "
+                                                 "subject's own PET lies between the means of the labels, and in sampling where the MRI "
+                                                 "predicts it; paper: true",
+                                 choices=("true", "predicted", "suvr"))
     shuffle_labels: bool = ldm(False, "a control: the labels of the training list change places at random before stage 2")
     label_conditioning: bool = ldm(True, "the UNet sees labels in training; false: an ablation, as with label_dropout 1 and "
                                          "label_at_sampling none")
@@ -313,6 +320,12 @@ class Config:
                    "between 0 and 1, and a label_at_sampling other than none")
         if self.cortex_loss and not (self.cortex_mask or self.is_phantom):
             yield "cortex_loss needs a cortex_mask"
+        if self.label_in_training == "suvr":
+            if not (self.cortex_mask or self.is_phantom):
+                yield "label_in_training suvr needs a cortex_mask and a reference_mask"
+            if (self.num_classes, self.label_predictor, self.label_at_sampling in ("mixed", "none")) != (2, "ridge", True):
+                yield ("label_in_training suvr needs num_classes 2, label_predictor ridge and label_at_sampling mixed or none, not "
+                       f"{self.num_classes}, {self.label_predictor} and {self.label_at_sampling}")
         for name in ("aae_from", "ldm_from"):
             if getattr(self, name) == self.exp:
                 yield f"{name} {self.exp} is this experiment itself; leave it empty"
@@ -378,6 +391,11 @@ class Config:
         return self.label_conditioning and self.label_at_sampling != "none"
 
     @property
+    def deviations_of(self) -> tuple[int, int, int] | None:
+        """The size of the MRIs whose deviations from their mean the networks see, or None."""
+        return self.volume_size if self.mri_deviations else None
+
+    @property
     def sees_images(self) -> bool:
         """Whether the loss of stage 2 looks at decoded images."""
         return bool(self.image_loss or self.cortex_loss)
@@ -396,7 +414,7 @@ class Config:
         """How many subjects the training list must have with every label."""
         if not self.label_conditioning or (self.label_at_sampling == "none" and self.label_in_training == "true"):
             return 0                                       # nothing predicts labels
-        return 2 if self.label_in_training == "predicted" or self.label_predictor != "linear" else 1
+        return 2 if self.label_in_training != "true" or self.label_predictor != "linear" else 1
 
     @property
     def has_grey_zone(self) -> bool:

@@ -5,11 +5,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from controls import deviation_of_voxels
+from controls import deviation_of_voxels, mean_and_deviation
 from diffusion import Synthesizer
 from experiment import Experiment
 from labels import label_facts, label_weights
-from loading import latent_scale
 from logs import say
 from model import UNet
 from ranks import gathered, of_main
@@ -19,10 +18,19 @@ from utils import seed_everything
 
 def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
     """What training and sampling need to know of the training list: shift and scale of its latents, what predicts a label, its labels."""
-    latent_mean, latent_std = latent_scale(latents, exp.cohort.train) if exp.cfg.latent_scaling else (0.0, 1.0)
-    say("ldm", f"latents are shifted by {latent_mean:.3f} and scaled by {latent_std:.3f}")
-    return {"latent_mean": latent_mean, "latent_std": latent_std, **label_facts(exp),
+    scale = exp.latent_scale(latents)
+    own = " by that of their voxel" if scale["latent_mean"].dim() else ""
+    say("ldm", f"latents are shifted by {scale['latent_mean'].mean():.3f}{own} and scaled by {scale['latent_std']:.3f}")
+    return {**scale, **label_facts(exp),
             "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom}
+
+
+def learn_deviations(exp: Experiment, *networks: UNet) -> None:
+    """Tell untrained networks the mean and deviation of the training list's MRIs, if the settings have them see that."""
+    if exp.cfg.mri_deviations:
+        mean, deviation = of_main(lambda: mean_and_deviation(exp.batches(exp.cohort.train, "mri")))
+        for network in networks:
+            network.look.learn(mean, deviation)
 
 
 def build_objective(exp: Experiment, synthesizer: Synthesizer, facts: dict) -> Objective:
@@ -31,7 +39,7 @@ def build_objective(exp: Experiment, synthesizer: Synthesizer, facts: dict) -> O
     if cfg.sees_images:
         scale = of_main(lambda: deviation_of_voxels(exp.batches(exp.cohort.train, "pet")))
         cortex = torch.from_numpy(exp.regions.cortex).to(exp.device) if cfg.cortex_loss else None
-        image = ImageLoss(lambda z_0: synthesizer.decoder(z_0 * facts["latent_std"] + facts["latent_mean"]).float(),
+        image = ImageLoss(lambda z_0: synthesizer.decoder(synthesizer.unscaled(z_0)).float(),
                           cfg.image_loss, cfg.cortex_loss, cortex, scale, cfg.image_loss_over_time)
     return Objective(synthesizer.diffusion, cfg.share_without_label, cfg.time_shift, cfg.min_snr, image)
 

@@ -172,15 +172,16 @@ class Draws(NamedTuple):
 class Synthesizer:
     """From MRIs to their PETs: draw latents, average them, decode.
 
-    latent_mean, latent_std: the shift and scale that the latents were trained with, z_0 = (E(x) - mean) / std.
+    latent_mean, latent_std: the shift [] or [C, d, h, w] and scale that the latents were trained with, z_0 = (E(x) - mean) / std.
     batch: how many draws go through the denoiser at once. cast: gives the context, such as autocast, in which the networks compute.
     guidance: s of classifier-free guidance (Ho and Salimans 2022): s times what the label changes in the output; 1 is none.
     """
 
-    def __init__(self, decoder: nn.Module, unet: UNet, diffusion: Diffusion, latent_mean: float = 0.0, latent_std: float = 1.0,
+    def __init__(self, decoder: nn.Module, unet: UNet, diffusion: Diffusion, latent_mean: Tensor | float = 0.0, latent_std: float = 1.0,
                  batch: int = 8, cast: Callable = nullcontext, guidance: float = 1.0):
         self.decoder, self.unet, self.diffusion = decoder, unet, diffusion
-        self.latent_mean, self.latent_std, self.batch, self.cast, self.guidance = latent_mean, latent_std, batch, cast, guidance
+        self.latent_mean, self.latent_std = torch.as_tensor(latent_mean), latent_std
+        self.batch, self.cast, self.guidance = batch, cast, guidance
 
     @torch.no_grad()
     def draw(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str, steps: int) -> Tensor:
@@ -197,7 +198,11 @@ class Synthesizer:
         chunks = [slice(first, first + self.batch) for first in range(0, len(streams), self.batch)]
         z_0 = [self._sample([one[part] for one in condition], label if label is None else label[part], streams[part], sampler, steps)
                for part in chunks]
-        return torch.cat(z_0).unflatten(0, (len(mri), draws)) * self.latent_std + self.latent_mean
+        return self.unscaled(torch.cat(z_0)).unflatten(0, (len(mri), draws))
+
+    def unscaled(self, z_0: Tensor) -> Tensor:
+        """Latents of the diffusion [B, C, d, h, w] -> those of the decoder."""
+        return z_0 * self.latent_std + self.latent_mean.to(z_0.device)
 
     def _sample(self, condition: list[Tensor], label: Tensor | None, streams: list[Iterator[Tensor]], sampler: str, steps: int) -> Tensor:
         """One draw for each stream of noise, all at once: [n, C, d, h, w]."""

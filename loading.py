@@ -223,9 +223,3 @@ class LatentCache:
             return None
         z_0 = torch.from_numpy(voxels.reshape(*voxels.shape[:3], -1)).permute(3, 0, 1, 2).contiguous()
         return z_0 if tuple(z_0.shape) == self.shape and bool(z_0.isfinite().all()) else None
-
-
-def latent_scale(latents: dict[str, Tensor], train: list[Scan]) -> tuple[float, float]:
-    """Mean and standard deviation over all voxels of the training latents."""
-    values = torch.stack([latents[scan.id] for scan in train]).double()
-    return values.mean().item(), values.std().item()

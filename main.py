@@ -22,7 +22,7 @@ from config import BESIDE, Config
 from controls import mean_volume, oracle_file, read_oracle
 from curve import measure_curve
 from dataset import Cohort, Scan, check_cohort, read_demographics
-from denoising import build_objective, sampling_from, training_facts, validation_loss
+from denoising import build_objective, learn_deviations, sampling_from, training_facts, validation_loss
 from experiment import PHANTOM_NOTICE, Experiment
 from failures import explain
 from figures import plot_curves, plot_synthesized
@@ -167,6 +167,8 @@ def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EM
     cfg, cohort = exp.cfg, exp.cohort
     latents = exp.load_latents(aae)
     run.facts = run.facts or of_main(lambda: training_facts(exp, latents))
+    if not run.step:
+        learn_deviations(exp, unet, ema.module)
     synthesizer, classifier = exp.synthesizer(aae, ema.module, run.facts)
     draw = exp.draw(synthesizer, classifier, "ddim", cfg.validation_steps, cfg.validation_draws)
     objective, sample = build_objective(exp, synthesizer, run.facts), sampling_from(exp, latents, run.facts)

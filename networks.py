@@ -43,14 +43,14 @@ def build_unet(cfg: Config, device: torch.device) -> UNet:
     """The denoiser with its Extractor and Projector."""
     return place(UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
                       cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.image_conditioning,
-                      cfg.conditioning == "multiscale"), cfg, device)
+                      cfg.conditioning == "multiscale", cfg.deviations_of), cfg, device)
 
 
 def build_image_regression(cfg: Config, device: torch.device) -> UNet:
     """The denoiser's architecture from MRI to PET: the MRI stands in the place of z_t, and there is no Extractor and no latent."""
     groups = math.gcd(cfg.unet_norm_groups, cfg.regression_channels)
     return place(UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim, num_classes=cfg.num_classes,
-                      norm_groups=groups, downscale=1, image_conditioning=False), cfg, device)
+                      norm_groups=groups, downscale=1, deviations_of=cfg.deviations_of, regression=True), cfg, device)
 
 
 def place(network: Network, cfg: Config, device: torch.device) -> Network:
@@ -151,7 +151,8 @@ class Networks:
             label, weight = None, torch.ones(len(batch["id"]), len(draws))
             predicted = classifier.probabilities(batch["mri"]) if classifier else None
             if classifier:
-                label, weight = label_of_draws(predicted, draws, cfg.label_at_sampling)
+                weights = classifier.weights(batch["mri"]) if cfg.label_in_training == "suvr" else predicted
+                label, weight = label_of_draws(weights, draws, cfg.label_at_sampling)
             noise = [[draw_noise(cfg.seed, "all scans" if cfg.shared_noise else subject, k // labels_a_noise, shape) for k in draws]
                      for subject in batch["id"]]
             z_0 = synthesizer.draw(batch["mri"].to(self.device), label, noise, sampler, steps)

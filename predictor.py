@@ -25,38 +25,47 @@ FLOOR = 0.05                                               # of the deviation th
 
 
 class RidgeClassifier:
-    """Ridge regression of the labels on the MRI, without reducing it first: the signal of a slight atrophy is spread over many
+    """Ridge regression of the label's weights on the MRI, without reducing it first: the signal of a slight atrophy is spread over many
     components, of which a few of largest variance would keep little. Both sides of the brain are averaged, voxel by voxel.
 
-    coef: [K, F], intercept: [K]; voxels [d, h, w] bool picks the F features; calibration as in NetworkClassifier.
+    coef: [K, F], intercept: [K]; span: smallest and largest weight that it was fitted to, [2]; voxels [d, h, w] bool picks the F features;
+    calibration as in NetworkClassifier.
     """
 
-    def __init__(self, coef: Tensor, intercept: Tensor, voxels: Tensor, calibration: Tensor, pool: int):
-        self.coef, self.intercept, self.voxels, self.calibration, self.pool = coef, intercept, voxels, calibration, pool
+    def __init__(self, coef: Tensor, intercept: Tensor, span: Tensor, voxels: Tensor, calibration: Tensor, pool: int):
+        self.coef, self.intercept, self.span, self.voxels, self.calibration, self.pool = coef, intercept, span, voxels, calibration, pool
 
     @classmethod
-    def cross_fit(cls, mri: Tensor, labels: np.ndarray, brain: Tensor, pool: int, seed: int) -> tuple["RidgeClassifier", Tensor]:
-        """Fit on pooled MRIs [n, 1, d, h, w] and labels [n]; brain: [d, h, w], the share of the pooled voxel that is brain.
+    def cross_fit(cls, mri: Tensor, labels: np.ndarray, weights: np.ndarray, brain: Tensor, pool: int, seed: int) \
+            -> tuple["RidgeClassifier", Tensor]:
+        """Fit to weights [n, K] on pooled MRIs [n, 1, d, h, w]; labels: [n]; brain: [d, h, w], the share of the pooled voxel that is brain.
 
         Returns the classifier, and probabilities [n, K], each from a fit that did not see the subject.
         """
         voxels = (brain + brain.flip(0)) / 2 >= 0.5
-        features, targets = both_sides(mri)[:, 0, voxels].double().numpy(), np.eye(int(labels.max()) + 1)[labels]
-        logits = torch.zeros(targets.shape)
+        features = both_sides(mri)[:, 0, voxels].double().numpy()
+        logits = torch.zeros(weights.shape)
         for rows, left_out in folds_of(labels, seed):
-            model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features[rows], targets[rows])
+            model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features[rows], weights[rows])
             logits[left_out] = torch.from_numpy(model.predict(features[left_out])).float()
-        scaler, ridge = (step for _, step in make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features, targets).steps)
+        scaler, ridge = (step for _, step in make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features, weights).steps)
         coef = ridge.coef_ / scaler.scale_
-        classifier = cls(torch.from_numpy(coef), torch.from_numpy(ridge.intercept_ - coef @ scaler.mean_), voxels,
+        span = torch.tensor([weights.min(), weights.max()])
+        classifier = cls(torch.from_numpy(coef), torch.from_numpy(ridge.intercept_ - coef @ scaler.mean_), span, voxels,
                          calibrate(logits, labels), pool)
         return classifier, calibrated(logits, classifier.calibration)
 
     def probabilities(self, volume: Tensor) -> Tensor:
         """Probability of each label for MRIs [B, 1, D, H, W]: [B, K] float32."""
+        return calibrated(self._regress(volume), self.calibration)
+
+    def weights(self, volume: Tensor) -> Tensor:
+        """The weights of the label, for MRIs [B, 1, D, H, W], within those of training: [B, K] float32."""
+        return self._regress(volume).clamp(*self.span)
+
+    def _regress(self, volume: Tensor) -> Tensor:
         features = both_sides(pool_volume(volume, self.pool))[:, 0, self.voxels].double()    # [B, F]
-        logits = torch.stack([(features * row).sum(dim=1) for row in self.coef], dim=1) + self.intercept   # alike in any batch
-        return calibrated(logits.float(), self.calibration)
+        return (torch.stack([(features * row).sum(dim=1) for row in self.coef], dim=1) + self.intercept).float()   # alike in any batch
 
     def state(self) -> dict:
         """Plain tensors for a checkpoint."""

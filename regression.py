@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from checkpoints import StageRun, check_settings, load_checkpoint, restore
+from denoising import learn_deviations
 from experiment import Experiment
-from loading import latent_scale
 from logs import say
 from metrics import describe, evaluate
 from model import AAE, UNet
@@ -46,9 +46,8 @@ class LatentRegression:
 
     def load_targets(self, facts: dict) -> None:
         """Read the latents of training and validation list. facts: those of a checkpoint, if there is one."""
-        latents, scaled = self.exp.load_latents(self.aae), self.exp.cfg.latent_scaling
-        mean, std = of_main(lambda: latent_scale(latents, self.exp.cohort.train)) if scaled else (0.0, 1.0)
-        self.facts = facts or {"latent_mean": mean, "latent_std": std}
+        latents = self.exp.load_latents(self.aae)
+        self.facts = facts or of_main(lambda: self.exp.latent_scale(latents))
         self.z_0 = {name: (z - self.facts["latent_mean"]) / self.facts["latent_std"] for name, z in latents.items()}
 
     def target(self, batch: dict) -> Tensor:
@@ -63,7 +62,7 @@ class LatentRegression:
 
     def to_pet(self, output: Tensor) -> Tensor:
         """The network's output as a PET [B, 1, D, H, W], not clamped."""
-        return self.aae.decoder(output.float() * self.facts["latent_std"] + self.facts["latent_mean"])
+        return self.aae.decoder(output.float() * self.facts["latent_std"] + self.facts["latent_mean"].to(output.device))
 
 
 class ImageRegression:
@@ -90,7 +89,7 @@ class ImageRegression:
 
     def call(self, network: nn.Module, mri: Tensor) -> Tensor:
         """mri [B, 1, D, H, W] -> PET of that shape, not clamped."""
-        return network(mri, mri, *at_step(0, mri, self.exp.cfg.num_classes))
+        return network(mri[:, :0], mri, *at_step(0, mri, self.exp.cfg.num_classes))
 
     def to_pet(self, output: Tensor) -> Tensor:
         return output
@@ -139,6 +138,8 @@ def train_regression(control: Regression, run: StageRun, ema: EMA, subjects: Dat
     control.load_targets(run.facts)
     run.facts = control.facts
     network, opt = run.parts["unet"], run.parts["opt"]
+    if not run.step:
+        learn_deviations(exp, network, ema.module)
     validation = exp.batches(exp.cohort.validation, "mri", "pet", divided=True)
     everyones = wrap(network, exp.device)                  # of all ranks
 

@@ -60,9 +60,11 @@ def test_seeds_that_lend_to_their_own_experiments_are_one_row(project):  # noqa:
 # every lever at once, as far as they go together: two runs that cover all of them
 LEVERS = [
     {"prediction": "x0", "zero_terminal_snr": "true", "min_snr": 5.0, "time_shift": 3.0, "conditioning": "multiscale",
-     "label_in_training": "predicted", "label_at_sampling": "split", "ldm_lr_decay": "true", "aae_lr_decay": "true", "latent_channels": 2},
+     "label_in_training": "predicted", "label_at_sampling": "split", "ldm_lr_decay": "true", "aae_lr_decay": "true", "latent_channels": 2,
+     "latent_mean": "voxel", "mri_deviations": "true"},
     {"image_loss": 1.0, "cortex_loss": 1.0, "image_loss_over_time": "signal", "label_predictor": "network", "shuffle_labels": "true",
      "label_at_sampling": "weighted", "guidance": 2.0, "shared_noise": "true", "ldm_accumulation": 2, "save_deviation": "true"},
+    {"label_in_training": "suvr", "label_predictor": "ridge", "cortex_loss": 0.5, "latent_mean": "voxel", "mri_deviations": "true"},
 ]
 
 
@@ -70,7 +72,7 @@ LEVERS = [
 def test_levers_go_through_every_stage_and_a_run_in_pieces_equals_an_uncut_one(project, levers):  # noqa: F811
     masks = {}
     if "cortex_loss" in levers:
-        for number, name in enumerate(("cortex_mask", "reference_mask")):
+        for number, name in enumerate(("reference_mask", "cortex_mask")):  # amyloid is at the front
             mri = nib.load(project / "data" / "whole_MRI" / "s01.nii.gz")
             mask = np.zeros(mri.shape, np.uint8)
             mask[6:14, 8 + 6 * number:13 + 6 * number, 6:14] = 1
@@ -89,10 +91,11 @@ def test_levers_go_through_every_stage_and_a_run_in_pieces_equals_an_uncut_one(p
 def test_cross_fitted_labels_are_kept_with_the_weights_and_are_no_certainties(project):  # noqa: F811
     assert run("--stages", "ldm", exp="a2", aae_from="a", label_in_training="predicted") == 0
     weights = load_checkpoint(project / "result" / "a2" / "CHECKPOINT_Unet.pth.tar")["facts"]["label_weights"]
-    assert weights.shape == (6, 2)
-    assert ((weights > 0) & (weights < 1)).all() and np.allclose(weights.sum(1), 1, atol=1e-6)
+    assert weights.shape == (8, 2)                         # training list, then validation list
+    assert ((weights[:6] > 0) & (weights[:6] < 1)).all() and np.allclose(weights.sum(1), 1, atol=1e-6)
+    assert weights[6:].argmax(1).tolist() == [0, 1] and set(weights[6:].flatten().tolist()) == {0.0, 1.0}
     weights = load_checkpoint(project / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["facts"]["label_weights"]
-    assert weights.argmax(1).tolist() == [0, 1, 0, 1, 0, 1] and set(weights.flatten().tolist()) == {0.0, 1.0}
+    assert weights.argmax(1).tolist() == [0, 1, 0, 1, 0, 1, 0, 1] and set(weights.flatten().tolist()) == {0.0, 1.0}
 
 
 def test_a_synthesis_with_shared_noise_is_the_same_for_the_same_mri(project):  # noqa: F811

@@ -1,16 +1,21 @@
 """The settings that may bring the diagnosis back: what each changes, and that nothing else changes."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn as nn
 from sklearn.metrics import roc_auc_score
 from torch.testing import assert_close
+from torch.utils.data import DataLoader
 
 import labels
 from classifier import folds_of, label_of_draws, radical_inverse
 from config import Config
 from conftest import TINY
+from controls import mean_and_deviation
 from diffusion import Diffusion, Draws, Synthesizer
+from experiment import Experiment
 from model import AAE, UNet
 from predictor import NetworkClassifier, RidgeClassifier, calibrate
 from training import ImageLoss, Objective, Sample, set_rate
@@ -89,6 +94,20 @@ def test_without_its_norms_the_autoencoder_scales_with_the_uptake():
     assert error[False] < 1e-5 and error[True] > 0.05
 
 
+@pytest.mark.parametrize(("settings", "shared"), [({}, True), ({"latent_mean": "voxel"}, False)])
+def test_scaled_latents_have_mean_0_and_deviation_1_over_the_training_list(settings, shared):
+    """With a mean a voxel nothing is left that all subjects share; the way back gives what the decoder takes."""
+    torch.manual_seed(0)
+    common, scans = 5 * torch.randn(2, 3, 3, 3), [SimpleNamespace(id=str(i)) for i in range(6)]
+    latents = {scan.id: common + 0.1 * torch.randn(2, 3, 3, 3) for scan in scans} | {"validation": torch.zeros(2, 3, 3, 3)}
+    scale = Experiment.latent_scale(SimpleNamespace(cfg=Config(**TINY | settings), cohort=SimpleNamespace(train=scans)), latents)
+    scaled = torch.stack([(latents[scan.id] - scale["latent_mean"]) / scale["latent_std"] for scan in scans])
+    assert scaled.mean().item() == pytest.approx(0, abs=1e-4)
+    assert scaled.std(correction=0).item() == pytest.approx(1, rel=1e-4)
+    assert (scaled.mean(dim=0).abs().max() > 1) == shared
+    assert_close(Synthesizer(None, None, None, **scale).unscaled(scaled[:1]), latents["0"][None])
+
+
 # ---------------------------------------------------------------- losses on decoded images
 
 def image_loss(**changes) -> ImageLoss:
@@ -146,6 +165,24 @@ def test_multiscale_features_enter_at_every_level_and_leave_the_rest_as_it_was()
         nn.init.zeros_(inject.weight)
         nn.init.zeros_(inject.bias)
     assert_close(network(z_t, mri, t), plain(z_t, mri, t))
+
+
+def test_deviations_are_what_a_subject_has_beyond_the_training_list_and_every_network_sees_them():
+    torch.manual_seed(0)
+    mris = torch.rand(5, 1, 8, 12, 8) * torch.linspace(0, 1, 8)
+    network = unet(deviations_of=(8, 12, 8), multiscale=True)
+    network.look.learn(*mean_and_deviation(DataLoader([{"mri": mri} for mri in mris], batch_size=2)))
+    seen = network.look(mris)
+    assert_close(seen[:, :1], mris)
+    assert_close(seen[:, 1:], (mris - mris.mean(0)) / (mris.std(0, correction=0) + 0.05))
+    assert network.look(mris + 100)[:, 1:].max() == 4
+    features = network.condition(mris)
+    network.look.mean += 0.5                               # the same MRIs, of another cohort
+    for before, after in zip(features, network.condition(mris), strict=True):
+        assert (before - after).abs().max() > 1e-3
+    regression = unet(latent_channels=1, deviations_of=(8, 12, 8), regression=True)
+    assert [one.shape[1] for one in regression.condition(mris)] == [2]
+    assert regression(mris[:, :0], mris, torch.zeros(5).long()).shape == mris.shape
 
 
 # ---------------------------------------------------------------- labels
@@ -247,7 +284,7 @@ def test_ridge_regression_finds_a_planted_label_and_its_state_gives_the_same_pro
     mri, y = planted(80, 0.02, 0)
     brain = torch.ones(12, 12, 12)
     brain[:, :, 9:] = 0
-    classifier, left_out = RidgeClassifier.cross_fit(mri, y, brain, 1, 0)
+    classifier, left_out = RidgeClassifier.cross_fit(mri, y, np.eye(2)[y], brain, 1, 0)
     new, truth = planted(200, 0.02, 1)
     found = classifier.probabilities(new)
     assert roc_auc_score(truth, found[:, 1]) > 0.85 and roc_auc_score(y, left_out[:, 1]) > 0.75
@@ -261,12 +298,27 @@ def test_ridge_regression_finds_a_planted_label_and_its_state_gives_the_same_pro
     assert_close(classifier.probabilities(outside), found, rtol=0, atol=0)
 
 
+def test_ridge_regression_predicts_how_much_and_stays_within_what_training_has_seen():
+    rng = np.random.default_rng(0)
+    mri, y = planted(120, 0.0, 0)
+    load = y + 0.3 * rng.standard_normal(120)
+    mri[:, :, :, :6, :6] += 0.02 * torch.from_numpy(load).float().view(-1, 1, 1, 1, 1)
+    weights = np.stack([1 - load, load], axis=1)
+    classifier, left_out = RidgeClassifier.cross_fit(mri, y, weights, torch.ones(12, 12, 12), 1, 0)
+    found = classifier.weights(mri)
+    assert np.corrcoef(found[:, 1], load)[0, 1] > 0.8
+    assert_close(found.sum(dim=1), torch.ones(120))
+    assert roc_auc_score(y, left_out[:, 1]) > 0.75 and ((left_out[:, 1].numpy() - y) ** 2).mean() < 0.2
+    far = classifier.weights(mri + 100 * (mri - mri.mean(0)))
+    assert far[:, 1].max().item() == pytest.approx(weights.max()) and far[:, 1].min().item() == pytest.approx(weights.min())
+
+
 def test_what_a_subject_gets_in_cross_fitting_does_not_depend_on_its_own_label():
     mri, y = planted(40, 0.0, 3)
-    _, left_out = RidgeClassifier.cross_fit(mri, y, torch.ones(12, 12, 12), 1, 0)
+    _, left_out = RidgeClassifier.cross_fit(mri, y, np.eye(2)[y], torch.ones(12, 12, 12), 1, 0)
     assert abs(roc_auc_score(y, left_out[:, 1]) - 0.5) < 0.3                                 # a fit that saw them would reach 1
     three = np.arange(40) % 3
-    classifier, left_out = RidgeClassifier.cross_fit(mri, three, torch.ones(12, 12, 12), 1, 0)
+    classifier, left_out = RidgeClassifier.cross_fit(mri, three, np.eye(3)[three], torch.ones(12, 12, 12), 1, 0)
     assert left_out.shape == (40, 3) and classifier.probabilities(mri).shape == (40, 3)
 
 
@@ -282,7 +334,6 @@ def test_calibration_brings_logits_to_the_frequencies():
 
 
 def test_shuffled_labels_are_the_same_labels_at_other_subjects():
-    from types import SimpleNamespace
     scans = [SimpleNamespace(label=i % 2) for i in range(40)]
 
     def of(**settings):
@@ -291,6 +342,36 @@ def test_shuffled_labels_are_the_same_labels_at_other_subjects():
     assert plain.tolist() == [i % 2 for i in range(40)]
     assert sorted(shuffled) == sorted(plain) and 8 < (shuffled != plain).sum() < 32
     assert shuffled.tolist() == of(shuffle_labels=True).tolist() != of(shuffle_labels=True, seed=1).tolist()
+
+
+class WithUptake:
+    """An experiment whose PETs have the SUVRs that are given, first those of the training list."""
+
+    def __init__(self, suvr, **settings):
+        self.cfg, self.regions = Config(**TINY | {"cortex_mask": "c", "reference_mask": "r"} | settings), self
+        scans = [SimpleNamespace(id=str(i), label=i % 2) for i in range(len(suvr))]
+        self.cohort, self.suvr = SimpleNamespace(train=scans[:-2], validation=scans[-2:]), suvr
+
+    def batches(self, scans, modality):
+        return [{"pet": torch.tensor(self.suvr).view(-1, 1, 1, 1, 1)}]
+
+    def measure(self, pet):
+        return {"SUVR": float(pet[0, 0, 0])}
+
+
+def test_weights_of_the_suvr_say_where_between_the_labels_a_pet_lies():
+    suvr = [1.0, 1.4, 1.1, 1.6, 1.3, 1.05]                 # means of the training list: 1.05 with label 0, 1.5 with 1
+    weights = labels.suvr_weights(WithUptake(suvr))
+    assert_close(weights[:, 1], (torch.tensor(suvr) - 1.05) / 0.45)
+    assert_close(weights.sum(dim=1), torch.ones(6))
+    shuffled = [labels.suvr_weights(WithUptake(suvr, shuffle_labels=True, seed=seed)) for seed in range(9)]
+    assert all(sorted(one[:4, 1].tolist()) == sorted(weights[:4, 1].tolist()) for one in shuffled)
+    assert any((one[:4] != weights[:4]).any() for one in shuffled)
+    assert all((one[4:] == weights[4:]).all() for one in shuffled)                           # the validation list is left alone
+    with pytest.raises(InputError, match="no uptake in the reference_mask in the PET of 4"):
+        labels.suvr_weights(WithUptake([*suvr[:4], float("nan"), 1.0]))
+    with pytest.raises(InputError, match="1.500 with label 0 and 1.050 with label 1"):
+        labels.suvr_weights(WithUptake([1.4, 1.0, 1.6, 1.1, 1.3, 1.05]))
 
 
 # ---------------------------------------------------------------- settings that do not go together
@@ -302,6 +383,8 @@ def test_shuffled_labels_are_the_same_labels_at_other_subjects():
     ({"guidance": 2.0, "label_dropout": 0.0}, "guidance 2.0 needs a denoiser"),
     ({"guidance": 2.0, "label_at_sampling": "none"}, "guidance 2.0 needs a denoiser"),
     ({"cortex_loss": 1.0}, "cortex_loss needs a cortex_mask"),
+    ({"label_in_training": "suvr", "label_predictor": "ridge"}, "suvr needs a cortex_mask and a reference_mask"),
+    ({"label_in_training": "suvr", "cortex_mask": "c", "reference_mask": "r"}, "label_predictor ridge and .*, not 2, linear and mixed"),
     ({"exp": "a", "aae_from": "a"}, "is this experiment itself"),
     ({"aae_from": "a", "ldm_from": "b"}, "brings its own stage 1"),
 ])
