@@ -112,6 +112,7 @@ def make_bars(scores: pd.DataFrame) -> pd.DataFrame:
     against("PSNR in brain, against latent_regression - 0.1 dB", "PSNR_brain", "latent_regression", 1, 0.1)
     add("way from mean_pet to oracle in squared error", default["way"].mean(), ">= 0.7", default["way"].mean() >= 0.7)
     against("AUC of the SUVR, against the MRI classifier - 0.02", "AUC", "MRI classifier", 1, 0.02)
+    against("AUC of the SUVR, against the label predictor - 0.02", "AUC", "label predictor", 1, 0.02)
     if "MRI classifier" in by_row:
         found, alone = default["AUC_MRI_PET"].mean(), by_row["MRI classifier"]["AUC"].mean()
         add("AUC of MRI and synthetic PET, against MRI alone", found, f">= {alone:.3f}", found >= alone)

@@ -53,6 +53,14 @@ def test_published_is_published_but_for_its_sampler():
     assert changed == {"sampler", "sampling_steps", "phantom_subjects", "phantom_seed", "data_dir", "aae_epochs", "ldm_epochs"}, groups
 
 
+def test_every_row_is_run_with_the_first_seed_and_controls_with_all():
+    plan = [(row.name, seed) for row, seed in study.planned([0, 1, 2], None)]
+    assert [name for name, seed in plan if seed == 0] == [row.name for row in ROWS]
+    controls = ["default", "published", "shuffled", "link_0", "link_0_shuffled"]
+    assert [name for name, seed in plan if seed == 1] == [name for name, seed in plan if seed == 2] == controls
+    assert [(row.name, seed) for row, seed in study.planned([1, 2], ["x0"])] == [("x0", 1), ("x0", 2)]
+
+
 def test_seeds_have_cohorts_of_their_own_and_link_0_too():
     seen = {(settings_of(row, seed).data_dir, settings_of(row, seed).phantom_seed, settings_of(row, seed).phantom_link)
             for row in ROWS for seed in SEEDS}
