@@ -85,7 +85,7 @@ def test_levers_go_through_every_stage_and_a_run_in_pieces_equals_an_uncut_one(p
     if "ldm_lr_decay" not in levers:                       # whose rates follow from the number of epochs that was asked for
         assert same_csvs(project / "result" / "whole", project / "result" / "pieces")
     losses = pd.read_csv(project / "result" / "whole" / "loss_curve.csv").query("stage == 'ldm'")
-    assert losses["mse"].notna().all() and ("image" in losses) == ("image_loss" in levers)
+    assert losses["mse"].notna().all() and ("image" in losses) == ("cortex_loss" in levers)
 
 
 def test_cross_fitted_labels_are_kept_with_the_weights_and_are_no_certainties(project):  # noqa: F811
