@@ -1,4 +1,4 @@
-"""Every setting of a run: the dataclass and its checks.
+"""Every setting of a run.
 
 Edit a default here, or pass `--field value` to main.py. The defaults are the paper's values, but for the few marked
 "published:", without which the method does not work (README, "Differences from the published code").
@@ -6,13 +6,13 @@ Edit a default here, or pass `--field value` to main.py. The defaults are the pa
 import dataclasses
 import json
 import platform
-import re
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
-from settings import plain, setting, value_problems
+from misfits import misfits
+from settings import BESIDE, plain, setting, value_problems
 
 VERSION = "0.1.0"
 STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")
@@ -30,7 +30,6 @@ GROUPS = {
     "prepare": "lists and labels from tables (--stages prepare)",
     "synthesize": "new scans (--stages synthesize)",
 }
-BESIDE = ("preprocess", "prepare", "synthesize")           # groups of stages beside an experiment: its results do not depend on them
 _OF_DIFFUSION = ("beta_first", "beta_last", "prediction", "zero_terminal_snr", "min_snr", "time_shift", "image_loss", "cortex_loss",
                  "image_loss_over_time", "label_predictor", "label_in_training", "shuffle_labels", "label_conditioning",
                  "label_dropout", "validation_steps")
@@ -154,8 +153,8 @@ class Config:
                                choices=("linear", "ridge", "network"))
     label_in_training: str = ldm("true", "label that the UNet is trained with; predicted: the probabilities of predictors that did not see "
                                          "the subject (cross-fitted), as uncertain as those of sampling; suvr: where the SUVR of the "
-                                                 "subject's own PET lies between the means of the labels, and in sampling where the MRI "
-                                                 "predicts it; paper: true",
+                                         "subject's own PET lies between the means of the labels, and in sampling where the MRI predicts "
+                                         "it; paper: true",
                                  choices=("true", "predicted", "suvr"))
     shuffle_labels: bool = ldm(False, "a control: the labels of the training list change places at random before stage 2")
     label_conditioning: bool = ldm(True, "the UNet sees labels in training; false: an ablation, as with label_dropout 1 and "
@@ -248,112 +247,9 @@ class Config:
 
     def __post_init__(self):
         problems = [problem for field in dataclasses.fields(self) for problem in value_problems(field, getattr(self, field.name))]
-        problems = problems or list(self._misfits())
+        problems = problems or list(misfits(self))
         if problems:
             raise ValueError("\n  ".join([f"{len(problems)} problem(s) in the settings:", *problems]))
-
-    def _misfits(self):
-        """Settings that are in range one by one, but do not fit together."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.exp):
-            yield f"exp {self.exp!r} must be a plain folder name of letters, digits, '.', '_' and '-'"
-        if self.exp in ("tables", "benchmark", "study"):
-            yield f"exp {self.exp!r} is a folder of result/ that all experiments share; take another name"
-        if any(n % self.downscale for n in self.volume_size):
-            yield (f"volume_size {self.volume_size} must be divisible by {self.downscale}, "
-                   f"because aae_channels has {len(self.aae_channels)} levels")
-        elif any(n % 2 ** (len(self.unet_mults) - 1) for n in self.latent_size):
-            yield (f"volume_size {self.volume_size} gives latents of {self.latent_size}, which must be divisible by "
-                   f"{2 ** (len(self.unet_mults) - 1)}, because unet_mults has {len(self.unet_mults)} levels")
-        smallest = 2 ** (len(self.disc_channels) + 1)
-        if min(self.volume_size) < smallest:
-            yield (f"volume_size {self.volume_size} must be at least {smallest} along each axis, "
-                   f"because disc_channels has {len(self.disc_channels)} layers")
-        for n, start, size in zip(self.image_size, self.crop_start, self.volume_size, strict=True):
-            if start < self.crop_jitter or start + size + self.crop_jitter > n:
-                yield (f"the crop [{start}, {start + size}) with crop_jitter {self.crop_jitter} leaves the image_size "
-                       f"{self.image_size}; change crop_start, volume_size or crop_jitter")
-        for name, widths, groups in (("aae_channels", self.aae_channels, self.aae_norm_groups),
-                                     ("unet_channels and its multiples", [self.unet_channels * m for m in (1, *self.unet_mults)],
-                                      self.unet_norm_groups)):
-            if any(width % groups for width in widths):
-                yield f"{name} {tuple(widths)} must be divisible by the {groups} groups of their GroupNorm"
-        if any(level >= len(self.unet_mults) for level in self.unet_attention_levels):
-            yield f"unet_attention_levels {self.unet_attention_levels} must be below the {len(self.unet_mults)} of unet_mults"
-        if self.time_dim % 2:
-            yield f"time_dim {self.time_dim} must be even: half sines, half cosines"
-        for name in ("sampling_steps", "validation_steps"):
-            if getattr(self, name) > self.timesteps - 1:
-                yield f"{name} {getattr(self, name)} must be at most timesteps - 1 = {self.timesteps - 1}"
-        if self.ldm_epochs % self.validation_every:
-            yield (f"ldm_epochs {self.ldm_epochs} must be a multiple of validation_every {self.validation_every}, "
-                   "so that the last epoch is validated")
-        for one, other in (("cortex_mask", "reference_mask"), ("regions_image", "regions_table")):
-            scored = one != "cortex_mask" or not set(self.stages) <= set(BESIDE)             # preprocess needs the reference alone
-            if scored and bool(getattr(self, one)) != bool(getattr(self, other)):
-                yield f"{one} and {other} go together: give both or none"
-        yield from self._lever_misfits()
-        if self.save_deviation and self.samples_per_scan < 2:
-            yield "save_deviation needs samples_per_scan of at least 2"
-        if self.centiloid_intercept and not self.centiloid_slope:
-            yield f"centiloid_intercept {self.centiloid_intercept} needs a centiloid_slope"
-        if "synthesize" in self.stages and not (self.mri and self.out):
-            yield "the stage synthesize needs --mri FILE_OR_FOLDER and --out FOLDER"
-        if "prepare" in self.stages:
-            yield from self._prepare_misfits()
-        yield from self._phantom_misfits()
-        try:
-            if re.compile(self.subject_pattern).groups < 1:
-                yield f"subject_pattern {self.subject_pattern!r} has no group for the subject"
-        except re.error as error:
-            yield f"subject_pattern {self.subject_pattern!r} is no regular expression: {error}"
-
-    def _lever_misfits(self):
-        """Settings of stage 2 and of sampling that ask for others."""
-        if self.zero_terminal_snr and (self.prediction == "eps" or self.sampler != "ddim"):
-            yield (f"zero_terminal_snr needs prediction v or x0 and sampler ddim, not {self.prediction} and {self.sampler}: of pure noise, "
-                   "the noise says nothing about z_0")
-        if self.label_at_sampling == "weighted" and self.samples_per_scan % self.num_classes:
-            yield (f"label_at_sampling weighted needs as many draws with each of the {self.num_classes} labels, so samples_per_scan "
-                   f"{self.samples_per_scan} must be a multiple of it")
-        if self.guidance != 1 and not (self.predicts_label and 0 < self.label_dropout < 1):
-            yield (f"guidance {self.guidance} needs a denoiser that knows scans with and without label: label_conditioning, label_dropout "
-                   "between 0 and 1, and a label_at_sampling other than none")
-        if self.cortex_loss and not (self.cortex_mask or self.is_phantom):
-            yield "cortex_loss needs a cortex_mask"
-        if self.label_in_training == "suvr":
-            if not (self.cortex_mask or self.is_phantom):
-                yield "label_in_training suvr needs a cortex_mask and a reference_mask"
-            if (self.num_classes, self.label_predictor, self.label_at_sampling in ("mixed", "none")) != (2, "ridge", True):
-                yield ("label_in_training suvr needs num_classes 2, label_predictor ridge and label_at_sampling mixed or none, not "
-                       f"{self.num_classes}, {self.label_predictor} and {self.label_at_sampling}")
-        for name in ("aae_from", "ldm_from"):
-            if getattr(self, name) == self.exp:
-                yield f"{name} {self.exp} is this experiment itself; leave it empty"
-        if self.aae_from and self.ldm_from:
-            yield "give aae_from or ldm_from: the latter brings its own stage 1"
-
-    def _prepare_misfits(self):
-        if not self.table:
-            yield "the stage prepare needs --table FILE.csv"
-        if self.is_phantom:
-            yield "the stage prepare is for your own cohort; a phantom brings its lists and labels"
-        if self.label_from == "centiloids" and (self.num_classes != 2 or self.label_column):
-            yield "label_from centiloids gives the labels 0 and 1: it goes with num_classes 2 and without label_column"
-        if self.grey_zone[0] > self.grey_zone[1]:
-            yield f"grey_zone {self.grey_zone} must begin below its end"
-        elif self.has_grey_zone and self.label_from == "centiloids" and not self.grey_zone[0] <= self.centiloid_cutoff <= self.grey_zone[1]:
-            yield f"grey_zone {self.grey_zone} must hold the centiloid_cutoff {self.centiloid_cutoff}"
-
-    def _phantom_misfits(self):
-        if not self.is_phantom:
-            return
-        if min(self.phantom_subjects) < 2:
-            yield f"phantom_subjects {self.phantom_subjects} must be at least 2 in each list, or all 0"
-        grid = tuple(n // self.phantom_voxel for n in (181, 217, 181))
-        if self.image_size != grid:
-            yield f"image_size {self.image_size} must be {grid}, the phantom's at phantom_voxel {self.phantom_voxel}"
-        if Path(self.data_dir) == Path("data"):
-            yield "data_dir data is the place of your own cohort; give the phantom another, such as --data_dir data/phantom"
 
     @property
     def downscale(self) -> int:

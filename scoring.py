@@ -149,7 +149,7 @@ def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer, validation: p
     save_calibration(exp.cfg.result_dir / CALIBRATION, calibration, calibration_bound_to(exp, synthesizer))
     assessed = assess(calibration, test)
     say("test", describe(calibration, assessed))
-    predicted = [name for name in ("p_mri",) if name in test]                                # of the label that sampling was given
+    predicted = [name for name in ("p_mri",) if name in test]                                # of the label, from the MRI
     columns = ["ID", "label", *METRICS, "SUVR", "SUVR_sd", "SUVR_real", *predicted]
     return {"validation_list": validation[columns].assign(**scores), "uncertainty": assessed.join(test[predicted])}
 

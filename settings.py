@@ -2,6 +2,8 @@
 import dataclasses
 import typing
 
+BESIDE = ("preprocess", "prepare", "synthesize")           # groups of stages beside an experiment: its results do not depend on them
+
 
 def setting(default, explanation: str, *, group: str, low=None, high=None, choices=None, free: bool | None = None):
     """A field of Config. low, high: inclusive range of the value or of each of its entries.

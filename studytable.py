@@ -70,7 +70,7 @@ def _uncertainty(folder: Path) -> dict[str, float]:
 
 
 def _label_predictor(folder: Path) -> dict[str, float]:
-    """How well the label that sampling is given tells the status, without any PET."""
+    """How well what predicts the label from the MRI tells the status, without any PET."""
     table = pd.read_csv(folder / "uncertainty.csv")
     return {"AUC": float(area_under_roc(table["label"].to_numpy(), table["p_mri"].to_numpy())),
             "Brier": ((table["p_mri"] - table["label"]) ** 2).mean()}
