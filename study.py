@@ -22,7 +22,7 @@ from files import make_folder, write_csv, write_text
 from logs import LOG, logging_run, say
 from results import load_run
 from settings import plain
-from studytable import make_bars, make_table, read_scores, to_markdown
+from studytable import make_bars, make_table, read_gains, read_scores, to_markdown
 from utils import InputError
 
 SEEDS = (0, 1, 2)
@@ -169,8 +169,11 @@ def write_study(seeds: list[int]) -> None:
     finished = [(row, seed) for row in ROWS for seed in seeds if is_done(parse_args(words(row, seed)))]
     if not finished:
         raise Failed(2, f"no row of seeds {', '.join(map(str, seeds))} is finished; python study.py runs them")
-    scores = pd.concat([read_scores(parse_args(words(row, seed)).result_dir, row.name, seed, seconds) for row, seed in finished])
-    table, bars = make_table(scores, {row.name: (row.change, row.source) for row in ROWS}), make_bars(scores)
+    folder = {(row.name, seed): parse_args(words(row, seed)).result_dir for row, seed in finished}
+    scores = pd.concat([read_scores(path, row, seed, seconds) for (row, seed), path in folder.items()])
+    gains = read_gains({row.name: [(path, folder["default", seed]) for (name, seed), path in folder.items()
+                                   if name == row.name and ("default", seed) in folder] for row in ROWS})
+    table, bars = make_table(scores, gains, {row.name: (row.change, row.source) for row in ROWS}), make_bars(scores)
     write_csv(FOLDER / "scores.csv", scores)
     write_csv(FOLDER / "study.csv", table)
     write_csv(FOLDER / "bars.csv", bars)

@@ -10,10 +10,12 @@ from stats import agreement, area_under_roc, bootstrap, interval
 
 TABLE = ("PSNR_brain", "SSIM_brain", "way", "AUC", "AUC_MRI_PET", "r", "slope", "coverage", "Brier", "s_train", "s_test")
 CHOICE = ("PSNR_brain", "AUC", "r")                        # of the validation list
-HEADINGS = {"row": "row", "change": "what differs from the default", "source": "source", "n": "seeds",
-            "validation_PSNR_brain": "validation: PSNR in brain", "validation_AUC": "AUC", "validation_r": "r",
-            "PSNR_brain": "test: PSNR in brain", "SSIM_brain": "SSIM in brain", "way": "way", "AUC": "AUC", "AUC_MRI_PET": "AUC with MRI",
-            "r": "r", "slope": "slope", "coverage": "coverage", "Brier": "Brier", "s_train": "s to train", "s_test": "s to score"}
+VALIDATION_HEADINGS = {"row": "row", "change": "what differs from the default", "source": "source", "n": "seeds",
+                       "validation_PSNR_brain": "PSNR in brain", "gain": "gain [95 %]", "validation_AUC": "AUC", "validation_r": "r",
+                       "s_train": "s to train", "s_test": "s to score"}
+TEST_HEADINGS = {"row": "row", "n": "seeds", "PSNR_brain": "PSNR in brain", "SSIM_brain": "SSIM in brain", "way": "way", "AUC": "AUC",
+                 "AUC_MRI_PET": "AUC with MRI", "r": "r", "slope": "slope", "coverage": "coverage", "Brier": "Brier"}
+BAR_HEADINGS = {"bar": "bar", "found": "found", "wanted": "wanted", "reached": "reached"}
 
 
 def mean_squared_error(scores: pd.DataFrame) -> float:
@@ -83,59 +85,88 @@ def _validation(folder: Path) -> dict[str, float]:
     return {f"validation_{name}": scores[name] for name in CHOICE}
 
 
-def make_table(scores: pd.DataFrame, about: dict[str, tuple[str, str]]) -> pd.DataFrame:
-    """A row a row of the study, each score its mean over the seeds and its SD under <score>_sd. about: row -> (change, source)."""
+def read_gains(folders: dict[str, list[tuple[Path, Path]]]) -> pd.DataFrame:
+    """How far a row is above the default in brain-only PSNR of the validation list, where both have the same one: gain, and its 95 %
+    bootstrap interval over the subjects of all seeds, gain_low and gain_high. folders: row -> (its folder, the default's) of each seed.
+    """
+    gains = {}
+    for row, pairs in folders.items():
+        lists = [[pd.read_csv(folder / "validation_list.csv") for folder in pair] for pair in pairs]
+        gain = [(own["PSNR_brain"] - default["PSNR_brain"]).to_numpy() for own, default in lists
+                if own["SUVR_real"].equals(default["SUVR_real"])]
+        if row != "default" and gain:
+            gain = np.concatenate(gain)
+            draws = bootstrap(lambda chosen, gain=gain: gain[chosen].mean(-1), len(gain), 1000, 0)
+            gains[row] = (gain.mean(), *map(float, interval(draws)))
+    return pd.DataFrame.from_dict(gains, orient="index", columns=["gain", "gain_low", "gain_high"])
+
+
+def make_table(scores: pd.DataFrame, gains: pd.DataFrame, about: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    """A row a row of the study, each score its mean over the seeds and its SD under <score>_sd. gains: as read_gains gives them; about:
+    row -> (change, source)."""
     columns = [name for name in (*(f"validation_{name}" for name in CHOICE), *TABLE) if name in scores]
     groups = scores.groupby("row", sort=False)[columns]
     table = groups.mean().join(groups.std().add_suffix("_sd"))
     table.insert(0, "n", scores.groupby("row", sort=False)["seed"].nunique())
     described = pd.DataFrame([about.get(row, ("", "control")) for row in table.index], index=table.index, columns=["change", "source"])
-    return described.join(table).reset_index()
+    return described.join(table).join(gains).reset_index()
 
 
 def make_bars(scores: pd.DataFrame) -> pd.DataFrame:
-    """What the default set out for, on the test lists: bar, found (mean over seeds), wanted, reached. Rows that are missing have no bar."""
+    """What the default set out for, on the test lists: bar, found and sd (mean and SD over seeds), wanted, reached. Rows that are missing
+    have no bar."""
     by_row = {row: group.set_index("seed") for row, group in scores.groupby("row")}
     default, bars = by_row.get("default"), []
 
-    def add(bar: str, found: float, wanted: str, reached: bool) -> None:
-        bars.append({"bar": bar, "found": found, "wanted": wanted, "reached": bool(reached)})
+    def add(bar: str, found: pd.Series, wanted: str, reached: bool) -> None:
+        bars.append({"bar": bar, "found": found.mean(), "sd": found.std(), "wanted": wanted, "reached": bool(reached)})
 
-    def against(bar: str, column: str, other: str, factor: float, less: float) -> None:
-        """default's column at least factor x other's - less, in the mean over seeds."""
+    def against(bar: str, column: str, other: str, factor: float, less: float, others: str = "") -> None:
+        """default's column at least factor x that of the other row (others, if it has another name) - less, in the mean over seeds."""
         if other in by_row:
-            found, reference = default[column].mean(), by_row[other][column].mean()
-            add(bar, found, f">= {factor * reference - less:.3f}", found >= factor * reference - less)
+            least = factor * by_row[other][others or column].mean() - less
+            add(bar, default[column], f">= {least:.3f}", default[column].mean() >= least)
 
     if default is None:
-        return pd.DataFrame(columns=["bar", "found", "wanted", "reached"])
+        return pd.DataFrame(columns=["bar", "found", "sd", "wanted", "reached"])
     against("PSNR in brain, against latent_regression - 0.1 dB", "PSNR_brain", "latent_regression", 1, 0.1)
-    add("way from mean_pet to oracle in squared error", default["way"].mean(), ">= 0.7", default["way"].mean() >= 0.7)
+    add("way from mean_pet to oracle in squared error", default["way"], ">= 0.7", default["way"].mean() >= 0.7)
     against("AUC of the SUVR, against the MRI classifier - 0.02", "AUC", "MRI classifier", 1, 0.02)
     against("AUC of the SUVR, against the label predictor - 0.02", "AUC", "label predictor", 1, 0.02)
-    if "MRI classifier" in by_row:
-        found, alone = default["AUC_MRI_PET"].mean(), by_row["MRI classifier"]["AUC"].mean()
-        add("AUC of MRI and synthetic PET, against MRI alone", found, f">= {alone:.3f}", found >= alone)
+    against("AUC of MRI and synthetic PET, against MRI alone", "AUC_MRI_PET", "MRI classifier", 1, 0, "AUC")
     against("r of the SUVR, against 0.85 of the oracle's", "r", "oracle", 0.85, 0)
     against("slope of the SUVR, against 0.6 of the oracle's", "slope", "oracle", 0.6, 0)
     for row in ("link_0", "link_0_shuffled"):
         for seed, one in (by_row[row].iterrows() if row in by_row else ()):
-            add(f"{row}: AUC, seed {seed}", one["AUC"], f"0.5 in [{one['AUC_low']:.2f}, {one['AUC_high']:.2f}]",
+            add(f"{row}: AUC, seed {seed}", one[["AUC"]], f"0.5 in [{one['AUC_low']:.2f}, {one['AUC_high']:.2f}]",
                 one["AUC_low"] <= 0.5 <= one["AUC_high"])
-    coverage, brier, base = (default[name].mean() for name in ("coverage", "Brier", "Brier_base"))
-    add("coverage of the 90 % intervals of the SUVR", coverage, "0.85 to 0.95", 0.85 <= coverage <= 0.95)
-    add("Brier score of the status probability, against the base rate's", brier, f"< {base:.3f}", brier < base)
+    add("coverage of the 90 % intervals of the SUVR", default["coverage"], "0.85 to 0.95", 0.85 <= default["coverage"].mean() <= 0.95)
+    brier, base = default["Brier"], default["Brier_base"].mean()
+    add("Brier score of the status probability, against the base rate's", brier, f"< {base:.3f}", brier.mean() < base)
     return pd.DataFrame(bars)
 
 
 def to_markdown(table: pd.DataFrame, bars: pd.DataFrame) -> str:
-    """Both tables as Markdown, a score as mean +- SD."""
-    shown = table[["row", "change", "source", "n"]].copy()
-    for name in HEADINGS:
-        if f"{name}_sd" in table:
-            digits = 0 if name.startswith("s_") else 2
-            shown[name] = [_cell(mean, sd, digits) for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)]
-    return "\n\n".join([shown.rename(columns=HEADINGS).to_markdown(index=False), bars.round(3).to_markdown(index=False)]) + "\n"
+    """What choices are made by, what came of them, and the bars, as Markdown; a score as mean ± SD over the seeds."""
+    chosen = table[np.isfinite(table["validation_PSNR_brain"])]
+    return "\n".join(["**Validation list**, by which choices are made:", "", _shown(chosen, VALIDATION_HEADINGS), "",
+                      "**Test list**:", "", _shown(table, TEST_HEADINGS), "",
+                      "**What the default set out for**, test list:", "", _shown(bars, BAR_HEADINGS, digits=3), ""])
+
+
+def _shown(table: pd.DataFrame, headings: dict[str, str], digits: int = 2) -> str:
+    """The columns that have a heading, as Markdown."""
+    table, cells = table.rename(columns={"sd": "found_sd"}), {}
+    for name, heading in headings.items():
+        if name == "gain":
+            cells[heading] = [f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]" if np.isfinite(gain) else ""
+                              for gain, low, high in table[["gain", "gain_low", "gain_high"]].to_numpy()]
+        elif f"{name}_sd" in table:
+            cells[heading] = [_cell(mean, sd, 0 if name.startswith("s_") else digits)
+                              for mean, sd in zip(table[name], table[f"{name}_sd"], strict=True)]
+        elif name in table:
+            cells[heading] = table[name].replace({True: "yes", False: "no"}) if name == "reached" else table[name]
+    return pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
 
 
 def _cell(mean: float, sd: float, digits: int) -> str:

@@ -17,7 +17,7 @@ from commandline import parse_args
 from config import Config
 from presets import PRESETS
 from study import ROWS, SEEDS, Row
-from studytable import make_bars, make_table, mean_squared_error, to_markdown
+from studytable import make_bars, make_table, mean_squared_error, read_gains, to_markdown
 
 GROUP = {field.name: field.metadata["group"] for field in dataclasses.fields(Config)}
 
@@ -98,12 +98,32 @@ def test_bars_are_reached_if_and_only_if_the_numbers_say_so():
 
 
 def test_the_table_has_means_and_deviations_over_the_seeds():
-    table = make_table(made_up(), {"default": ("", ""), "link_0": ("--phantom_link 0", "control")}).set_index("row")
+    gains = pd.DataFrame({"gain": [-0.2], "gain_low": [-0.3], "gain_high": [0.1]}, index=["latent_regression"])
+    table = make_table(made_up(), gains, {"default": ("", ""), "link_0": ("--phantom_link 0", "control")}).set_index("row")
     assert (table.loc["default", "n"], table.loc["default", "PSNR_brain"]) == (3, pytest.approx(27.0))
     assert table.loc["default", "PSNR_brain_sd"] == pytest.approx(0.1)
     assert table.loc["link_0", "change"] == "--phantom_link 0" and np.isnan(table.loc["oracle", "AUC"])
     text = to_markdown(table.reset_index(), make_bars(made_up()))
-    assert "27.00 ± 0.10" in text and "nan" not in text.split("\n\n")[0]
+    assert "27.00 ± 0.10" in text and "-0.20 [-0.30, +0.10]" in text and "nan" not in text
+
+
+def test_gains_are_those_of_the_same_subjects_over_all_seeds(tmp_path):
+    rng = np.random.default_rng(0)
+
+    def listed(name: str, psnr: np.ndarray, suvr: np.ndarray) -> Path:
+        (tmp_path / name).mkdir()
+        pd.DataFrame({"PSNR_brain": psnr, "SUVR_real": suvr}).to_csv(tmp_path / name / "validation_list.csv", index=False)
+        return tmp_path / name
+    pairs, suvr = [], rng.normal(1.2, 0.2, (2, 60))
+    for seed in range(2):                                  # subjects differ by 3 dB, the methods by 0.2 with much less noise
+        psnr = rng.normal(27, 3, 60)
+        pairs.append((listed(f"row{seed}", psnr + 0.2 + rng.normal(0, 0.3, 60), suvr[seed]), listed(f"default{seed}", psnr, suvr[seed])))
+    other = listed("other_cohort", rng.normal(30, 3, 60), rng.normal(1.2, 0.2, 60))
+    gains = read_gains({"row": pairs, "default": [(default, default) for _, default in pairs], "link_0": [(other, pairs[0][1])]})
+    assert gains.index.tolist() == ["row"]
+    gain, low, high = gains.loc["row"]
+    assert gain == pytest.approx(0.2, abs=0.1) and 0 < low < gain < high
+    assert high - low == pytest.approx(2 * 1.96 * 0.3 / np.sqrt(120), rel=0.3)
 
 
 def test_squared_error_comes_back_from_psnr():
