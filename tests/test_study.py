@@ -73,13 +73,13 @@ def test_seeds_have_cohorts_of_their_own_and_link_0_too():
 def made_up(**changes) -> pd.DataFrame:
     """Scores of three seeds in which every bar is reached, but for the changes: column -> value of the default."""
     default = {"PSNR_brain": 27.0, "SSIM_brain": 0.9, "way": 0.8, "AUC": 0.78, "AUC_MRI_PET": 0.8, "r": 0.6, "slope": 0.3,
-               "coverage": 0.9, "Brier": 0.2, "Brier_base": 0.25, "validation_AUC": 0.7} | changes
+               "coverage": 0.9, "Brier": 0.2, "Brier_base": 0.25, "validation_PSNR_brain": 28.0} | changes
     rows = []
     for seed in range(3):
         rows += [{"row": "default", "seed": seed, **default, "PSNR_brain": default["PSNR_brain"] + 0.1 * (seed - 1)},
                  {"row": "latent_regression", "seed": seed, "PSNR_brain": 27.05}, {"row": "MRI classifier", "seed": seed, "AUC": 0.79},
                  {"row": "oracle", "seed": seed, "r": 0.7, "slope": 0.45},
-                 {"row": "link_0", "seed": seed, "AUC": 0.55, "AUC_low": 0.4, "AUC_high": 0.7}]
+                 {"row": "link_0", "seed": seed, "AUC": 0.55, "AUC_low": 0.4, "AUC_high": 0.7, "validation_PSNR_brain": 27.8}]
     return pd.DataFrame(rows)
 
 
@@ -98,7 +98,7 @@ def test_bars_are_reached_if_and_only_if_the_numbers_say_so():
 
 
 def test_the_table_has_means_and_deviations_over_the_seeds():
-    gains = pd.DataFrame({"gain": [-0.2], "gain_low": [-0.3], "gain_high": [0.1]}, index=["latent_regression"])
+    gains = pd.DataFrame({"gain": [-0.2], "gain_low": [-0.3], "gain_high": [0.1]}, index=["link_0"])
     table = make_table(made_up(), gains, {"default": ("", ""), "link_0": ("--phantom_link 0", "control")}).set_index("row")
     assert (table.loc["default", "n"], table.loc["default", "PSNR_brain"]) == (3, pytest.approx(27.0))
     assert table.loc["default", "PSNR_brain_sd"] == pytest.approx(0.1)
