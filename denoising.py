@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from controls import deviation_of_voxels, mean_and_deviation
-from diffusion import Synthesizer
+from diffusion import LatentScale, Synthesizer
 from experiment import Experiment
 from labels import label_facts, label_weights
 from logs import say
@@ -19,9 +19,9 @@ from utils import seed_everything
 def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
     """What training and sampling need to know of the training list: shift and scale of its latents, what predicts a label, its labels."""
     scale = exp.latent_scale(latents)
-    own = " by that of their voxel" if scale["latent_mean"].dim() else ""
-    say("ldm", f"latents are shifted by {scale['latent_mean'].mean():.3f}{own} and scaled by {scale['latent_std']:.3f}")
-    return {**scale, **label_facts(exp),
+    own = " by that of their voxel" if scale.mean.dim() else ""
+    say("ldm", f"latents are shifted by {scale.mean.mean():.3f}{own} and scaled by {scale.std:.3f}")
+    return {**scale.facts(), **label_facts(exp),
             "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom}
 
 
@@ -39,15 +39,15 @@ def build_objective(exp: Experiment, synthesizer: Synthesizer, facts: dict) -> O
     if cfg.sees_images:
         scale = of_main(lambda: deviation_of_voxels(exp.batches(exp.cohort.train, "pet")))
         cortex = torch.from_numpy(exp.regions.cortex).to(exp.device) if cfg.cortex_loss else None
-        image = ImageLoss(lambda z_0: synthesizer.decoder(synthesizer.unscaled(z_0)).float(),
+        image = ImageLoss(lambda z_0: synthesizer.decoder(synthesizer.scale.undo(z_0)).float(),
                           cfg.image_loss, cfg.cortex_loss, cortex, scale, cfg.image_loss_over_time)
     return Objective(synthesizer.diffusion, cfg.share_without_label, cfg.time_shift, cfg.min_snr, image)
 
 
 def sampling_from(exp: Experiment, latents: dict[str, Tensor], facts: dict) -> Callable[[dict], Sample]:
     """A function: batch -> what a step sees, on the device. Labels of the training list are those of the facts."""
-    z_0 = {name: (z - facts["latent_mean"]) / facts["latent_std"] for name, z in latents.items()}
-    weights = label_weights(exp, facts)
+    scale, weights = LatentScale.of(facts), label_weights(exp, facts)
+    z_0 = {name: scale.apply(z) for name, z in latents.items()}
 
     def sample(batch: dict) -> Sample:
         z, label = (torch.stack([values[name] for name in batch["id"]]) for values in (z_0, weights))

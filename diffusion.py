@@ -169,18 +169,40 @@ class Draws(NamedTuple):
         return (self.weight / self.weight.sum(dim=1, keepdim=True)).view(*self.weight.shape, *[1] * (dim - 2))
 
 
+class LatentScale(NamedTuple):
+    """The latents that the diffusion sees: z_0 = (E(x) - mean) / std. mean: one number [] or one a voxel and channel [C, d, h, w]."""
+    mean: Tensor = torch.tensor(0.0)
+    std: float = 1.0
+
+    def apply(self, latent: Tensor) -> Tensor:
+        """E(x) [..., C, d, h, w] -> z_0."""
+        return (latent - self.mean.to(latent.device)) / self.std
+
+    def undo(self, z_0: Tensor) -> Tensor:
+        """z_0 [..., C, d, h, w] -> what the decoder takes."""
+        return z_0 * self.std + self.mean.to(z_0.device)
+
+    def facts(self) -> dict:
+        """As a checkpoint keeps it."""
+        return {f"latent_{name}": value for name, value in self._asdict().items()}
+
+    @classmethod
+    def of(cls, facts: dict) -> "LatentScale":
+        """That of a checkpoint."""
+        return cls(facts["latent_mean"], facts["latent_std"])
+
+
 class Synthesizer:
     """From MRIs to their PETs: draw latents, average them, decode.
 
-    latent_mean, latent_std: the shift [] or [C, d, h, w] and scale that the latents were trained with, z_0 = (E(x) - mean) / std.
-    batch: how many draws go through the denoiser at once. cast: gives the context, such as autocast, in which the networks compute.
+    scale: the one that the denoiser was trained with. batch: how many draws go through the denoiser at once. cast: gives the context,
+    such as autocast, in which the networks compute.
     guidance: s of classifier-free guidance (Ho and Salimans 2022): s times what the label changes in the output; 1 is none.
     """
 
-    def __init__(self, decoder: nn.Module, unet: UNet, diffusion: Diffusion, latent_mean: Tensor | float = 0.0, latent_std: float = 1.0,
-                 batch: int = 8, cast: Callable = nullcontext, guidance: float = 1.0):
-        self.decoder, self.unet, self.diffusion = decoder, unet, diffusion
-        self.latent_mean, self.latent_std = torch.as_tensor(latent_mean), latent_std
+    def __init__(self, decoder: nn.Module, unet: UNet, diffusion: Diffusion, scale: LatentScale | None = None, batch: int = 8,
+                 cast: Callable = nullcontext, guidance: float = 1.0):
+        self.decoder, self.unet, self.diffusion, self.scale = decoder, unet, diffusion, scale or LatentScale()
         self.batch, self.cast, self.guidance = batch, cast, guidance
 
     @torch.no_grad()
@@ -198,11 +220,7 @@ class Synthesizer:
         chunks = [slice(first, first + self.batch) for first in range(0, len(streams), self.batch)]
         z_0 = [self._sample([one[part] for one in condition], label if label is None else label[part], streams[part], sampler, steps)
                for part in chunks]
-        return self.unscaled(torch.cat(z_0)).unflatten(0, (len(mri), draws))
-
-    def unscaled(self, z_0: Tensor) -> Tensor:
-        """Latents of the diffusion [B, C, d, h, w] -> those of the decoder."""
-        return z_0 * self.latent_std + self.latent_mean.to(z_0.device)
+        return self.scale.undo(torch.cat(z_0)).unflatten(0, (len(mri), draws))
 
     def _sample(self, condition: list[Tensor], label: Tensor | None, streams: list[Iterator[Tensor]], sampler: str, steps: int) -> Tensor:
         """One draw for each stream of noise, all at once: [n, C, d, h, w]."""

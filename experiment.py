@@ -12,6 +12,7 @@ from checkpoints import check_settings, load_checkpoint, tensor_bytes
 from classifier import pool_volume, pool_width
 from config import REGRESSIONS, Config
 from dataset import Cohort, Scan
+from diffusion import LatentScale
 from loading import LATENTS, EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
 from metrics import score_volume
 from model import AAE
@@ -201,14 +202,13 @@ class Experiment(Networks):
                              "present PET files; run --stages encode")
         return latents
 
-    def latent_scale(self, latents: dict[str, Tensor]) -> dict:
-        """What latents [C, d, h, w] are shifted and divided by to have mean 0 and deviation 1 over the training list: latent_mean, that of
-        all voxels [] or of each [C, d, h, w], and latent_std, the deviation of all from it."""
+    def latent_scale(self, latents: dict[str, Tensor]) -> LatentScale:
+        """What brings latents [C, d, h, w] to mean 0 and deviation 1 over the training list, if the settings want that."""
         if not self.cfg.latent_scaling:
-            return {"latent_mean": torch.tensor(0.0), "latent_std": 1.0}
+            return LatentScale()
         values = torch.stack([latents[scan.id] for scan in self.cohort.train]).double()
         mean = values.mean(dim=0) if self.cfg.latent_mean == "voxel" else values.mean()
-        return {"latent_mean": mean.float(), "latent_std": (values - mean).square().mean().sqrt().item()}
+        return LatentScale(mean.float(), (values - mean).square().mean().sqrt().item())
 
     def synthesized(self, scan: Scan) -> Path:
         """Where the synthetic PET of a test scan lies."""

@@ -10,7 +10,7 @@ import torch.nn as nn
 from checkpoints import check_settings, load_checkpoint, restore
 from classifier import LabelClassifier, label_of_draws
 from config import Config
-from diffusion import Diffusion, Draws, Synthesizer
+from diffusion import Diffusion, Draws, LatentScale, Synthesizer
 from model import AAE, Discriminator, UNet, recompute_activations
 from predictor import NetworkClassifier, RidgeClassifier
 from utils import InputError, NotFiniteError, autocast, draw_noise, has_bf16, pick_precision, weights_key
@@ -113,7 +113,7 @@ class Networks:
 
     def synthesizer(self, aae: AAE, unet: UNet, facts: dict) -> tuple[Synthesizer, Predictor | None]:
         """The sampling of a trained denoiser, and the classifier that predicts its label. Raises InputError if that one is missing."""
-        synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(self.cfg, self.device), facts["latent_mean"], facts["latent_std"],
+        synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(self.cfg, self.device), LatentScale.of(facts),
                                   self.cfg.sampling_batch, self.cast, self.cfg.guidance)
         if not self.cfg.predicts_label:
             return synthesizer, None

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from checkpoints import StageRun, check_settings, load_checkpoint, restore
 from denoising import learn_deviations
+from diffusion import LatentScale
 from experiment import Experiment
 from logs import say
 from metrics import describe, evaluate
@@ -47,8 +48,8 @@ class LatentRegression:
     def load_targets(self, facts: dict) -> None:
         """Read the latents of training and validation list. facts: those of a checkpoint, if there is one."""
         latents = self.exp.load_latents(self.aae)
-        self.facts = facts or of_main(lambda: self.exp.latent_scale(latents))
-        self.z_0 = {name: (z - self.facts["latent_mean"]) / self.facts["latent_std"] for name, z in latents.items()}
+        self.facts = facts or of_main(lambda: self.exp.latent_scale(latents).facts())
+        self.z_0 = {name: LatentScale.of(self.facts).apply(z) for name, z in latents.items()}
 
     def target(self, batch: dict) -> Tensor:
         """What the network is to give for the batch, [B, C, d, h, w]."""
@@ -62,7 +63,7 @@ class LatentRegression:
 
     def to_pet(self, output: Tensor) -> Tensor:
         """The network's output as a PET [B, 1, D, H, W], not clamped."""
-        return self.aae.decoder(output.float() * self.facts["latent_std"] + self.facts["latent_mean"].to(output.device))
+        return self.aae.decoder(LatentScale.of(self.facts).undo(output.float()))
 
 
 class ImageRegression:

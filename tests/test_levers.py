@@ -14,7 +14,7 @@ from classifier import folds_of, label_of_draws, radical_inverse
 from config import Config
 from conftest import TINY
 from controls import mean_and_deviation
-from diffusion import Diffusion, Draws, Synthesizer
+from diffusion import Diffusion, Draws, LatentScale, Synthesizer
 from experiment import Experiment
 from model import AAE, UNet
 from predictor import NetworkClassifier, RidgeClassifier, calibrate
@@ -101,11 +101,12 @@ def test_scaled_latents_have_mean_0_and_deviation_1_over_the_training_list(setti
     common, scans = 5 * torch.randn(2, 3, 3, 3), [SimpleNamespace(id=str(i)) for i in range(6)]
     latents = {scan.id: common + 0.1 * torch.randn(2, 3, 3, 3) for scan in scans} | {"validation": torch.zeros(2, 3, 3, 3)}
     scale = Experiment.latent_scale(SimpleNamespace(cfg=Config(**TINY | settings), cohort=SimpleNamespace(train=scans)), latents)
-    scaled = torch.stack([(latents[scan.id] - scale["latent_mean"]) / scale["latent_std"] for scan in scans])
+    scaled = torch.stack([scale.apply(latents[scan.id]) for scan in scans])
     assert scaled.mean().item() == pytest.approx(0, abs=1e-4)
     assert scaled.std(correction=0).item() == pytest.approx(1, rel=1e-4)
     assert (scaled.mean(dim=0).abs().max() > 1) == shared
-    assert_close(Synthesizer(None, None, None, **scale).unscaled(scaled[:1]), latents["0"][None])
+    assert_close(scale.undo(scaled[0]), latents["0"])
+    assert_close(LatentScale.of(scale.facts()).undo(scaled[0]), latents["0"])
 
 
 # ---------------------------------------------------------------- losses on decoded images

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion import Diffusion, Draws, Synthesizer
+from diffusion import Diffusion, Draws, LatentScale, Synthesizer
 from model import AAE, Discriminator, Extractor, GroupNorm, Projector, UNet, load_published, recompute_activations
 
 TOLERANCE = 1e-4
@@ -368,7 +368,8 @@ def test_a_latent_does_not_depend_on_the_batch_that_it_was_drawn_in(small_unet, 
     extracted = []
     hook = small_unet.extractor.register_forward_hook(lambda module, args, out: extracted.extend(args[0]))
     labels = label[:, None].expand(-1, 3, -1)
-    z_0 = Synthesizer(Enlarging(), small_unet, diffusion, 0.5, 2.0, batch).draw(mri, labels, noises(2, 3), sampler, 4)
+    scale = LatentScale(torch.tensor(0.5), 2.0)
+    z_0 = Synthesizer(Enlarging(), small_unet, diffusion, scale, batch).draw(mri, labels, noises(2, 3), sampler, 4)
     hook.remove()
     assert z_0.shape == (2, 3, 1, 4, 4, 4)
     assert len(extracted) == 2
