@@ -164,7 +164,7 @@ def plot_volumes(stem: Path, rows: list[tuple[str, np.ndarray, np.ndarray]], not
 
 
 def _square(title: str, **settings) -> tuple[plt.Figure, plt.Axes]:
-    figure, axis = plt.subplots(figsize=(5, 6.4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6, 7.4), layout="constrained")
     axis.set(title=title, **settings)
     return figure, axis
 

@@ -77,11 +77,13 @@ def test_every_figure_is_there_as_png_of_150_dpi_and_pdf(project):
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_nothing_covers_the_notice_of_a_figure(project, tmp_path, monkeypatch):
+def test_all_of_a_figure_is_on_it_and_nothing_covers_its_notice(project, tmp_path, monkeypatch):
     run, drawn = load_run(project / "result" / EXP), []
     monkeypatch.setattr(figures.plt, "close", drawn.append)
-    figures.plot_roc(tmp_path / "roc", run.predictions, run.facts["notice"])
-    figures.plot_calibration(tmp_path / "calibration", run.predictions, run.facts["notice"])
+    one = run.predictions.query("readout == 'pet' and method == 'il_cldm'")                  # read-outs of a run with all controls:
+    predictions = pd.concat([one.assign(readout=readout, method=method) for readout, method in figures.READOUTS])
+    figures.plot_roc(tmp_path / "roc", predictions, run.facts["notice"])
+    figures.plot_calibration(tmp_path / "calibration", predictions, run.facts["notice"])
     figures.plot_suvr(tmp_path / "suvr", *np.random.default_rng(0).normal(1.2, 0.1, (2, 9)), np.arange(9) % 2, run.facts["notice"])
     figures.plot_bland_altman(tmp_path / "ba", *np.random.default_rng(0).normal(1.2, 0.1, (2, 9)), np.arange(9) % 2, run.facts["notice"])
     assert len(drawn) == 4
@@ -91,6 +93,7 @@ def test_nothing_covers_the_notice_of_a_figure(project, tmp_path, monkeypatch):
         boxes = [artist.get_window_extent() for artist in (*figure.texts, *figure.legends, axis.title, axis.xaxis.label)]
         assert len(boxes) == 4
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 for box in boxes)
 
 
 def test_uptake_of_the_real_pet_is_the_one_that_the_phantom_drew(project):
