@@ -77,6 +77,7 @@ ROWS = (
     Row("voxel_mean", "--latent_mean voxel --zero_terminal_snr", "Lin et al. 2024, on what differs from the mean"),
     Row("latents_1", "--latent_channels 1", "Ou et al. 2025", "aae"),
     Row("block_norm", "--aae_block_norm true", "Ou et al. 2025", "aae"),
+    Row("aae_constant_rate", "--aae_lr_decay false", "Ou et al. 2025", "aae"),
     # sampling
     Row("shared_noise", "--shared_noise", "common random numbers", "nothing"),
     Row("draws_1", "--samples_per_scan 1", "", "nothing"),
