@@ -51,7 +51,8 @@ class Config:
     # The run
     exp: str = run("paper", "name of the experiment; outputs go to result/<exp>")
     aae_from: str = run("", "name of an experiment whose trained stage 1 is used instead of an own one; empty: its own")
-    ldm_from: str = run("", "name of an experiment whose trained stage 2 is used, with its stage 1, to sample it otherwise; empty: its own")
+    ldm_from: str = run("", "name of an experiment whose trained stage 2 is used, to sample it otherwise, with its stage 1 unless aae_from "
+                            "says whose; empty: its own")
     stages: tuple[str, ...] = run(STAGES, "stages to run, in the paper's order whatever theirs. Not among the default ones: preprocess "
                                           "brings raw scans into the space of the cohort, prepare makes lists and labels from tables, "
                                           "controls trains the regressions that the diffusion is compared with, "

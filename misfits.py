@@ -83,8 +83,6 @@ def _lever_misfits(cfg):
     for name in ("aae_from", "ldm_from"):
         if getattr(cfg, name) == cfg.exp:
             yield f"{name} {cfg.exp} is this experiment itself; leave it empty"
-    if cfg.aae_from and cfg.ldm_from:
-        yield "give aae_from or ldm_from: the latter brings its own stage 1"
 
 
 def _prepare_misfits(cfg):

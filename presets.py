@@ -3,8 +3,8 @@
 PUBLISHED = {"prediction": "eps", "label_dropout": 0.0, "label_at_sampling": "none", "latent_scaling": False,
              "aae_output_norm": True, "samples_per_scan": 1, "sampler": "ddpm", "precision": "fp32", "validation_steps": 50,
              # not changed by the defaults, but by the benchmark
-             "aae_block_norm": True, "latent_channels": 1, "aae_lr_decay": False, "ldm_lr_decay": False,
-             "time_shift": 1.0, "conditioning": "input", "mri_deviations": False, "label_predictor": "linear", "label_in_training": "true"}
+             "latent_channels": 1, "aae_lr_decay": False, "time_shift": 1.0, "conditioning": "input", "mri_deviations": False,
+             "label_predictor": "linear", "label_in_training": "true"}
 
 # Small enough for two CPU cores and a few minutes; every choice was made on the validation list.
 DEMO = {"data_dir": "data/phantom", "num_workers": 0,
@@ -18,8 +18,8 @@ DEMO = {"data_dir": "data/phantom", "num_workers": 0,
 # A phantom cohort large enough to tell repairs of the method apart (docs/study.md); choices as in the demo.
 BENCHMARK = DEMO | {"exp": "phantom_benchmark",           # result/benchmark is that of benchmark.py
                     "data_dir": "data/benchmark", "phantom_subjects": (160, 60, 80), "phantom_seed": 1000,
-                    "latent_channels": 4, "aae_epochs": 20, "aae_lr_decay": True, "ldm_epochs": 12, "ldm_lr_decay": True,
-                    "aae_block_norm": False, "time_shift": 10.0, "conditioning": "multiscale", "mri_deviations": True, "label_dropout": 0.1,
+                    "latent_channels": 4, "aae_epochs": 20, "aae_lr_decay": True, "ldm_epochs": 12,
+                    "time_shift": 10.0, "conditioning": "multiscale", "mri_deviations": True, "label_dropout": 0.1,
                     "label_predictor": "ridge", "label_in_training": "suvr"}
 
 PRESETS = {"paper": {}, "demo": DEMO, "benchmark": BENCHMARK, "published": PUBLISHED}

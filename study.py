@@ -1,8 +1,8 @@
 """What brings the diagnosis back: every repair of the method in its own row, beside its controls, on the benchmark phantom.
 
-python study.py runs and scores the default and its controls for three seeds, each with a cohort of its own, and every other row for the
-first, and writes result/study/; --quick takes the first seed alone. What is finished stays, so the same command goes on where it was
-interrupted. Choices are made by the validation columns alone.
+First every repair in turn, with the first seed, against one base: what gains on the validation list is in the default. Then default,
+published settings and controls with three seeds, each with a cohort of its own. python study.py runs and scores all of it and writes
+result/study/; --quick takes the first seed alone. What is finished stays, so the same command goes on where it was interrupted.
 """
 import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import argparse
@@ -39,13 +39,19 @@ class Row(NamedTuple):
     change: str
     source: str = ""
     trains: str = "ldm"
-    of: str = "default"
+    of: str = "base"
     always: bool = False                                   # with every seed; the others with the first, unless asked for by name
 
 
 ROWS = (
-    Row("default", "", trains="aae", always=True),
-    Row("published", "--preset benchmark published --sampler ddim --sampling_steps 50", "Ou et al. 2025", "aae", always=True),
+    Row("default", "", trains="aae", of="", always=True),
+    Row("published", "--preset benchmark published --sampler ddim --sampling_steps 50", "Ou et al. 2025", "aae", "", always=True),
+    Row("shuffled", "--shuffle_labels", "control", of="default", always=True),
+    # nothing to be known
+    Row("link_0", "--phantom_link 0", "control", "aae", "", always=True),
+    Row("link_0_shuffled", "--shuffle_labels", "control", of="link_0", always=True),
+    # what the repairs are tried on
+    Row("base", "--aae_block_norm false --ldm_lr_decay", trains="aae", of=""),
     # the loss
     Row("eps", "--prediction eps --validation_steps 20 --sampling_steps 20", "Ho et al. 2020"),
     Row("x0", "--prediction x0", "Salimans and Ho 2022"),
@@ -72,7 +78,6 @@ ROWS = (
     Row("true_weighted", "--label_at_sampling weighted", "", "nothing", "true_label"),
     Row("dropout_half", "--label_dropout 0.5", "Ho and Salimans 2022"),
     Row("guided", "--guidance 2", "Ho and Salimans 2022", "nothing"),
-    Row("shuffled", "--shuffle_labels", "control", always=True),
     # the latents
     Row("voxel_mean", "--latent_mean voxel --zero_terminal_snr", "Lin et al. 2024, on what differs from the mean"),
     Row("latents_1", "--latent_channels 1", "Ou et al. 2025", "aae"),
@@ -85,10 +90,8 @@ ROWS = (
     Row("calls_1", "--sampling_steps 1", "", "nothing"),
     Row("calls_5", "--sampling_steps 5", "", "nothing"),
     Row("calls_20", "--sampling_steps 20", "", "nothing"),
-    # nothing to be known
-    Row("link_0", "--phantom_link 0", "control", "aae", always=True),
-    Row("link_0_shuffled", "--shuffle_labels", "control", "ldm", "link_0", always=True),
 )
+BY_NAME = {row.name: row for row in ROWS}
 
 
 def experiment(seed: int, row: str) -> str:
@@ -96,15 +99,27 @@ def experiment(seed: int, row: str) -> str:
     return f"study{seed}_{row}"
 
 
+def change_of(row: Row) -> list[str]:
+    """The settings that differ from those of the preset, as words of a command line."""
+    return [*(change_of(BY_NAME[row.of]) if row.of else []), *row.change.split()]
+
+
 def words(row: Row, seed: int) -> list[str]:
     """The command line of a row's experiment, without its stages."""
-    change = next(other.change for other in ROWS if other.name == row.of).split() + row.change.split()
+    change = change_of(row)
     preset = [] if "--preset" in change else ["--preset", "benchmark"]
     cohort = f"data/benchmark{seed}{'_link0' if '--phantom_link' in change else ''}"
     own = ["--exp", experiment(seed, row.name), "--seed", str(seed), "--phantom_seed", str(FIRST_COHORT + seed), "--data_dir", cohort]
-    lender = experiment(seed, row.of)
-    lent = {"aae": [], "ldm": ["--aae_from", lender], "nothing": ["--ldm_from", lender]}[row.trains]
-    return [*preset, *own, *lent, *change]
+    return [*preset, *own, *lent_to(row, seed), *change]
+
+
+def lent_to(row: Row, seed: int) -> list[str]:
+    """The settings that say whose trained stages a row uses, as words of a command line."""
+    if row.trains == "aae":
+        return []
+    if row.trains == "ldm":
+        return ["--aae_from", experiment(seed, row.of)]
+    return ["--ldm_from", experiment(seed, row.of), *lent_to(BY_NAME[row.of], seed)]
 
 
 def stages(row: Row) -> list[list[str]]:
@@ -172,8 +187,8 @@ def write_study(seeds: list[int]) -> None:
         raise Failed(2, f"no row of seeds {', '.join(map(str, seeds))} is finished; python study.py runs them")
     folder = {(row.name, seed): parse_args(words(row, seed)).result_dir for row, seed in finished}
     scores = pd.concat([read_scores(path, row, seed, seconds) for (row, seed), path in folder.items()])
-    gains = read_gains({row.name: [(path, folder["default", seed]) for (name, seed), path in folder.items()
-                                   if name == row.name and ("default", seed) in folder] for row in ROWS})
+    gains = read_gains({row.name: [(path, folder["base", seed]) for (name, seed), path in folder.items()
+                                   if name == row.name and ("base", seed) in folder] for row in ROWS})
     table, bars = make_table(scores, gains, {row.name: (row.change, row.source) for row in ROWS}), make_bars(scores)
     write_csv(FOLDER / "scores.csv", scores)
     write_csv(FOLDER / "study.csv", table)

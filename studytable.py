@@ -10,7 +10,7 @@ from stats import agreement, area_under_roc, bootstrap, interval
 
 TABLE = ("PSNR_brain", "SSIM_brain", "way", "AUC", "AUC_MRI_PET", "r", "slope", "coverage", "Brier", "s_train", "s_test")
 CHOICE = ("PSNR_brain", "AUC", "r")                        # of the validation list
-VALIDATION_HEADINGS = {"row": "row", "change": "what differs from the default", "source": "source", "n": "seeds",
+VALIDATION_HEADINGS = {"row": "row", "change": "what differs", "source": "source", "n": "seeds",
                        "validation_PSNR_brain": "PSNR in brain", "gain": "gain [95 %]", "validation_AUC": "AUC", "validation_r": "r",
                        "s_train": "s to train", "s_test": "s to score"}
 TEST_HEADINGS = {"row": "row", "n": "seeds", "PSNR_brain": "PSNR in brain", "SSIM_brain": "SSIM in brain", "way": "way", "AUC": "AUC",
@@ -86,15 +86,14 @@ def _validation(folder: Path) -> dict[str, float]:
 
 
 def read_gains(folders: dict[str, list[tuple[Path, Path]]]) -> pd.DataFrame:
-    """How far a row is above the default in brain-only PSNR of the validation list, where both have the same one: gain, and its 95 %
-    bootstrap interval over the subjects of all seeds, gain_low and gain_high. folders: row -> (its folder, the default's) of each seed.
+    """How far a row is above the base in brain-only PSNR of the validation list, where both have the same one: gain, and its 95 %
+    bootstrap interval over the subjects of all seeds, gain_low and gain_high. folders: row -> (its folder, the base's) of each seed.
     """
     gains = {}
     for row, pairs in folders.items():
         lists = [[pd.read_csv(folder / "validation_list.csv") for folder in pair] for pair in pairs]
-        gain = [(own["PSNR_brain"] - default["PSNR_brain"]).to_numpy() for own, default in lists
-                if own["SUVR_real"].equals(default["SUVR_real"])]
-        if row != "default" and gain:
+        gain = [(own["PSNR_brain"] - base["PSNR_brain"]).to_numpy() for own, base in lists if own["SUVR_real"].equals(base["SUVR_real"])]
+        if row != "base" and gain:
             gain = np.concatenate(gain)
             draws = bootstrap(lambda chosen, gain=gain: gain[chosen].mean(-1), len(gain), 1000, 0)
             gains[row] = (gain.mean(), *map(float, interval(draws)))

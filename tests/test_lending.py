@@ -57,6 +57,14 @@ def test_seeds_that_lend_to_their_own_experiments_are_one_row(project):  # noqa:
     assert len(x) > 0 and (x["seeds"] == 2).all()
 
 
+def test_a_denoiser_on_a_lent_stage_1_is_lent_on_with_it(project, capsys):  # noqa: F811
+    assert run("--stages", "ldm", exp="b", aae_from="a", prediction="x0") == 0
+    assert run("--stages", "test", exp="c", ldm_from="b", aae_from="a", prediction="x0") == 0
+    assert not list((project / "result" / "c").glob("*.tar"))
+    assert run("--stages", "test", exp="d", ldm_from="b", prediction="x0") == 2
+    assert "result/b/CHECKPOINT_AAE.pth.tar is not there" in capsys.readouterr().err
+
+
 # every lever at once, as far as they go together: two runs that cover all of them
 LEVERS = [
     {"prediction": "x0", "zero_terminal_snr": "true", "min_snr": 5.0, "time_shift": 3.0, "conditioning": "multiscale",

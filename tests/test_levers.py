@@ -387,7 +387,6 @@ def test_weights_of_the_suvr_say_where_between_the_labels_a_pet_lies():
     ({"label_in_training": "suvr", "label_predictor": "ridge"}, "suvr needs a cortex_mask and a reference_mask"),
     ({"label_in_training": "suvr", "cortex_mask": "c", "reference_mask": "r"}, "label_predictor ridge and .*, not 2, linear and mixed"),
     ({"exp": "a", "aae_from": "a"}, "is this experiment itself"),
-    ({"aae_from": "a", "ldm_from": "b"}, "brings its own stage 1"),
 ])
 def test_levers_that_cannot_work_are_refused(settings, problem):
     with pytest.raises(ValueError, match=problem):

@@ -16,7 +16,7 @@ import study
 from commandline import parse_args
 from config import Config
 from presets import PRESETS
-from study import ROWS, SEEDS, Row
+from study import BY_NAME, ROWS, SEEDS, Row
 from studytable import make_bars, make_table, mean_squared_error, read_gains, to_markdown
 
 GROUP = {field.name: field.metadata["group"] for field in dataclasses.fields(Config)}
@@ -32,22 +32,23 @@ def settings_of(row: Row, seed: int = 0) -> Config:
 
 def test_every_row_is_a_run_of_its_own_whose_lender_has_what_it_needs():
     names = {(settings_of(row, seed).exp) for row in ROWS for seed in SEEDS}
-    assert len(names) == len(ROWS) * len(SEEDS) and len({row.name for row in ROWS}) == len(ROWS)
-    by_name = {row.name: row for row in ROWS}
+    assert len(names) == len(ROWS) * len(SEEDS) and len(BY_NAME) == len(ROWS)
     for row in ROWS:
-        cfg = settings_of(row)
-        lender = settings_of(by_name[row.of])
+        cfg, of = settings_of(row), BY_NAME[row.of or "default"]
+        lender = settings_of(of)
         changed = {GROUP[name] for name in differences(cfg, lender)} - {"run"}
         allowed = {"nothing": {"sampling"}, "ldm": {"sampling", "ldm"}, "aae": {"sampling", "ldm", "aae", "data", "phantom", "run"}}
         assert changed <= allowed[row.trains], row.name
-        assert (cfg.aae_from, cfg.ldm_from) == {"nothing": ("", lender.exp), "ldm": (lender.exp, ""), "aae": ("", "")}[row.trains]
+        assert {"nothing": cfg.ldm_from, "ldm": cfg.aae_from, "aae": ""}[row.trains] == ("" if row.trains == "aae" else lender.exp)
+        trains = {settings_of(other).exp: other.trains for other in ROWS}
+        assert trains.get(cfg.lent_by("aae"), "aae") == "aae" and trains.get(cfg.lent_by("ldm"), "ldm") != "nothing"
         assert (cfg == lender) == (row.name == "default")
-        assert ROWS.index(by_name[row.of]) <= ROWS.index(row)                                # a lender is trained first
-        assert row.trains != "nothing" or by_name[row.of].trains != "nothing"
+        assert ROWS.index(of) <= ROWS.index(row)           # a lender is trained first
+        assert row.trains != "nothing" or of.trains != "nothing"
 
 
 def test_published_is_published_but_for_its_sampler():
-    cfg, published = settings_of(next(row for row in ROWS if row.name == "published")), parse_args(["--preset", "demo", "published"])
+    cfg, published = settings_of(BY_NAME["published"]), parse_args(["--preset", "demo", "published"])
     groups = {GROUP[name]: name for name in differences(cfg, published)}
     changed = differences(cfg, published) - {"exp"}
     assert changed == {"sampler", "sampling_steps", "phantom_subjects", "phantom_seed", "data_dir", "aae_epochs", "ldm_epochs"}, groups
@@ -117,9 +118,9 @@ def test_gains_are_those_of_the_same_subjects_over_all_seeds(tmp_path):
     pairs, suvr = [], rng.normal(1.2, 0.2, (2, 60))
     for seed in range(2):                                  # subjects differ by 3 dB, the methods by 0.2 with much less noise
         psnr = rng.normal(27, 3, 60)
-        pairs.append((listed(f"row{seed}", psnr + 0.2 + rng.normal(0, 0.3, 60), suvr[seed]), listed(f"default{seed}", psnr, suvr[seed])))
+        pairs.append((listed(f"row{seed}", psnr + 0.2 + rng.normal(0, 0.3, 60), suvr[seed]), listed(f"base{seed}", psnr, suvr[seed])))
     other = listed("other_cohort", rng.normal(30, 3, 60), rng.normal(1.2, 0.2, 60))
-    gains = read_gains({"row": pairs, "default": [(default, default) for _, default in pairs], "link_0": [(other, pairs[0][1])]})
+    gains = read_gains({"row": pairs, "base": [(base, base) for _, base in pairs], "link_0": [(other, pairs[0][1])]})
     assert gains.index.tolist() == ["row"]
     gain, low, high = gains.loc["row"]
     assert gain == pytest.approx(0.2, abs=0.1) and 0 < low < gain < high
@@ -139,7 +140,9 @@ def small(tmp_path, monkeypatch):
     phantom = {"phantom_voxel": 8, "phantom_subjects": (6, 10, 4),
                "image_size": (22, 27, 22), "aae_epochs": 1, "ldm_epochs": 1, "validation_every": 1}
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(study, "ROWS", (Row("default", "", trains="aae"), Row("draws_4", "--samples_per_scan 4", "", "nothing")))
+    rows = (Row("default", "", trains="aae", of=""), Row("draws_4", "--samples_per_scan 4", "", "nothing", "default"))
+    monkeypatch.setattr(study, "ROWS", rows)
+    monkeypatch.setattr(study, "BY_NAME", {row.name: row for row in rows})
     plain, commands = study.words, []
     monkeypatch.setattr(study, "words", lambda row, seed: [*plain(row, seed), *arguments(
         {name: value for name, value in (TINY | phantom).items() if f"--{name}" not in row.change.split()})])
