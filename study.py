@@ -182,14 +182,13 @@ def write_study(seeds: list[int]) -> None:
     """study.csv, bars.csv and study.md of the rows that are finished."""
     seconds = pd.read_csv(FOLDER / "seconds.csv").groupby(["experiment", "part"])["seconds"].sum() if (FOLDER / "seconds.csv").is_file() \
         else pd.Series(dtype=float)
-    finished = [(row, seed) for row in ROWS for seed in seeds if is_done(parse_args(words(row, seed)))]
-    if not finished:
+    runs = {(row.name, seed): parse_args(words(row, seed)) for row in ROWS for seed in seeds}
+    folders = {run: cfg.result_dir for run, cfg in runs.items() if is_done(cfg)}
+    if not folders:
         raise Failed(2, f"no row of seeds {', '.join(map(str, seeds))} is finished; python study.py runs them")
-    folder = {(row.name, seed): parse_args(words(row, seed)).result_dir for row, seed in finished}
-    scores = pd.concat([read_scores(path, row, seed, seconds) for (row, seed), path in folder.items()])
-    gains = read_gains({row.name: [(path, folder["base", seed]) for (name, seed), path in folder.items()
-                                   if name == row.name and ("base", seed) in folder] for row in ROWS})
-    table, bars = make_table(scores, gains, {row.name: (row.change, row.source) for row in ROWS}), make_bars(scores)
+    scores = pd.concat([read_scores(folder, row, seed, seconds) for (row, seed), folder in folders.items()])
+    about = {row.name: (f"{row.of} {row.change}".strip(), row.source) for row in ROWS}
+    table, bars = make_table(scores, read_gains(folders), about), make_bars(scores)
     write_csv(FOLDER / "scores.csv", scores)
     write_csv(FOLDER / "study.csv", table)
     write_csv(FOLDER / "bars.csv", bars)

@@ -10,7 +10,7 @@ from stats import agreement, area_under_roc, bootstrap, interval
 
 TABLE = ("PSNR_brain", "SSIM_brain", "way", "AUC", "AUC_MRI_PET", "r", "slope", "coverage", "Brier", "s_train", "s_test")
 CHOICE = ("PSNR_brain", "AUC", "r")                        # of the validation list
-VALIDATION_HEADINGS = {"row": "row", "change": "what differs", "source": "source", "n": "seeds",
+VALIDATION_HEADINGS = {"row": "row", "change": "differs from", "source": "source", "n": "seeds",
                        "validation_PSNR_brain": "PSNR in brain", "gain": "gain [95 %]", "validation_AUC": "AUC", "validation_r": "r",
                        "s_train": "s to train", "s_test": "s to score"}
 TEST_HEADINGS = {"row": "row", "n": "seeds", "PSNR_brain": "PSNR in brain", "SSIM_brain": "SSIM in brain", "way": "way", "AUC": "AUC",
@@ -85,19 +85,21 @@ def _validation(folder: Path) -> dict[str, float]:
     return {f"validation_{name}": scores[name] for name in CHOICE}
 
 
-def read_gains(folders: dict[str, list[tuple[Path, Path]]]) -> pd.DataFrame:
-    """How far a row is above the base in brain-only PSNR of the validation list, where both have the same one: gain, and its 95 %
-    bootstrap interval over the subjects of all seeds, gain_low and gain_high. folders: row -> (its folder, the base's) of each seed.
+def read_gains(folders: dict[tuple[str, int], Path]) -> pd.DataFrame:
+    """How far a row is above the base in brain-only PSNR (dB) of the validation list, where both have the same one: gain, and its 95 %
+    bootstrap interval over the subjects of all seeds, gain_low and gain_high. folders: (row, seed) -> folder of its results.
     """
-    gains = {}
-    for row, pairs in folders.items():
-        lists = [[pd.read_csv(folder / "validation_list.csv") for folder in pair] for pair in pairs]
-        gain = [(own["PSNR_brain"] - base["PSNR_brain"]).to_numpy() for own, base in lists if own["SUVR_real"].equals(base["SUVR_real"])]
-        if row != "base" and gain:
-            gain = np.concatenate(gain)
-            draws = bootstrap(lambda chosen, gain=gain: gain[chosen].mean(-1), len(gain), 1000, 0)
-            gains[row] = (gain.mean(), *map(float, interval(draws)))
-    return pd.DataFrame.from_dict(gains, orient="index", columns=["gain", "gain_low", "gain_high"])
+    lists = {run: pd.read_csv(folder / "validation_list.csv") for run, folder in folders.items()}
+    gains = {}                                             # row -> dB of each subject, seed by seed
+    for (row, seed), own in lists.items():
+        base = lists.get(("base", seed))
+        if row != "base" and base is not None and own["SUVR_real"].equals(base["SUVR_real"]):
+            gains.setdefault(row, []).extend(own["PSNR_brain"] - base["PSNR_brain"])
+
+    def summary(gain: np.ndarray) -> tuple[float, float, float]:
+        return gain.mean(), *map(float, interval(bootstrap(lambda chosen: gain[chosen].mean(-1), len(gain), 1000, 0)))
+    return pd.DataFrame.from_dict({row: summary(np.array(gain)) for row, gain in gains.items()}, orient="index",
+                                  columns=["gain", "gain_low", "gain_high"])
 
 
 def make_table(scores: pd.DataFrame, gains: pd.DataFrame, about: dict[str, tuple[str, str]]) -> pd.DataFrame:
@@ -112,13 +114,13 @@ def make_table(scores: pd.DataFrame, gains: pd.DataFrame, about: dict[str, tuple
 
 
 def make_bars(scores: pd.DataFrame) -> pd.DataFrame:
-    """What the default set out for, on the test lists: bar, found and sd (mean and SD over seeds), wanted, reached. Rows that are missing
-    have no bar."""
+    """What the default set out for, on the test lists: bar, found and found_sd (mean and SD over seeds), wanted, reached. Rows that are
+    missing have no bar."""
     by_row = {row: group.set_index("seed") for row, group in scores.groupby("row")}
     default, bars = by_row.get("default"), []
 
     def add(bar: str, found: pd.Series, wanted: str, reached: bool) -> None:
-        bars.append({"bar": bar, "found": found.mean(), "sd": found.std(), "wanted": wanted, "reached": bool(reached)})
+        bars.append({"bar": bar, "found": found.mean(), "found_sd": found.std(), "wanted": wanted, "reached": bool(reached)})
 
     def against(bar: str, column: str, other: str, factor: float, less: float, others: str = "") -> None:
         """default's column at least factor x that of the other row (others, if it has another name) - less, in the mean over seeds."""
@@ -127,7 +129,7 @@ def make_bars(scores: pd.DataFrame) -> pd.DataFrame:
             add(bar, default[column], f">= {least:.3f}", default[column].mean() >= least)
 
     if default is None:
-        return pd.DataFrame(columns=["bar", "found", "sd", "wanted", "reached"])
+        return pd.DataFrame(columns=["bar", "found", "found_sd", "wanted", "reached"])
     against("PSNR in brain, against latent_regression - 0.1 dB", "PSNR_brain", "latent_regression", 1, 0.1)
     add("way from mean_pet to oracle in squared error", default["way"], ">= 0.7", default["way"].mean() >= 0.7)
     against("AUC of the SUVR, against the MRI classifier - 0.02", "AUC", "MRI classifier", 1, 0.02)
@@ -155,7 +157,7 @@ def to_markdown(table: pd.DataFrame, bars: pd.DataFrame) -> str:
 
 def _shown(table: pd.DataFrame, headings: dict[str, str], digits: int = 2) -> str:
     """The columns that have a heading, as Markdown."""
-    table, cells = table.rename(columns={"sd": "found_sd"}), {}
+    cells = {}
     for name, heading in headings.items():
         if name == "gain":
             cells[heading] = [f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]" if np.isfinite(gain) else ""

@@ -33,6 +33,7 @@ def settings_of(row: Row, seed: int = 0) -> Config:
 def test_every_row_is_a_run_of_its_own_whose_lender_has_what_it_needs():
     names = {(settings_of(row, seed).exp) for row in ROWS for seed in SEEDS}
     assert len(names) == len(ROWS) * len(SEEDS) and len(BY_NAME) == len(ROWS)
+    trains = {study.experiment(0, row.name): row.trains for row in ROWS}
     for row in ROWS:
         cfg, of = settings_of(row), BY_NAME[row.of or "default"]
         lender = settings_of(of)
@@ -40,8 +41,8 @@ def test_every_row_is_a_run_of_its_own_whose_lender_has_what_it_needs():
         allowed = {"nothing": {"sampling"}, "ldm": {"sampling", "ldm"}, "aae": {"sampling", "ldm", "aae", "data", "phantom", "run"}}
         assert changed <= allowed[row.trains], row.name
         assert {"nothing": cfg.ldm_from, "ldm": cfg.aae_from, "aae": ""}[row.trains] == ("" if row.trains == "aae" else lender.exp)
-        trains = {settings_of(other).exp: other.trains for other in ROWS}
-        assert trains.get(cfg.lent_by("aae"), "aae") == "aae" and trains.get(cfg.lent_by("ldm"), "ldm") != "nothing"
+        assert not cfg.lent_by("aae") or trains[cfg.lent_by("aae")] == "aae"                 # a stage is lent by who trained it
+        assert not cfg.lent_by("ldm") or trains[cfg.lent_by("ldm")] != "nothing"
         assert (cfg == lender) == (row.name == "default")
         assert ROWS.index(of) <= ROWS.index(row)           # a lender is trained first
         assert row.trains != "nothing" or of.trains != "nothing"
@@ -120,7 +121,8 @@ def test_gains_are_those_of_the_same_subjects_over_all_seeds(tmp_path):
         psnr = rng.normal(27, 3, 60)
         pairs.append((listed(f"row{seed}", psnr + 0.2 + rng.normal(0, 0.3, 60), suvr[seed]), listed(f"base{seed}", psnr, suvr[seed])))
     other = listed("other_cohort", rng.normal(30, 3, 60), rng.normal(1.2, 0.2, 60))
-    gains = read_gains({"row": pairs, "base": [(base, base) for _, base in pairs], "link_0": [(other, pairs[0][1])]})
+    gains = read_gains({(row, seed): folder for seed, pair in enumerate(pairs) for row, folder in zip(("row", "base"), pair, strict=True)}
+                       | {("link_0", 0): other, ("row", 2): other})
     assert gains.index.tolist() == ["row"]
     gain, low, high = gains.loc["row"]
     assert gain == pytest.approx(0.2, abs=0.1) and 0 < low < gain < high
