@@ -100,12 +100,12 @@ def denoiser_call(setup: Setup) -> Part:
     """One network call of one draw; as published with the Extractor."""
     unet, draws = build_unet(setup.cfg, setup.device).eval(), 1 if setup.published else setup.cfg.samples_per_scan
     z_t, mri, t = setup.latents(draws), setup.volumes(1), torch.full((draws,), setup.cfg.timesteps // 2, device=setup.device)
-    condition = None if setup.published else [unet.extractor(mri).detach().expand(draws, -1, -1, -1, -1)]
+    condition = None if setup.published else [one.detach().expand(draws, -1, -1, -1, -1) for one in unet.condition(mri)]
 
     @torch.no_grad()
     def call():
         with setup.cast():
-            return unet.denoise(z_t, [unet.extractor(mri)] if condition is None else condition, t)
+            return unet.denoise(z_t, unet.condition(mri) if condition is None else condition, t)
     return call, draws
 
 

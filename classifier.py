@@ -107,7 +107,7 @@ def label_of_draws(probabilities: Tensor, draws: range, how: str) -> tuple[Tenso
     """
     B, K = probabilities.shape
     even, labels = torch.ones(B, len(draws)), torch.eye(K)
-    if how == "mixed":
+    if how in ("mixed", "matched"):
         return probabilities[:, None].expand(-1, len(draws), -1), even
     if how == "class":
         return labels[probabilities.argmax(dim=1)][:, None].expand(-1, len(draws), -1), even

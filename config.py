@@ -100,16 +100,16 @@ class Config:
 
     # Stage 1, the adversarial autoencoder
     aae_channels: tuple[int, ...] = aae((16, 32, 64), "channels at each resolution, each half the one before; paper", low=1)
-    latent_channels: int = aae(1, "channels C of the latent; paper: 1", low=1)
+    latent_channels: int = aae(4, "channels C of the latent; paper: 1", low=1)
     aae_norm_groups: int = aae(16, "groups of every GroupNorm; paper: 16", low=1)
     aae_output_norm: bool = aae(False, "GroupNorm before the last convolution of encoder and decoder; published: true. It "
                                        "hides the absolute level of uptake, and that level is the diagnosis")
-    aae_block_norm: bool = aae(True, "GroupNorms in the residual blocks of encoder and decoder (paper); false: without, so that no level "
-                                     "of uptake has to find its way around them")
+    aae_block_norm: bool = aae(False, "GroupNorms in the residual blocks of encoder and decoder; paper: true. Without them no level of "
+                                      "uptake has to find its way around them")
     disc_channels: tuple[int, ...] = aae((16, 32, 64, 128), "channels of the discriminator; paper", low=1)
     lambda_rec: float = aae(100.0, "weight of the L1 reconstruction against the adversarial term; paper: 100", low=0.0)
     aae_lr: float = aae(1e-4, "learning rate of Adam; paper: 1e-4", low=1e-8, high=1.0)
-    aae_lr_decay: bool = aae(False, "let the learning rates of stage 1 fall to 0 along half a cosine, epoch by epoch; paper: constant")
+    aae_lr_decay: bool = aae(True, "let the learning rates of stage 1 fall to 0 along half a cosine, epoch by epoch; paper: constant")
     aae_betas: tuple[float, float] = aae((0.5, 0.999), "betas of Adam; paper", low=0.0, high=0.99999)
     aae_batch_size: int = aae(2, "volumes a step and process; paper: 2, in one process", low=1)
     aae_accumulation: int = aae(1, "batches whose gradients are added up for one step, which then sees batch size x accumulation", low=1)
@@ -131,16 +131,16 @@ class Config:
                                "noise swamps the overall level of uptake", choices=("eps", "v", "x0"))
     min_snr: float = ldm(0.0, "gamma of the Min-SNR weights of the loss over time (Hang et al. 2023, who take 5); 0: none; paper: none",
                          low=0.0)
-    time_shift: float = ldm(1.0, "training draws times t = s u / (1 + (s - 1) u) of T, u uniform (Esser et al. 2024, Eq. 23): above 1 more "
-                                 "of them at high noise; paper: 1", low=0.01, high=100.0)
+    time_shift: float = ldm(10.0, "training draws times t = s u / (1 + (s - 1) u) of T, u uniform (Esser et al. 2024, Eq. 23): above 1 "
+                                  "more of them at high noise; paper: 1", low=0.01, high=100.0)
     image_loss: float = ldm(0.0, "weight of the L1 between PET and decoded estimate of z_0, in units of the PET's deviation over the "
                                  "training list (an idea of CoCoLIT, 2025); 0: none; paper: none", low=0.0)
     cortex_loss: float = ldm(0.0, "weight of the same L1 inside cortex_mask alone; 0: none; paper: none", low=0.0)
     image_loss_over_time: str = ldm("even", "even: image_loss and cortex_loss count alike at all times; signal: by alpha_bar, little at "
                                             "high noise", choices=("even", "signal"))
-    conditioning: str = ldm("input", "where the UNet sees the MRI; input: as one channel beside z_t (paper); multiscale: also as features "
-                                     "of its own at every resolution", choices=("input", "multiscale"))
-    mri_deviations: bool = ldm(False, "networks that see the MRI also see how far each voxel is from the mean MRI of the training list, in "
+    conditioning: str = ldm("multiscale", "where the UNet sees the MRI; input: as one channel beside z_t (paper); multiscale: also as "
+                                          "features of its own at every resolution", choices=("input", "multiscale"))
+    mri_deviations: bool = ldm(True, "networks that see the MRI also see how far each voxel is from the mean MRI of the training list, in "
                                       "deviations of that voxel; paper: no")
     latent_scaling: bool = ldm(True, "shift and scale the latents to mean 0 and deviation 1 over the training list, which the "
                                      "noise schedule assumes; published: false")
@@ -148,7 +148,7 @@ class Config:
                                   "each voxel and channel, so that the diffusion is about how subjects differ, not about what they share",
                            choices=("one", "voxel"))
     image_conditioning: bool = ldm(True, "the UNet sees the MRI; false: an ablation, in which only the label's prediction still does")
-    label_predictor: str = ldm("linear", "what predicts the label from the MRI; linear: principal components at 8 mm and logistic "
+    label_predictor: str = ldm("ridge", "what predicts the label from the MRI; linear: principal components at 8 mm and logistic "
                                          "regression; ridge: ridge regression at 4 mm, both sides of the brain averaged; network: small 3D "
                                          "networks, one a fold of the training list. The latter two are calibrated on what a fit left out",
                                choices=("linear", "ridge", "network"))
@@ -160,7 +160,7 @@ class Config:
     shuffle_labels: bool = ldm(False, "a control: the labels of the training list change places at random before stage 2")
     label_conditioning: bool = ldm(True, "the UNet sees labels in training; false: an ablation, as with label_dropout 1 and "
                                          "label_at_sampling none")
-    label_dropout: float = ldm(0.5, "share of training samples that go without their label, so that sampling without one is "
+    label_dropout: float = ldm(0.1, "share of training samples that go without their label, so that sampling without one is "
                                     "not a new input; published: 0", low=0.0, high=1.0)
     ldm_lr: float = ldm(1e-4, "learning rate of AdamW; paper: 1e-4", low=1e-8, high=1.0)
     ldm_lr_decay: bool = ldm(False, "let the learning rate of stage 2 fall to 0 along half a cosine, epoch by epoch; paper: constant")
@@ -187,9 +187,11 @@ class Config:
     save_deviation: bool = sampling(False, "also write the standard deviation of the decoded draws of each scan, <ID>_sd.nii.gz")
     label_at_sampling: str = sampling("mixed", "none: no label (published, an input unseen in its training). The others take the "
                                                "probabilities p that the MRI predicts, never the true label; class: the likeliest label; "
-                                               "mixed: p mixes the label embeddings; split: each draw takes one label, in the proportions "
-                                               "p; weighted: as many draws with each label, their mean weighted by p",
-                                      choices=("none", "class", "mixed", "split", "weighted"))
+                                               "mixed: p mixes the label embeddings; matched: then once more, with p corrected by "
+                                               "what the SUVR of the first synthetic PET lacks (for label_in_training suvr); split: "
+                                               "each draw takes one label, in the proportions p; weighted: as many draws with each label, "
+                                               "their mean weighted by p",
+                                      choices=("none", "class", "mixed", "matched", "split", "weighted"))
     guidance: float = sampling(1.0, "scale of classifier-free guidance by the label (Ho and Salimans 2022): above 1 exaggerates what the "
                                     "label changes, with twice the network calls; 1: none; paper: none", low=0.0, high=20.0)
     shared_noise: bool = sampling(False, "all scans begin from the same noises, so that two scans differ by their MRIs alone")
@@ -286,6 +288,11 @@ class Config:
     def predicts_label(self) -> bool:
         """Whether sampling conditions on a label predicted from the MRI."""
         return self.label_conditioning and self.label_at_sampling != "none"
+
+    @property
+    def matches_suvr(self) -> bool:
+        """Whether synthesis draws twice, the second time with what the SUVR of the first PET lacks."""
+        return self.predicts_label and self.label_at_sampling == "matched"
 
     @property
     def deviations_of(self) -> tuple[int, int, int] | None:

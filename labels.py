@@ -18,10 +18,12 @@ def label_facts(exp: Experiment) -> dict:
     Raises InputError if they are to follow from the SUVR and the PETs do not have any that fits the labels.
     """
     cfg, labels = exp.cfg, training_labels(exp)
-    weights = suvr_weights(exp) if cfg.label_in_training == "suvr" else true_weights(exp)
+    weights, levels = suvr_weights(exp) if cfg.label_in_training == "suvr" else (true_weights(exp), None)
     if not cfg.least_of_each_label:
         return {"classifier": None, "label_weights": weights}
     classifier, left_out = fit_predictor(exp, labels, weights[:len(labels)])
+    if levels is not None:
+        classifier.levels = levels
     if cfg.label_in_training == "predicted":
         weights[:len(labels)] = left_out
     return {"classifier": classifier.state(), "label_weights": weights}
@@ -49,9 +51,9 @@ def true_weights(exp: Experiment) -> Tensor:
     return torch.eye(exp.cfg.num_classes)[torch.tensor(labels)]
 
 
-def suvr_weights(exp: Experiment) -> Tensor:
+def suvr_weights(exp: Experiment) -> tuple[Tensor, Tensor]:
     """Weights that say how much amyloid there is, as in label_facts: a scan with the mean SUVR of a label has a weight of 1 for that label,
-    in between they are mixed, and beyond one of them is negative."""
+    in between they are mixed, and beyond one of them is negative. With them those two mean SUVRs, [2]."""
     scans = exp.cohort.train + exp.cohort.validation
     loader = progress_bar(exp.batches(scans, "pet"), desc="SUVR of the PETs", unit="batch")
     suvr = np.array([exp.regions.measure(pet)["SUVR"] for batch in loader for pet in batch["pet"][:, 0].numpy()])
@@ -64,7 +66,7 @@ def suvr_weights(exp: Experiment) -> Tensor:
         raise InputError(f"label_in_training suvr: the mean SUVR of the training list is {negative:.3f} with label 0 and {positive:.3f} "
                          "with label 1, but amyloid raises it; look at the labels, and at cortex_mask and reference_mask")
     share = (np.concatenate([train[training_order(exp)], suvr[len(train):]]) - negative) / (positive - negative)
-    return torch.from_numpy(np.stack([1 - share, share], axis=1)).float()
+    return torch.from_numpy(np.stack([1 - share, share], axis=1)).float(), torch.tensor([negative, positive])
 
 
 def fit_predictor(exp: Experiment, labels: np.ndarray, weights: Tensor) -> tuple[Predictor, Tensor | None]:

@@ -220,7 +220,7 @@ def test(exp: Experiment) -> None:
     synthesizer, classifier, aae = exp.best_synthesizer()
     epochs = trained_epochs(exp)
     controls = trained_regressions(exp, aae, epochs["ldm_epochs"])
-    draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan))
+    draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan), cfg.matches_suvr)
     say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} draws by {cfg.sampler}, writes {folder}/*.csv and synthesized/")
     for remark in exp.region_remarks():
         say("test", remark)

@@ -77,9 +77,11 @@ def _lever_misfits(cfg):
     if cfg.label_in_training == "suvr":
         if not (cfg.cortex_mask or cfg.is_phantom):
             yield "label_in_training suvr needs a cortex_mask and a reference_mask"
-        if (cfg.num_classes, cfg.label_predictor, cfg.label_at_sampling in ("mixed", "none")) != (2, "ridge", True):
-            yield ("label_in_training suvr needs num_classes 2, label_predictor ridge and label_at_sampling mixed or none, not "
+        if (cfg.num_classes, cfg.label_predictor, cfg.label_at_sampling in ("mixed", "matched", "none")) != (2, "ridge", True):
+            yield ("label_in_training suvr needs num_classes 2, label_predictor ridge and label_at_sampling mixed, matched or none, not "
                    f"{cfg.num_classes}, {cfg.label_predictor} and {cfg.label_at_sampling}")
+    elif cfg.label_at_sampling == "matched":
+        yield f"label_at_sampling matched needs label_in_training suvr, not {cfg.label_in_training}"
     for name in ("aae_from", "ldm_from"):
         if getattr(cfg, name) == cfg.exp:
             yield f"{name} {cfg.exp} is this experiment itself; leave it empty"

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn as nn
+from torch import Tensor
 
 from checkpoints import check_settings, load_checkpoint, restore
 from classifier import LabelClassifier, label_of_draws
@@ -13,6 +14,7 @@ from config import Config
 from diffusion import Diffusion, Draws, LatentScale, Synthesizer
 from model import AAE, Discriminator, UNet, recompute_activations
 from predictor import NetworkClassifier, RidgeClassifier
+from regions import Regions
 from utils import InputError, NotFiniteError, autocast, draw_noise, has_bf16, pick_precision, weights_key
 from volumes import Crop
 
@@ -70,6 +72,7 @@ def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
 
 class Networks:
     """The settings, the device, and the networks of the best checkpoints."""
+    regions: Regions | None = None                         # of the SUVR; an experiment has read them
 
     def __init__(self, cfg: Config, device: torch.device):
         self.cfg, self.device = cfg, device
@@ -139,24 +142,36 @@ class Networks:
         return *self.synthesizer(aae, unet, saved["facts"]), aae
 
     def draw(self, synthesizer: Synthesizer, classifier: Predictor | None, sampler: str, steps: int,
-             draws: range) -> Callable[[dict], Draws]:
+             draws: range, match: bool = False) -> Callable[[dict], Draws]:
         """A function: batch of MRIs -> draws. The noise of a draw depends on seed, ID and its number alone, or on seed and number if it is
-        shared; with label_at_sampling weighted, the draws of the K labels share theirs."""
+        shared; with label_at_sampling weighted, the draws of the K labels share theirs. match: draw again, with the same noise and with
+        label weights corrected by what the SUVR of the first synthetic PET lacks."""
         cfg = self.cfg
         shape = (cfg.latent_channels, *cfg.latent_size)
         labels_a_noise = cfg.num_classes if classifier and cfg.label_at_sampling == "weighted" else 1
 
         def latents(batch: dict) -> Draws:
-            """Batch of MRIs -> their draws. Raises NotFiniteError that names the subjects."""
+            """Batch of MRIs -> their draws."""
+            if not classifier:
+                return with_weights(batch, None)
+            predicted = classifier.probabilities(batch["mri"])
+            weights = classifier.weights(batch["mri"]) if cfg.label_in_training == "suvr" else predicted
+            drawn = with_weights(batch, weights)
+            if match:
+                pets = synthesizer.decode(drawn.mean())[:, 0].cpu().numpy()
+                suvr = torch.tensor([self.regions.measure(pet)["SUVR"] for pet in pets])
+                drawn = with_weights(batch, classifier.corrected(weights, suvr))
+            return drawn._replace(label=predicted)
+
+        def with_weights(batch: dict, weights: Tensor | None) -> Draws:
+            """Draws with these weights of the label embeddings [B, K]. Raises NotFiniteError that names the subjects."""
             label, weight = None, torch.ones(len(batch["id"]), len(draws))
-            predicted = classifier.probabilities(batch["mri"]) if classifier else None
-            if classifier:
-                weights = classifier.weights(batch["mri"]) if cfg.label_in_training == "suvr" else predicted
+            if weights is not None:
                 label, weight = label_of_draws(weights, draws, cfg.label_at_sampling)
             noise = [[draw_noise(cfg.seed, "all scans" if cfg.shared_noise else subject, k // labels_a_noise, shape) for k in draws]
                      for subject in batch["id"]]
             z_0 = synthesizer.draw(batch["mri"].to(self.device), label, noise, sampler, steps)
             if bad := [subject for subject, draws_of in zip(batch["id"], z_0, strict=True) if not torch.isfinite(draws_of).all()]:
                 raise NotFiniteError(f"the latents sampled by {sampler} for {', '.join(bad)} are not finite")
-            return Draws(z_0, weight.to(z_0.device), predicted)
+            return Draws(z_0, weight.to(z_0.device))
         return latents

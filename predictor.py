@@ -29,11 +29,13 @@ class RidgeClassifier:
     components, of which a few of largest variance would keep little. Both sides of the brain are averaged, voxel by voxel.
 
     coef: [K, F], intercept: [K]; span: smallest and largest weight that it was fitted to, [2]; voxels [d, h, w] bool picks the F features;
-    calibration as in NetworkClassifier.
+    calibration as in NetworkClassifier; levels: mean SUVR of the training list with each label, [2], if the weights were made of SUVRs.
     """
 
-    def __init__(self, coef: Tensor, intercept: Tensor, span: Tensor, voxels: Tensor, calibration: Tensor, pool: int):
+    def __init__(self, coef: Tensor, intercept: Tensor, span: Tensor, voxels: Tensor, calibration: Tensor, pool: int,
+                 levels: Tensor | None = None):
         self.coef, self.intercept, self.span, self.voxels, self.calibration, self.pool = coef, intercept, span, voxels, calibration, pool
+        self.levels = levels
 
     @classmethod
     def cross_fit(cls, mri: Tensor, labels: np.ndarray, weights: np.ndarray, brain: Tensor, pool: int, seed: int) \
@@ -62,6 +64,12 @@ class RidgeClassifier:
     def weights(self, volume: Tensor) -> Tensor:
         """The weights of the label, for MRIs [B, 1, D, H, W], within those of training: [B, K] float32."""
         return self._regress(volume).clamp(*self.span)
+
+    def corrected(self, weights: Tensor, suvr: Tensor) -> Tensor:
+        """Weights [B, 2] that make up for what the SUVR [B] of PETs synthesized with these weights lacks; as they are where it is NaN."""
+        negative, positive = self.levels.tolist()
+        lack = weights[:, 1] - (suvr - negative) / (positive - negative)
+        return weights + torch.stack([-lack, lack], dim=1).nan_to_num(0.0)
 
     def _regress(self, volume: Tensor) -> Tensor:
         features = both_sides(pool_volume(volume, self.pool))[:, 0, self.voxels].double()    # [B, F]

@@ -9,9 +9,10 @@ from results import load_run
 from stats import agreement, area_under_roc, bootstrap, interval
 
 TABLE = ("PSNR_brain", "SSIM_brain", "way", "AUC", "AUC_MRI_PET", "r", "slope", "coverage", "Brier", "s_train", "s_test")
-CHOICE = ("PSNR_brain", "AUC", "r")                        # of the validation list
+CHOICE = ("PSNR_brain", "MSE_brain", "AUC", "r")           # of the validation list
 VALIDATION_HEADINGS = {"row": "row", "change": "differs from", "source": "source", "n": "seeds",
-                       "validation_PSNR_brain": "PSNR in brain", "gain": "gain [95 %]", "validation_AUC": "AUC", "validation_r": "r",
+                       "validation_PSNR_brain": "PSNR in brain", "gain": "gain [95 %]",
+                       "validation_MSE_brain": "MSE in brain, 1e-4", "validation_AUC": "AUC", "validation_r": "r",
                        "s_train": "s to train", "s_test": "s to score"}
 TEST_HEADINGS = {"row": "row", "n": "seeds", "PSNR_brain": "PSNR in brain", "SSIM_brain": "SSIM in brain", "way": "way", "AUC": "AUC",
                  "AUC_MRI_PET": "AUC with MRI", "r": "r", "slope": "slope", "coverage": "coverage", "Brier": "Brier"}
@@ -81,20 +82,21 @@ def _label_predictor(folder: Path) -> dict[str, float]:
 def _validation(folder: Path) -> dict[str, float]:
     """The scores of the validation list, by which choices are made."""
     table = pd.read_csv(folder / "validation_list.csv")
-    scores = {"PSNR_brain": table["PSNR_brain"].mean(), **uptake_scores(table["label"], table["SUVR_real"], table["SUVR"])}
+    scores = {"PSNR_brain": table["PSNR_brain"].mean(), "MSE_brain": 1e4 * mean_squared_error(table),
+              **uptake_scores(table["label"], table["SUVR_real"], table["SUVR"])}
     return {f"validation_{name}": scores[name] for name in CHOICE}
 
 
 def read_gains(folders: dict[tuple[str, int], Path]) -> pd.DataFrame:
-    """How far a row is above the base in brain-only PSNR (dB) of the validation list, where both have the same one: gain, and its 95 %
+    """How far a row is above the default in brain-only PSNR (dB) of the validation list, where both have the same one: gain, and its 95 %
     bootstrap interval over the subjects of all seeds, gain_low and gain_high. folders: (row, seed) -> folder of its results.
     """
     lists = {run: pd.read_csv(folder / "validation_list.csv") for run, folder in folders.items()}
     gains = {}                                             # row -> dB of each subject, seed by seed
     for (row, seed), own in lists.items():
-        base = lists.get(("base", seed))
-        if row != "base" and base is not None and own["SUVR_real"].equals(base["SUVR_real"]):
-            gains.setdefault(row, []).extend(own["PSNR_brain"] - base["PSNR_brain"])
+        default = lists.get(("default", seed))
+        if row != "default" and default is not None and own["SUVR_real"].equals(default["SUVR_real"]):
+            gains.setdefault(row, []).extend(own["PSNR_brain"] - default["PSNR_brain"])
 
     def summary(gain: np.ndarray) -> tuple[float, float, float]:
         return gain.mean(), *map(float, interval(bootstrap(lambda chosen: gain[chosen].mean(-1), len(gain), 1000, 0)))

@@ -201,7 +201,8 @@ def voxel_problems(scans: list[NewScan], percentile: float) -> dict[str, str]:
 def synthesize_missing(trained: Trained, scans: list[NewScan], sources: dict[str, str], problems: dict[str, str], out: Path) -> None:
     """Synthesize the scans, several at once as far as the settings allow; notes in problems which could not be read after all."""
     exp = trained.exp
-    draw = exp.draw(trained.synthesizer, trained.classifier, exp.cfg.sampler, exp.cfg.sampling_steps, range(exp.cfg.samples_per_scan))
+    cfg = exp.cfg
+    draw = exp.draw(trained.synthesizer, trained.classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan), cfg.matches_suvr)
     with progress_bar(total=len(scans), desc="synthesize", unit="scan") as bar:
         for first in range(0, len(scans), exp.cfg.scans_at_once):
             stop_if_asked()

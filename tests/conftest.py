@@ -17,7 +17,7 @@ TINY = {"image_size": SHAPE, "crop_start": (3, 2, 3), "volume_size": (16, 24, 16
         "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 8), "aae_epochs": 2, "aae_lr": 1e-3,
         "unet_channels": 8, "unet_mults": (1, 2), "unet_res_blocks": 1, "unet_norm_groups": 4, "ldm_epochs": 2, "ldm_lr": 1e-3,
         "timesteps": 20, "ema_start": 2, "ema_decay": 0.5, "validation_steps": 2, "sampling_steps": 3, "samples_per_scan": 2,
-        "bootstrap_resamples": 100}
+        "bootstrap_resamples": 100, "precision": "fp32"}            # alike on every machine
 
 
 def pytest_addoption(parser):

@@ -72,7 +72,8 @@ LEVERS = [
      "latent_mean": "voxel", "mri_deviations": "true"},
     {"image_loss": 1.0, "cortex_loss": 1.0, "image_loss_over_time": "signal", "label_predictor": "network", "shuffle_labels": "true",
      "label_at_sampling": "weighted", "guidance": 2.0, "shared_noise": "true", "ldm_accumulation": 2, "save_deviation": "true"},
-    {"label_in_training": "suvr", "label_predictor": "ridge", "cortex_loss": 0.5, "latent_mean": "voxel", "mri_deviations": "true"},
+    {"label_in_training": "suvr", "label_at_sampling": "matched", "label_predictor": "ridge", "cortex_loss": 0.5, "latent_mean": "voxel",
+     "mri_deviations": "true"},
 ]
 
 

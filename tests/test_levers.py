@@ -17,6 +17,7 @@ from controls import mean_and_deviation
 from diffusion import Diffusion, Draws, LatentScale, Synthesizer
 from experiment import Experiment
 from model import AAE, UNet
+from networks import Networks
 from predictor import NetworkClassifier, RidgeClassifier, calibrate
 from training import ImageLoss, Objective, Sample, set_rate
 from utils import InputError
@@ -362,10 +363,11 @@ class WithUptake:
 
 def test_weights_of_the_suvr_say_where_between_the_labels_a_pet_lies():
     suvr = [1.0, 1.4, 1.1, 1.6, 1.3, 1.05]                 # means of the training list: 1.05 with label 0, 1.5 with 1
-    weights = labels.suvr_weights(WithUptake(suvr))
+    weights, levels = labels.suvr_weights(WithUptake(suvr))
+    assert levels.tolist() == pytest.approx([1.05, 1.5])
     assert_close(weights[:, 1], (torch.tensor(suvr) - 1.05) / 0.45)
     assert_close(weights.sum(dim=1), torch.ones(6))
-    shuffled = [labels.suvr_weights(WithUptake(suvr, shuffle_labels=True, seed=seed)) for seed in range(9)]
+    shuffled = [labels.suvr_weights(WithUptake(suvr, shuffle_labels=True, seed=seed))[0] for seed in range(9)]
     assert all(sorted(one[:4, 1].tolist()) == sorted(weights[:4, 1].tolist()) for one in shuffled)
     assert any((one[:4] != weights[:4]).any() for one in shuffled)
     assert all((one[4:] == weights[4:]).all() for one in shuffled)                           # the validation list is left alone
@@ -373,6 +375,31 @@ def test_weights_of_the_suvr_say_where_between_the_labels_a_pet_lies():
         labels.suvr_weights(WithUptake([*suvr[:4], float("nan"), 1.0]))
     with pytest.raises(InputError, match="1.500 with label 0 and 1.050 with label 1"):
         labels.suvr_weights(WithUptake([1.4, 1.0, 1.6, 1.1, 1.3, 1.05]))
+
+
+def test_matched_draws_give_the_suvr_that_the_mri_predicts_whatever_the_denoiser_makes_of_the_weights():
+    """A denoiser whose PETs miss the SUVR that their weights say, each by another amount, and one without any uptake."""
+    negative, positive, miss = 1.0, 1.5, torch.tensor([0.2, -0.1, 0.0, float("nan")])
+    weights = torch.tensor([[0.7, 0.3], [-0.1, 1.1], [1.0, 0.0], [0.5, 0.5]])
+    exp = Networks(Config(**TINY), torch.device("cpu"))
+    exp.cfg = SimpleNamespace(seed=0, shared_noise=False, latent_channels=1, latent_size=(1, 1, 1), label_at_sampling="matched",
+                              num_classes=2, label_in_training="suvr")
+    exp.regions = SimpleNamespace(measure=lambda pet: {"SUVR": float(pet[0, 0, 0])})
+    classifier = RidgeClassifier(*[None] * 6, levels=torch.tensor([negative, positive]))
+    classifier.probabilities = classifier.weights = lambda mri: weights
+
+    class Missing:
+        def draw(self, mri, label, noise, sampler, steps):
+            return (negative + (positive - negative) * label[:, :, 1] + miss[:, None]).nan_to_num(0.0)[:, :, None, None, None, None]
+
+        def decode(self, z_0):
+            return torch.where(miss.isnan()[:, None, None, None, None], torch.nan, z_0)
+    batch = {"id": list("abcd"), "mri": torch.zeros(4, 1, 1, 1, 1)}
+    once, matched = (exp.draw(Missing(), classifier, "ddim", 1, range(2), match)(batch).mean().flatten() for match in (False, True))
+    wanted = negative + (positive - negative) * weights[:, 1]
+    assert_close(once[:3], (wanted + miss)[:3])
+    assert_close(matched[:3], wanted[:3])
+    assert matched[3] == once[3]
 
 
 # ---------------------------------------------------------------- settings that do not go together
@@ -384,8 +411,10 @@ def test_weights_of_the_suvr_say_where_between_the_labels_a_pet_lies():
     ({"guidance": 2.0, "label_dropout": 0.0}, "guidance 2.0 needs a denoiser"),
     ({"guidance": 2.0, "label_at_sampling": "none"}, "guidance 2.0 needs a denoiser"),
     ({"cortex_loss": 1.0}, "cortex_loss needs a cortex_mask"),
-    ({"label_in_training": "suvr", "label_predictor": "ridge"}, "suvr needs a cortex_mask and a reference_mask"),
-    ({"label_in_training": "suvr", "cortex_mask": "c", "reference_mask": "r"}, "label_predictor ridge and .*, not 2, linear and mixed"),
+    ({"label_in_training": "suvr"}, "suvr needs a cortex_mask and a reference_mask"),
+    ({"label_in_training": "suvr", "label_predictor": "linear", "cortex_mask": "c", "reference_mask": "r"},
+     "label_predictor ridge and .*, not 2, linear and mixed"),
+    ({"label_at_sampling": "matched"}, "matched needs label_in_training suvr, not true"),
     ({"exp": "a", "aae_from": "a"}, "is this experiment itself"),
 ])
 def test_levers_that_cannot_work_are_refused(settings, problem):

@@ -119,10 +119,10 @@ def test_gains_are_those_of_the_same_subjects_over_all_seeds(tmp_path):
     pairs, suvr = [], rng.normal(1.2, 0.2, (2, 60))
     for seed in range(2):                                  # subjects differ by 3 dB, the methods by 0.2 with much less noise
         psnr = rng.normal(27, 3, 60)
-        pairs.append((listed(f"row{seed}", psnr + 0.2 + rng.normal(0, 0.3, 60), suvr[seed]), listed(f"base{seed}", psnr, suvr[seed])))
+        pairs.append((listed(f"row{seed}", psnr + 0.2 + rng.normal(0, 0.3, 60), suvr[seed]), listed(f"default{seed}", psnr, suvr[seed])))
     other = listed("other_cohort", rng.normal(30, 3, 60), rng.normal(1.2, 0.2, 60))
-    gains = read_gains({(row, seed): folder for seed, pair in enumerate(pairs) for row, folder in zip(("row", "base"), pair, strict=True)}
-                       | {("link_0", 0): other, ("row", 2): other})
+    gains = read_gains({(row, seed): folder for seed, pair in enumerate(pairs)
+                        for row, folder in zip(("row", "default"), pair, strict=True)} | {("link_0", 0): other, ("row", 2): other})
     assert gains.index.tolist() == ["row"]
     gain, low, high = gains.loc["row"]
     assert gain == pytest.approx(0.2, abs=0.1) and 0 < low < gain < high

@@ -199,7 +199,7 @@ def test_the_key_tells_two_calibrations_apart():
 # ---------------------------------------------------------------- the stages
 
 def run(*stages: str, **settings) -> int:
-    return main.main([*arguments(TINY | PHANTOM | settings), "--stages", *stages])
+    return main.main([*arguments(TINY | PHANTOM | {"label_predictor": "linear"} | settings), "--stages", *stages])
 
 
 @pytest.fixture(scope="module")
