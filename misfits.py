@@ -76,7 +76,8 @@ def _lever_misfits(cfg):
         yield "cortex_loss needs a cortex_mask"
     if cfg.label_in_training == "suvr":
         if not (cfg.cortex_mask or cfg.is_phantom):
-            yield "label_in_training suvr needs a cortex_mask and a reference_mask"
+            yield ("label_in_training suvr needs a cortex_mask and a reference_mask; without them take label_in_training true and "
+                   "label_at_sampling mixed")
         if (cfg.num_classes, cfg.label_predictor, cfg.label_at_sampling in ("mixed", "matched", "none")) != (2, "ridge", True):
             yield ("label_in_training suvr needs num_classes 2, label_predictor ridge and label_at_sampling mixed, matched or none, not "
                    f"{cfg.num_classes}, {cfg.label_predictor} and {cfg.label_at_sampling}")
