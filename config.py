@@ -291,7 +291,8 @@ class Config:
 
     @property
     def matches_suvr(self) -> bool:
-        """Whether synthesis draws twice, the second time with what the SUVR of the first PET lacks."""
+        """Whether synthesis draws twice, the second time with what the SUVR of the first PET lacks. Epochs are validated, and the sampling
+        curve is drawn, with the first draws alone."""
         return self.predicts_label and self.label_at_sampling == "matched"
 
     @property

@@ -145,10 +145,13 @@ class Networks:
              draws: range, match: bool = False) -> Callable[[dict], Draws]:
         """A function: batch of MRIs -> draws. The noise of a draw depends on seed, ID and its number alone, or on seed and number if it is
         shared; with label_at_sampling weighted, the draws of the K labels share theirs. match: draw again, with the same noise and with
-        label weights corrected by what the SUVR of the first synthetic PET lacks."""
+        label weights corrected by what the SUVR of the first synthetic PET lacks. Raises InputError if the denoiser is too old for that."""
         cfg = self.cfg
         shape = (cfg.latent_channels, *cfg.latent_size)
         labels_a_noise = cfg.num_classes if classifier and cfg.label_at_sampling == "weighted" else 1
+        if match and classifier.levels is None:
+            raise InputError("this denoiser does not hold the SUVRs that label_at_sampling matched needs: an older version trained it; "
+                             "train stage 2 anew, or sample it with --label_at_sampling mixed")
 
         def latents(batch: dict) -> Draws:
             """Batch of MRIs -> their draws."""

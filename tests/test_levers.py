@@ -400,6 +400,9 @@ def test_matched_draws_give_the_suvr_that_the_mri_predicts_whatever_the_denoiser
     assert_close(once[:3], (wanted + miss)[:3])
     assert_close(matched[:3], wanted[:3])
     assert matched[3] == once[3]
+    classifier.levels = None                               # as in a checkpoint from before there was matched
+    with pytest.raises(InputError, match="train stage 2 anew"):
+        exp.draw(Missing(), classifier, "ddim", 1, range(2), True)
 
 
 # ---------------------------------------------------------------- settings that do not go together
