@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
 from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -22,11 +23,12 @@ CHANNELS = (8, 16)
 EPOCHS, BATCH, RATE, DECAY, DROPOUT = 8, 8, 1e-3, 0.1, 0.5
 PENALTIES = tuple(10.0 ** np.arange(2, 8.5, 0.5))         # of the ridge regression; the best is chosen by leaving one out
 FLOOR = 0.05                                               # of the deviation that voxels are divided by, in intensities of the MRI
+SURROUNDINGS = 3.0                                         # SD of the Gaussian whose mean is taken off, in pooled voxels: about 12 mm
 
 
 class RidgeClassifier:
     """Ridge regression of the label's weights on the MRI, without reducing it first: the signal of a slight atrophy is spread over many
-    components, of which a few of largest variance would keep little. Both sides of the brain are averaged, voxel by voxel.
+    components, of which a few of largest variance would keep little. It sees what features_of makes of an MRI.
 
     coef: [K, F], intercept: [K]; span: smallest and largest weight that it was fitted to, [2]; voxels [d, h, w] bool picks the F features;
     calibration as in NetworkClassifier; levels: mean SUVR of the training list with each label, [2], if the weights were made of SUVRs.
@@ -45,7 +47,7 @@ class RidgeClassifier:
         Returns the classifier, and probabilities [n, K], each from a fit that did not see the subject.
         """
         voxels = (brain + brain.flip(0)) / 2 >= 0.5
-        features = both_sides(mri)[:, 0, voxels].double().numpy()
+        features = features_of(mri, voxels).numpy()
         logits = torch.zeros(weights.shape)
         for rows, left_out in folds_of(labels, seed):
             model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features[rows], weights[rows])
@@ -72,7 +74,7 @@ class RidgeClassifier:
         return weights + torch.stack([-lack, lack], dim=1).nan_to_num(0.0)
 
     def _regress(self, volume: Tensor) -> Tensor:
-        features = both_sides(pool_volume(volume, self.pool))[:, 0, self.voxels].double()    # [B, F]
+        features = features_of(pool_volume(volume, self.pool), self.voxels)                  # [B, F]
         return (torch.stack([(features * row).sum(dim=1) for row in self.coef], dim=1) + self.intercept).float()   # alike in any batch
 
     def state(self) -> dict:
@@ -85,9 +87,21 @@ class RidgeClassifier:
         return cls(**{name: value for name, value in state.items() if name != "ridge"})
 
 
-def both_sides(mri: Tensor) -> Tensor:
-    """The mean of MRIs [B, 1, d, h, w] and their mirror images."""
-    return (mri + mri.flip(2)) / 2
+def features_of(mri: Tensor, voxels: Tensor) -> Tensor:
+    """How much brighter each voxel of the brain is than its surroundings, in units of the brain's median and as the mean of both sides:
+    widths of sulci and ventricles stay, while gain and slow shading of the scanner go.
+
+    mri: [B, 1, d, h, w]; voxels: [d, h, w] bool, the F voxels of the brain, the same on both sides. Returns [B, F] float64.
+    """
+    brain = voxels.double().numpy()
+    share = gaussian_filter(brain, SURROUNDINGS)[voxels]                                     # of the surroundings that is brain
+    features = []
+    for volume in mri[:, 0].double().numpy():              # one by one: alike in any batch
+        inside = volume * brain
+        relief = np.zeros_like(volume)
+        relief[voxels] = (volume[voxels] - gaussian_filter(inside, SURROUNDINGS)[voxels] / share) / max(np.median(volume[voxels]), FLOOR)
+        features.append((relief + relief[::-1])[voxels] / 2)
+    return torch.from_numpy(np.stack(features))
 
 
 def calibrated(logits: Tensor, calibration: Tensor) -> Tensor:

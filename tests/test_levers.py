@@ -18,7 +18,7 @@ from diffusion import Diffusion, Draws, LatentScale, Synthesizer
 from experiment import Experiment
 from model import AAE, UNet
 from networks import Networks
-from predictor import NetworkClassifier, RidgeClassifier, calibrate
+from predictor import NetworkClassifier, RidgeClassifier, calibrate, features_of
 from training import ImageLoss, Objective, Sample, set_rate
 from utils import InputError
 
@@ -283,11 +283,11 @@ def test_the_label_network_finds_a_planted_label_and_knows_its_doubts():
 
 
 def test_ridge_regression_finds_a_planted_label_and_its_state_gives_the_same_probabilities():
-    mri, y = planted(80, 0.02, 0)
+    mri, y = planted(80, 0.03, 0)
     brain = torch.ones(12, 12, 12)
     brain[:, :, 9:] = 0
     classifier, left_out = RidgeClassifier.cross_fit(mri, y, np.eye(2)[y], brain, 1, 0)
-    new, truth = planted(200, 0.02, 1)
+    new, truth = planted(200, 0.03, 1)
     found = classifier.probabilities(new)
     assert roc_auc_score(truth, found[:, 1]) > 0.85 and roc_auc_score(y, left_out[:, 1]) > 0.75
     assert_close(found.sum(1), torch.ones(200))
@@ -300,11 +300,30 @@ def test_ridge_regression_finds_a_planted_label_and_its_state_gives_the_same_pro
     assert_close(classifier.probabilities(outside), found, rtol=0, atol=0)
 
 
+def test_what_ridge_regression_sees_has_no_gain_and_little_shading_of_the_scanner_but_the_width_of_a_sulcus():
+    x, y, z = torch.meshgrid(*[torch.arange(24.0) - 11.5] * 3, indexing="ij")
+    brain = x ** 2 + y ** 2 + z ** 2 < 121
+
+    def head(sulcus: int) -> torch.Tensor:
+        mri = 0.6 * brain.float()
+        mri[:, 12 - sulcus:12 + sulcus] *= 0.3
+        return mri[None, None]
+
+    def distance(other: torch.Tensor) -> float:
+        return (features_of(other, brain) - features_of(head(1), brain)).abs().mean().item()
+
+    atrophy = distance(head(2))
+    assert atrophy > 0.05
+    assert distance(1.3 * head(1)) < 1e-6
+    assert distance((1 + 0.3 * z / 11) * head(1)) < 0.3 * atrophy                            # 30 % more on top than in the middle
+    assert distance(head(1) + (~brain) * 5) < 1e-6
+
+
 def test_ridge_regression_predicts_how_much_and_stays_within_what_training_has_seen():
     rng = np.random.default_rng(0)
     mri, y = planted(120, 0.0, 0)
     load = y + 0.3 * rng.standard_normal(120)
-    mri[:, :, :, :6, :6] += 0.02 * torch.from_numpy(load).float().view(-1, 1, 1, 1, 1)
+    mri[:, :, :, :6, :6] += 0.03 * torch.from_numpy(load).float().view(-1, 1, 1, 1, 1)
     weights = np.stack([1 - load, load], axis=1)
     classifier, left_out = RidgeClassifier.cross_fit(mri, y, weights, torch.ones(12, 12, 12), 1, 0)
     found = classifier.weights(mri)
