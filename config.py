@@ -149,8 +149,9 @@ class Config:
                            choices=("one", "voxel"))
     image_conditioning: bool = ldm(True, "the UNet sees the MRI; false: an ablation, in which only the label's prediction still does")
     label_predictor: str = ldm("ridge", "what predicts the label from the MRI; linear: principal components at 8 mm and logistic "
-                                         "regression; ridge: ridge regression at 4 mm, both sides of the brain averaged; network: small 3D "
-                                         "networks, one a fold of the training list. The latter two are calibrated on what a fit left out",
+                                         "regression; ridge: ridge regression at 4 mm on what stands out from its surroundings, both sides "
+                                         "averaged; network: small 3D networks, one a fold of the training list. The latter two are "
+                                         "calibrated on what a fit left out",
                                choices=("linear", "ridge", "network"))
     label_in_training: str = ldm("true", "label that the UNet is trained with; predicted: the probabilities of predictors that did not see "
                                          "the subject (cross-fitted), as uncertain as those of sampling; suvr: where the SUVR of the "
