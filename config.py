@@ -133,8 +133,8 @@ class Config:
                          low=0.0)
     time_shift: float = ldm(10.0, "training draws times t = s u / (1 + (s - 1) u) of T, u uniform (Esser et al. 2024, Eq. 23): above 1 "
                                   "more of them at high noise; paper: 1", low=0.01, high=100.0)
-    image_loss: float = ldm(0.0, "weight of the L1 between PET and decoded estimate of z_0, in units of the PET's deviation over the "
-                                 "training list (an idea of CoCoLIT, 2025); 0: none; paper: none", low=0.0)
+    image_loss: float = ldm(1.0, "weight of the L1 between PET and decoded estimate of z_0, in units of the PET's deviation over the "
+                                 "training list (an idea of CoCoLIT, 2025); 0: none; paper: 0", low=0.0)
     cortex_loss: float = ldm(0.0, "weight of the same L1 inside cortex_mask alone; 0: none; paper: none", low=0.0)
     image_loss_over_time: str = ldm("even", "even: image_loss and cortex_loss count alike at all times; signal: by alpha_bar, little at "
                                             "high noise", choices=("even", "signal"))

@@ -2,8 +2,8 @@
 
 PUBLISHED = {"prediction": "eps", "label_dropout": 0.0, "label_at_sampling": "none", "latent_scaling": False,
              "aae_output_norm": True, "samples_per_scan": 1, "sampler": "ddpm", "precision": "fp32", "validation_steps": 50,
-             "latent_channels": 1, "aae_block_norm": True, "aae_lr_decay": False, "time_shift": 1.0, "conditioning": "input",
-             "mri_deviations": False, "label_predictor": "linear", "label_in_training": "true"}
+             "latent_channels": 1, "aae_block_norm": True, "aae_lr_decay": False, "time_shift": 1.0, "image_loss": 0.0,
+             "conditioning": "input", "mri_deviations": False, "label_predictor": "linear", "label_in_training": "true"}
 
 # Small enough for two CPU cores and a few minutes; every choice was made on the validation list.
 DEMO = {"data_dir": "data/phantom", "num_workers": 0,

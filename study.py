@@ -1,7 +1,7 @@
 """What brings the diagnosis back: every repair of the method in its own row, beside its controls, on the benchmark phantom.
 
-The default, the published settings and the controls are run with three seeds, each with a cohort of its own; every repair in turn, added to
-the default or taken away, with the first. python study.py runs and scores all of it and writes result/study/; --quick takes the
+The default and its controls are run with three seeds, each with a cohort of its own; the published settings, and every repair in turn,
+added or taken away, with the first. python study.py runs and scores all of it and writes result/study/; --quick takes the
 first seed alone. What is finished stays, so the same command goes on where it was interrupted.
 """
 import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
@@ -43,45 +43,46 @@ class Row(NamedTuple):
     always: bool = False                                   # with every seed; the others with the first, unless asked for by name
 
 
+LAST = "no_image_loss"                                     # the image loss was chosen last: what was tried before stands beside this row
 ROWS = (
     Row("default", "", trains="aae", of="", always=True),
-    Row("published", "--preset benchmark published --sampler ddim --sampling_steps 50", "Ou et al. 2025", "aae", "", always=True),
+    Row("published", "--preset benchmark published --sampler ddim --sampling_steps 50", "Ou et al. 2025", "aae", ""),
+    Row("no_image_loss", "--image_loss 0", "before the last repair", always=True),
     Row("shuffled", "--shuffle_labels", "control", always=True),
     # nothing to be known
     Row("link_0", "--phantom_link 0", "control", "aae", "", always=True),
     Row("link_0_shuffled", "--shuffle_labels", "control", of="link_0", always=True),
     # the loss
-    Row("eps", "--prediction eps --validation_steps 20 --sampling_steps 20", "Ho et al. 2020"),
-    Row("x0", "--prediction x0", "Salimans and Ho 2022"),
-    Row("even_times", "--time_shift 1", "Ou et al. 2025"),
-    Row("min_snr", "--min_snr 5", "Hang et al. 2023"),
-    Row("zero_snr", "--zero_terminal_snr", "Lin et al. 2024"),
-    Row("image_loss", "--image_loss 1", "CoCoLIT 2025"),
-    Row("image_signal", "--image_loss 1 --image_loss_over_time signal", "CoCoLIT 2025"),
-    Row("cortex_loss", "--cortex_loss 1", "CoCoLIT 2025, inside the cortex"),
-    Row("falling_rate", "--ldm_lr_decay"),
+    Row("eps", "--prediction eps --validation_steps 20 --sampling_steps 20", "Ho et al. 2020", of=LAST),
+    Row("x0", "--prediction x0", "Salimans and Ho 2022", of=LAST),
+    Row("even_times", "--time_shift 1", "Ou et al. 2025", of=LAST),
+    Row("min_snr", "--min_snr 5", "Hang et al. 2023", of=LAST),
+    Row("zero_snr", "--zero_terminal_snr", "Lin et al. 2024", of=LAST),
+    Row("image_signal", "--image_loss_over_time signal", "CoCoLIT 2025"),
+    Row("cortex_loss", "--cortex_loss 1", "CoCoLIT 2025, inside the cortex", of=LAST),
+    Row("falling_rate", "--ldm_lr_decay", of=LAST),
     # the MRI
-    Row("one_channel", "--conditioning input", "Ou et al. 2025"),
-    Row("intensities", "--mri_deviations false", "Ou et al. 2025"),
-    Row("no_mri", "--image_conditioning false", "ablation"),
+    Row("one_channel", "--conditioning input", "Ou et al. 2025", of=LAST),
+    Row("intensities", "--mri_deviations false", "Ou et al. 2025", of=LAST),
+    Row("no_mri", "--image_conditioning false", "ablation", of=LAST),
     # the label
-    Row("no_label", "--label_conditioning false --label_in_training true --label_at_sampling none", "ablation"),
-    Row("cross_fitted", "--label_in_training predicted --label_at_sampling mixed", "as uncertain as in sampling"),
-    Row("linear", "--label_in_training predicted --label_predictor linear --label_at_sampling mixed", "principal components, logistic"),
-    Row("network", "--label_in_training predicted --label_predictor network --label_at_sampling mixed", "small 3D networks"),
+    Row("no_label", "--label_conditioning false --label_in_training true --label_at_sampling none", "ablation", of=LAST),
+    Row("cross_fitted", "--label_in_training predicted --label_at_sampling mixed", "as uncertain as in sampling", of=LAST),
+    Row("linear", "--label_in_training predicted --label_predictor linear --label_at_sampling mixed", "PCA, logistic", of=LAST),
+    Row("network", "--label_in_training predicted --label_predictor network --label_at_sampling mixed", "small 3D networks", of=LAST),
     Row("mixed", "--label_at_sampling mixed", "", "nothing"),
-    Row("true_label", "--label_in_training true --label_at_sampling mixed", "Ou et al. 2025"),
+    Row("true_label", "--label_in_training true --label_at_sampling mixed", "Ou et al. 2025", of=LAST),
     Row("true_none", "--label_at_sampling none", "Ou et al. 2025", "nothing", "true_label"),
     Row("true_class", "--label_at_sampling class", "", "nothing", "true_label"),
     Row("true_split", "--label_at_sampling split", "", "nothing", "true_label"),
     Row("true_weighted", "--label_at_sampling weighted", "", "nothing", "true_label"),
-    Row("dropout_half", "--label_dropout 0.5", "Ho and Salimans 2022"),
+    Row("dropout_half", "--label_dropout 0.5", "Ho and Salimans 2022", of=LAST),
     Row("guided", "--guidance 2", "Ho and Salimans 2022", "nothing"),
     # the latents
-    Row("voxel_mean", "--latent_mean voxel --zero_terminal_snr", "Lin et al. 2024, on what differs from the mean"),
-    Row("latents_1", "--latent_channels 1", "Ou et al. 2025", "aae"),
-    Row("block_norm", "--aae_block_norm true", "Ou et al. 2025", "aae"),
-    Row("aae_constant_rate", "--aae_lr_decay false", "Ou et al. 2025", "aae"),
+    Row("voxel_mean", "--latent_mean voxel --zero_terminal_snr", "Lin et al. 2024, on what differs from the mean", of=LAST),
+    Row("latents_1", "--latent_channels 1", "Ou et al. 2025", "aae", LAST),
+    Row("block_norm", "--aae_block_norm true", "Ou et al. 2025", "aae", LAST),
+    Row("aae_constant_rate", "--aae_lr_decay false", "Ou et al. 2025", "aae", LAST),
     # sampling
     Row("shared_noise", "--shared_noise", "common random numbers", "nothing"),
     Row("draws_1", "--samples_per_scan 1", "", "nothing"),
@@ -117,8 +118,13 @@ def lent_to(row: Row, seed: int) -> list[str]:
     if row.trains == "aae":
         return []
     if row.trains == "ldm":
-        return ["--aae_from", experiment(seed, row.of)]
+        return ["--aae_from", experiment(seed, with_stage_1(BY_NAME[row.of]).name)]
     return ["--ldm_from", experiment(seed, row.of), *lent_to(BY_NAME[row.of], seed)]
+
+
+def with_stage_1(row: Row) -> Row:
+    """The row that trained the stage 1 of this one."""
+    return row if row.trains == "aae" else with_stage_1(BY_NAME[row.of])
 
 
 def stages(row: Row) -> list[list[str]]:
@@ -187,7 +193,7 @@ def write_study(seeds: list[int]) -> None:
         raise Failed(2, f"no row of seeds {', '.join(map(str, seeds))} is finished; python study.py runs them")
     scores = pd.concat([read_scores(folder, row, seed, seconds) for (row, seed), folder in folders.items()])
     about = {row.name: (f"{row.of} {row.change}".strip(), row.source) for row in ROWS}
-    table, bars = make_table(scores, read_gains(folders), about), make_bars(scores)
+    table, bars = make_table(scores, read_gains(folders, {row.name: row.of or "default" for row in ROWS}), about), make_bars(scores)
     write_csv(FOLDER / "scores.csv", scores)
     write_csv(FOLDER / "study.csv", table)
     write_csv(FOLDER / "bars.csv", bars)

@@ -87,16 +87,18 @@ def _validation(folder: Path) -> dict[str, float]:
     return {f"validation_{name}": scores[name] for name in CHOICE}
 
 
-def read_gains(folders: dict[tuple[str, int], Path]) -> pd.DataFrame:
-    """How far a row is above the default in brain-only PSNR (dB) of the validation list, where both have the same one: gain, and its 95 %
-    bootstrap interval over the subjects of all seeds, gain_low and gain_high. folders: (row, seed) -> folder of its results.
+def read_gains(folders: dict[tuple[str, int], Path], of: dict[str, str]) -> pd.DataFrame:
+    """How far a row is above the one that it differs from in brain-only PSNR (dB) of the validation list, where both have the same one:
+    gain, and its 95 % bootstrap interval over the subjects of all seeds, gain_low and gain_high.
+
+    folders: (row, seed) -> folder of its results; of: row -> the one that it differs from.
     """
     lists = {run: pd.read_csv(folder / "validation_list.csv") for run, folder in folders.items()}
     gains = {}                                             # row -> dB of each subject, seed by seed
     for (row, seed), own in lists.items():
-        default = lists.get(("default", seed))
-        if row != "default" and default is not None and own["SUVR_real"].equals(default["SUVR_real"]):
-            gains.setdefault(row, []).extend(own["PSNR_brain"] - default["PSNR_brain"])
+        other = lists.get((of[row], seed))
+        if row != of[row] and other is not None and own["SUVR_real"].equals(other["SUVR_real"]):
+            gains.setdefault(row, []).extend(own["PSNR_brain"] - other["PSNR_brain"])
 
     def summary(gain: np.ndarray) -> tuple[float, float, float]:
         return gain.mean(), *map(float, interval(bootstrap(lambda chosen: gain[chosen].mean(-1), len(gain), 1000, 0)))

@@ -40,7 +40,8 @@ def test_every_row_is_a_run_of_its_own_whose_lender_has_what_it_needs():
         changed = {GROUP[name] for name in differences(cfg, lender)} - {"run"}
         allowed = {"nothing": {"sampling"}, "ldm": {"sampling", "ldm"}, "aae": {"sampling", "ldm", "aae", "data", "phantom", "run"}}
         assert changed <= allowed[row.trains], row.name
-        assert {"nothing": cfg.ldm_from, "ldm": cfg.aae_from, "aae": ""}[row.trains] == ("" if row.trains == "aae" else lender.exp)
+        assert (cfg.ldm_from, cfg.lent_by("aae")) == {"nothing": (lender.exp, lender.lent_by("aae") or lender.exp), "aae": ("", ""),
+                                                      "ldm": ("", lender.lent_by("aae") or lender.exp)}[row.trains], row.name
         assert not cfg.lent_by("aae") or trains[cfg.lent_by("aae")] == "aae"                 # a stage is lent by who trained it
         assert not cfg.lent_by("ldm") or trains[cfg.lent_by("ldm")] != "nothing"
         assert (cfg == lender) == (row.name == "default")
@@ -58,7 +59,7 @@ def test_published_is_published_but_for_its_sampler():
 def test_every_row_is_run_with_the_first_seed_and_controls_with_all():
     plan = [(row.name, seed) for row, seed in study.planned([0, 1, 2], None)]
     assert [name for name, seed in plan if seed == 0] == [row.name for row in ROWS]
-    controls = ["default", "published", "shuffled", "link_0", "link_0_shuffled"]
+    controls = ["default", "no_image_loss", "shuffled", "link_0", "link_0_shuffled"]
     assert [name for name, seed in plan if seed == 1] == [name for name, seed in plan if seed == 2] == controls
     assert [(row.name, seed) for row, seed in study.planned([1, 2], ["x0"])] == [("x0", 1), ("x0", 2)]
 
@@ -122,7 +123,8 @@ def test_gains_are_those_of_the_same_subjects_over_all_seeds(tmp_path):
         pairs.append((listed(f"row{seed}", psnr + 0.2 + rng.normal(0, 0.3, 60), suvr[seed]), listed(f"default{seed}", psnr, suvr[seed])))
     other = listed("other_cohort", rng.normal(30, 3, 60), rng.normal(1.2, 0.2, 60))
     gains = read_gains({(row, seed): folder for seed, pair in enumerate(pairs)
-                        for row, folder in zip(("row", "default"), pair, strict=True)} | {("link_0", 0): other, ("row", 2): other})
+                        for row, folder in zip(("row", "default"), pair, strict=True)} | {("link_0", 0): other, ("row", 2): other},
+                       {"row": "default", "link_0": "default", "default": "default"})
     assert gains.index.tolist() == ["row"]
     gain, low, high = gains.loc["row"]
     assert gain == pytest.approx(0.2, abs=0.1) and 0 < low < gain < high
