@@ -32,14 +32,14 @@ from networks import build_aae, build_diffusion, build_discriminator, build_unet
 from files import make_folder, write_csv
 from loading import VolumeCache, VolumeDataset
 from metrics import evaluate, score_volume
-from training import Objective, Sample, aae_step, ldm_step
+from training import ImageLoss, Objective, Sample, aae_step, ldm_step
 from utils import EMA, InputError, autocast, draw_noise, pick_device, pick_precision, seed_everything
 from volumes import Crop
 
 REPEATS = 5                                                # calls after the warm-up
 ENOUGH = {False: 20.0, True: 1.0}                          # seconds in all after which there is no further call; if it is to be quick
 SUBJECTS = {"train": 408, "validation": 51, "test": 51}    # of a run at paper scale
-AS_PUBLISHED = {"channels_last": "off", "precision": "fp32", "cache": "off", "recompute": False}
+AS_PUBLISHED = {"channels_last": "off", "precision": "fp32", "cache": "off", "recompute": False, "image_loss": 0.0}
 
 
 class Setup:
@@ -86,12 +86,16 @@ def stage_2_step(setup: Setup) -> Part:
     """One update of the denoiser and its moving average on a batch."""
     cfg, unet, diffusion = setup.cfg, build_unet(setup.cfg, setup.device), build_diffusion(setup.cfg, setup.device)
     opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr, fused=not setup.published)
-    z_0, mri = setup.latents(cfg.ldm_batch_size), setup.volumes(cfg.ldm_batch_size)
+    z_0, mri, pet = setup.latents(cfg.ldm_batch_size), setup.volumes(cfg.ldm_batch_size), setup.volumes(cfg.ldm_batch_size)
     label = torch.eye(cfg.num_classes, device=setup.device)[torch.arange(cfg.ldm_batch_size) % 2]
-    ema = EMA(unet, cfg.ema_decay, 0)
+    ema, image = EMA(unet, cfg.ema_decay, 0), None
+    if cfg.image_loss:
+        decoder = build_aae(cfg, setup.device).decoder.eval().requires_grad_(False)
+        image = ImageLoss(lambda z: decoder(z).float(), cfg.image_loss, 0.0, None, 1.0, cfg.image_loss_over_time)
+    objective = Objective(diffusion, cfg.share_without_label, image=image)
 
     def step():
-        ldm_step(unet, Objective(diffusion, cfg.share_without_label), opt, Sample(z_0, mri, label), cast=setup.cast)
+        ldm_step(unet, objective, opt, Sample(z_0, mri, label, pet), cast=setup.cast)
         ema.update(unet, 1)
     return step, 1
 
