@@ -28,7 +28,7 @@ def test_published_preset_sets_back_what_the_default_changed_and_nothing_else():
     changed = {f.name for f in dataclasses.fields(Config) if getattr(default, f.name) != getattr(published, f.name)} - {"exp"}
     assert changed == {"prediction", "label_dropout", "label_at_sampling", "latent_scaling", "aae_output_norm", "samples_per_scan",
                        "sampler", "precision", "validation_steps", "latent_channels", "aae_block_norm", "aae_lr_decay", "time_shift",
-                       "conditioning", "mri_deviations", "label_predictor"}
+                       "conditioning", "mri_deviations", "label_predictor", "image_loss"}
     assert (published.prediction, published.label_dropout, published.label_at_sampling) == ("eps", 0.0, "none")
 
 
