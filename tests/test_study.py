@@ -53,7 +53,7 @@ def test_published_is_published_but_for_its_sampler():
     cfg, published = settings_of(BY_NAME["published"]), parse_args(["--preset", "demo", "published"])
     groups = {GROUP[name]: name for name in differences(cfg, published)}
     changed = differences(cfg, published) - {"exp"}
-    assert changed == {"sampler", "sampling_steps", "phantom_subjects", "phantom_seed", "data_dir", "aae_epochs"}, groups
+    assert changed == {"sampler", "sampling_steps", "phantom_subjects", "phantom_seed", "data_dir", "ldm_epochs"}, groups
 
 
 def test_every_row_is_run_with_the_first_seed_and_controls_with_all():
