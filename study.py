@@ -76,6 +76,7 @@ ROWS = (
     Row("true_class", "--label_at_sampling class", "", "nothing", "true_label"),
     Row("true_split", "--label_at_sampling split", "", "nothing", "true_label"),
     Row("true_weighted", "--label_at_sampling weighted", "", "nothing", "true_label"),
+    Row("no_dropout", "--label_dropout 0", "Ou et al. 2025", of=LAST),
     Row("dropout_half", "--label_dropout 0.5", "Ho and Salimans 2022", of=LAST),
     Row("guided", "--guidance 2", "Ho and Salimans 2022", "nothing"),
     # the latents
