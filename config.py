@@ -140,8 +140,8 @@ class Config:
                                             "high noise", choices=("even", "signal"))
     conditioning: str = ldm("multiscale", "where the UNet sees the MRI; input: as one channel beside z_t (paper); multiscale: also as "
                                           "features of its own at every resolution", choices=("input", "multiscale"))
-    mri_deviations: bool = ldm(True, "networks that see the MRI also see how far each voxel is from the mean MRI of the training list, in "
-                                      "deviations of that voxel; paper: no")
+    mri_deviations: bool = ldm(False, "networks that see the MRI also see how far each voxel is from the mean MRI of the training list, in "
+                                       "deviations of that voxel; paper: no")
     latent_scaling: bool = ldm(True, "shift and scale the latents to mean 0 and deviation 1 over the training list, which the "
                                      "noise schedule assumes; published: false")
     latent_mean: str = ldm("one", "what scaled latents are shifted by; one: a single mean over all voxels and channels; voxel: the mean of "
@@ -161,8 +161,8 @@ class Config:
     shuffle_labels: bool = ldm(False, "a control: the labels of the training list change places at random before stage 2")
     label_conditioning: bool = ldm(True, "the UNet sees labels in training; false: an ablation, as with label_dropout 1 and "
                                          "label_at_sampling none")
-    label_dropout: float = ldm(0.1, "share of training samples that go without their label, so that sampling without one is "
-                                    "not a new input; published: 0", low=0.0, high=1.0)
+    label_dropout: float = ldm(0.0, "share of training samples that go without their label, so that sampling without one, or guidance, "
+                                    "is not a new input; published: 0", low=0.0, high=1.0)
     ldm_lr: float = ldm(1e-4, "learning rate of AdamW; paper: 1e-4", low=1e-8, high=1.0)
     ldm_lr_decay: bool = ldm(False, "let the learning rate of stage 2 fall to 0 along half a cosine, epoch by epoch; paper: constant")
     ldm_batch_size: int = ldm(2, "subjects a step and process; paper: 2, in one process", low=1)

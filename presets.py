@@ -1,9 +1,9 @@
 """Sets of settings that --preset gives: name -> settings that differ from those of config.py."""
 
-PUBLISHED = {"prediction": "eps", "label_dropout": 0.0, "label_at_sampling": "none", "latent_scaling": False,
+PUBLISHED = {"prediction": "eps", "label_at_sampling": "none", "latent_scaling": False,
              "aae_output_norm": True, "samples_per_scan": 1, "sampler": "ddpm", "precision": "fp32", "validation_steps": 50,
              "latent_channels": 1, "aae_block_norm": True, "aae_lr_decay": False, "time_shift": 1.0, "image_loss": 0.0,
-             "conditioning": "input", "mri_deviations": False, "label_predictor": "linear", "label_in_training": "true"}
+             "conditioning": "input", "label_predictor": "linear", "label_in_training": "true"}
 
 # Small enough for two CPU cores and a few minutes; every choice was made on the validation list.
 DEMO = {"data_dir": "data/phantom", "num_workers": 0,

@@ -71,7 +71,8 @@ LEVERS = [
      "label_in_training": "predicted", "label_at_sampling": "split", "ldm_lr_decay": "true", "aae_lr_decay": "true", "latent_channels": 2,
      "latent_mean": "voxel", "mri_deviations": "true"},
     {"image_loss": 1.0, "cortex_loss": 1.0, "image_loss_over_time": "signal", "label_predictor": "network", "shuffle_labels": "true",
-     "label_at_sampling": "weighted", "guidance": 2.0, "shared_noise": "true", "ldm_accumulation": 2, "save_deviation": "true"},
+     "label_at_sampling": "weighted", "guidance": 2.0, "label_dropout": 0.1, "shared_noise": "true", "ldm_accumulation": 2,
+     "save_deviation": "true"},
     {"label_in_training": "suvr", "label_at_sampling": "matched", "label_predictor": "ridge", "cortex_loss": 0.5, "latent_mean": "voxel",
      "mri_deviations": "true"},
 ]

@@ -431,7 +431,7 @@ def test_matched_draws_give_the_suvr_that_the_mri_predicts_whatever_the_denoiser
     ({"zero_terminal_snr": True, "sampler": "ddpm"}, "and sampler ddim"),
     ({"label_at_sampling": "weighted", "samples_per_scan": 3}, "must be a multiple"),
     ({"guidance": 2.0, "label_dropout": 0.0}, "guidance 2.0 needs a denoiser"),
-    ({"guidance": 2.0, "label_at_sampling": "none"}, "guidance 2.0 needs a denoiser"),
+    ({"guidance": 2.0, "label_at_sampling": "none", "label_dropout": 0.1}, "guidance 2.0 needs a denoiser"),
     ({"cortex_loss": 1.0}, "cortex_loss needs a cortex_mask"),
     ({"label_in_training": "suvr"}, "suvr needs a cortex_mask and a reference_mask"),
     ({"label_in_training": "suvr", "label_predictor": "linear", "cortex_mask": "c", "reference_mask": "r"},
