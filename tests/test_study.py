@@ -59,7 +59,8 @@ def test_published_is_published_but_for_its_sampler():
 def test_every_row_is_run_with_the_first_seed_and_controls_with_all():
     plan = [(row.name, seed) for row, seed in study.planned([0, 1, 2], None)]
     assert [name for name, seed in plan if seed == 0] == [row.name for row in ROWS]
-    controls = ["default", "earlier", "image_loss", "intensities", "no_dropout", "shuffled", "link_0", "link_0_shuffled"]
+    controls = ["default", "earlier", "image_loss", "intensities", "no_dropout", "shuffled", "link_0", "link_0_shuffled",
+                "voxel_mean", "block_norm"]
     assert [name for name, seed in plan if seed == 1] == [name for name, seed in plan if seed == 2] == controls
     assert [(row.name, seed) for row, seed in study.planned([1, 2], ["x0"])] == [("x0", 1), ("x0", 2)]
 
