@@ -3,19 +3,24 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import logit
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from controls import CONTROLS
 from results import load_run
 from stats import agreement, area_under_roc, bootstrap, interval
 
-TABLE = ("PSNR_brain", "SSIM_brain", "way", "AUC", "AUC_MRI_PET", "r", "slope", "coverage", "Brier", "s_train", "s_test")
+TABLE = ("PSNR_brain", "SSIM_brain", "way", "AUC", "AUC_MRI_PET", "AUC_stacked", "r", "slope", "coverage", "Brier", "s_train", "s_test")
 CHOICE = ("PSNR_brain", "MSE_brain", "AUC", "r")           # of the validation list
 VALIDATION_HEADINGS = {"row": "row", "change": "differs from", "source": "source", "n": "seeds",
                        "validation_PSNR_brain": "PSNR in brain", "gain": "gain [95 %]",
                        "validation_MSE_brain": "MSE in brain, 1e-4", "validation_AUC": "AUC", "validation_r": "r",
                        "s_train": "s to train", "s_test": "s to score"}
 TEST_HEADINGS = {"row": "row", "n": "seeds", "PSNR_brain": "PSNR in brain", "SSIM_brain": "SSIM in brain", "way": "way", "AUC": "AUC",
-                 "AUC_MRI_PET": "AUC with MRI", "r": "r", "slope": "slope", "coverage": "coverage", "Brier": "Brier"}
+                 "AUC_MRI_PET": "AUC with MRI", "AUC_stacked": "AUC stacked", "r": "r", "slope": "slope",
+                 "coverage": "coverage", "Brier": "Brier"}
 BAR_HEADINGS = {"bar": "bar", "found": "found", "wanted": "wanted", "reached": "reached"}
 
 
@@ -50,13 +55,14 @@ def read_scores(folder: Path, row: str, seed: int, seconds: pd.Series) -> pd.Dat
                      "way": (errors["mean_pet"] - errors[method]) / (errors["mean_pet"] - errors["oracle"]),
                      **uptake_scores(suvr["label"], real["SUVR"], suvr["SUVR"].reindex(real.index)),
                      "AUC_MRI_PET": float(area_under_roc(both["label"].to_numpy(), both["score"].to_numpy()))})
+    mri = calls.get_group(("mri", "none"))
     if row == "default":
-        mri = calls.get_group(("mri", "none"))
         rows.append({"row": "MRI classifier", "seed": seed, "subjects": len(mri),
                      "AUC": float(area_under_roc(mri["label"].to_numpy(), mri["score"].to_numpy())),
                      "Brier": float(((mri["score"] - mri["label"]) ** 2).mean())})
         rows.append({"row": "label predictor", "seed": seed, **_label_predictor(folder)})
-    rows[0] |= _uncertainty(folder) | _validation(folder)
+    test = uptake.get_group("il_cldm")[["label", "SUVR"]].assign(score_mri=mri["score"])
+    rows[0] |= _uncertainty(folder) | _validation(folder) | {"AUC_stacked": stacked(pd.read_csv(folder / "validation_list.csv"), test)}
     rows[0] |= {f"s_{part}": seconds.get((folder.name, part), np.nan) for part in ("train", "test")}
     label, score = (uptake.get_group("il_cldm")[name].to_numpy() for name in ("label", "SUVR"))
     draws = bootstrap(lambda chosen: area_under_roc(label[chosen], score[chosen]), len(label), 1000, seed)
@@ -70,6 +76,19 @@ def _uncertainty(folder: Path) -> dict[str, float]:
     base = pd.read_csv(folder / "validation_list.csv")["label"].mean()
     return {"coverage": table["covered"].mean(), "Brier": ((table["probability"] - table["label"]) ** 2).mean(),
             "Brier_base": ((base - table["label"]) ** 2).mean()}
+
+
+def stacked(validation: pd.DataFrame, test: pd.DataFrame) -> float:
+    """AUC on the test list of MRI and synthetic PET together, weighed on synthetic PETs: a logistic regression of the log odds of the MRI
+    classifier and the synthetic SUVR, fitted on the validation list. NaN if that has one label only, or an SUVR is missing.
+
+    validation, test: columns label, score_mri and SUVR.
+    """
+    if validation["label"].nunique() < 2 or not np.isfinite(np.r_[validation["SUVR"], test["SUVR"]]).all():
+        return float("nan")
+    seen = [np.column_stack([logit(table["score_mri"].clip(1e-9, 1 - 1e-9)), table["SUVR"]]) for table in (validation, test)]
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(seen[0], validation["label"])
+    return float(area_under_roc(test["label"].to_numpy(), model.decision_function(seen[1])))
 
 
 def _label_predictor(folder: Path) -> dict[str, float]:

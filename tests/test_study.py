@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, arguments
+from scipy.special import expit
+from scipy.stats import norm
 
 import main
 import study
@@ -17,7 +19,7 @@ from commandline import parse_args
 from config import Config
 from presets import PRESETS
 from study import BY_NAME, ROWS, SEEDS, Row
-from studytable import make_bars, make_table, mean_squared_error, read_gains, to_markdown
+from studytable import make_bars, make_table, mean_squared_error, read_gains, stacked, to_markdown
 
 GROUP = {field.name: field.metadata["group"] for field in dataclasses.fields(Config)}
 
@@ -132,6 +134,26 @@ def test_gains_are_those_of_the_same_subjects_over_all_seeds(tmp_path):
     assert high - low == pytest.approx(2 * 1.96 * 0.3 / np.sqrt(120), rel=0.3)
 
 
+def test_mri_and_synthetic_pet_are_weighed_by_what_each_tells_in_the_validation_list():
+    rng = np.random.default_rng(1)
+
+    def subjects(n: int, by_mri: float, by_pet: float) -> pd.DataFrame:
+        label = rng.permutation(np.arange(n) % 2)
+        return pd.DataFrame({"label": label, "score_mri": expit(by_mri * label + rng.normal(size=n)),
+                             "SUVR": 1.2 + 0.1 * (by_pet * label + rng.normal(size=n))})
+
+    def expected(distance: float) -> float:
+        return norm.cdf(distance / np.sqrt(2))             # AUC of two normal distributions of SD 1 with means so far apart
+    for by_mri, by_pet in [(1.0, 1.0), (1.0, 0.0), (0.0, 1.0), (1.0, -1.0)]:
+        found = stacked(subjects(4000, by_mri, by_pet), subjects(4000, by_mri, by_pet))
+        assert found == pytest.approx(expected(np.hypot(by_mri, by_pet)), abs=0.02), (by_mri, by_pet)
+    validation, test = subjects(60, 1, 1), subjects(80, 1, 1)
+    assert stacked(validation, test.assign(label=1 - test["label"])) == pytest.approx(1 - stacked(validation, test))
+    sure = test.assign(score_mri=test["label"].astype(float))                                # log odds of 0 and 1 are infinite
+    assert stacked(sure, sure) == 1
+    assert np.isnan(stacked(validation.assign(label=0), test)) and np.isnan(stacked(validation, test.assign(SUVR=np.nan)))
+
+
 def test_squared_error_comes_back_from_psnr():
     error = np.array([1e-3, 4e-3])
     assert mean_squared_error(pd.DataFrame({"PSNR_brain": -10 * np.log10(error)})) == pytest.approx(2.5e-3)
@@ -175,6 +197,7 @@ def test_the_study_scores_its_rows_and_goes_on_where_it_was_interrupted(small, m
     assert default["PSNR_brain"] == pytest.approx(test["PSNR_brain"].mean())
     listed = pd.read_csv(root / "result" / "study0_default" / "validation_list.csv")
     assert default["validation_r"] == pytest.approx(listed["SUVR"].corr(listed["SUVR_real"]))
+    assert 0 <= default["AUC_stacked"] <= 1
     assert default["s_train"] > 0 and np.isnan(scores.query("row == 'mean_pet'")["s_train"]).all()
     commands.clear()
     assert study.main(["--quick"]) == 0 and not commands
