@@ -14,6 +14,7 @@ from classifier import folds_of, label_of_draws, radical_inverse
 from config import Config
 from conftest import TINY
 from controls import mean_and_deviation
+from denoising import sampling_from
 from diffusion import Diffusion, Draws, LatentScale, Synthesizer
 from experiment import Experiment
 from model import AAE, UNet
@@ -108,6 +109,21 @@ def test_scaled_latents_have_mean_0_and_deviation_1_over_the_training_list(setti
     assert (scaled.mean(dim=0).abs().max() > 1) == shared
     assert_close(scale.undo(scaled[0]), latents["0"])
     assert_close(LatentScale.of(scale.facts()).undo(scaled[0]), latents["0"])
+
+
+@pytest.mark.parametrize(("settings", "with_pet"), [({"image_loss": 0.0}, False), ({"image_loss": 1.0}, True)])
+def test_the_denoiser_is_trained_on_scaled_latents_and_on_the_weights_of_its_own_subjects(settings, with_pet):
+    torch.manual_seed(0)
+    scans = [SimpleNamespace(id=str(i)) for i in range(4)]
+    exp = SimpleNamespace(cfg=Config(**TINY | settings), cohort=SimpleNamespace(train=scans[:3], validation=scans[3:]), device="cpu")
+    latents, scale = {scan.id: torch.randn(1, 2, 2, 2) for scan in scans}, LatentScale(torch.tensor(0.3), 2.0)
+    weights = torch.arange(8.0).view(4, 2)
+    batch = {"id": ["3", "1"], "mri": torch.rand(2, 1, 4, 4, 4), "pet": torch.rand(2, 1, 4, 4, 4)}
+    sample = sampling_from(exp, latents, scale.facts() | {"label_weights": weights})(batch)
+    assert_close(sample.z_0, torch.stack([(latents[name] - 0.3) / 2 for name in ("3", "1")]))
+    assert_close(sample.label, weights[[3, 1]])
+    assert_close(sample.mri, batch["mri"])
+    assert sample.pet is batch["pet"] if with_pet else sample.pet is None
 
 
 # ---------------------------------------------------------------- losses on decoded images
@@ -363,6 +379,18 @@ def test_shuffled_labels_are_the_same_labels_at_other_subjects():
     assert plain.tolist() == [i % 2 for i in range(40)]
     assert sorted(shuffled) == sorted(plain) and 8 < (shuffled != plain).sum() < 32
     assert shuffled.tolist() == of(shuffle_labels=True).tolist() != of(shuffle_labels=True, seed=1).tolist()
+
+
+@pytest.mark.parametrize(("how", "told"), [("true", [[1, 0], [0, 1], [1, 0]]), ("predicted", [[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])])
+def test_training_is_told_the_label_or_what_a_fit_without_the_subject_predicts_and_validation_the_label(monkeypatch, how, told):
+    classifier = SimpleNamespace(state=lambda: "its state")
+    predicted = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])
+    monkeypatch.setattr(labels, "fit_predictor", lambda exp, own, weights: (classifier, predicted))
+    scans = [SimpleNamespace(label=i % 2) for i in range(5)]
+    exp = SimpleNamespace(cfg=Config(**TINY | {"label_in_training": how}), cohort=SimpleNamespace(train=scans[:3], validation=scans[3:]))
+    facts = labels.label_facts(exp)
+    assert_close(facts["label_weights"], torch.tensor([*told, [0, 1], [1, 0]], dtype=torch.float32))
+    assert facts["classifier"] == "its state"
 
 
 class WithUptake:
