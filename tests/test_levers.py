@@ -452,6 +452,32 @@ def test_matched_draws_give_the_suvr_that_the_mri_predicts_whatever_the_denoiser
         exp.draw(Missing(), classifier, "ddim", 1, range(2), True)
 
 
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("how", "in_training"), [("mixed", "true"), ("mixed", "suvr"), ("weighted", "true")])
+def test_every_draw_has_its_noise_and_what_the_mri_predicts_of_the_label(how, in_training, shared):
+    """Draws that are weighted by the label differ in the label alone; scans share their noise only when asked to."""
+    probabilities, amounts = torch.tensor([[0.7, 0.3], [0.2, 0.8]]), torch.tensor([[1.1, -0.1], [0.5, 0.5]])
+    exp, seen = Networks(Config(**TINY), torch.device("cpu")), {}
+    exp.cfg = SimpleNamespace(seed=0, shared_noise=shared, latent_channels=1, latent_size=(1, 1, 1), label_at_sampling=how,
+                              num_classes=2, label_in_training=in_training)
+    classifier = SimpleNamespace(probabilities=lambda mri: probabilities, weights=lambda mri: amounts)
+
+    def draw(mri, label, noise, sampler, steps):
+        seen["label"] = label
+        return torch.stack([torch.stack([next(stream) for stream in scan]) for scan in noise])
+    drawn = exp.draw(SimpleNamespace(draw=draw), classifier, "ddim", 1, range(4))({"id": ["a", "b"], "mri": torch.zeros(2, 1, 1, 1, 1)})
+    noise = drawn.z_0.flatten(1).numpy()                                                     # [2, 4]
+    assert (noise[0] == noise[1]).all() if shared else not set(noise[0]) & set(noise[1])
+    assert [len(set(row)) for row in noise] == ([2, 2] if how == "weighted" else [4, 4])
+    assert_close(drawn.label, probabilities)
+    if how == "weighted":
+        assert (noise[:, 0::2] == noise[:, 1::2]).all()
+        assert_close(seen["label"], torch.eye(2)[[0, 1, 0, 1]].expand(2, -1, -1))
+        assert_close(drawn.weight, probabilities.repeat(1, 2))
+    else:
+        assert_close(seen["label"], (amounts if in_training == "suvr" else probabilities)[:, None].expand(-1, 4, -1))
+
+
 # ---------------------------------------------------------------- settings that do not go together
 
 @pytest.mark.parametrize(("settings", "problem"), [
