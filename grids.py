@@ -16,13 +16,13 @@ import pandas as pd
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from anatomy import load_template
+from commandline import parse_args
 from failures import explain
 from files import make_folder, write_csv
 from logs import LOG, logging_run, progress_bar, say
 from newscans import NewScan, sha256
 from phantom import NOTE, draw_subject, simulate
 from synthesize import Trained, load_trained, read_sidecar, synthesize_missing, voxel_problems
-from commandline import parse_args
 from utils import InputError
 from volumes import Grid, read_volume, resample
 
