@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
-from anatomy import load_template
+from anatomy import CORNER, FIELD_OF_VIEW, load_template
 from commandline import parse_args
 from failures import explain
 from files import make_folder, write_csv
@@ -46,29 +46,30 @@ class Stored(NamedTuple):
         return Grid(self.shape, affine)
 
 
-PAPER = ("paper, 1 mm", 1, (181, 217, 181), (-90, -126, -72))
-HALF = ("paper, halved", 2, (90, 108, 90), (-89.5, -125.5, -71.5))
-QUARTER = ("paper, quartered", 4, (45, 54, 45), (-88.5, -124.5, -70.5))
-CASES = [*(Stored(*PAPER, codes) for codes in ("RAS", "LAS", "PSR")), Stored(*PAPER, "LPS", "int16"),
-         *(Stored(*HALF, codes) for codes in ("RAS", "LAS", "PSR")), Stored(*HALF, "LPS", "int16"),
-         Stored(*QUARTER), Stored(*QUARTER, "LPS", "int16"),
+def of_phantom(voxel_mm: int) -> tuple:
+    """Name, voxel size, shape and first voxel of the grid on which a phantom is simulated; that of 1 mm is the paper's."""
+    return f"phantom, {voxel_mm} mm", voxel_mm, tuple((FIELD_OF_VIEW // voxel_mm).tolist()), tuple((CORNER + voxel_mm / 2).tolist())
+
+
+CASES = [*(Stored(*of_phantom(mm), codes) for mm in (1, 2) for codes in ("RAS", "LAS", "PSR")), Stored(*of_phantom(4)),
+         *(Stored(*of_phantom(mm), "LPS", "int16") for mm in (1, 2, 4)),
          Stored("FSL, 1 mm", 1, (182, 218, 182), (-91, -126, -72), "LAS"),
          Stored("FSL, 2 mm", 2, (91, 109, 91), (-90, -126, -72), "LAS"),
          Stored("SPM, 1.5 mm", 1.5, (121, 145, 121), (-90, -126, -72), "LAS"),
          Stored("fMRIPrep, 1 mm", 1, (193, 229, 193), (-96, -132, -78)),
-         Stored(*HALF, anew=True), Stored(*QUARTER, anew=True)]
+         *(Stored(*of_phantom(mm), anew=True) for mm in (2, 4))]
 
 
 def phantom_mri(voxel_mm: int) -> np.ndarray:
-    """The MRI [X, Y, Z] of one and the same amyloid positive phantom at any voxel size."""
+    """The MRI [X, Y, Z], in [0, 1], of one and the same amyloid positive phantom at any voxel size in mm."""
     rng = np.random.default_rng(SEED)
     return simulate(load_template(voxel_mm), rng, draw_subject(rng, 1, 0.6), 0.6)[0]
 
 
 def write_mri(path: Path, stored: Stored, mri: np.ndarray) -> None:
-    """The phantom's MRI, at 1 mm on the paper's grid, as this way of storing has it."""
-    grid, paper = stored.on_grid(), CASES[0].on_grid()
-    voxels = phantom_mri(int(stored.voxel_mm)) if stored.anew else mri if grid.same(paper) else resample(mri, paper.affine, grid)
+    """Write the phantom as this way of storing has it. mri: phantom_mri(1), [181, 217, 181]."""
+    grid = stored.on_grid()
+    voxels = phantom_mri(stored.voxel_mm) if stored.anew else resample(mri, CASES[0].on_grid().affine, grid)
     image = nib.Nifti1Image(voxels, grid.affine)
     image = image.as_reoriented(ornt_transform(io_orientation(grid.affine), axcodes2ornt(stored.codes)))
     image.set_data_dtype(stored.dtype)
@@ -76,18 +77,20 @@ def write_mri(path: Path, stored: Stored, mri: np.ndarray) -> None:
 
 
 def measure(trained: Trained, cases: list[Stored], folder: Path) -> pd.DataFrame:
-    """A row a case; scans and PETs lie in the folder while this runs."""
+    """A row a case: grid, stored, simulated, r, SUVR (NaN without masks). Scans and PETs are left in the folder.
+
+    Raises InputError if new scans that are stored so would be refused.
+    """
     mri, rows, first = phantom_mri(1), [], None
-    paper, brain = CASES[0].on_grid(), mri > 0
+    reference, brain = CASES[0].on_grid(), mri > 0
     for number, stored in enumerate(progress_bar(cases, desc="grids", unit="scan")):
         scan = NewScan("phantom", folder / f"{number}.nii.gz", f"{number}_pet")              # the ID seeds the sampler
         write_mri(scan.mri, stored, mri)
-        problems = voxel_problems([scan], trained.exp.cfg.mri_percentile)
-        synthesize_missing(trained, [scan] if not problems else [], {scan.id: sha256(scan.mri)}, problems, folder)
-        if problems:
-            raise InputError(next(iter(problems.values())))
+        if problems := voxel_problems([scan], trained.exp.cfg.mri_percentile):
+            raise InputError(problems[scan.id])
+        synthesize_missing(trained, [scan], {scan.id: sha256(scan.mri)}, problems, folder)
         files = scan.written(folder)
-        pet = resample(*read_volume(files["pet"]), paper)[brain]
+        pet = resample(*read_volume(files["pet"]), reference)[brain]
         first = pet if first is None else first
         rows.append({"grid": stored.grid, "stored": f"{stored.codes}, {stored.dtype}", "simulated": "anew" if stored.anew else "",
                      "r": np.corrcoef(first, pet)[0, 1], "SUVR": read_sidecar(files["sidecar"])["Results"].get("SUVR", np.nan)})

@@ -80,7 +80,8 @@ def _uncertainty(folder: Path) -> dict[str, float]:
 
 def stacked(validation: pd.DataFrame, test: pd.DataFrame) -> float:
     """AUC on the test list of MRI and synthetic PET together, weighed on synthetic PETs: a logistic regression of the log odds of the MRI
-    classifier and the synthetic SUVR, fitted on the validation list. NaN if that has one label only, or an SUVR is missing.
+    classifier and the synthetic SUVR, fitted on the validation list (stacking, Wolpert 1992). NaN if that has one label only, or an SUVR is
+    missing.
 
     validation, test: columns label, score_mri and SUVR.
     """
