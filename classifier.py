@@ -1,7 +1,6 @@
 """A linear classifier of the amyloid label from volumes: what gives a new MRI its label in sampling, and what reads a PET."""
 import tempfile
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -13,8 +12,6 @@ from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
-
-from utils import InputError
 
 FEATURE_MM = 8.0                                           # coarse enough to survive imperfect registration
 STRENGTHS = tuple(10.0 ** np.arange(-4, 2))                # C of the logistic regression, strongest penalty first
@@ -88,38 +85,3 @@ def pool_volume(volume: Tensor, pool: int) -> Tensor:
 def pool_width(voxel_mm: float, width_mm: float = FEATURE_MM) -> int:
     """Block width in voxels that comes nearest to width_mm."""
     return max(1, round(width_mm / voxel_mm))
-
-
-def folds_of(labels: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(rows to fit on, rows left out) of up to five folds with every label in each. Raises InputError if a label is there only once."""
-    least = int(np.bincount(labels)[np.unique(labels)].min())
-    if least < 2:
-        raise InputError("the training list holds one subject with some label, so none can be left out to see how well the MRI predicts "
-                         "it; use --label_in_training true and --label_predictor linear")
-    yield from StratifiedKFold(min(5, least), shuffle=True, random_state=seed).split(labels, labels)
-
-
-def label_of_draws(probabilities: Tensor, draws: range, how: str) -> tuple[Tensor, Tensor]:
-    """What each draw of a scan is conditioned with, and how much it counts in their mean (setting label_at_sampling).
-
-    probabilities: of the labels [B, K]; draws: numbers of the draws, counted from 0 without regard to how many there will be.
-    Returns the weights of the label embeddings [B, m, K] and of the draws [B, m].
-    """
-    B, K = probabilities.shape
-    even, labels = torch.ones(B, len(draws)), torch.eye(K)
-    if how in ("mixed", "matched"):
-        return probabilities[:, None].expand(-1, len(draws), -1), even
-    if how == "class":
-        return labels[probabilities.argmax(dim=1)][:, None].expand(-1, len(draws), -1), even
-    if how == "weighted":
-        taken = torch.tensor([k % K for k in draws])
-        return labels[taken].expand(B, -1, -1), probabilities[:, taken]
-    assert how == "split", how
-    quantiles = torch.tensor([radical_inverse(k + 1) for k in draws])
-    taken = torch.searchsorted(probabilities.cumsum(dim=1).contiguous(), quantiles.expand(B, -1).contiguous()).clamp(max=K - 1)   # [B, m]
-    return labels[taken], even
-
-
-def radical_inverse(k: int) -> float:
-    """The k-th number of van der Corput's sequence, 1/2, 1/4, 3/4, 1/8, ...: any beginning of it lies evenly in (0, 1)."""
-    return int(f"{k:b}"[::-1], 2) / 2 ** k.bit_length()

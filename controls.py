@@ -20,16 +20,6 @@ def mean_volume(loader: DataLoader) -> Tensor:
     return (total / len(loader.dataset)).float()
 
 
-def mean_and_deviation(loader: DataLoader) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each voxel over the MRIs of the loader's scans, each [1, 1, D, H, W]."""
-    total = squares = 0.0
-    for batch in loader:
-        mri = batch["mri"].double()
-        total, squares = total + mri.sum(dim=0, keepdim=True), squares + (mri ** 2).sum(dim=0, keepdim=True)
-    mean = total / len(loader.dataset)
-    return mean.float(), (squares / len(loader.dataset) - mean ** 2).clamp(min=0).sqrt().float()
-
-
 def deviation_of_voxels(loader: DataLoader) -> float:
     """Standard deviation of the PETs of the loader's scans, over all voxels of all of them."""
     count, total, squares = 0, 0.0, 0.0

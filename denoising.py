@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from controls import deviation_of_voxels, mean_and_deviation
+from controls import deviation_of_voxels
 from diffusion import LatentScale, Synthesizer
 from experiment import Experiment
 from labels import label_facts, label_weights
@@ -19,29 +19,18 @@ from utils import seed_everything
 def training_facts(exp: Experiment, latents: dict[str, Tensor]) -> dict:
     """What training and sampling need to know of the training list: shift and scale of its latents, what predicts a label, its labels."""
     scale = exp.latent_scale(latents)
-    own = " by that of their voxel" if scale.mean.dim() else ""
-    say("ldm", f"latents are shifted by {scale.mean.mean():.3f}{own} and scaled by {scale.std:.3f}")
-    return {**scale.facts(), **label_facts(exp),
+    say("ldm", f"latents are shifted by {scale.mean:.3f} and scaled by {scale.std:.3f}")
+    return {**scale.metadata(), **label_facts(exp),
             "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom}
 
 
-def learn_deviations(exp: Experiment, *networks: UNet) -> None:
-    """Tell untrained networks the mean and deviation of the training list's MRIs, if the settings have them see that."""
-    if exp.cfg.mri_deviations:
-        mean, deviation = of_main(lambda: mean_and_deviation(exp.batches(exp.cohort.train, "mri")))
-        for network in networks:
-            network.look.learn(mean, deviation)
-
-
-def build_objective(exp: Experiment, synthesizer: Synthesizer, facts: dict) -> Objective:
+def build_objective(exp: Experiment, synthesizer: Synthesizer) -> Objective:
     """What the settings have the denoiser lower."""
     cfg, image = exp.cfg, None
-    if cfg.sees_images:
+    if cfg.image_loss:
         scale = of_main(lambda: deviation_of_voxels(exp.batches(exp.cohort.train, "pet")))
-        cortex = torch.from_numpy(exp.regions.cortex).to(exp.device) if cfg.cortex_loss else None
-        image = ImageLoss(lambda z_0: synthesizer.decoder(synthesizer.scale.undo(z_0)).float(),
-                          cfg.image_loss, cfg.cortex_loss, cortex, scale, cfg.image_loss_over_time)
-    return Objective(synthesizer.diffusion, cfg.share_without_label, cfg.time_shift, cfg.min_snr, image)
+        image = ImageLoss(lambda z_0: synthesizer.decoder(synthesizer.scale.undo(z_0)).float(), cfg.image_loss, scale)
+    return Objective(synthesizer.diffusion, cfg.time_shift, cfg.min_snr, image)
 
 
 def sampling_from(exp: Experiment, latents: dict[str, Tensor], facts: dict) -> Callable[[dict], Sample]:
@@ -51,7 +40,7 @@ def sampling_from(exp: Experiment, latents: dict[str, Tensor], facts: dict) -> C
 
     def sample(batch: dict) -> Sample:
         z, label = (torch.stack([values[name] for name in batch["id"]]) for values in (z_0, weights))
-        pet = batch.get("pet") if exp.cfg.sees_images else None
+        pet = batch.get("pet") if exp.cfg.image_loss else None
         return Sample(*(one if one is None else one.to(exp.device, non_blocking=True) for one in (z, batch["mri"], label, pet)))
     return sample
 

@@ -22,19 +22,19 @@ class Diffusion(nn.Module):
     Algorithm 1); for DDIM and for v and x0 alone. A denoise function takes z_t [B, C, d, h, w] and t [B] int64.
     """
 
-    def __init__(self, T: int = 1000, beta_first: float = 1e-4, beta_last: float = 0.02, prediction: str = "eps",
+    def __init__(self, T: int = 1000, beta: tuple[float, float] = (1e-4, 0.02), prediction: str = "eps",
                  zero_terminal_snr: bool = False):
         super().__init__()
         assert prediction in ("eps", "v", "x0"), prediction
         assert not (zero_terminal_snr and prediction == "eps"), "of pure noise, the noise says nothing about z_0"
         self.T, self.prediction = T, prediction
-        beta = torch.linspace(beta_first, beta_last, T, dtype=torch.float64)
-        alpha_bar = torch.cumprod(1 - beta, dim=0)
+        beta_t = torch.linspace(*beta, T, dtype=torch.float64)
+        alpha_bar = torch.cumprod(1 - beta_t, dim=0)
         if zero_terminal_snr:
             signal = alpha_bar.sqrt()
             alpha_bar = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
-            beta = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
-        self.register_buffer("beta", beta.float(), persistent=False)
+            beta_t = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        self.register_buffer("beta", beta_t.float(), persistent=False)
         self.register_buffer("alpha_bar", alpha_bar.float(), persistent=False)
 
     def _alpha_bar(self, t: Tensor) -> Tensor:
@@ -139,101 +139,87 @@ class Diffusion(nn.Module):
         even = torch.linspace(lambda_t[-1].item(), lambda_t[1].item(), steps, dtype=torch.float64, device=lambda_t.device)
         return torch.unique((lambda_t[1:, None] - even).abs().argmin(dim=0) + 1).flip(0).tolist()
 
-    def calls(self, sampler: str, steps: int) -> int:
-        """Steps of a draw, each one network call, or two with guidance."""
+    def evaluations(self, sampler: str, steps: int) -> int:
+        """Network evaluations (NFE) of one latent sample."""
         return {"ddpm": self.T - 1, "ddim": steps, "dpm": len(self._even_in_lambda(steps))}[sampler]
 
 
-class Draws(NamedTuple):
-    """Draws of latents. z_0: [B, m, C, d, h, w]; weight: [B, m], how much each counts, up to a factor a scan; label: [B, K], the
-    probabilities that were predicted for the sampling, if any."""
+class LatentSamples(NamedTuple):
+    """Sampled latents. z_0: [B, m, C, d, h, w]; label: [B, K], the probabilities that were predicted for the sampling, or None."""
     z_0: Tensor
-    weight: Tensor
     label: Tensor | None = None
 
     def mean(self) -> Tensor:
-        """The weighted mean of each scan's draws, [B, C, d, h, w]."""
-        return (self._share() * self.z_0).sum(dim=1)
+        """The mean of each scan's samples, [B, C, d, h, w]."""
+        return self.z_0.mean(dim=1)
 
-    def deviation(self, of_draws: Tensor) -> Tensor:
-        """Standard deviation over the draws of what was made of them, [B, m, ...] -> [B, ...]: unbiased if all count alike.
 
-        0 where a single draw has all the weight.
-        """
-        share = self._share(of_draws.dim())
-        mean, alone = (share * of_draws).sum(dim=1, keepdim=True), (share ** 2).sum(dim=1)
-        variance = (share * (of_draws - mean) ** 2).sum(dim=1) / (1 - alone)
-        return torch.where(alone < 1, variance, 0).sqrt()
-
-    def _share(self, dim: int = 6) -> Tensor:
-        return (self.weight / self.weight.sum(dim=1, keepdim=True)).view(*self.weight.shape, *[1] * (dim - 2))
+def std_over_samples(values: Tensor) -> Tensor:
+    """Standard deviation over the m samples of each scan, [B, m, ...] -> [B, ...]; 0 for a single one."""
+    m = values.shape[1]
+    return ((values - values.mean(dim=1, keepdim=True)) ** 2).sum(dim=1).div(max(m - 1, 1)).sqrt()
 
 
 class LatentScale(NamedTuple):
-    """The latents that the diffusion sees: z_0 = (E(x) - mean) / std. mean: one number [] or one a voxel and channel [C, d, h, w]."""
-    mean: Tensor = torch.tensor(0.0)
+    """The latents that the diffusion sees: z_0 = (E(x) - mean) / std."""
+    mean: float = 0.0
     std: float = 1.0
 
     def apply(self, latent: Tensor) -> Tensor:
         """E(x) [..., C, d, h, w] -> z_0."""
-        return (latent - self.mean.to(latent.device)) / self.std
+        return (latent - self.mean) / self.std
 
     def undo(self, z_0: Tensor) -> Tensor:
         """z_0 [..., C, d, h, w] -> what the decoder takes."""
-        return z_0 * self.std + self.mean.to(z_0.device)
+        return z_0 * self.std + self.mean
 
-    def facts(self) -> dict:
+    def metadata(self) -> dict:
         """As a checkpoint keeps it."""
         return {f"latent_{name}": value for name, value in self._asdict().items()}
 
     @classmethod
-    def of(cls, facts: dict) -> "LatentScale":
+    def of(cls, metadata: dict) -> "LatentScale":
         """That of a checkpoint."""
-        return cls(facts["latent_mean"], facts["latent_std"])
+        return cls(metadata["latent_mean"], metadata["latent_std"])
 
 
 class Synthesizer:
-    """From MRIs to their PETs: draw latents, average them, decode.
+    """From MRIs to their PETs: sample latents, average them, decode.
 
-    scale: the one that the denoiser was trained with. batch: how many draws go through the denoiser at once. cast: gives the context,
+    scale: the one that the denoiser was trained with. batch: how many samples go through the denoiser at once. cast: gives the context,
     such as autocast, in which the networks compute.
-    guidance: s of classifier-free guidance (Ho and Salimans 2022): s times what the label changes in the output; 1 is none.
     """
 
     def __init__(self, decoder: nn.Module, unet: UNet, diffusion: Diffusion, scale: LatentScale | None = None, batch: int = 8,
-                 cast: Callable = nullcontext, guidance: float = 1.0):
+                 cast: Callable = nullcontext):
         self.decoder, self.unet, self.diffusion, self.scale = decoder, unet, diffusion, scale or LatentScale()
-        self.batch, self.cast, self.guidance = batch, cast, guidance
+        self.batch, self.cast = batch, cast
 
     @torch.no_grad()
-    def draw(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str, steps: int) -> Tensor:
-        """mri [B, 1, D, H, W] in [0, 1] -> m draws of each latent, [B, m, C, d, h, w].
+    def sample(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str, steps: int) -> Tensor:
+        """mri [B, 1, D, H, W] in [0, 1] -> m samples of each latent, [B, m, C, d, h, w].
 
-        label: weights of the label embeddings of each draw [B, m, K], or None. noise[b][k] gives tensors [C, d, h, w] for draw k of
+        label: weights of the label embeddings of each scan [B, K], or None. noise[b][k] gives tensors [C, d, h, w] for sample k of
         scan b, z_T first. sampler: 'ddpm' (T - 1 calls), 'ddim' or 'dpm' (`steps` calls). The Extractor sees each MRI once.
         """
         draws, streams = len(noise[0]), [stream for scan in noise for stream in scan]        # B m streams
         with self.cast():
             condition = self.unet.condition(mri)
         condition = [one.float().repeat_interleave(draws, dim=0) for one in condition]       # [B m, ...] each
-        label = label if label is None else label.to(mri.device).flatten(0, 1)               # [B m, K]
+        label = None if label is None else label.to(mri.device).repeat_interleave(draws, dim=0)   # [B m, K]
         chunks = [slice(first, first + self.batch) for first in range(0, len(streams), self.batch)]
         z_0 = [self._sample([one[part] for one in condition], label if label is None else label[part], streams[part], sampler, steps)
                for part in chunks]
         return self.scale.undo(torch.cat(z_0)).unflatten(0, (len(mri), draws))
 
     def _sample(self, condition: list[Tensor], label: Tensor | None, streams: list[Iterator[Tensor]], sampler: str, steps: int) -> Tensor:
-        """One draw for each stream of noise, all at once: [n, C, d, h, w]."""
+        """One sample for each stream of noise, all at once: [n, C, d, h, w]."""
         noise = (torch.stack(tensors).to(condition[0].device) for tensors in zip(*streams, strict=True))
 
         def denoise(z_t: Tensor, t: Tensor) -> Tensor:
-            """The network's output at z_t, guided by the label if asked for; both [n, C, d, h, w]."""
+            """The network's output at z_t; both [n, C, d, h, w]."""
             with self.cast():
-                output = self.unet.denoise(z_t, condition, t, label).float()
-                if label is None or self.guidance == 1:
-                    return output
-                without = self.unet.denoise(z_t, condition, t, None).float()
-            return without + self.guidance * (output - without)
+                return self.unet.denoise(z_t, condition, t, label).float()
 
         z_T = next(noise)
         if sampler == "ddpm":
@@ -246,6 +232,6 @@ class Synthesizer:
         with self.cast():                                  # two at a time: a decoder's activations are the largest of all
             return torch.cat([self.decoder(part).float().clamp(0, 1) for part in z_0.split(2)])
 
-    def decode_draws(self, z_0: Tensor) -> Tensor:
-        """Draws [B, m, C, d, h, w] -> each decoded, [B, m, 1, D, H, W]."""
+    def decode_samples(self, z_0: Tensor) -> Tensor:
+        """Samples [B, m, C, d, h, w] -> each decoded, [B, m, 1, D, H, W]."""
         return torch.stack([self.decode(z) for z in z_0.unbind(dim=1)], dim=1)

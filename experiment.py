@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from checkpoints import check_settings, load_checkpoint, tensor_bytes
 from classifier import pool_volume, pool_width
-from config import REGRESSIONS, Config
+from config import BASELINES, Config
 from dataset import Cohort, Scan
 from diffusion import LatentScale
 from loading import LATENTS, EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
@@ -29,9 +29,9 @@ RESEARCH_NOTICE = "research only, not for clinical use"
 class Experiment(Networks):
     """A checked cohort, the settings, the device and the networks: what every stage needs."""
 
-    def __init__(self, cfg: Config, cohort: Cohort, device: torch.device):
+    def __init__(self, cfg: Config, cohort: Cohort, device: torch.device, command: str = ""):
         super().__init__(cfg, device)
-        self.cohort, self.trained = cohort, {}
+        self.cohort, self.trained, self.command = cohort, {}, command
         scans = cohort.train + cohort.validation + cohort.test
         self.cache = VolumeCache([path for scan in scans for path in (scan.mri, scan.pet)], self.crop, cfg.crop_jitter, cfg.cache,
                                  cohort.checksums)
@@ -101,12 +101,12 @@ class Experiment(Networks):
 
     def settings(self, stage: str) -> dict:
         """What a checkpoint of the stage is bound to: its settings, and the lists and labels that training sees."""
-        return self.cfg.fixed_settings(stage) | {"training and validation list": self.cohort.fingerprint("train", "validation")}
+        return self.cfg.settings_of(stage) | {"training and validation list": self.cohort.fingerprint("train", "validation")}
 
     def free_settings(self, stage: str) -> dict:
         """What may change while the stage is trained, as it comes out on this machine: it may change how numbers are rounded, and the
         number of processes how many subjects a step sees."""
-        return self.cfg.free_settings(stage) | {"device": self.device.type, "precision": self.precision, "torch": str(torch.__version__),
+        return self.cfg.noted_settings(stage) | {"device": self.device.type, "precision": self.precision, "torch": str(torch.__version__),
                                               "processes": ranks()}
 
     def refuse_conflicts(self) -> None:
@@ -115,17 +115,17 @@ class Experiment(Networks):
         Notes in .trained how many epochs the last checkpoints have.
         """
         cfg = self.cfg
-        first = next((stage for stage in ("aae", "encode", "ldm", "controls", "curve", "test", "report") if stage in cfg.stages), None)
+        first = next((stage for stage in ("aae", "encode", "ldm", "baselines", "curve", "test", "report") if stage in cfg.stages), None)
         for stage in CHECKPOINT:
-            if cfg.lent_by(stage) and not self.best_path(stage).exists():
-                raise InputError(f"{self.best_path(stage)} is not there; train --exp {cfg.lent_by(stage)} first")
-        if first in ("encode", "ldm", "controls", "curve", "test") and not self.best_path("aae").exists():
+            if cfg.pretrained_from(stage) and not self.best_path(stage).exists():
+                raise InputError(f"{self.best_path(stage)} is not there; train --exp {cfg.pretrained_from(stage)} first")
+        if first in ("encode", "ldm", "baselines", "curve", "test") and not self.best_path("aae").exists():
             raise InputError(f"{self.best_path('aae')} is not there; run --stages aae first")
         if first in ("curve", "test") and not self.best_path("ldm").exists():
             raise InputError(f"{self.best_path('ldm')} is not there; run --stages encode ldm first")
         if first == "report" and load_run(cfg.result_dir).facts["cohort"] != self.cohort.fingerprint("test"):
             raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages test report")
-        for stage in (*CHECKPOINT, *(REGRESSIONS if "controls" in cfg.stages else ())):
+        for stage in (*CHECKPOINT, *(BASELINES if "baselines" in cfg.stages else ())):
             settings = self.settings(stage)
             if stage in ("ldm", "latent_regression") and "aae" in cfg.stages:                # its autoencoder must stay what it is
                 settings["aae_epochs"] = cfg.aae_epochs
@@ -151,8 +151,8 @@ class Experiment(Networks):
 
     def _trainings(self) -> list[str]:
         """What this run trains, in order."""
-        own = [stage for stage in CHECKPOINT if stage in self.cfg.stages and not self.cfg.lent_by(stage)]
-        return own + list(REGRESSIONS if "controls" in self.cfg.stages else ())
+        own = [stage for stage in CHECKPOINT if stage in self.cfg.stages and not self.cfg.pretrained_from(stage)]
+        return own + list(BASELINES if "baselines" in self.cfg.stages else ())
 
     def checkpoint_room(self) -> int:
         """Bytes that the trainings of this run may take on the disk in addition to what is there."""
@@ -178,7 +178,7 @@ class Experiment(Networks):
     def training_batches(self, stage: str, *modalities: str, jitter: bool = False) -> DataLoader:
         """The training list in the order that follows from .sampler.seed, a batch a step, the crops shifted if asked for."""
         dataset = VolumeDataset(self.cohort.train, self.cache, modalities)
-        order = EpochOrder(len(dataset), getattr(self.cfg, f"{stage}_batch_size"), getattr(self.cfg, f"{stage}_accumulation"), jitter)
+        order = EpochOrder(len(dataset), getattr(self.cfg, f"{stage}_batch_size"), jitter)
         return volume_loader(dataset, order, self.cfg.num_workers, self.device.type == "cuda")
 
     @property
@@ -203,12 +203,12 @@ class Experiment(Networks):
         return latents
 
     def latent_scale(self, latents: dict[str, Tensor]) -> LatentScale:
-        """What brings latents [C, d, h, w] to mean 0 and deviation 1 over the training list, if the settings want that."""
+        """What brings latents [C, d, h, w] to mean 0 and standard deviation 1 over the training list, if the settings want that."""
         if not self.cfg.latent_scaling:
             return LatentScale()
         values = torch.stack([latents[scan.id] for scan in self.cohort.train]).double()
-        mean = values.mean(dim=0) if self.cfg.latent_mean == "voxel" else values.mean()
-        return LatentScale(mean.float(), (values - mean).square().mean().sqrt().item())
+        mean = values.mean()
+        return LatentScale(mean.float().item(), (values - mean).square().mean().sqrt().item())
 
     def synthesized(self, scan: Scan) -> Path:
         """Where the synthetic PET of a test scan lies."""

@@ -9,11 +9,11 @@ from stopping import CTRL_C
 from utils import InputError, NotFiniteError
 
 INPUT, NOT_FINITE, MEMORY, FILE, WORKER, BUSY = 2, 3, 4, 5, 6, 7
-CONTINUES = "the same command continues behind what was saved last"
+CONTINUES = "the same command continues after what was saved last"
 NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
-TRAINING_WITH_LESS = ("--recompute true takes less; so does --{0}_batch_size 1 --{0}_accumulation 2, as long as this stage has no "
-                      "checkpoint, which is bound to them")
-CONTROLS_WITH_LESS = "--recompute true takes less; so does a smaller --regression_channels in image_regression"
+TRAINING_WITH_LESS = ("--recompute true takes less; so does --{0}_batch_size 1, as long as this stage has no checkpoint, which is bound "
+                      "to it")
+BASELINES_WITH_LESS = "--recompute true takes less; so does a smaller --regression_channels in image_regression"
 SAMPLING_WITH_LESS = "--sampling_batch 1 and --cache off take less"
 
 
@@ -51,7 +51,7 @@ def _cause(error: BaseException, stage: str, notes: list[str]) -> tuple[int, str
         return NOT_FINITE, f"{error}{stage}"
     if is_out_of_memory(error):
         training = next((note for note in notes if note in ("aae", "ldm")), None)
-        advice = TRAINING_WITH_LESS.format(training) if training else CONTROLS_WITH_LESS if "controls" in notes else SAMPLING_WITH_LESS
+        advice = TRAINING_WITH_LESS.format(training) if training else BASELINES_WITH_LESS if "baselines" in notes else SAMPLING_WITH_LESS
         return MEMORY, f"out of memory{stage}; {advice}; what was saved is kept"
     if _is_lost_worker(error):
         return WORKER, (f"a process that was to read or simulate volumes was killed{stage}, as systems do when memory is short; "

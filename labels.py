@@ -3,11 +3,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classifier import LabelClassifier, folds_of, pool_volume, pool_width
+from classifier import pool_volume, pool_width
 from experiment import Experiment
 from logs import progress_bar
-from networks import Predictor
-from predictor import INPUT_MM, NetworkClassifier, RidgeClassifier
+from predictor import INPUT_MM, RidgeClassifier
 from utils import InputError, derived_seed
 
 
@@ -17,16 +16,17 @@ def label_facts(exp: Experiment) -> dict:
 
     Raises InputError if they are to follow from the SUVR and the PETs do not have any that fits the labels.
     """
-    cfg, labels = exp.cfg, training_labels(exp)
-    weights, levels = suvr_weights(exp) if cfg.label_in_training == "suvr" else (true_weights(exp), None)
-    if not cfg.least_of_each_label:
-        return {"classifier": None, "label_weights": weights}
-    classifier, left_out = fit_predictor(exp, labels, weights[:len(labels)])
-    if levels is not None:
+    cfg, labels, levels = exp.cfg, training_labels(exp), None
+    if cfg.label_in_training == "suvr":
+        weights, levels = suvr_weights(exp)
+    else:
+        weights = true_weights(exp)
+    state = None
+    if cfg.predicts_label:
+        classifier = fit_predictor(exp, labels, weights[:len(labels)])
         classifier.levels = levels
-    if cfg.label_in_training == "predicted":
-        weights[:len(labels)] = left_out
-    return {"classifier": classifier.state(), "label_weights": weights}
+        state = classifier.state()
+    return {"classifier": state, "label_weights": weights * (cfg.label_in_training != "none")}
 
 
 def label_weights(exp: Experiment, facts: dict) -> dict[str, Tensor]:
@@ -69,26 +69,10 @@ def suvr_weights(exp: Experiment) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack([1 - share, share], axis=1)).float(), torch.tensor([negative, positive])
 
 
-def fit_predictor(exp: Experiment, labels: np.ndarray, weights: Tensor) -> tuple[Predictor, Tensor | None]:
-    """Fit the predictor of the settings on the training MRIs: it, and the cross-fitted probabilities [n, K], if training needs them.
-
-    labels: [n]; weights: [n, K], what the ridge regression is fitted to.
-    """
-    cfg = exp.cfg
-    pool = exp.pool if cfg.label_predictor == "linear" else pool_width(exp.voxel_mm, INPUT_MM)
+def fit_predictor(exp: Experiment, labels: np.ndarray, weights: Tensor) -> RidgeClassifier:
+    """Fit the predictor of the label on the training MRIs. labels: [n]; weights: [n, K], what the ridge regression is fitted to."""
+    pool = pool_width(exp.voxel_mm, INPUT_MM)
     loader = progress_bar(exp.batches(exp.cohort.train, "mri"), desc="label classifier", unit="batch")
     pooled = torch.cat([pool_volume(batch["mri"], pool) for batch in loader])                # [n, 1, d, h, w]
-    if cfg.label_predictor == "ridge":
-        brain = pool_volume(torch.from_numpy(exp.brain).float()[None, None], pool)[0, 0]
-        return RidgeClassifier.cross_fit(pooled, labels, weights.numpy(), brain, pool, cfg.seed)
-    if cfg.label_predictor == "network":
-        return NetworkClassifier.cross_fit(pooled, labels, pool, cfg.seed, exp.device)
-
-    def fit(rows) -> LabelClassifier:
-        return LabelClassifier.fit(pooled[rows].numpy(), labels[rows], exp.brain, pool, cfg.seed)
-    classifier, probabilities = fit(slice(None)), None
-    if cfg.label_in_training == "predicted":
-        probabilities = torch.zeros(len(labels), cfg.num_classes)
-        for rows, left_out in folds_of(labels, cfg.seed):
-            probabilities[left_out] = fit(rows).of_pooled(pooled[left_out].numpy()).float()
-    return classifier, probabilities
+    brain = pool_volume(torch.from_numpy(exp.brain).float()[None, None], pool)[0, 0]
+    return RidgeClassifier.cross_fit(pooled, labels, weights.numpy(), brain, pool, exp.cfg.seed)

@@ -151,20 +151,20 @@ class VolumeDataset(Dataset):
 class EpochOrder(Sampler):
     """The items of an epoch in an order drawn from .seed, each as its index, or with the seed if its crop is to be shifted.
 
-    parts: batches of one step, each of `batch` items a rank; consecutive items make a batch of all ranks, and so a step. Items that do
-    not fill a last step are left out (paper). .first: how many are left out because they were seen before an interruption.
+    batch: items of a step, a rank; consecutive items make a step of all ranks. Items that do not fill a last step are left out (paper).
+    .first: how many are left out because they were seen before an interruption.
     """
 
-    def __init__(self, length: int, batch: int, parts: int, jitter: bool):
-        self.length, self.batch, self.parts, self.jitter, self.seed, self.first = length, batch, parts, jitter, 0, 0
+    def __init__(self, length: int, batch: int, jitter: bool):
+        self.length, self.batch, self.jitter, self.seed, self.first = length, batch, jitter, 0, 0
 
     @property
     def step_items(self) -> int:
         """Items of a step, of all ranks."""
-        return self.batch * self.parts * ranks()
+        return self.batch * ranks()
 
     def __len__(self) -> int:
-        return (self.length - self.first) // self.step_items * self.batch * self.parts
+        return (self.length - self.first) // self.step_items * self.batch
 
     def __iter__(self) -> Iterator[int | tuple[int, int]]:
         order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed))[self.first:]
@@ -177,7 +177,7 @@ def volume_loader(dataset: VolumeDataset, order: Share | EpochOrder, num_workers
 
     The processes that read live as long as the loader. pin_memory: for faster copies to a GPU.
     """
-    batches = {"batch_sampler": order} if isinstance(order, Share) else {"sampler": order, "batch_size": order.batch * order.parts}
+    batches = {"batch_sampler": order} if isinstance(order, Share) else {"sampler": order, "batch_size": order.batch}
     context = "fork" if num_workers and sys.platform == "linux" else None                    # what is forked shares the cache
     return DataLoader(dataset, **batches, num_workers=num_workers, pin_memory=pin_memory, persistent_workers=num_workers > 0,
                       multiprocessing_context=context, worker_init_fn=serve_parent, generator=torch.Generator())

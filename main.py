@@ -4,9 +4,9 @@ The stages in the paper's order: an adversarial autoencoder learns PET volumes (
 MRI and the label learns to denoise the latents (stage 2); sampled and decoded they are the synthetic PET of the test list.
 """
 import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
-import json
+import importlib
+import shlex
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,32 +17,28 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from checkpoints import StageRun
-from commandline import command, parse_args
-from config import BESIDE, Config
+from commandline import parse
+from config import PRESETS, Config
 from controls import mean_volume, oracle_file, read_oracle
-from curve import measure_curve
 from dataset import Cohort, Scan, check_cohort, read_demographics
-from denoising import build_objective, learn_deviations, sampling_from, training_facts, validation_loss
+from denoising import build_objective, sampling_from, training_facts, validation_loss
 from experiment import PHANTOM_NOTICE, Experiment
-from failures import explain
 from figures import plot_curves, plot_synthesized
 from files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
 from layout import write_tables
 from loading import LatentCache
-from logs import LOG, keep_log, logging_run, progress_bar, say
+from logs import LOG, keep_log, progress_bar, say
 from metrics import describe, evaluate
 from model import AAE, UNet
 from networks import CHECKPOINT, build_aae, build_discriminator, build_unet
 from phantom import build_phantom
-from prepare import prepare_cohort
-from preprocess import preprocess_scans
-from ranks import check_environment, is_main, joined, launch, local_rank, of_main, ranks, wait_for_all, wrap
+from program import exit_code
+from ranks import check_environment, is_main, joined, launch, local_rank, of_main, ranks, wait_for_all
 from regression import begin_regression, regressions, train_regression, trained_regressions
 from report import cohort_table, read_subjects, write_figures, write_report
 from results import forget_run, load_run, load_runs
 from scoring import clear_results, fit_status, measure_uncertainty, survey_real, synthesize_and_save, trained_epochs, write_results
-from stopping import leave, listening
-from synthesize import synthesize_scans
+from stopping import leave
 from tables import group_runs, make_tables
 from training import aae_step, ldm_step, set_rate, train_epoch
 from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, seed_everything, weights_key
@@ -53,7 +49,7 @@ from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, se
 def train_aae(exp: Experiment) -> None:
     """Train autoencoder against discriminator on the training PETs; keep the epoch with the best validation score."""
     cfg = exp.cfg
-    if cfg.lent_by("aae"):
+    if cfg.pretrained_from("aae"):
         say("aae", f"not trained here: {exp.best_path('aae')} is used")
         return
     seed_everything(cfg.seed, "aae")
@@ -64,11 +60,10 @@ def train_aae(exp: Experiment) -> None:
     volumes = exp.training_batches("aae", "pet", jitter=True)
     announce(run, "aae", f"{len(exp.cohort.train)} PET volumes", volumes, cfg.aae_epochs)
     validation = exp.batches(exp.cohort.validation, "pet", divided=True)
-    all_aae, all_disc = wrap(aae, exp.device), wrap(disc, exp.device)                        # of all ranks
 
     def step(batch: dict) -> dict[str, float]:
         x = batch["pet"].to(exp.device, non_blocking=True)
-        return aae_step(all_aae, all_disc, opt_g, opt_d, x, cfg.lambda_rec, cfg.aae_accumulation, exp.cast)
+        return aae_step(aae, disc, opt_g, opt_d, x, cfg.lambda_rec, exp.cast)
 
     if run.epochs_left(cfg.aae_epochs) and is_main():
         forget_run(cfg.result_dir)
@@ -77,7 +72,7 @@ def train_aae(exp: Experiment) -> None:
             seed = derived_seed(cfg.seed, "aae", epoch)    # an epoch depends on its number alone
             aae.train()
             set_rate([opt_g, opt_d], cfg.aae_lr, epoch, cfg.aae_epochs, cfg.aae_lr_decay)
-            losses, waiting = train_epoch(volumes, step, seed, f"aae epoch {epoch}", run.progress)
+            losses, waiting = train_epoch(volumes, step, seed, f"aae epoch {epoch}", run.progress, [aae, disc])
             aae.eval()
             scores = evaluate(reconstruct(exp, aae), validation, exp.image_scores, f"aae epoch {epoch}, validation")
             run.finish_epoch(epoch, losses, scores)
@@ -143,7 +138,7 @@ def missing_latents(cache: LatentCache, scans: list[Scan]) -> dict[str, Scan]:
 def train_ldm(exp: Experiment) -> None:
     """Train the denoiser on the latents; validate, keep and use its moving average."""
     cfg, aae = exp.cfg, exp.best_aae()
-    if cfg.lent_by("ldm"):
+    if cfg.pretrained_from("ldm"):
         say("ldm", f"not trained here: {exp.best_path('ldm')} is used")
         return
     seed_everything(cfg.seed, "ldm")
@@ -153,7 +148,7 @@ def train_ldm(exp: Experiment) -> None:
     bound_to = {"autoencoder": weights_key(aae), "aae_epochs": cfg.aae_epochs, "label_at_sampling": cfg.label_at_sampling}
     run = StageRun(cfg.result_dir, "ldm", CHECKPOINT["ldm"], {"unet": unet, "ema": ema.module, "opt": opt}, exp.settings("ldm") | bound_to,
                    exp.free_settings("ldm"))
-    subjects = exp.training_batches("ldm", "mri", *(["pet"] if cfg.sees_images else []))
+    subjects = exp.training_batches("ldm", "mri", *(["pet"] if cfg.image_loss else []))
     announce(run, "ldm", f"{len(exp.cohort.train)} subjects", subjects, cfg.ldm_epochs)
     if run.epochs_left(cfg.ldm_epochs):
         if is_main():
@@ -167,17 +162,14 @@ def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EM
     cfg, cohort = exp.cfg, exp.cohort
     latents = exp.load_latents(aae)
     run.facts = run.facts or of_main(lambda: training_facts(exp, latents))
-    if not run.step:
-        learn_deviations(exp, unet, ema.module)
     synthesizer, classifier = exp.synthesizer(aae, ema.module, run.facts)
-    draw = exp.draw(synthesizer, classifier, "ddim", cfg.validation_steps, cfg.validation_draws)
-    objective, sample = build_objective(exp, synthesizer, run.facts), sampling_from(exp, latents, run.facts)
+    sampled = exp.sampler(synthesizer, classifier, cfg.validation_sampler, cfg.validation_steps, range(1))
+    objective, sample = build_objective(exp, synthesizer), sampling_from(exp, latents, run.facts)
     validation = exp.batches(cohort.validation, "mri", "pet", batch=cfg.sampling_batch, divided=True)
-    all_unet = wrap(unet, exp.device)                      # of all ranks
 
     def step(batch: dict) -> dict[str, float]:
         """Update denoiser and moving average on a batch: its loss."""
-        losses = ldm_step(all_unet, objective, opt, sample(batch), cfg.ldm_accumulation, exp.cast)
+        losses = ldm_step(unet, objective, opt, sample(batch), exp.cast)
         run.step += 1
         ema.update(unet, run.step)
         return losses
@@ -185,11 +177,11 @@ def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EM
     with run.saved_when_stopped():
         for epoch in run.epochs_left(cfg.ldm_epochs):
             set_rate([opt], cfg.ldm_lr, epoch, cfg.ldm_epochs, cfg.ldm_lr_decay)
-            losses, waiting = train_epoch(subjects, step, derived_seed(cfg.seed, "ldm", epoch), f"ldm epoch {epoch}", run.progress)
+            losses, waiting = train_epoch(subjects, step, derived_seed(cfg.seed, "ldm", epoch), f"ldm epoch {epoch}", run.progress, [unet])
             scores = None
             if epoch % cfg.validation_every == 0:
                 losses["mse_validation"] = validation_loss(exp, ema.module, objective, sample, validation)
-                scores = evaluate(lambda batch: synthesizer.decode(draw(batch).mean()), validation, exp.image_scores,
+                scores = evaluate(lambda batch: synthesizer.decode(sampled(batch).mean()), validation, exp.image_scores,
                                   f"ldm epoch {epoch}, validation")
             run.finish_epoch(epoch, losses, scores)
             validated = "" if scores is None else f"  validation {describe(scores)}"
@@ -198,7 +190,7 @@ def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EM
 
 # ---------------------------------------------------------------- what the diffusion is compared with
 
-def train_controls(exp: Experiment) -> None:
+def train_baselines(exp: Experiment) -> None:
     """Train the regressions from MRI to PET, in as many epochs as stage 2."""
     cfg = exp.cfg
     for control in regressions(exp, exp.best_aae()):
@@ -220,14 +212,15 @@ def test(exp: Experiment) -> None:
     synthesizer, classifier, aae = exp.best_synthesizer()
     epochs = trained_epochs(exp)
     controls = trained_regressions(exp, aae, epochs["ldm_epochs"])
-    draw = exp.draw(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan), cfg.matches_suvr)
-    say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} draws by {cfg.sampler}, writes {folder}/*.csv and synthesized/")
+    sample = exp.sampler(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan),
+                         cfg.label_at_sampling == "matched")
+    say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} latent samples by {cfg.sampler}, writes {folder}/*.csv and synthesized/")
     for remark in exp.region_remarks():
         say("test", remark)
     real = survey_real(exp)
     readers = fit_status(exp, real, synthesizer) if is_main() else {}
     mean_pet = of_main(lambda: mean_volume(exp.batches(cohort.train, "pet")))
-    methods = {"aae": reconstruct(exp, aae), "il_cldm": synthesize_and_save(exp, synthesizer, draw), **controls,
+    methods = {"aae": reconstruct(exp, aae), "il_cldm": synthesize_and_save(exp, synthesizer, sample), **controls,
                "mean_pet": lambda batch: mean_pet.expand_as(batch["pet"])}
     if all(oracle_file(exp, scan.id).is_file() for scan in cohort.test):
         methods["oracle"] = read_oracle(exp)
@@ -246,18 +239,6 @@ def test(exp: Experiment) -> None:
         write_results(exp, subjects, real, readers, epochs, uncertain)
         plot_synthesized(folder / "synthesized", [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan))
                                                   for scan in exp.shown_scans()], exp.notice)
-
-
-# ---------------------------------------------------------------- quality against network calls
-
-def curve(exp: Experiment) -> None:
-    """Score the validation list with every sampler, number of network calls and number of draws; rank 0 alone."""
-    if not is_main():
-        return
-    folder = exp.cfg.result_dir / "curve"
-    synthesizer, classifier, _ = exp.best_synthesizer()
-    say("curve", f"{len(exp.cohort.validation)} subjects of the validation list, writes {folder}; what is there already stays")
-    measure_curve(exp, synthesizer, classifier, folder)
 
 
 # ---------------------------------------------------------------- tables and report
@@ -302,9 +283,12 @@ def check(cfg: Config) -> Cohort:
         except ValueError as error:
             raise InputError(str(error)) from error
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
-                          smallest_training_list=cfg.largest_step * ranks(), least_of_each_label=cfg.least_of_each_label)
+                          smallest_training_list=max(cfg.aae_batch_size, cfg.ldm_batch_size) * ranks(), least_of_each_label=cfg.least_of_each_label)
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
+    if cfg.predicts_label and not cfg.knows_regions:
+        say("check", "no regions are known (cortex_mask, reference_mask): the UNet is trained with the true label and sampled with the one "
+                     "predicted from the MRI (label_in_training true, label_at_sampling mixed)")
     return cohort
 
 
@@ -312,7 +296,7 @@ def begin(exp: Experiment, lock: FolderLock) -> None:
     """Find out what could stop the run later, make the experiment's folder its own, and write down there what is run."""
     cfg = exp.cfg
     exp.refuse_conflicts()
-    folders = {"encode": exp.latents, "curve": cfg.result_dir / "curve", "test": cfg.result_dir / "synthesized",
+    folders = {"encode": exp.latents, "test": cfg.result_dir / "synthesized",
                "report": cfg.result_dir / "figures", "tables": cfg.result_dir.parent / "tables"}
     for folder in [cfg.result_dir, *(folders[stage] for stage in folders if stage in cfg.stages)]:
         make_folder(folder)
@@ -323,28 +307,16 @@ def begin(exp: Experiment, lock: FolderLock) -> None:
     remove_leftovers(cfg.result_dir, everyones=True)
     check_room(cfg.result_dir, exp.checkpoint_room(), "the checkpoints (the best, the last, and the next while it is written)")
     keep_log(cfg.result_dir / "run.log")
-    settings = cfg.to_json()
-    write_text(cfg.result_dir / "config.json", settings)
-    LOG.debug("%s", f"{command(json.loads(settings)['settings'])} --stages {' '.join(cfg.stages)}")
+    write_text(cfg.result_dir / "config.json", cfg.to_json())
+    LOG.debug("%s", exp.command)
     say("check", f"{exp.cache.describe()}; networks compute in {exp.precision} on {exp.device}{exp.slow_precision}")
 
 
-def run(cfg: Config) -> None:
-    """All stages of the settings: those that bring scans and lists into place, those of the paper in its order, those of new scans."""
+def run(cfg: Config, command: str) -> None:
+    """The stages of the settings, in the paper's order. command: as it was given."""
     device = pick_device(cfg.device, local_rank())
     with joined(device):
-        run_beside("preprocess", preprocess_scans, cfg)
-        run_beside("prepare", prepare_cohort, cfg)
-        if set(cfg.stages) - set(BESIDE):
-            run_experiment(cfg, device)
-        run_beside("synthesize", synthesize_scans, cfg)
-
-
-def run_beside(name: str, stage: Callable[[Config], None], cfg: Config) -> None:
-    """A stage beside the experiment, if it is asked for; rank 0 alone."""
-    if name in cfg.stages:
-        with naming(name):
-            of_main(lambda: stage(cfg))
+        run_experiment(cfg, device, command)
 
 
 @contextmanager
@@ -357,7 +329,7 @@ def naming(stage: str) -> Iterator[None]:
         raise
 
 
-def run_experiment(cfg: Config, device: torch.device) -> None:
+def run_experiment(cfg: Config, device: torch.device, command: str) -> None:
     """The stages of an experiment, in the paper's order."""
     of_main(lambda: check_results(cfg))
     if set(cfg.stages) <= {"check", "tables"}:
@@ -366,9 +338,9 @@ def run_experiment(cfg: Config, device: torch.device) -> None:
                 stage(cfg)
         return
     with FolderLock(cfg.result_dir) if is_main() else nullcontext() as lock:
-        exp = Experiment(cfg, of_main(lambda: check(cfg)), device)
+        exp = Experiment(cfg, of_main(lambda: check(cfg)), device, command)
         of_main(lambda: begin(exp, lock))
-        for name, stage in {"aae": train_aae, "encode": encode, "ldm": train_ldm, "controls": train_controls, "curve": curve,
+        for name, stage in {"aae": train_aae, "encode": encode, "ldm": train_ldm, "baselines": train_baselines,
                             "test": test, "report": report, "tables": lambda exp: tables(exp.cfg)}.items():
             if name in cfg.stages:
                 with naming(name):
@@ -384,24 +356,25 @@ def check_results(cfg: Config) -> None:
         check_place(cfg.result_dir)
 
 
+WORDS = {"preprocess": "preprocess", "prepare": "prepare", "synthesize": "synthesize", "sweep": "curve", "study": "study",
+         "benchmark": "benchmark"}                         # word behind main.py -> module whose main has settings of its own
+ABOUT = ("IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes result/<exp>/. Running the same command "
+         f"again continues where it stopped. With settings of their own: main.py {', '.join(WORDS)}.")
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run with the command line's settings. Returns the exit code: 0, or one of failures.py (README, Exit codes)."""
-    cfg = parse_args(argv)
-    with logging_run():
-        try:
-            check_environment(cfg.gpus, cfg.device)
-            if cfg.gpus > 1 and ranks() == 1:
-                return launch(cfg.gpus, sys.argv[1:] if argv is None else argv)
-            with listening():
-                run(cfg)
-        except BaseException as error:
-            LOG.debug("%s", traceback.format_exc())
-            if (known := explain(error)) is None:
-                raise
-            code, message = known
-            LOG.error("%s", message)
-            return code
-    return 0
+    """Run with a command line's settings, or hand it to what its first word names. Returns the exit code (docs/running.md)."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and argv[0] in WORDS:
+        return importlib.import_module(WORDS[argv[0]]).main(argv[1:])
+    cfg = parse(Config, argv, "main.py", ABOUT, PRESETS)
+
+    def work() -> int | None:
+        check_environment(cfg.gpus, cfg.device)
+        if cfg.gpus > 1 and ranks() == 1:
+            return launch(cfg.gpus, argv)
+        return run(cfg, shlex.join(["python", "main.py", *argv]))
+    return exit_code(work)
 
 
 if __name__ == "__main__":

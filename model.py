@@ -131,40 +131,16 @@ class Discriminator(nn.Module):
 
 # ---------------------------------------------------------------- stage 2: the conditioned denoiser
 
-class Deviations(nn.Module):
-    """The MRI, and beside it how far each voxel is from the mean of the training list, in deviations of that voxel.
-
-    mri [B, 1, D, H, W] -> [B, 2, D, H, W]. Not published: where tissue differs from subject to subject, at borders that an atrophy moves,
-    a convolution would have to learn the mean anatomy first. learn() is told the mean before training.
-    """
-
-    FLOOR = 0.05                                           # added to each deviation, in intensities of the MRI: air hardly varies
-    LIMIT = 4.0                                            # deviations; beyond it something else is wrong with the voxel
-
-    def __init__(self, size: tuple[int, int, int]):
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(1, 1, *size))
-        self.register_buffer("deviation", torch.ones(1, 1, *size))
-
-    def learn(self, mean: Tensor, deviation: Tensor) -> None:
-        """Take the mean and the standard deviation of the training list, each [1, 1, D, H, W]."""
-        self.mean.copy_(mean)
-        self.deviation.copy_(deviation + self.FLOOR)
-
-    def forward(self, mri: Tensor) -> Tensor:
-        return torch.cat([mri, ((mri - self.mean) / self.deviation).clamp(-self.LIMIT, self.LIMIT)], dim=1)
-
-
 class Extractor(nn.Module):
-    """Image conditioning: the MRI [B, 1, D, H, W], or what is seen of it, as one channel on the latent grid, [B, 1, d, h, w].
+    """Image conditioning: the MRI [B, 1, D, H, W] as one channel on the latent grid, [B, 1, d, h, w].
 
-    downscale = D / d, a power of two. The published network halves the grid in its first and last convolution. seen: channels of its input.
+    downscale = D / d, a power of two. The published network halves the grid in its first and last convolution.
     """
 
-    def __init__(self, downscale: int = 4, channels: int = 16, seen: int = 1):
+    def __init__(self, downscale: int = 4, channels: int = 16):
         super().__init__()
         halvings = int(math.log2(downscale))
-        layers: list[nn.Module] = [(down if halvings >= 1 else conv3)(seen, channels), ResBlock(channels, channels)]
+        layers: list[nn.Module] = [(down if halvings >= 1 else conv3)(1, channels), ResBlock(channels, channels)]
         for _ in range(halvings - 2):
             layers += [down(channels, channels), ResBlock(channels, channels)]
         layers += [GroupNorm(16, channels, eps=1e-6), nn.SiLU(), (down if halvings >= 2 else conv3)(channels, 1)]
@@ -189,13 +165,13 @@ class NoExtractor(nn.Module):
 class Pyramid(nn.Module):
     """Multi-scale image conditioning: features of the MRI at every level of the UNet.
 
-    mri [B, seen, D, H, W] -> a list of [B, channels, d, h, w], the first on the latent grid, each further one at half the one before.
+    mri [B, 1, D, H, W] -> a list of [B, channels, d, h, w], the first on the latent grid, each further one at half the one before.
     """
 
-    def __init__(self, downscale: int, levels: int, channels: int = 16, seen: int = 1):
+    def __init__(self, downscale: int, levels: int, channels: int = 16):
         super().__init__()
         halvings = int(math.log2(downscale))
-        first = [conv3(seen, channels), *(down(channels, channels) for _ in range(halvings)), ResBlock(channels, channels)]
+        first = [conv3(1, channels), *(down(channels, channels) for _ in range(halvings)), ResBlock(channels, channels)]
         further = [nn.Sequential(down(channels, channels), ResBlock(channels, channels)) for _ in range(levels - 1)]
         self.levels = nn.ModuleList([nn.Sequential(*first), *further])
 
@@ -274,21 +250,18 @@ class UNet(nn.Module):
     samplers call unet.condition(mri) once and then unet.denoise(z_t, condition, t, label).
     downscale = D / d. attention_levels: levels of channel_mults with attention in every block (the middle always has it).
     image_conditioning False leaves the MRI out. multiscale: features of the MRI are added at every level (not published).
-    deviations_of: (D, H, W), to see Deviations of the MRI, or None. regression: a network from MRI to PET, whose input is the MRI itself;
-    then z_t has no channels and C is 1.
+    regression: a network from MRI to PET, whose input is the MRI itself; then z_t has no channels and C is 1.
     """
 
     def __init__(self, latent_channels: int = 1, base_channels: int = 128, channel_mults: tuple[int, ...] = (1, 2, 2, 4),
                  res_blocks: int = 2, time_dim: int = 128, num_classes: int = 2, norm_groups: int = 32,
                  attention_levels: tuple[int, ...] = (), downscale: int = 4, image_conditioning: bool = True,
-                 multiscale: bool = False, deviations_of: tuple[int, int, int] | None = None, regression: bool = False):
+                 multiscale: bool = False, regression: bool = False):
         super().__init__()
-        self.look = Deviations(deviations_of) if deviations_of else nn.Identity()
-        seen = 2 if deviations_of else 1
         if regression:
-            self.extractor, inputs = nn.Identity(), seen
+            self.extractor, inputs = nn.Identity(), 1
         elif image_conditioning:
-            self.extractor, inputs = Extractor(downscale, seen=seen), latent_channels + 1
+            self.extractor, inputs = Extractor(downscale), latent_channels + 1
         else:
             self.extractor, inputs = NoExtractor(downscale), latent_channels
         self.projector = Projector(time_dim, num_classes)
@@ -298,7 +271,7 @@ class UNet(nn.Module):
 
         widths, last = [base_channels * mult for mult in channel_mults], len(channel_mults) - 1
         if multiscale := multiscale and image_conditioning:
-            self.pyramid = Pyramid(downscale, len(widths), seen=seen)
+            self.pyramid = Pyramid(downscale, len(widths))
             self.inject = nn.ModuleList(nn.Conv3d(16, a, 1) for a in (base_channels, *widths[:-1]))  # what each level begins with
         self.multiscale = multiscale
 
@@ -329,8 +302,7 @@ class UNet(nn.Module):
 
     def condition(self, mri: Tensor) -> list[Tensor]:
         """What the denoiser sees of the MRI: the Extractor's channel [B, 1, d, h, w], and with multiscale the features of all levels."""
-        seen = self.look(mri)
-        return [self.extractor(seen), *(self.pyramid(seen) if self.multiscale else [])]
+        return [self.extractor(mri), *(self.pyramid(mri) if self.multiscale else [])]
 
     def denoise(self, z_t: Tensor, condition: list[Tensor], t: Tensor, label: Tensor | None = None) -> Tensor:
         """As forward, with condition(mri) in place of the MRI."""

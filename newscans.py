@@ -17,7 +17,7 @@ from files import brief, file_status
 from utils import InputError
 from volumes import Grid, orientation_problem, read_header, read_volume, resample
 
-PREPARES = "python main.py --stages preprocess --raw RAW --data_dir NEW"                     # RAW: a whole head -> NEW/whole_MRI
+PREPARES = "python main.py preprocess --raw RAW --data_dir NEW"                     # RAW: a whole head -> NEW/whole_MRI
 OURS = "_desc-ilcldm"                                      # in the names of what is written, so that it is never taken for an MRI
 BIDS = re.compile(r"sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9]+)*(_[A-Za-z0-9]+)?")
 

@@ -4,18 +4,22 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
 import pandas as pd
 
 from clinical import MISSING, ClinicalTable, listed
+from commandline import parse
 from config import Config
 from dataset import ID_PATTERN, SPLITS, find_volume
 from demographics import Demographics
 from files import brief, check_place, remove_leftovers, write_together
 from logs import say
 from matching import DATES, GREY, OTHER_TRACER, LeftOut, Match, Row, ScanKeys, pick_rows, scan_dates
+from program import exit_code
+from settings import refuse, same, setting, value_problems
 from splitting import split_subjects
 from utils import InputError
 
@@ -24,13 +28,69 @@ LABELS = ("AMYLOID_STATUS", "label", "SUMMARYSUVR_WHOLECEREBNORM_1.11CUTOFF", "S
 AGE_GROUPS = 4                                             # quartiles, of which each list gets its share
 
 
-def prepare_cohort(cfg: Config) -> None:
+@dataclass(frozen=True)
+class Settings:
+    """The settings of `python main.py prepare`. Raises ValueError that lists all values which are out of range or do not fit together."""
+
+    table: str = setting("", "CSV with a row a PET, or a scan: ADNI's amyloid table as downloaded, or any with a column of IDs and one of "
+                             "labels", section="files")
+    data_dir: str = setting("data", "folder with whole_MRI and whole_Abeta")
+    info_dir: str = setting("data_info", "folder to which data_info.csv, train.txt, validation.txt and test.txt are written")
+    demographics: str = setting("", "CSV with age and sex, such as ADNI's PTDEMOG or ADNIMERGE; empty: those columns of the table, if any")
+    scan_dates: str = setting("", "CSV with the columns ID and date of scans whose ID carries no date")
+    overwrite: bool = setting(False, "replace lists and labels that are there already")
+    id_column: str = setting("", "column of the table with IDs of scans or subjects; empty: found by its name (PTID, RID, ID and others)",
+                             section="labels")
+    date_column: str = setting("", "column of the table with dates of the PETs; empty: found by its name (SCANDATE, EXAMDATE and others)")
+    label_column: str = setting("", "column of the table with the labels; empty: found by its name (AMYLOID_STATUS, label and others)")
+    label_from: str = setting("status", "status: labels are read from their column, where ADNI decides tracer by tracer; centiloids: label 1 "
+                                        "from centiloid_cutoff on, else 0", choices=("status", "centiloids"))
+    centiloid_cutoff: float = setting(20.0, "Centiloids from which on a PET is positive, with label_from centiloids; ADNI's florbetapir "
+                                            "threshold is 20", low=-100.0, high=300.0)
+    grey_zone: tuple[float, float] = setting((0.0, 0.0), "leave out scans with Centiloids from the first to below the second value, such as "
+                                                         "10 30 (AMYPAD); two equal values: none", low=-100.0, high=300.0)
+    qc_keep: tuple[int, ...] = setting((2,), "values of the column qc_flag that pass; ADNI: 2", low=-9)
+    tracer: str = setting("", "keep one tracer, as the table's column TRACER writes it, such as FBP; empty: all")
+    window_days: int = setting(180, "most days between a scan and its row; amyloid grows over years", low=0)
+    require_dates: bool = setting(False, "leave out scans without a date where the table has some, even if the rows leave no doubt")
+    num_classes: int = same(Config, "num_classes")
+    split_ratios: tuple[float, float, float] = setting((0.8, 0.1, 0.1), "shares of the subjects in the training, validation and test list; "
+                                                                        "paper: 408, 51 and 51", section="lists", low=1e-6)
+    split_seed: int = setting(0, "seed of the lists; same seed, same lists", low=0)
+    subject_pattern: str = same(Config, "subject_pattern")
+
+    def __post_init__(self):
+        refuse(value_problems(self) or list(self._misfits()))
+
+    def _misfits(self) -> Iterator[str]:
+        if not self.table:
+            yield "prepare needs --table FILE.csv"
+        if self.label_from == "centiloids" and (self.num_classes != 2 or self.label_column):
+            yield "label_from centiloids gives the labels 0 and 1: it goes with num_classes 2 and without label_column"
+        if self.grey_zone[0] > self.grey_zone[1]:
+            yield f"grey_zone {self.grey_zone} must begin below its end"
+        elif self.has_grey_zone and self.label_from == "centiloids" and not self.grey_zone[0] <= self.centiloid_cutoff <= self.grey_zone[1]:
+            yield f"grey_zone {self.grey_zone} must hold the centiloid_cutoff {self.centiloid_cutoff}"
+
+    @property
+    def has_grey_zone(self) -> bool:
+        """Whether scans are left out for Centiloids that are neither clearly negative nor clearly positive."""
+        return self.grey_zone[0] < self.grey_zone[1]
+
+
+def main(argv: list[str]) -> int:
+    """Make lists and labels, with the settings of a command line. Returns the exit code."""
+    settings = parse(Settings, argv, "main.py prepare", "Lists and labels of a cohort, from ADNI's tables or any CSV.")
+    return exit_code(lambda: prepare_cohort(settings))
+
+
+def prepare_cohort(cfg: Settings) -> None:
     """Write data_info.csv, the lists of the three splits, a table of the cohort and what was left out, all of them or none.
 
     Raises InputError that lists every problem of settings, tables and folders; nothing is then written.
     """
     problems: list[str] = []
-    folder = cfg.info_folder
+    folder = Path(cfg.info_dir)
     there = [name for name in FILES if (folder / name).exists()]
     if there and not cfg.overwrite:
         problems.append(f"{folder}: {', '.join(there)} there already; --overwrite replaces all of them, --info_dir takes another folder")
@@ -103,7 +163,7 @@ def record(scan: str, cause: LeftOut) -> dict:
 
 # ---------------------------------------------------------------- their labels
 
-def label_scans(cfg: Config, scans: list[str], left: list[dict], problems: list[str]) -> tuple[list[dict], list[str]]:
+def label_scans(cfg: Settings, scans: list[str], left: list[dict], problems: list[str]) -> tuple[list[dict], list[str]]:
     """A row of data_info.csv for each scan that gets a label, and remarks on how the tables were read. The other scans join `left`."""
     keys = ScanKeys(scans, cfg.subject_pattern)
     tables = [table] = [ClinicalTable(Path(cfg.table), "table", problems)]
@@ -144,7 +204,7 @@ def noting(scan: str, left: list[dict]) -> Iterator[None]:
         left.append(record(scan, cause))
 
 
-def read_rows(cfg: Config, table: ClinicalTable) -> list[Row]:
+def read_rows(cfg: Settings, table: ClinicalTable) -> list[Row]:
     """The rows of the table, each with its label, or with the reason why it gives none."""
     by_centiloids = cfg.label_from == "centiloids"
     centiloids = table.column("Centiloids", ("CENTILOIDS", "CENTILOID", "CL"), needed=by_centiloids or cfg.has_grey_zone)
@@ -182,7 +242,7 @@ def finite(text: str) -> float:
     return number
 
 
-def judge(cfg: Config, said: dict) -> tuple[int | None, str]:
+def judge(cfg: Settings, said: dict) -> tuple[int | None, str]:
     """The label that a row gives, or the reason why it gives none. said: its values by column."""
     level = said.get("centiloids")
     if cfg.tracer and said.get("tracer") != cfg.tracer.upper():
@@ -247,15 +307,12 @@ def draw_lists(info: pd.DataFrame, ratios: tuple[float, ...], seed: int) -> pd.S
     return info["subject"].map(lists)
 
 
-def refuse_unusable(cfg: Config, info: pd.DataFrame, lists: pd.Series) -> None:
+def refuse_unusable(cfg: Settings, info: pd.DataFrame, lists: pd.Series) -> None:
     """Raise InputError if the check of a cohort would refuse these lists."""
-    training = info[lists == "train"]
-    if len(training) < cfg.largest_step:
-        raise InputError(f"the training list would hold {len(training)} scans, too few for the {cfg.largest_step} of one step (batch size "
-                         "x accumulation)")
-    if cfg.least_of_each_label and training["label"].nunique() < cfg.num_classes:
+    labels = info.loc[lists == "train", "label"]
+    if labels.nunique() < cfg.num_classes:
         raise InputError(f"not all of the {cfg.num_classes} labels occur in the training list, but only "
-                         f"{', '.join(map(str, sorted(training['label'].unique())))}; label_at_sampling none goes without")
+                         f"{', '.join(map(str, sorted(labels.unique())))}; take the lists from more scans, or others by --split_seed")
 
 
 def cohort_table(info: pd.DataFrame, lists: pd.Series) -> pd.DataFrame:

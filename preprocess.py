@@ -24,6 +24,7 @@ import pandas as pd
 from scipy.ndimage import gaussian_filter
 
 import registration
+from commandline import parse
 from config import Config
 from dataset import ID_PATTERN
 from files import FolderLock, brief, check_place, make_folder, remove_leftovers, write_csv, write_text
@@ -31,6 +32,8 @@ from logs import progress_bar, say
 from quality import compare_with_mri, compare_with_template, draw_page, remarks
 from regions import read_mask
 from stopping import abandoned_on_error, serve_parent
+from program import exit_code
+from settings import refuse, same, setting, value_problems
 from utils import InputError
 from volumes import Crop, orientation_problem, read_header, read_volume, save_nifti
 
@@ -44,6 +47,33 @@ COVERED = 0.5                                              # of the reference re
 OUTPUTS = {"mri": "whole_MRI", "pet": "whole_Abeta"}
 NOTE = "preprocessed for IL-CLDM; not for clinical use"
 FWHM = 2 * np.sqrt(2 * np.log(2))                          # of a Gaussian in standard deviations
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of `python main.py preprocess`. Raises ValueError that lists all values which are out of range."""
+
+    raw: str = setting("raw", "folder with T1/<ID>.nii[.gz] and, if there are any, PET/<ID>.nii[.gz] of whole heads; or one T1 MRI, or a "
+                              "folder of such files", section="files")
+    data_dir: str = setting("data", "folder of the cohort: its whole_MRI and whole_Abeta are written")
+    reference_mask: str = setting("", "NIfTI mask in MNI space, usually the whole cerebellum, whose uptake PETs are divided by")
+    overwrite: bool = setting(False, "replace volumes that are there already")
+    num_workers: int = setting(2, "subjects at a time, which share the cores; 0: one, in the main process", low=0)
+    image_size: tuple[int, int, int] = same(Config, "image_size")
+    registration: str = setting("affine", "how a brain is brought to the template; syn: nonlinearly too, which gives it that shape",
+                                section="method", choices=("affine", "syn"))
+    pet_fwhm: float = setting(0.0, "mm, FWHM of a Gaussian that PETs are smoothed with, for cohorts of several scanners", low=0.0, high=30.0)
+    pet_max_suvr: float = setting(4.0, "SUVR that is stored as 1, the same for all PETs of a cohort; more is cut off and reported", low=1.0,
+                                  high=100.0)
+
+    def __post_init__(self):
+        refuse(value_problems(self))
+
+
+def main(argv: list[str]) -> int:
+    """Preprocess raw scans, with the settings of a command line. Returns the exit code."""
+    settings = parse(Settings, argv, "main.py preprocess", "Bring raw scans into the space and the range of the cohort.")
+    return exit_code(lambda: preprocess_scans(settings))
 
 
 @dataclass(frozen=True)
@@ -98,10 +128,10 @@ def file_digest(path: Path) -> str:
 
 # ---------------------------------------------------------------- what is asked for
 
-def preprocess_scans(cfg: Config) -> None:
+def preprocess_scans(cfg: Settings) -> None:
     """Preprocess the scans of the raw folder. Goes on after one that fails; raises InputError with all of these at the end."""
     if importlib.util.find_spec("ants") is None:
-        raise InputError("--stages preprocess needs ANTs, an extra of this project: pip install -r requirements-preprocess.txt")
+        raise InputError("preprocess needs ANTs, an extra of this project: pip install -r requirements-preprocess.txt")
     raws, recipe = find_scans(Path(cfg.raw)), make_recipe(cfg)
     pets = sum(raw.pet is not None for raw in raws)
     if pets and recipe.reference is None:
@@ -149,11 +179,11 @@ def scan_files(paths, suffix: str, problems: list[str]) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def make_recipe(cfg: Config) -> Recipe:
+def make_recipe(cfg: Settings) -> Recipe:
     """The settings, with the reference region on the grid. Raises InputError if the grid is none of MNI152's, or the mask not usable."""
     sizes = {tuple(n // v for n in FIELD_OF_VIEW): v for v in range(8, 0, -1)}
     if (voxel_mm := sizes.get(cfg.image_size)) is None:
-        raise InputError(f"image_size {cfg.image_size}: --stages preprocess writes 181 x 217 x 181 voxels of 1 mm, or the same field of "
+        raise InputError(f"image_size {cfg.image_size}: preprocess writes 181 x 217 x 181 voxels of 1 mm, or the same field of "
                          f"view at 2 to 8 mm ({', '.join('x'.join(map(str, size)) for size in sizes)})")
     reference = None
     if cfg.reference_mask:

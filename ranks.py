@@ -3,7 +3,6 @@
 torchrun, SLURM with the variables of the README, or launch tells each process its rank and their number; a process that was started by
 itself is the only one, and everything here then does nothing. Rank 0 speaks, and writes what is not a single subject's.
 """
-import inspect
 import itertools
 import os
 import signal
@@ -11,9 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -21,7 +19,6 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import Sampler
 
 from stopping import CTRL_C, SIGNALS, Stopped, ask, asked, held
@@ -215,36 +212,19 @@ def check_equal(key: str, what: str) -> None:
 
 # ---------------------------------------------------------------- networks
 
-def wrap(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network with gradients that are averaged over the ranks in its backward pass, and the weights of rank 0."""
-    if ranks() == 1:
-        return network
-    parameters = inspect.signature(DistributedDataParallel).parameters
-    share_buffers = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"   # before torch 2.13
-    warnings.filterwarnings("ignore", "Grad strides do not match")                           # of 1x1x1 convolutions; the order is the same
-    return DistributedDataParallel(network, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True,
-                                   **{share_buffers: False})                                 # see average_statistics
-
-
-def bare(network: nn.Module) -> nn.Module:
-    """The network itself, without what averages gradients."""
-    return network.module if isinstance(network, DistributedDataParallel) else network
-
-
-def summing(network: nn.Module, last: bool) -> AbstractContextManager:
-    """The context of one of several backward passes of a step: gradients are averaged over the ranks in the last."""
-    return nullcontext() if last or not isinstance(network, DistributedDataParallel) else network.no_sync()
+@torch.no_grad()
+def all_reduce_mean(tensors: list[torch.Tensor]) -> None:
+    """Give each tensor its mean over the ranks, in place."""
+    if ranks() > 1:
+        for work in [dist.all_reduce(tensor, async_op=True) for tensor in tensors]:
+            work.wait()
+        torch._foreach_div_(tensors, ranks())
 
 
 @torch.no_grad()
-def average_statistics(network: nn.Module) -> None:
+def average_statistics(networks: list[nn.Module]) -> None:
     """Give the running statistics of the batch norms, which every rank gathers from its own batches, the mean over the ranks."""
-    statistics = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
-    if ranks() > 1 and statistics:
-        means = torch.cat(statistics).cpu()
-        dist.all_reduce(means, group=_Ties.control)
-        for statistic, mean in zip(statistics, (means / ranks()).split([len(statistic) for statistic in statistics]), strict=True):
-            statistic.copy_(mean)
+    all_reduce_mean([buffer for network in networks for name, buffer in network.named_buffers() if "running_" in name])
 
 
 # ---------------------------------------------------------------- subjects

@@ -14,14 +14,13 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from checkpoints import StageRun, check_settings, load_checkpoint, restore
-from denoising import learn_deviations
 from diffusion import LatentScale
 from experiment import Experiment
 from logs import say
 from metrics import describe, evaluate
 from model import AAE, UNet
 from networks import build_image_regression, build_unet, checkpoint_name
-from ranks import of_main, summing, wrap
+from ranks import of_main
 from training import set_rate, train_epoch, update
 from utils import EMA, InputError, derived_seed, seed_everything, weights_key
 
@@ -48,7 +47,7 @@ class LatentRegression:
     def load_targets(self, facts: dict) -> None:
         """Read the latents of training and validation list. facts: those of a checkpoint, if there is one."""
         latents = self.exp.load_latents(self.aae)
-        self.facts = facts or of_main(lambda: self.exp.latent_scale(latents).facts())
+        self.facts = facts or of_main(lambda: self.exp.latent_scale(latents).metadata())
         self.z_0 = {name: LatentScale.of(self.facts).apply(z) for name, z in latents.items()}
 
     def target(self, batch: dict) -> Tensor:
@@ -100,12 +99,12 @@ Regression = LatentRegression | ImageRegression
 
 
 def regressions(exp: Experiment, aae: AAE) -> list[Regression]:
-    """The controls, in the order of config.REGRESSIONS."""
+    """The controls, in the order of config.BASELINES."""
     return [LatentRegression(exp, aae), ImageRegression(exp)]
 
 
 def at_step(t: int, mri: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """The same t for everyone [B], and no label [B, K]: weights of 0, because several ranks want a gradient of every parameter."""
+    """The same t for everyone [B], and no label [B, K]: weights of 0."""
     return torch.full((len(mri),), t, device=mri.device), mri.new_zeros(len(mri), num_classes)
 
 
@@ -139,15 +138,12 @@ def train_regression(control: Regression, run: StageRun, ema: EMA, subjects: Dat
     control.load_targets(run.facts)
     run.facts = control.facts
     network, opt = run.parts["unet"], run.parts["opt"]
-    if not run.step:
-        learn_deviations(exp, network, ema.module)
     validation = exp.batches(exp.cohort.validation, "mri", "pet", divided=True)
-    everyones = wrap(network, exp.device)                  # of all ranks
 
     def step(batch: dict) -> dict[str, float]:
         """Update network and moving average on a batch: its loss."""
         mri, target = (tensor.to(exp.device, non_blocking=True) for tensor in (batch["mri"], control.target(batch)))
-        losses = regression_step(everyones, opt, control.call, mri, target, cfg.ldm_accumulation, exp.cast)
+        losses = regression_step(network, opt, control.call, mri, target, exp.cast)
         run.step += 1
         ema.update(network, run.step)
         return losses
@@ -155,7 +151,7 @@ def train_regression(control: Regression, run: StageRun, ema: EMA, subjects: Dat
     with run.saved_when_stopped():
         for epoch in run.epochs_left(cfg.ldm_epochs):
             set_rate([opt], cfg.ldm_lr, epoch, cfg.ldm_epochs, cfg.ldm_lr_decay)
-            losses, waiting = train_epoch(subjects, step, derived_seed(cfg.seed, name, epoch), f"{name} epoch {epoch}", run.progress)
+            losses, waiting = train_epoch(subjects, step, derived_seed(cfg.seed, name, epoch), f"{name} epoch {epoch}", run.progress, [network])
             scores = evaluate(predict_by(control, ema.module), validation, exp.image_scores, f"{name} epoch {epoch}, validation") \
                 if epoch % cfg.validation_every == 0 else None
             run.finish_epoch(epoch, losses, scores)
@@ -164,18 +160,13 @@ def train_regression(control: Regression, run: StageRun, ema: EMA, subjects: Dat
 
 
 def regression_step(network: nn.Module, opt: Optimizer, call: Callable[[nn.Module, Tensor], Tensor], mri: Tensor, target: Tensor,
-                    parts: int = 1, cast: Callable = nullcontext) -> dict[str, float]:
-    """Update the network on one batch: call(network, mri) is to be the target. parts, cast and ranks as in training.aae_step."""
-    losses = []
-    opt.zero_grad(set_to_none=True)
-    for number, (some_mri, some_target) in enumerate(zip(mri.chunk(parts), target.chunk(parts), strict=True), start=1):
-        with summing(network, last=number == parts):
-            with cast():
-                loss = F.mse_loss(call(network, some_mri).float(), some_target)
-            (loss / parts).backward()
-        losses.append(loss.item() / parts)
-    update(opt, {"mse": sum(losses)})
-    return {"mse": sum(losses)}
+                    cast: Callable = nullcontext) -> dict[str, float]:
+    """Update the network on one batch: call(network, mri) is to be the target."""
+    with cast():
+        loss = F.mse_loss(call(network, mri).float(), target)
+    losses = {"mse": loss.item()}
+    update(opt, loss, losses)
+    return losses
 
 
 # ---------------------------------------------------------------- trained
@@ -197,7 +188,7 @@ def trained_regressions(exp: Experiment, aae: AAE, epochs: int) -> dict[str, Cal
             say("test", f"{control.name} is left out: {' '.join(line.strip() for line in str(error).splitlines())}")
             continue
         if trained != epochs:
-            say("test", f"{control.name} is trained for {trained} epochs, stage 2 for {epochs}; --stages controls goes on")
+            say("test", f"{control.name} is trained for {trained} epochs, stage 2 for {epochs}; --stages baselines goes on")
         predicts[control.name] = predict_by(control, network)
     return predicts
 

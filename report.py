@@ -14,7 +14,6 @@ from markupsafe import escape
 from matplotlib import colormaps
 
 from classifier import pool_volume
-from commandline import command
 from dataset import Cohort, Scan
 from figures import LABELS, plot_bland_altman, plot_calibration, plot_curves, plot_roc, plot_suvr, plot_volumes
 from files import make_folder, write_text
@@ -129,7 +128,7 @@ def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, P
     versions = pd.DataFrame(run.facts["versions"].items(), columns=["package", "version"])
     pictures = {name: base64.b64encode(file.read_bytes()).decode() for name, file in figures.items()}
     text = environment.get_template(TEMPLATE.name).render(
-        name=run.name, phantom=run.facts["phantom"], note=run.facts["note"], command=command(run.facts["settings"]), cohort=html(cohort),
+        name=run.name, phantom=run.facts["phantom"], note=run.facts["note"], command=run.facts["command"], cohort=html(cohort),
         tables=sections, figures=pictures, captions=CAPTIONS, settings=html(settings), versions=html(versions),
         viewer=_viewer_data(subjects, affine))
     write_text(path, text)

@@ -1,4 +1,5 @@
 """The per-subject results of an experiment: some CSVs and what they were made with, written together, read back only if unchanged."""
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -6,11 +7,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from config import EXPERIMENT_SETTINGS
+from config import Config
 from files import write_csv, write_text
 from utils import InputError
 
-FORMAT = 1                                                 # raise it when a column changes its meaning
+FORMAT = 2                                                 # raise it when a column changes its meaning
 INDEX = "scores.json"
 FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty")                # the CSVs; the first is always there
 
@@ -67,7 +68,7 @@ def load_run(folder: Path) -> Run:
             raise ValueError("its digest is another")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{folder / INDEX}: not there, damaged or changed; {again}") from error
-    if facts["format"] != FORMAT or set(EXPERIMENT_SETTINGS) != facts["settings"].keys():
+    if facts["format"] != FORMAT or {f.name for f in dataclasses.fields(Config)} != facts["settings"].keys():
         raise InputError(f"{folder / INDEX}: written by another version of this project; {again}")
     problems = []
     for name, digest in files.items():

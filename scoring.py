@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from checkpoints import read_history
-from config import plain
 from dataset import read_demographics
-from diffusion import Draws, Synthesizer
+from diffusion import LatentSamples, Synthesizer, std_over_samples
 from experiment import PHANTOM_NOTICE, Experiment
 from files import make_folder, write_csv
 from logs import LOG, say
@@ -20,7 +19,7 @@ from metrics import METRICS, evaluate, summarize
 from networks import CHECKPOINT
 from results import forget_run, save_run
 from status import CLASSIFIERS, Reader, fit_readers, read_status, save_readers
-from uncertainty import SAMPLING, assess, calibrate, describe, save_calibration
+from uncertainty import assess, calibrate, describe, save_calibration
 from utils import InputError, weights_key
 from volumes import save_synthesis
 
@@ -60,7 +59,7 @@ def readouts_bound_to(exp: Experiment, synthesizer: Synthesizer) -> dict[str, st
 
 def calibration_bound_to(exp: Experiment, synthesizer: Synthesizer) -> dict:
     """What a calibration of the SUVR is valid for: networks, masks and sampling; the experiment has regions."""
-    return {"networks and masks": readouts_bound_to(exp, synthesizer)["suvr"], **{name: plain(getattr(exp.cfg, name)) for name in SAMPLING}}
+    return {"networks and masks": readouts_bound_to(exp, synthesizer)["suvr"], **exp.cfg.settings_of("synthesis")}
 
 
 def fit_status(exp: Experiment, real: dict[str, pd.DataFrame], synthesizer: Synthesizer) -> dict[str, Reader]:
@@ -97,7 +96,7 @@ def survey_real(exp: Experiment) -> dict[str, pd.DataFrame]:
 
 # ---------------------------------------------------------------- synthesis
 
-def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callable[[dict], Draws]) -> Callable[[dict], Tensor]:
+def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, sample: Callable[[dict], LatentSamples]) -> Callable[[dict], Tensor]:
     """A predict function for evaluate: MRI -> synthetic PET, noting SUVR_sd if there are regions.
 
     The PETs of the test list are saved on their MRIs' grids; beside them the deviation of their draws if asked for.
@@ -112,25 +111,25 @@ def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, draw: Callabl
 
     def predict(batch: dict) -> Tensor:
         """Batch of MRIs [B, 1, D, H, W] -> their PETs, written on the way."""
-        draws = draw(batch)
-        x_hat = synthesizer.decode(draws.mean())
+        samples = sample(batch)
+        x_hat = synthesizer.decode(samples.mean())
         save(x_hat, batch, "synthesized")
-        decoded = synthesizer.decode_draws(draws.z_0) if exp.regions or exp.cfg.save_deviation else None
+        decoded = synthesizer.decode_samples(samples.z_0) if exp.regions or exp.cfg.save_deviation else None
         if exp.cfg.save_deviation:
-            save(draws.deviation(decoded), batch, "deviation")
+            save(std_over_samples(decoded), batch, "deviation")
         if exp.regions:
-            batch["noted"] = {"SUVR_sd": suvr_deviation(exp, draws, decoded)}
-        if draws.label is not None and exp.cfg.num_classes == 2:
-            batch.setdefault("noted", {})["p_mri"] = draws.label[:, 1].tolist()
+            batch["noted"] = {"SUVR_sd": suvr_std(exp, decoded)}
+        if samples.label is not None and exp.cfg.num_classes == 2:
+            batch.setdefault("noted", {})["p_mri"] = samples.label[:, 1].tolist()
         return x_hat
     return predict
 
 
-def suvr_deviation(exp: Experiment, draws: Draws, decoded: Tensor) -> list[float]:
-    """Standard deviation of the SUVR over each scan's decoded draws [B, m, 1, D, H, W]; NaN if one has no uptake in the reference."""
+def suvr_std(exp: Experiment, decoded: Tensor) -> list[float]:
+    """Standard deviation of the SUVR over each scan's decoded samples [B, m, 1, D, H, W]; NaN if one has no uptake in the reference."""
     composite = replace(exp.regions, named={}, centiloid=None)                               # further regions take their time
     suvr = [[composite.measure(volume[0])["SUVR"] for volume in scan] for scan in decoded.cpu().numpy()]
-    return draws.deviation(torch.tensor(suvr, dtype=torch.float64, device=draws.weight.device)).tolist()
+    return std_over_samples(torch.tensor(suvr, dtype=torch.float64)).tolist()
 
 
 def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer, validation: pd.DataFrame, test: pd.DataFrame,
@@ -172,7 +171,7 @@ def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict
     if readers:
         frames["predictions"] = read_status(readers, readable)
     facts = {"phantom": exp.is_phantom, "notice": exp.notice, "note": exp.scores_note(len(exp.cohort.test)), **exp.identity(),
-             **json.loads(cfg.to_json())}
+             **json.loads(cfg.to_json()), "command": exp.command}
     facts["settings"] |= epochs | {"precision": exp.precision}
     save_run(cfg.result_dir, facts, frames | uncertain)
     summary = summarize(frames["test"])

@@ -1,4 +1,5 @@
 """New scans: the synthetic PET of MRIs that have neither PET nor label, with the networks of a trained experiment."""
+import dataclasses
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -10,20 +11,23 @@ import torch
 from torch import Tensor
 
 from checkpoints import check_settings
-from config import VERSION, Config
+from commandline import build, given, leave
+from config import ALL, VERSION, Config
 from dataset import Cohort
-from diffusion import Draws, Synthesizer
+from diffusion import LatentSamples, Synthesizer, std_over_samples
 from experiment import RESEARCH_NOTICE, Experiment
 from figures import plot_overlay
 from files import FolderLock, brief, check_place, make_folder, read_text, remove_leftovers, write_csv, write_text
 from loading import LATENTS
 from logs import progress_bar, say
-from networks import CHECKPOINT, Networks, Predictor
+from networks import CHECKPOINT, Networks
 from newscans import (NewScan, describe_grid, find_scans, header_problem, onto_crop, place_problem, read_mri, refuse_place, relative,
                       sha256)
+from predictor import RidgeClassifier
+from program import exit_code
 from ranks import local_rank
 from scoring import CALIBRATION, READOUTS, calibration_bound_to, readouts_bound_to
-from settings import plain
+from settings import refuse, setting, value_problems
 from status import NEEDS_PET, Reader, load_readers, mean_level
 from stopping import stop_if_asked
 from uncertainty import COVERAGE, Calibration, load_calibration
@@ -32,18 +36,60 @@ from volumes import Grid, save_synthesis
 
 KIND = "IL-CLDM synthetic PET"                             # what our sidecars call themselves
 TABLE = "synthesized.csv"
-# What a synthetic PET depends on beside MRI, networks and masks; others of the group may change without making it another.
-DECIDING = ("seed", "sampler", "sampling_steps", "samples_per_scan", "label_at_sampling", "guidance", "shared_noise",
-            "save_deviation", "mri_percentile", "regions_image", "regions_table", "centiloid_slope", "centiloid_intercept")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of `python main.py synthesize` beside those of the experiment. Raises ValueError that lists all wrong values."""
+
+    exp: str = setting("", "name of the trained experiment; its settings are read from result/<exp>/config.json", section="new scans")
+    mri: str = setting("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files")
+    out: str = setting("", "folder for their synthetic PETs, beside which nothing else of this project lies")
+    mri_percentile: float = setting(0.0, "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave "
+                                         "[0, 1]; right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)
+    overwrite: bool = setting(False, "replace synthetic PETs that are there, but were not made from the same MRI in the same way")
+
+    def __post_init__(self):
+        missing = [f"--{name}" for name in ("exp", "mri", "out") if not getattr(self, name)]
+        refuse(value_problems(self) or ([f"synthesize needs {', '.join(missing)}"] if missing else []))
+
+
+def changeable() -> list[dataclasses.Field]:
+    """The settings of an experiment that may be others than in its training."""
+    return [field for field in dataclasses.fields(Config)
+            if not {*ALL, "comparison"} & {*field.metadata["affects"]} - {"comparison"}
+            and field.name not in ("exp", "stages", "resume", "aae_from", "ldm_from", "gpus", "bootstrap_resamples", "shown_subjects")]
+
+
+def main(argv: list[str]) -> int:
+    """Synthesize new scans, with the settings of a command line. Returns the exit code."""
+    names = {field.name for field in dataclasses.fields(Settings)}
+    words = given([*dataclasses.fields(Settings), *changeable()], argv, "main.py synthesize",
+                  "The synthetic PET of T1 MRIs that have neither PET nor label, with the networks of a trained experiment.")
+    settings = build(Settings, {name: value for name, value in words.items() if name in names})
+    cfg = build(Config, saved_settings(settings.exp) | {name: value for name, value in words.items() if name not in names})
+    return exit_code(lambda: synthesize_scans(cfg, settings))
+
+
+def saved_settings(exp: str) -> dict:
+    """The settings that an experiment was run with. Ends the program with code 2 if there is none of that name."""
+    path = Path("result") / exp / "config.json"
+    try:
+        saved = json.loads(path.read_text())["settings"]
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        trained = sorted({path.parent.name for path in Path("result").glob(f"*/{CHECKPOINT['ldm']}.pth.tar")})
+        leave(f"{path} is not there or damaged: new scans need a trained experiment; trained here: {', '.join(trained) or 'none'}")
 
 
 @dataclass(frozen=True)
 class Trained:
     """A trained experiment whose cohort is not at hand, ready to synthesize."""
     exp: Experiment
+    settings: Settings
     grid: Grid                                             # of the cohort's volumes
     synthesizer: Synthesizer
-    classifier: Predictor | None                     # of the label that sampling is conditioned with
+    classifier: RidgeClassifier | None                     # of the label that sampling is conditioned with
     readers: dict[str, Reader]                             # read-outs of the test stage
     calibration: Calibration | None                        # of the SUVR, by the test stage
     no_interval: str                                       # why there is no calibrated interval, or nothing
@@ -57,19 +103,19 @@ class Trained:
         return {"version": VERSION, "networks": {name: facts["weights"] for name, facts in self.networks.items()},
                 "precision": self.exp.precision, "masks": self.exp.identity()["masks"], "readouts": sorted(self.readers),
                 "calibration": self.calibration and self.calibration.key,
-                "settings": {name: plain(getattr(cfg, name)) for name in DECIDING}}
+                "settings": {"seed": cfg.seed, **cfg.settings_of("synthesis", "new_scans"), "mri_percentile": self.settings.mri_percentile}}
 
 
-def load_trained(cfg: Config) -> Trained:
+def load_trained(cfg: Config, settings: Settings) -> Trained:
     """The experiment of the settings from its checkpoints, and its read-outs if it has some. Raises InputError if they do not fit."""
     networks = Networks(cfg, pick_device(cfg.device, local_rank()))
     for stage in CHECKPOINT:
         if not networks.best_path(stage).exists():
             trained = sorted({path.parent.name for path in cfg.result_dir.parent.glob(f"*/{CHECKPOINT['ldm']}.pth.tar")})
-            raise InputError(f"{networks.best_path(stage)} is not there: new scans need a trained experiment, chosen by --exp and "
-                             f"--preset; trained here: {', '.join(trained) or 'none'}")
+            raise InputError(f"{networks.best_path(stage)} is not there: new scans need a trained experiment; trained here: "
+                             f"{', '.join(trained) or 'none'}")
         saved = networks.best_checkpoint(stage)
-        check_settings(networks.best_path(stage), saved, cfg.fixed_settings(stage))
+        check_settings(networks.best_path(stage), saved, cfg.settings_of(stage))
     facts = saved["facts"]
     if not {"affine", "phantom"} <= facts.keys():
         raise InputError(f"{networks.best_path('ldm')} was written by an earlier version of this project and does not say on which grid "
@@ -78,7 +124,7 @@ def load_trained(cfg: Config) -> Trained:
     exp = Experiment(cfg, Cohort([], [], [], grid.affine, {}, ""), networks.device)
     synthesizer, classifier, aae = exp.best_synthesizer()
     files = {"autoencoder": ("aae", weights_key(aae)), "denoiser": ("ldm", weights_key(synthesizer.unet))}
-    return Trained(exp, grid, synthesizer, classifier, load_readouts(exp, synthesizer), *read_calibration(exp, synthesizer),
+    return Trained(exp, settings, grid, synthesizer, classifier, load_readouts(exp, synthesizer), *read_calibration(exp, synthesizer),
                    {name: {"file": exp.best_path(stage), "weights": key} for name, (stage, key) in files.items()},
                    f"{'trained on a digital phantom, ' if facts['phantom'] else ''}{RESEARCH_NOTICE}")
 
@@ -107,23 +153,23 @@ def read_calibration(exp: Experiment, synthesizer: Synthesizer) -> tuple[Calibra
 
 # ---------------------------------------------------------------- the stage
 
-def synthesize_scans(cfg: Config) -> None:
-    """Synthesize the PET of cfg.mri into cfg.out; what is there already, made from the same MRI in the same way, stays.
+def synthesize_scans(cfg: Config, settings: Settings) -> None:
+    """Synthesize the PET of settings.mri into settings.out; what is there already, made from the same MRI in the same way, stays.
 
     Goes on after an MRI that cannot be used; raises InputError with all of these at the end.
     """
-    mri, out = Path(cfg.mri), Path(cfg.out)
+    mri, out = Path(settings.mri), Path(settings.out)
     cohort = [Path(cfg.data_dir) / folder for folder in ("whole_MRI", "whole_Abeta", LATENTS, "truth")]
     refuse_place(out, (mri if mri.is_dir() else mri.parent, Path(cfg.data_dir), cfg.info_folder), (*cohort, cfg.result_dir.parent))
     scans = find_scans(mri)
     problems = {scan.id: problem for scan in scans if (problem := header_problem(scan.mri))}
     refuse_if_none_is_left(scans, problems)
-    trained = load_trained(cfg)
+    trained = load_trained(cfg, settings)
     check_place(out)
     with FolderLock(out) as lock:
         sources = {scan.id: sha256(scan.mri) for scan in scans if scan.id not in problems}
         missing = wanted(scans, sources, trained, out)
-        problems |= voxel_problems(missing, cfg.mri_percentile)
+        problems |= voxel_problems(missing, settings.mri_percentile)
         refuse_if_none_is_left(scans, problems)
         usable = [scan for scan in missing if scan.id not in problems]
         announce(trained, len(scans), len(usable), problems, out)
@@ -158,14 +204,14 @@ def announce(trained: Trained, found: int, usable: int, problems: dict[str, str]
 
 def wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out: Path) -> list[NewScan]:
     """The scans whose PET is not there yet. Raises InputError if something else has its name, unless that may be replaced."""
-    missing, problems, cfg = [], [], trained.exp.cfg
+    missing, problems = [], []
     for scan in (scan for scan in scans if scan.id in sources):
         files = scan.written(out)
         there = [path for path in files.values() if path.exists()]
         differences = [] if not there else differences_of(files["sidecar"], {"mri": sources[scan.id], **trained.made_with})
-        if differences and not cfg.overwrite:
+        if differences and not trained.settings.overwrite:
             problems.append(f"{there[0]}: {brief('; '.join(differences))}")
-        elif differences or not all(path.exists() for name, path in files.items() if name != "deviation" or cfg.save_deviation):
+        elif differences or not all(path.exists() for name, path in files.items() if name != "deviation" or trained.exp.cfg.save_deviation):
             missing.append(scan)
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} file(s) are there already, but not made from the same MRI in the same way "
@@ -202,13 +248,14 @@ def synthesize_missing(trained: Trained, scans: list[NewScan], sources: dict[str
     """Synthesize the scans, several at once as far as the settings allow; notes in problems which could not be read after all."""
     exp = trained.exp
     cfg = exp.cfg
-    draw = exp.draw(trained.synthesizer, trained.classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan), cfg.matches_suvr)
+    matched = cfg.label_at_sampling == "matched"
+    sample = exp.sampler(trained.synthesizer, trained.classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan), matched)
     with progress_bar(total=len(scans), desc="synthesize", unit="scan") as bar:
         for first in range(0, len(scans), exp.cfg.scans_at_once):
             stop_if_asked()
             batch = read_batch(trained, scans[first:first + exp.cfg.scans_at_once], sources, problems)
             if batch["id"]:
-                synthesize_batch(trained, draw(batch), batch, sources, out)
+                synthesize_batch(trained, sample(batch), batch, sources, out)
             bar.update(exp.cfg.scans_at_once)
 
 
@@ -217,7 +264,7 @@ def read_batch(trained: Trained, scans: list[NewScan], sources: dict[str, str], 
     batch = {"id": [], "mri": [], "scans": [], "volumes": []}
     for scan in scans:
         try:
-            voxels, affine, ceiling = read_mri(scan.mri, trained.exp.cfg.mri_percentile)
+            voxels, affine, ceiling = read_mri(scan.mri, trained.settings.mri_percentile)
             if sha256(scan.mri) != sources[scan.id]:
                 raise InputError(f"{scan.mri}: has changed since it was checked")
         except (InputError, OSError) as error:
@@ -230,39 +277,38 @@ def read_batch(trained: Trained, scans: list[NewScan], sources: dict[str, str], 
     return batch | {"mri": torch.stack(batch["mri"]) if batch["mri"] else None}
 
 
-def synthesize_batch(trained: Trained, drawn: Draws, batch: dict, sources: dict[str, str], out: Path) -> None:
+def synthesize_batch(trained: Trained, samples: LatentSamples, batch: dict, sources: dict[str, str], out: Path) -> None:
     """Decode the draws of a batch, measure and write."""
-    decode, z_0 = trained.synthesizer.decode, drawn.z_0
-    x_hats = decode(drawn.mean())                                                            # [B, 1, D, H, W]
-    label = trained.classifier.probabilities(batch["mri"]) if trained.classifier else [None] * len(z_0)
+    decode, z_0 = trained.synthesizer.decode, samples.z_0
+    x_hats = decode(samples.mean())                                                            # [B, 1, D, H, W]
+    label = samples.label if samples.label is not None else [None] * len(z_0)
     for i, scan in enumerate(batch["scans"]):
         stop_if_asked()
-        draws = decode(z_0[i]) if z_0.shape[1] > 1 else x_hats[i:i + 1]                      # [m, 1, D, H, W]
-        alone = Draws(z_0[i:i + 1], drawn.weight[i:i + 1])
-        row = measure(trained, batch["mri"][i, 0], x_hats[i, 0], draws[:, 0], alone, label[i])
+        decoded = decode(z_0[i])[:, 0] if z_0.shape[1] > 1 else x_hats[i]                    # [m, D, H, W]
+        row = measure(trained, batch["mri"][i, 0], x_hats[i, 0], decoded, label[i])
         if row["remark"]:
             say("synth", f"{scan.id}: {row['remark']}")
-        write_scan(trained, scan, batch["volumes"][i], x_hats[i, 0], alone.deviation(draws[None, :, 0])[0], {"ID": scan.id, **row},
+        write_scan(trained, scan, batch["volumes"][i], x_hats[i, 0], std_over_samples(decoded[None])[0], {"ID": scan.id, **row},
                    sources[scan.id], out)
 
 
 # ---------------------------------------------------------------- numbers
 
-def measure(trained: Trained, mri: Tensor, x_hat: Tensor, draws: Tensor, drawn: Draws, label: Tensor | None) -> dict[str, float | str]:
-    """Uptake and amyloid status of a synthetic PET x_hat [D, H, W], with their range over its decoded draws [m, D, H, W].
+def measure(trained: Trained, mri: Tensor, x_hat: Tensor, decoded: Tensor, label: Tensor | None) -> dict[str, float | str]:
+    """Uptake and amyloid status of a synthetic PET x_hat [D, H, W], with their range over its decoded samples [m, D, H, W].
 
-    drawn: what was decoded, of this scan alone; label: the probabilities [K] with which sampling was conditioned, or None.
+    label: the probabilities [K] with which sampling was conditioned, or None.
     """
     row = {f"p_label_{k}": float(p) for k, p in enumerate(label) if k} if label is not None else {}
-    read = pd.DataFrame([trained.exp.readable(x, {"mri": mri}) for x in (x_hat, *draws)])    # the first is what is written
+    read = pd.DataFrame([trained.exp.readable(x, {"mri": mri}) for x in (x_hat, *decoded)])    # the first is what is written
     for name in (name for name in read if name == "CL" or name.startswith("SUVR")):
-        row |= spread(name, read[name].to_numpy(), drawn)
+        row |= spread(name, read[name].to_numpy())
     if trained.exp.regions:
         row |= calibrated(trained, row)
     for name, reader in trained.readers.items():
         score = reader.score(read)
         if name != "suvr":
-            row |= spread(f"p_{name}", score, drawn) if name in NEEDS_PET else {f"p_{name}": float(score[0])}
+            row |= spread(f"p_{name}", score) if name in NEEDS_PET else {f"p_{name}": float(score[0])}
         row[f"positive_{name}"] = int(score[0] >= reader.threshold) if np.isfinite(score[0] + reader.threshold) else float("nan")
     return row | {"remark": level_remark(trained.readers.get("mri"), read["mri"][0])}
 
@@ -276,14 +322,13 @@ def level_remark(reader: Reader | None, mri: np.ndarray) -> str:
         f"mean intensity of the MRI inside the brain {level:.3f}, in the training list {low:.3f} to {high:.3f}: is it scaled as they are?"
 
 
-def spread(name: str, values: np.ndarray, drawn: Draws) -> dict[str, float]:
-    """The value of what is written, and of its draws, [1 + m], if there are several, SD by their weights, smallest and largest."""
-    draws = values[1:]
-    if len(draws) < 2:
+def spread(name: str, values: np.ndarray) -> dict[str, float]:
+    """The value of what is written and those of its samples, [1 + m]: if there are several, their std, smallest and largest."""
+    samples = values[1:]
+    if len(samples) < 2:
         return {name: float(values[0])}
-    deviation = drawn.deviation(torch.tensor(draws[None], dtype=torch.float64, device=drawn.weight.device))[0]
-    return {name: float(values[0]), f"{name}_sd": float(deviation), f"{name}_draws_min": float(draws.min()),
-            f"{name}_draws_max": float(draws.max())}
+    return {name: float(values[0]), f"{name}_sd": float(samples.std(ddof=1)), f"{name}_draws_min": float(samples.min()),
+            f"{name}_draws_max": float(samples.max())}
 
 
 def calibrated(trained: Trained, row: dict) -> dict[str, float | str]:
@@ -332,12 +377,19 @@ def describe(trained: Trained, scan: NewScan, volume: tuple, row: dict, source: 
         "Resampling": "none: the MRI lies on the cohort's grid" if same else
                       "MRI to the cohort's grid and PET back through the affines: mean, over each new voxel, of linear interpolation",
         "Networks": {name: {"File": relative(facts["file"], out), "Weights": facts["weights"]} for name, facts in trained.networks.items()},
-        "Sampling": {"Sampler": cfg.sampler, "NetworkCalls": trained.synthesizer.diffusion.calls(cfg.sampler, cfg.sampling_steps),
-                     "Draws": cfg.samples_per_scan, "Seed": cfg.seed, "Device": trained.exp.device.type},
+        "Sampling": {"Sampler": cfg.sampler, "NetworkEvaluations": evaluations_of(trained),
+                     "LatentSamples": cfg.samples_per_scan, "Seed": cfg.seed, "Device": trained.exp.device.type},
         "Versions": {"il_cldm": VERSION, **{name: version(name) for name in ("torch", "numpy", "nibabel", "scipy")}},
         "MadeFrom": {"mri": source, **trained.made_with},
         "Results": {name: None if value != value else value for name, value in row.items()},
     }
+
+
+def evaluations_of(trained: Trained) -> int:
+    """Network evaluations of a scan: those of all its latent samples, twice if they are matched to the predicted SUVR."""
+    cfg = trained.exp.cfg
+    one = trained.synthesizer.diffusion.evaluations(cfg.sampler, cfg.sampling_steps)
+    return one * cfg.samples_per_scan * (2 if cfg.label_at_sampling == "matched" else 1)
 
 
 def read_sidecar(path: Path) -> dict | None:
@@ -356,7 +408,7 @@ def write_table(out: Path) -> None:
         content, pet = read_sidecar(sidecar), sidecar.with_suffix(".nii.gz")
         if content and pet.exists():
             networks = content["MadeFrom"]["networks"]["denoiser"]
-            rows.append(content["Results"] | {"pet": pet.name, "mri": content["Sources"][0]["MRI"], "draws": content["Sampling"]["Draws"],
+            rows.append(content["Results"] | {"pet": pet.name, "mri": content["Sources"][0]["MRI"], "draws": content["Sampling"]["LatentSamples"],
                                               "denoiser": networks, "notice": content["Notice"]})
     if rows:
         write_csv(out / TABLE, pd.DataFrame(rows))

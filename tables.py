@@ -2,6 +2,7 @@
 
 Experiments that differ in their seeds alone are one row. What can be compared stands in one section: same cohort, crop and masks.
 """
+import dataclasses
 import itertools
 import json
 import os
@@ -11,20 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from commandline import command
-from config import REGRESSIONS
+from config import BASELINES, Config
 from metrics import METRICS
 from results import Run
 from stats import AGREEMENT, STATUS_METRICS, agreement, bootstrap, bootstrap_p, holm, interval, mcnemar_p, status_metrics, wilcoxon_p
 from utils import derived_seed
 
 CEILINGS = ("aae", "oracle", "real")                       # see the PET or the truth: shown, but no contenders
-TRAINED = ("aae", *REGRESSIONS)                            # controls that another seed makes another one
+TRAINED = ("aae", *BASELINES)                            # controls that another seed makes another one
 REPETITION = ("seed", "phantom_seed")
-UNBOUND = ("exp", "aae_from", "ldm_from", "stages", "device", "num_workers", "cache", "channels_last", "recompute", "sampling_batch",
-           "save_deviation", "bootstrap_resamples", "shown_subjects", "regions_image", "regions_table")
-SECTION = ("data_dir", "info_dir", "crop_start", "volume_size", "brain_mask", "cortex_mask", "reference_mask", "centiloid_slope",
-           "centiloid_intercept", "phantom_subjects", "phantom_voxel", "phantom_link")
+MATTERS = {f.name for f in dataclasses.fields(Config) if {*f.metadata["affects"]} - {"new_scans"}}    # to the numbers of a row
+SECTION = [f.name for f in dataclasses.fields(Config) if "comparison" in f.metadata["affects"]]
 LOWER = ("MAE", "MAE_brain", "RMSE", "Brier")
 TARGETS = {"bias": 0.0, "slope": 1.0}                      # best is nearest
 UNRATED = ("LoA_low", "LoA_high", "SEN", "SPE", "PPV", "NPV")                         # half of a pair: a trivial call wins one half
@@ -72,7 +70,7 @@ def _lists(run: Run) -> tuple[str, str]:
 
 def _section(runs: list[Run]) -> str:
     first = runs[0].facts
-    settings = {name: first["settings"][name] for name in SECTION}
+    settings = {name: first["settings"][name] for name in (*SECTION, "data_dir", "info_dir")}
     if any(settings["phantom_subjects"]):                  # another folder may hold the same simulation
         settings |= {"data_dir": "", "info_dir": ""}
     lists = sorted({_lists(run) for run in runs})
@@ -92,9 +90,8 @@ def group_runs(runs: list[Run]) -> tuple[list[Group], list[str]]:
     candidates: dict[str, list[list[Run]]] = {}
     remarks = []
     for run in runs:
-        simulated = any(run.facts["settings"]["phantom_subjects"])
-        free = (*REPETITION, *UNBOUND, *(("data_dir", "info_dir") if simulated else ()))
-        same = {name: value for name, value in run.facts["settings"].items() if name not in free}
+        same = {name: value for name, value in run.facts["settings"].items() if name in MATTERS and name not in REPETITION}
+        same["precision"] = run.facts["settings"]["precision"]
         variants = candidates.setdefault(json.dumps([same, run.facts["masks"]], sort_keys=True), [])
         group = next((group for group in variants if _fits(run, group)), None)
         twin = next((other for other in group or [] if (_lists(other), other.seed) == (_lists(run), run.seed)), None)
@@ -123,7 +120,7 @@ def collect_rows(groups: list[Group], frame: str, keys: tuple[str, ...], order: 
             for key, subjects in table.groupby(list(keys), sort=False) if table is not None else ():
                 row = found.setdefault(key, Row(group.section, group.name, key, {}, []))
                 row.runs[run.facts["cohort"], run.seed] = subjects.set_index("ID").sort_index()
-                row.commands.append(command(run.facts["settings"]))
+                row.commands.append(run.facts["command"])
         for row in found.values():
             twin = next((other for other in rows if _is_same_control(row, other)), None)
             if twin:
@@ -176,7 +173,7 @@ def _name_controls(rows: list[Row]) -> list[Row]:
     for row in rows:
         alike = [other for other in rows if (other.section, other.key) == (row.section, row.key)]
         everyones = {text for other in rows if other.section == row.section for text in other.commands} == set(row.commands)
-        if len(alike) == 1 and row.key[-1] != "il_cldm" and (everyones or row.key[-1] not in REGRESSIONS):
+        if len(alike) == 1 and row.key[-1] != "il_cldm" and (everyones or row.key[-1] not in BASELINES):
             row.experiment = SHARED
     return rows
 
@@ -257,7 +254,7 @@ def label_of(key: tuple[str, ...], experiment: str) -> str:
 
 def image_quality(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the image scores, and the comparisons of all contenders."""
-    rows = collect_rows(groups, "test", ("method",), ("mean_pet", *REGRESSIONS, "il_cldm", "oracle", "aae"))
+    rows = collect_rows(groups, "test", ("method",), ("mean_pet", *BASELINES, "il_cldm", "oracle", "aae"))
 
     def paired(metric: str) -> Callable[[Row, Row], float]:
         return lambda a, b: wilcoxon_p(*(row.per_subject(lambda frame: frame[metric]).to_numpy() for row in (a, b)))
@@ -268,7 +265,7 @@ def image_quality(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
 
 def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the status metrics; comparisons of every contender with the MRI's own classifier, and of the PETs with each other."""
-    order = ("majority", "age_sex", "mri", "pet", "suvr", "mri_pet", "none", "mean_pet", *REGRESSIONS, "il_cldm", "oracle", "aae",
+    order = ("majority", "age_sex", "mri", "pet", "suvr", "mri_pet", "none", "mean_pet", *BASELINES, "il_cldm", "oracle", "aae",
              "real")
     rows = collect_rows(groups, "predictions", ("readout", "method"), order)
     values, draws = zip(*(status_values(row, resamples) for row in rows), strict=True) if rows else ((), ())
@@ -295,7 +292,7 @@ def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, l
 def quantification(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the agreement of SUVR, CL and further regions with the real PET; comparisons of the absolute errors."""
     paired = [Group(group.name, group.section, [_pair_uptake(run) for run in group.runs]) for group in groups]
-    rows = collect_rows(paired, "uptake", ("measure", "method"), ("SUVR", "CL", "mean_pet", *REGRESSIONS, "il_cldm", "oracle",
+    rows = collect_rows(paired, "uptake", ("measure", "method"), ("SUVR", "CL", "mean_pet", *BASELINES, "il_cldm", "oracle",
                                                                           "aae"))
 
     def error(a: Row, b: Row) -> float:

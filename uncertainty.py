@@ -26,8 +26,6 @@ from utils import InputError
 
 COVERAGE = 90                                              # percent
 LEAST = -(-COVERAGE // (100 - COVERAGE))                   # validation subjects without which there is no such quantile
-# A calibration is one of the errors of a certain sampling. The seed is bound with the networks.
-SAMPLING = ("sampler", "sampling_steps", "samples_per_scan", "label_at_sampling", "guidance", "shared_noise")
 
 
 @dataclass(frozen=True)
