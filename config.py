@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from settings import UNPUBLISHED, plain, refuse, setting, value_problems
+from runtime.settings import UNPUBLISHED, plain, refuse, setting, value_problems
 
 VERSION = "0.2.0"
 STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")

@@ -12,11 +12,11 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from files import brief, read_table, read_text
-from logs import progress_bar
-from stopping import abandoned_on_error
+from imaging.volumes import SAME_PLACE_MM, Grid, orientation_problem, read_header, read_volume
+from runtime.files import brief, read_table, read_text
+from runtime.logs import progress_bar
+from runtime.signals import abandoned_on_error
 from utils import InputError
-from volumes import SAME_PLACE_MM, Grid, orientation_problem, read_header, read_volume
 
 SPLITS = ("train", "validation", "test")
 ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")            # file systems take names of 255 bytes

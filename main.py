@@ -3,7 +3,7 @@
 The stages in the paper's order: an adversarial autoencoder learns PET volumes (stage 1) and encodes them; a UNet conditioned on the
 MRI and the label learns to denoise the latents (stage 2); sampled and decoded they are the synthetic PET of the test list.
 """
-import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
+from runtime import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import importlib
 import shlex
 import sys
@@ -16,31 +16,31 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from checkpoints import StageRun
-from commandline import parse
+from runtime.checkpoints import StageRun
+from runtime.commandline import parse
 from config import PRESETS, Config
-from controls import mean_volume, oracle_file, read_oracle
+from baselines.controls import mean_volume, oracle_file, read_oracle
 from dataset import Cohort, Scan, check_cohort, read_demographics
-from denoising import build_objective, sampling_from, training_facts, validation_loss
-from experiment import PHANTOM_NOTICE, Experiment
-from figures import plot_curves, plot_synthesized
-from files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
-from layout import write_tables
-from loading import LatentCache
-from logs import LOG, keep_log, progress_bar, say
-from metrics import describe, evaluate
+from experiment.denoising import build_objective, sampling_from, training_facts, validation_loss
+from experiment.experiment import PHANTOM_NOTICE, Experiment
+from evaluation.figures import plot_curves, plot_synthesized
+from runtime.files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
+from evaluation.layout import write_tables
+from imaging.loading import LatentCache
+from runtime.logs import LOG, keep_log, progress_bar, say
+from evaluation.metrics import describe, evaluate
 from model import AAE, UNet
-from networks import CHECKPOINT, build_aae, build_discriminator, build_unet
-from phantom import build_phantom
-from program import exit_code
-from ranks import check_environment, is_main, joined, launch, local_rank, of_main, ranks, wait_for_all
-from regression import begin_regression, regressions, train_regression, trained_regressions
-from report import cohort_table, read_subjects, write_figures, write_report
-from results import forget_run, load_run, load_runs
-from scoring import clear_results, fit_status, measure_uncertainty, survey_real, synthesize_and_save, trained_epochs, write_results
-from stopping import leave
-from tables import group_runs, make_tables
-from training import aae_step, ldm_step, set_rate, train_epoch
+from experiment.networks import CHECKPOINT, build_aae, build_discriminator, build_unet
+from phantom.cohort import build_phantom
+from runtime.program import exit_code
+from runtime.ranks import check_environment, is_main, joined, launch, local_rank, of_main, ranks, wait_for_all
+from baselines.regression import begin_regression, regressions, train_regression, trained_regressions
+from evaluation.report import cohort_table, read_subjects, write_figures, write_report
+from evaluation.results import forget_run, load_run, load_runs
+from evaluation.scoring import clear_results, fit_status, measure_uncertainty, survey_real, synthesize_and_save, trained_epochs, write_results
+from runtime.signals import leave
+from evaluation.tables import group_runs, make_tables
+from runtime.training import aae_step, ldm_step, set_rate, train_epoch
 from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, seed_everything, weights_key
 
 
@@ -356,8 +356,8 @@ def check_results(cfg: Config) -> None:
         check_place(cfg.result_dir)
 
 
-WORDS = {"preprocess": "preprocess", "prepare": "prepare", "synthesize": "synthesize", "sweep": "curve", "study": "study",
-         "benchmark": "benchmark"}                         # word behind main.py -> module whose main has settings of its own
+WORDS = {"preprocess": "cohort.preprocess", "prepare": "cohort.prepare", "synthesize": "newscans.synthesize", "sweep": "studies.sweep",
+         "study": "studies.repairs", "benchmark": "studies.benchmark"}                       # word after main.py -> module with its main
 ABOUT = ("IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes result/<exp>/. Running the same command "
          f"again continues where it stopped. With settings of their own: main.py {', '.join(WORDS)}.")
 

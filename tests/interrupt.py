@@ -18,16 +18,16 @@ from collections import Counter
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-import environment  # noqa: E402, F401, I001
+from runtime import environment  # noqa: E402, F401, I001
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from torch.utils._pytree import tree_flatten_with_path  # noqa: E402
 
-import files  # noqa: E402
+from runtime import files  # noqa: E402
 import main  # noqa: E402
-from checkpoints import load_checkpoint  # noqa: E402
+from runtime.checkpoints import load_checkpoint  # noqa: E402
 from conftest import TINY, arguments, write_cohort  # noqa: E402
-from stopping import AGAIN, CTRL_C, exit_when_asked  # noqa: E402
+from runtime.signals import AGAIN, CTRL_C, exit_when_asked  # noqa: E402
 
 STAGES = ["--stages", "check", "aae", "encode", "ldm", "test"]
 ENDS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: AGAIN, signal.SIGUSR1: AGAIN, signal.SIGINT: CTRL_C}

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from phantom import build_phantom  # noqa: E402
+from phantom.cohort import build_phantom  # noqa: E402
 
 SUBJECTS = (18, 4, 4)                                      # simulated; one of them becomes the new scan
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import TINY, arguments
 
-import benchmark
 from config import Config
+from studies import benchmark
 
 CFG = Config(**TINY)
 
@@ -43,7 +43,7 @@ def test_the_extractor_runs_in_every_call_as_published_and_never_in_ours(monkeyp
 
 
 def watched(seen, *args):
-    from networks import build_unet
+    from experiment.networks import build_unet
     unet = build_unet(*args)
     unet.extractor.register_forward_hook(lambda *_: seen.append(1))
     return unet

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from checkpoints import Progress, StageRun, check_settings, load_checkpoint, restore, write_stage_rows
-from stopping import Stopped
+from runtime.checkpoints import Progress, StageRun, check_settings, load_checkpoint, restore, write_stage_rows
+from runtime.signals import Stopped
 from utils import InputError, NotFiniteError
 
 

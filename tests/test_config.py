@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-
-from commandline import parse_args
-from config import Config
 from presets import PRESETS
+
+from config import Config
+from runtime.commandline import parse_args
 
 
 def refused(capsys, *argv: str) -> str:

@@ -11,11 +11,11 @@ from test_dataset import CROP
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from checkpoints import StageRun, load_checkpoint
 from dataset import Scan
-from loading import LatentCache
+from imaging.loading import LatentCache
+from imaging.volumes import read_volume
+from runtime.checkpoints import StageRun, load_checkpoint
 from utils import InputError
-from volumes import read_volume
 
 GZIP_HEADER, GZIP_TRAILER = range(10), range(-8, 0)        # the latter holds checksum and length
 

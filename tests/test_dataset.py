@@ -11,8 +11,8 @@ from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, orn
 
 from config import Config
 from dataset import check_cohort, read_demographics
+from imaging.volumes import Crop, read_volume, save_synthesis
 from utils import InputError
-from volumes import Crop, read_volume, save_synthesis
 
 PATTERN = Config().subject_pattern
 CROP = Crop((3, 2, 3), (16, 24, 16))

@@ -8,11 +8,11 @@ from collections import Counter
 
 import pytest
 import torch
-
-import files
-import main
 from conftest import TINY, arguments, write_cohort
 from interrupt import outputs
+
+import main
+from runtime import files
 
 STAGES = ["--stages", "check", "aae", "encode", "ldm", "test", "report", "tables"]
 

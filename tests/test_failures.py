@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY, arguments, write_cohort
 
 import main
-from checkpoints import load_checkpoint
-from conftest import TINY, arguments, write_cohort
-from failures import explain
-from files import FolderLock
+from runtime.checkpoints import load_checkpoint
+from runtime.failures import explain
+from runtime.files import FolderLock
 from utils import InputError, NotFiniteError
 
 ROOT = Path(main.__file__).parent
@@ -180,7 +180,7 @@ def test_missing_packages_are_named_with_what_brings_them(tmp_path):
 
 
 def test_every_package_that_is_imported_is_asked_for():
-    import environment
+    from runtime import environment
     imported = {match for path in ROOT.glob("*.py") for match in re.findall(r"(?m)^\s*(?:from|import) (\w+)", path.read_text())}
     own = {path.stem for path in ROOT.glob("*.py")} | {"markupsafe", "ants"}                 # jinja2 brings the one, an extra the other
     assert imported - own - set(sys.stdlib_module_names) <= environment.PACKAGES.keys()

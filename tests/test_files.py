@@ -11,8 +11,8 @@ import sys
 
 import pytest
 
-import files
-from files import (
+from runtime import files
+from runtime.files import (
     BusyError,
     FolderLock,
     WriteError,
@@ -24,7 +24,7 @@ from files import (
     write_text,
     write_together,
 )
-from stopping import Stopped, listening
+from runtime.signals import Stopped, listening
 from utils import InputError
 
 

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 import main
 from config import Config
 from dataset import SPLITS, Cohort, check_cohort, read_demographics
-from regions import read_labels, read_mask
+from imaging.regions import read_labels, read_mask
+from imaging.volumes import Crop, read_volume
 from utils import InputError
-from volumes import Crop, read_volume
 
 GRID, CROP = (4, 5, 4), Crop((0, 0, 0), (4, 5, 4))
 IDS = dict(zip(SPLITS, ("a", "b", "c"), strict=True))      # one subject a list

@@ -8,8 +8,8 @@ import pytest
 from conftest import TINY
 from test_main import finished, project, run, same_csvs, synthesized  # noqa: F401  two of them are fixtures
 
-from checkpoints import load_checkpoint
 from config import Config
+from runtime.checkpoints import load_checkpoint
 
 
 def test_a_lent_stage_1_is_neither_trained_nor_encoded_again(project, capsys):  # noqa: F811
@@ -119,7 +119,7 @@ def test_a_synthesis_with_shared_noise_is_the_same_for_the_same_mri(project):  #
 
 
 def test_weighted_synthesis_lies_between_those_of_the_labels(project):  # noqa: F811
-    from networks import Networks, torch
+    from experiment.networks import Networks, torch
     cfg = Config(**TINY | {"exp": "a", "label_at_sampling": "weighted", "samples_per_scan": 4})
     networks = Networks(cfg, torch.device("cpu"))
     synthesizer, classifier, _ = networks.best_synthesizer()

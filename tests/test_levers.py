@@ -5,22 +5,22 @@ import numpy as np
 import pytest
 import torch
 import torch.nn as nn
+from conftest import TINY
 from sklearn.metrics import roc_auc_score
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-import labels
-from classifier import folds_of, label_of_draws, radical_inverse
+from baselines.controls import mean_and_deviation
 from config import Config
-from conftest import TINY
-from controls import mean_and_deviation
-from denoising import sampling_from
 from diffusion import Diffusion, Draws, LatentScale, Synthesizer
-from experiment import Experiment
+from experiment.denoising import sampling_from
+from experiment.experiment import Experiment
+from experiment.networks import Networks
+from labels import soft_labels as labels
+from labels.linear import folds_of, label_of_draws, radical_inverse
+from labels.ridge import NetworkClassifier, RidgeClassifier, calibrate, features_of
 from model import AAE, UNet
-from networks import Networks
-from predictor import NetworkClassifier, RidgeClassifier, calibrate, features_of
-from training import ImageLoss, Objective, Sample, set_rate
+from runtime.training import ImageLoss, Objective, Sample, set_rate
 from utils import InputError
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import AFFINE, SHAPE, write_volume
 
-import loading
 from dataset import Scan
-from loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, free_memory, volume_loader
-from ranks import Share
+from imaging import loading
+from imaging.loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, free_memory, volume_loader
+from imaging.volumes import Crop, read_volume
+from runtime.ranks import Share
 from utils import InputError
-from volumes import Crop, read_volume
 
 CROP = Crop((3, 2, 3), (16, 24, 16))
 

@@ -10,15 +10,14 @@ import pytest
 import torch
 from conftest import AFFINE, LISTS, SHAPE, TINY, arguments, write_cohort, write_volume
 from test_dataset import BAD, reorient
-
 from torch.utils.checkpoint import checkpoint
 
-import curve
 import main
 import model
-from checkpoints import load_checkpoint
 from config import STAGES, Config
-from experiment import Experiment
+from experiment.experiment import Experiment
+from runtime.checkpoints import load_checkpoint
+from studies import sweep as curve
 
 CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv", "validation_list.csv")
 COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain"]

@@ -6,7 +6,7 @@ import torch
 from nilearn.datasets import load_mni152_template
 from scipy.ndimage import gaussian_filter
 
-from metrics import METRICS, evaluate, score_on_device, score_volume, summarize
+from evaluation.metrics import METRICS, evaluate, score_on_device, score_volume, summarize
 from utils import InputError, NotFiniteError
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import anatomy
-import phantom
-from anatomy import load_template
-from phantom import build_phantom, draw_subject, simulate, simulate_anatomy
+from phantom import anatomy
+from phantom import cohort as phantom
+from phantom.anatomy import load_template
+from phantom.cohort import build_phantom, draw_subject, simulate, simulate_anatomy
 
 SUBJECTS, VOXEL_MM, LINK, SEED = (5, 3, 4), 8, 0.6, 1
 SHAPE = (22, 27, 22)

@@ -10,9 +10,9 @@ from conftest import TINY, arguments, write_cohort
 from made_up import amyloid_table
 
 import main
+from cohort.matching import ScanKeys
 from config import Config
 from dataset import SPLITS, read_demographics
-from matching import ScanKeys
 
 SUBJECTS = [f"{100 + i % 7:03d}_S_{4000 + i}" for i in range(12)]
 

@@ -17,15 +17,13 @@ from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filt
 from scipy.spatial.transform import Rotation
 
 import main
-import phantom
-import preprocess
-import quality
-import registration
-from anatomy import load_template
+from cohort import preprocess, quality, registration
+from cohort.registration import grid_affine
 from config import Config
-from files import FolderLock
-from registration import grid_affine
-from volumes import read_volume
+from imaging.volumes import read_volume
+from phantom import cohort as phantom
+from phantom.anatomy import load_template
+from runtime.files import FolderLock
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ants") is None, reason="antspyx is not installed")
 

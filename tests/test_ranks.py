@@ -20,9 +20,8 @@ import torch
 from conftest import SHAPE, TINY, arguments, write_cohort, write_volume
 
 import main
-import ranks
-import training
-from checkpoints import load_checkpoint
+from runtime import ranks, training
+from runtime.checkpoints import load_checkpoint
 from utils import InputError
 
 ROOT = Path(main.__file__).parent
@@ -179,7 +178,7 @@ def test_validation_scores_and_loss_do_not_depend_on_the_number_of_ranks(project
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_the_ranks_share_out_every_step_of_an_epoch_and_nothing_twice(count):
-    from loading import EpochOrder
+    from imaging.loading import EpochOrder
 
     def own() -> list:
         order = EpochOrder(23, batch=2, parts=2, jitter=False)

@@ -6,7 +6,7 @@ from conftest import AFFINE, SHAPE, write_volume
 from nibabel.affines import apply_affine
 from test_dataset import CROP, reorient
 
-from regions import Regions, read_labels, read_mask, share_inside
+from imaging.regions import Regions, read_labels, read_mask, share_inside
 from utils import InputError
 
 # the two MNI conventions that share the shape 181x217x181 at 1 mm, one of them mirrored, and 2 mm voxels stored as LPI

@@ -12,16 +12,16 @@ from conftest import LISTS, TINY, arguments, write_cohort
 from test_main import masks
 from test_ranks import in_ranks
 
-import figures
 import main
-import regression
-from checkpoints import load_checkpoint
+from baselines import regression
+from baselines.regression import predict_by, regression_step, regressions
 from config import REGRESSIONS, Config
-from experiment import Experiment
-from failures import explain
+from evaluation import figures
+from experiment.experiment import Experiment
+from experiment.networks import build_aae, build_unet
 from model import UNet
-from networks import build_aae, build_unet
-from regression import predict_by, regression_step, regressions
+from runtime.checkpoints import load_checkpoint
+from runtime.failures import explain
 
 SMALL = TINY | {"regression_channels": 4, "mri_deviations": False}
 FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in REGRESSIONS for last in ("", "_last")]

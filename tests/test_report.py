@@ -18,9 +18,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-import figures
 import main
-from results import load_run
+from evaluation import figures
+from evaluation.results import load_run
 
 EXP = "ph"
 PHANTOM = {"exp": EXP, "phantom_subjects": (8, 4, 6), "phantom_voxel": 8, "data_dir": "data/ph", "bootstrap_resamples": 100}

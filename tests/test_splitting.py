@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splitting import share_out, share_out_strata, split_subjects
+from cohort.splitting import share_out, share_out_strata, split_subjects
 
 RATIOS = (0.8, 0.1, 0.1)
 REPEATABLE = settings(derandomize=True, database=None, deadline=None, max_examples=50)

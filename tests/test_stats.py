@@ -5,8 +5,19 @@ import scipy.stats
 import sklearn.metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar
 
-from stats import (AGREEMENT, STATUS_METRICS, agreement, area_under_roc, bootstrap, bootstrap_p, holm, interval, mcnemar_p, status_metrics,
-                   wilcoxon_p)
+from evaluation.statistics import (
+    AGREEMENT,
+    STATUS_METRICS,
+    agreement,
+    area_under_roc,
+    bootstrap,
+    bootstrap_p,
+    holm,
+    interval,
+    mcnemar_p,
+    status_metrics,
+    wilcoxon_p,
+)
 
 
 def draw(seed: int, n: int = 40, effect: float = 0.25):

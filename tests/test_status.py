@@ -6,10 +6,10 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from classifier import pool_volume
-from phantom import build_phantom
-from stats import area_under_roc, bootstrap, interval
-from status import choose_threshold, fit_readers, read_status
+from evaluation.statistics import area_under_roc, bootstrap, interval
+from evaluation.status import choose_threshold, fit_readers, read_status
+from labels.linear import pool_volume
+from phantom.cohort import build_phantom
 
 BRAIN = np.ones((6, 6, 6), bool)
 

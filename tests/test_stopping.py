@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stopping import AGAIN, CTRL_C, SIGNALS, Stopped, abandoned_on_error, answer, held, listening, serve_parent, stop_if_asked
+from runtime.signals import AGAIN, CTRL_C, SIGNALS, Stopped, abandoned_on_error, answer, held, listening, serve_parent, stop_if_asked
 
 
 @pytest.mark.parametrize("number", SIGNALS)

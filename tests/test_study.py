@@ -10,16 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY, arguments
+from presets import PRESETS
 from scipy.special import expit
 from scipy.stats import norm
 
 import main
-import study
-from commandline import parse_args
 from config import Config
-from presets import PRESETS
-from study import BY_NAME, ROWS, SEEDS, Row
-from studytable import make_bars, make_table, mean_squared_error, read_gains, stacked, to_markdown
+from runtime.commandline import parse_args
+from studies import repairs as study
+from studies.repairs import BY_NAME, ROWS, SEEDS, Row
+from studies.repairs_table import make_bars, make_table, mean_squared_error, read_gains, stacked, to_markdown
 
 GROUP = {field.name: field.metadata["group"] for field in dataclasses.fields(Config)}
 

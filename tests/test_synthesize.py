@@ -16,14 +16,14 @@ from conftest import AFFINE, SHAPE, TINY, arguments, write_volume
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 import main
-import newscans
-import synthesize
-from anatomy import load_template
 from dataset import RANGE_TOLERANCE
-from newscans import find_scans, output_name, place_problem
-from phantom import draw_subject, simulate
+from imaging.volumes import Grid, read_volume, resample
+from newscans import scans as newscans
+from newscans import synthesize
+from newscans.scans import find_scans, output_name, place_problem
+from phantom.anatomy import load_template
+from phantom.cohort import draw_subject, simulate
 from utils import InputError, NotFiniteError
-from volumes import Grid, read_volume, resample
 
 PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 2, 2), "phantom_voxel": 8}
 PET = "sub-{}_space-MNI152_desc-ilcldm_pet.nii.gz"
@@ -521,7 +521,7 @@ def test_a_checkpoint_that_does_not_know_its_grid_is_refused(project, capsys):
 
 
 def test_a_second_run_into_the_same_folder_is_refused(project, capsys):
-    from files import FolderLock
+    from runtime.files import FolderLock
 
     (project / "out").mkdir()
     with FolderLock(project / "out"):

@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-
-from commandline import command, parse_args
-from config import Config
 from presets import PRESETS
-from layout import to_csv, write_tables
-from metrics import METRICS
-from results import Run, load_run, load_runs, save_run
-from stats import STATUS_METRICS, agreement, area_under_roc, bootstrap, holm, interval, status_metrics
-from tables import group_runs, image_quality, make_tables
+
+from config import Config
+from evaluation.layout import to_csv, write_tables
+from evaluation.metrics import METRICS
+from evaluation.results import Run, load_run, load_runs, save_run
+from evaluation.statistics import STATUS_METRICS, agreement, area_under_roc, bootstrap, holm, interval, status_metrics
+from evaluation.tables import group_runs, image_quality, make_tables
+from runtime.commandline import command, parse_args
 from utils import InputError
 
 N = 12

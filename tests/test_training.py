@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import training
-from checkpoints import Progress
-from classifier import LabelClassifier, pool_volume, pool_width
 from diffusion import Diffusion
+from labels.linear import LabelClassifier, pool_volume, pool_width
 from model import AAE, Discriminator, UNet
-from stopping import Stopped
-from training import Objective, Sample, aae_step, ldm_step, train_epoch, update
+from runtime import training
+from runtime.checkpoints import Progress
+from runtime.signals import Stopped
+from runtime.training import Objective, Sample, aae_step, ldm_step, train_epoch, update
 from utils import NotFiniteError, autocast
 
 

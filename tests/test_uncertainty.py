@@ -12,9 +12,9 @@ from conftest import TINY, arguments
 
 import main
 from diffusion import Draws
-from metrics import METRICS
-from synthesize import spread
-from uncertainty import Calibration, assess, calibrate, describe, load_calibration, save_calibration
+from evaluation.metrics import METRICS
+from evaluation.uncertainty import Calibration, assess, calibrate, describe, load_calibration, save_calibration
+from newscans.synthesize import spread
 from utils import InputError
 
 PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 10, 4), "phantom_voxel": 8, "aae_epochs": 1, "ldm_epochs": 1, "exp": "a",

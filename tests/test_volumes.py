@@ -9,8 +9,8 @@ import pytest
 from conftest import AFFINE, SHAPE, header_that_claims, write_volume
 from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 
+from imaging.volumes import Crop, read_header, read_volume, save_nifti, save_synthesis
 from utils import InputError
-from volumes import Crop, read_header, read_volume, save_nifti, save_synthesis
 
 CROP = Crop((3, 2, 3), (16, 24, 16))
 
