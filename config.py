@@ -154,7 +154,7 @@ class Config:
                                              "what the SUVR of the first synthetic PET lacks; none: no label; auto: matched if the label in "
                                              "training is suvr, else mixed", affects=("validation", *SAMPLING),
                                      choices=("auto", "matched", "mixed", "none"), published="none")
-    save_deviation: bool = setting(False, "also write the standard deviation of the decoded latent samples of each scan, <ID>_sd.nii.gz",
+    save_std: bool = setting(False, "also write the standard deviation of the decoded latent samples of each scan, <ID>_sd.nii.gz",
                                    affects=NEW_SCANS)
 
     cortex_mask: str = setting("", "NIfTI mask of the cortical target of the SUVR, any grid of the same space; empty: no SUVR, but a phantom "
@@ -307,8 +307,8 @@ def _sampling_misfits(cfg: Config):
     if cfg.ldm_epochs % cfg.validation_every:
         yield (f"ldm_epochs {cfg.ldm_epochs} must be a multiple of validation_every {cfg.validation_every}, "
                "so that the last epoch is validated")
-    if cfg.save_deviation and cfg.samples_per_scan < 2:
-        yield "save_deviation needs samples_per_scan of at least 2"
+    if cfg.save_std and cfg.samples_per_scan < 2:
+        yield "save_std needs samples_per_scan of at least 2"
     if cfg.zero_terminal_snr and (cfg.prediction == "eps" or {cfg.sampler, cfg.validation_sampler} != {"ddim"}):
         yield (f"zero_terminal_snr needs prediction v or x0 and sampler ddim, not {cfg.prediction} and {cfg.sampler}: of pure noise, "
                "the noise says nothing about z_0")

@@ -33,7 +33,7 @@ from model import AAE, UNet
 from experiment.networks import CHECKPOINT, build_aae, build_discriminator, build_unet
 from phantom.cohort import build_phantom
 from runtime.program import exit_code
-from runtime.ranks import check_environment, is_main, joined, launch, local_rank, of_main, ranks, wait_for_all
+from runtime.ranks import check_environment, is_rank_0, process_group, launch, local_rank, from_rank_0, ranks, barrier
 from baselines.regression import begin_regression, regressions, train_regression, trained_regressions
 from evaluation.report import cohort_table, read_subjects, write_figures, write_report
 from evaluation.results import forget_run, load_run, load_runs
@@ -65,7 +65,7 @@ def train_aae(exp: Experiment) -> None:
         x = batch["pet"].to(exp.device, non_blocking=True)
         return aae_step(aae, disc, opt_g, opt_d, x, cfg.lambda_rec, exp.cast)
 
-    if run.epochs_left(cfg.aae_epochs) and is_main():
+    if run.epochs_left(cfg.aae_epochs) and is_rank_0():
         forget_run(cfg.result_dir)
     with run.saved_when_stopped():
         for epoch in run.epochs_left(cfg.aae_epochs):
@@ -83,7 +83,7 @@ def train_aae(exp: Experiment) -> None:
 
 def plot_history(exp: Experiment) -> None:
     """The picture of the losses and scores of both stages, and of the controls."""
-    if is_main():
+    if is_rank_0():
         plot_curves(exp.cfg.result_dir, exp.cfg.result_dir / "loss_curve", exp.notice, (".png",))
 
 
@@ -113,7 +113,7 @@ def encode(exp: Experiment) -> None:
     aae = exp.best_aae()
     cache = exp.latent_cache(aae)
     scans = exp.cohort.train + exp.cohort.validation
-    missing = of_main(lambda: missing_latents(cache, scans))
+    missing = from_rank_0(lambda: missing_latents(cache, scans))
     say("encode", f"{len(missing)} of {len(scans)} latents are to be made, writes {cache.folder}")
     groups = [scans[first:first + exp.cfg.aae_batch_size] for first in range(0, len(scans), exp.cfg.aae_batch_size)]
     needed = [scan for group in groups if any(scan.id in missing for scan in group) for scan in group]   # beside the same others, always
@@ -151,7 +151,7 @@ def train_ldm(exp: Experiment) -> None:
     subjects = exp.training_batches("ldm", "mri", *(["pet"] if cfg.image_loss else []))
     announce(run, "ldm", f"{len(exp.cohort.train)} subjects", subjects, cfg.ldm_epochs)
     if run.epochs_left(cfg.ldm_epochs):
-        if is_main():
+        if is_rank_0():
             forget_run(cfg.result_dir)
         train_denoiser(exp, run, aae, unet, ema, opt, subjects)
     plot_history(exp)
@@ -161,10 +161,10 @@ def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EM
     """The epochs of stage 2 that are left."""
     cfg, cohort = exp.cfg, exp.cohort
     latents = exp.load_latents(aae)
-    run.facts = run.facts or of_main(lambda: training_facts(exp, latents))
-    synthesizer, classifier = exp.synthesizer(aae, ema.module, run.facts)
+    run.metadata = run.metadata or from_rank_0(lambda: training_facts(exp, latents))
+    synthesizer, classifier = exp.synthesizer(aae, ema.module, run.metadata)
     sampled = exp.sampler(synthesizer, classifier, cfg.validation_sampler, cfg.validation_steps, range(1))
-    objective, sample = build_objective(exp, synthesizer), sampling_from(exp, latents, run.facts)
+    objective, sample = build_objective(exp, synthesizer), sampling_from(exp, latents, run.metadata)
     validation = exp.batches(cohort.validation, "mri", "pet", batch=cfg.sampling_batch, divided=True)
 
     def step(batch: dict) -> dict[str, float]:
@@ -198,7 +198,7 @@ def train_baselines(exp: Experiment) -> None:
         subjects = exp.training_batches("ldm", *control.modalities)
         announce(run, control.name, f"{len(exp.cohort.train)} subjects", subjects, cfg.ldm_epochs)
         if run.epochs_left(cfg.ldm_epochs):
-            if is_main():
+            if is_rank_0():
                 forget_run(cfg.result_dir)
             train_regression(control, run, ema, subjects)
     plot_history(exp)
@@ -218,8 +218,8 @@ def test(exp: Experiment) -> None:
     for remark in exp.region_remarks():
         say("test", remark)
     real = survey_real(exp)
-    readers = fit_status(exp, real, synthesizer) if is_main() else {}
-    mean_pet = of_main(lambda: mean_volume(exp.batches(cohort.train, "pet")))
+    readers = fit_status(exp, real, synthesizer) if is_rank_0() else {}
+    mean_pet = from_rank_0(lambda: mean_volume(exp.batches(cohort.train, "pet")))
     methods = {"aae": reconstruct(exp, aae), "il_cldm": synthesize_and_save(exp, synthesizer, sample), **controls,
                "mean_pet": lambda batch: mean_pet.expand_as(batch["pet"])}
     if all(oracle_file(exp, scan.id).is_file() for scan in cohort.test):
@@ -228,13 +228,13 @@ def test(exp: Experiment) -> None:
     def measure(x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
         return exp.image_scores(x_hat, volumes) | exp.readable(x_hat, volumes)
 
-    of_main(lambda: clear_results(exp))
+    from_rank_0(lambda: clear_results(exp))
     batch = {"il_cldm": cfg.scans_at_once}
     subjects = {method: evaluate(predict, exp.batches(cohort.test, "mri", "pet", batch=batch.get(method, 0), divided=True), measure,
                                  f"test {method}") for method, predict in methods.items()}
     validation = evaluate(methods["il_cldm"], exp.batches(cohort.validation, "mri", "pet", batch=cfg.scans_at_once, divided=True), measure,
                           "test il_cldm, validation list")
-    if is_main():
+    if is_rank_0():
         uncertain = measure_uncertainty(exp, synthesizer, validation, subjects["il_cldm"], real, readers)
         write_results(exp, subjects, real, readers, epochs, uncertain)
         plot_synthesized(folder / "synthesized", [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan))
@@ -245,7 +245,7 @@ def test(exp: Experiment) -> None:
 
 def tables(cfg: Config) -> None:
     """The tables of all experiments under result/, from their CSVs alone; rank 0 alone."""
-    if not is_main():
+    if not is_rank_0():
         return
     runs, without = load_runs(cfg.result_dir.parent)
     for name in without:
@@ -261,7 +261,7 @@ def tables(cfg: Config) -> None:
 
 def report(exp: Experiment) -> None:
     """The figures and the report of this experiment, from its CSVs and volumes; rank 0 alone."""
-    if not is_main():
+    if not is_rank_0():
         return
     cfg, folder = exp.cfg, exp.cfg.result_dir
     say("report", f"writes {folder}/figures/ and {folder}/report.html")
@@ -315,7 +315,7 @@ def begin(exp: Experiment, lock: FolderLock) -> None:
 def run(cfg: Config, command: str) -> None:
     """The stages of the settings, in the paper's order. command: as it was given."""
     device = pick_device(cfg.device, local_rank())
-    with joined(device):
+    with process_group(device):
         run_experiment(cfg, device, command)
 
 
@@ -331,21 +331,21 @@ def naming(stage: str) -> Iterator[None]:
 
 def run_experiment(cfg: Config, device: torch.device, command: str) -> None:
     """The stages of an experiment, in the paper's order."""
-    of_main(lambda: check_results(cfg))
+    from_rank_0(lambda: check_results(cfg))
     if set(cfg.stages) <= {"check", "tables"}:
         for name, stage in {"check": check, "tables": tables}.items():
-            if name in cfg.stages and is_main():
+            if name in cfg.stages and is_rank_0():
                 stage(cfg)
         return
-    with FolderLock(cfg.result_dir) if is_main() else nullcontext() as lock:
-        exp = Experiment(cfg, of_main(lambda: check(cfg)), device, command)
-        of_main(lambda: begin(exp, lock))
+    with FolderLock(cfg.result_dir) if is_rank_0() else nullcontext() as lock:
+        exp = Experiment(cfg, from_rank_0(lambda: check(cfg)), device, command)
+        from_rank_0(lambda: begin(exp, lock))
         for name, stage in {"aae": train_aae, "encode": encode, "ldm": train_ldm, "baselines": train_baselines,
                             "test": test, "report": report, "tables": lambda exp: tables(exp.cfg)}.items():
             if name in cfg.stages:
                 with naming(name):
                     stage(exp)
-                    wait_for_all()
+                    barrier()
 
 
 def check_results(cfg: Config) -> None:

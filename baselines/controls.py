@@ -19,7 +19,7 @@ def mean_volume(loader: DataLoader) -> Tensor:
     return (total / len(loader.dataset)).float()
 
 
-def deviation_of_voxels(loader: DataLoader) -> float:
+def std_of_voxels(loader: DataLoader) -> float:
     """Standard deviation of the PETs of the loader's scans, over all voxels of all of them."""
     count, total, squares = 0, 0.0, 0.0
     for batch in loader:

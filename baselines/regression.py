@@ -20,7 +20,7 @@ from experiment.networks import build_image_regression, build_unet, checkpoint_n
 from model import AAE, UNet
 from runtime.checkpoints import StageRun, check_settings, load_checkpoint, restore
 from runtime.logs import say
-from runtime.ranks import of_main
+from runtime.ranks import from_rank_0
 from runtime.training import set_rate, train_epoch, update
 from utils import EMA, InputError, derived_seed, seed_everything, weights_key
 
@@ -29,13 +29,13 @@ from utils import EMA, InputError, derived_seed, seed_everything, weights_key
 class LatentRegression:
     """The denoiser's network, from the MRI to the latent z_0 in one call: z_t is 0 and t is T - 1 for everyone.
 
-    .facts: shift and scale of the latents, as of stage 2. .z_0: ID -> the shifted and scaled latent [C, d, h, w], for training.
+    .metadata: shift and scale of the latents, as of stage 2. .z_0: ID -> the shifted and scaled latent [C, d, h, w], for training.
     """
 
     name, modalities = "latent_regression", ("mri",)
 
     def __init__(self, exp: Experiment, aae: AAE):
-        self.exp, self.aae, self.facts, self.z_0 = exp, aae, {}, {}
+        self.exp, self.aae, self.metadata, self.z_0 = exp, aae, {}, {}
 
     def build(self) -> UNet:
         return build_unet(self.exp.cfg, self.exp.device)
@@ -47,8 +47,8 @@ class LatentRegression:
     def load_targets(self, facts: dict) -> None:
         """Read the latents of training and validation list. facts: those of a checkpoint, if there is one."""
         latents = self.exp.load_latents(self.aae)
-        self.facts = facts or of_main(lambda: self.exp.latent_scale(latents).metadata())
-        self.z_0 = {name: LatentScale.of(self.facts).apply(z) for name, z in latents.items()}
+        self.metadata = facts or from_rank_0(lambda: self.exp.latent_scale(latents).metadata())
+        self.z_0 = {name: LatentScale.of(self.metadata).apply(z) for name, z in latents.items()}
 
     def target(self, batch: dict) -> Tensor:
         """What the network is to give for the batch, [B, C, d, h, w]."""
@@ -62,7 +62,7 @@ class LatentRegression:
 
     def to_pet(self, output: Tensor) -> Tensor:
         """The network's output as a PET [B, 1, D, H, W], not clamped."""
-        return self.aae.decoder(LatentScale.of(self.facts).undo(output.float()))
+        return self.aae.decoder(LatentScale.of(self.metadata).undo(output.float()))
 
 
 class ImageRegression:
@@ -71,7 +71,7 @@ class ImageRegression:
     name, modalities = "image_regression", ("mri", "pet")
 
     def __init__(self, exp: Experiment):
-        self.exp, self.facts = exp, {}
+        self.exp, self.metadata = exp, {}
 
     def build(self) -> UNet:
         return build_image_regression(self.exp.cfg, self.exp.device)
@@ -135,8 +135,8 @@ def begin_regression(control: Regression) -> tuple[StageRun, EMA]:
 def train_regression(control: Regression, run: StageRun, ema: EMA, subjects: DataLoader) -> None:
     """The epochs that are left; the moving average is validated, kept and used."""
     exp, cfg, name = control.exp, control.exp.cfg, control.name
-    control.load_targets(run.facts)
-    run.facts = control.facts
+    control.load_targets(run.metadata)
+    run.metadata = control.metadata
     network, opt = run.parts["unet"], run.parts["opt"]
     validation = exp.batches(exp.cohort.validation, "mri", "pet", divided=True)
 
@@ -194,12 +194,12 @@ def trained_regressions(exp: Experiment, aae: AAE, epochs: int) -> dict[str, Cal
 
 
 def _best_network(control: Regression) -> UNet:
-    """The moving average of the best epoch, frozen; sets control.facts. Raises InputError if it is not of this experiment."""
+    """The moving average of the best epoch, frozen; sets control.metadata. Raises InputError if it is not of this experiment."""
     exp, path = control.exp, control.exp.best_path(control.name)
     saved = load_checkpoint(path)
     check_settings(path, saved, exp.settings(control.name) | control.bound_to())
-    if isinstance(control, LatentRegression) and not {"latent_mean", "latent_std"} <= saved["facts"].keys():
+    if isinstance(control, LatentRegression) and not {"latent_mean", "latent_std"} <= saved["metadata"].keys():
         raise InputError(f"{path} does not say how its latents were scaled")
-    control.facts, network = saved["facts"], control.build().eval().requires_grad_(False)
+    control.metadata, network = saved["metadata"], control.build().eval().requires_grad_(False)
     restore(network, saved["state"].get("ema"), path)
     return network

@@ -44,7 +44,7 @@ class Match:
 
     def fact(self, name: str) -> object:
         """What all of its rows say, None where they differ."""
-        values = {row.facts.get(name) for row in self.rows}
+        values = {row.metadata.get(name) for row in self.rows}
         return values.pop() if len(values) == 1 else None
 
     @property

@@ -27,7 +27,7 @@ SLICES_MM = (-40, -20, 0, 20, 40, 60), (-80, -55, -30, -5, 20, 45), (-50, -30, -
 
 # Okabe and Ito's colours, which the colour-blind tell apart; shapes and line styles differ too
 LABELS = {0: ("amyloid negative", "#0072B2", "o"), 1: ("amyloid positive", "#D55E00", "^")}
-READOUTS = {("pet", "real"): ("real PET", "#000000", "-"), ("pet", "il_cldm"): ("synthetic PET", "#D55E00", "-"),
+STATUS_CLASSIFIERS = {("pet", "real"): ("real PET", "#000000", "-"), ("pet", "il_cldm"): ("synthetic PET", "#D55E00", "-"),
             ("mri_pet", "il_cldm"): ("MRI and synthetic PET", "#CC79A7", "--"), ("mri", "none"): ("MRI", "#0072B2", "-."),
             ("pet", "latent_regression"): ("PET by latent regression", "#009E73", "--"),
             ("pet", "image_regression"): ("PET by image regression", "#E69F00", "-."),
@@ -174,8 +174,8 @@ def plot_roc(stem: Path, predictions: pd.DataFrame, notice: str) -> None:
     figure, axis = _square(f"ROC, test list, n = {predictions['ID'].nunique()}", xlabel="1 - specificity", ylabel="sensitivity",
                            xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-    for key, (name, colour, line) in READOUTS.items():
-        part = predictions[(predictions["readout"] == key[0]) & (predictions["method"] == key[1])]
+    for key, (name, colour, line) in STATUS_CLASSIFIERS.items():
+        part = predictions[(predictions["classifier"] == key[0]) & (predictions["method"] == key[1])]
         if len(part):
             false_alarms, hits, _ = roc_curve(part["label"], part["score"])
             area = roc_auc_score(part["label"], part["score"])
@@ -190,8 +190,8 @@ def plot_calibration(stem: Path, predictions: pd.DataFrame, notice: str) -> None
     figure, axis = _square(f"Calibration, test list, n = {n}", xlabel="mean predicted probability of amyloid positive",
                            ylabel="share that is amyloid positive", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axis.plot([0, 1], [0, 1], color="0.8", linewidth=1, label="perfect")
-    for (readout, method), (name, colour, line) in READOUTS.items():
-        part = predictions[(predictions["readout"] == readout) & (predictions["method"] == method)]
+    for (classifier, method), (name, colour, line) in STATUS_CLASSIFIERS.items():
+        part = predictions[(predictions["classifier"] == classifier) & (predictions["method"] == method)]
         if len(part) and method != "mean_pet":
             share, predicted = calibration_curve(part["label"], part["score"], n_bins=max(2, min(10, n // 5)), strategy="quantile")
             axis.plot(predicted, share, line, marker="o", color=colour, label=name)

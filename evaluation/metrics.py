@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from runtime.logs import progress_bar
-from runtime.ranks import gathered, is_divided, stopping_together
-from runtime.signals import asked, stop_if_asked
+from runtime.ranks import gather_batches, is_shared, stop_together
+from runtime.signals import stop_requested, stop_if_requested
 from utils import NotFiniteError
 
 METRICS = ("PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain")
@@ -75,8 +75,8 @@ def evaluate(predict: Callable[[dict], Tensor], loader: Iterable[dict], measure:
     further values of the rows in its `noted`, name -> [B]; measure(x_hat, volumes), each volume [D, H, W], gives the values of a row. It
     runs in threads beside the prediction of what follows.
     """
-    with stopping_together(is_divided(loader)):
-        batches = gathered(_measure_batches(predict, loader, measure, title), loader)
+    with stop_together(is_shared(loader)):
+        batches = gather_batches(_measure_batches(predict, loader, measure, title), loader)
     return pd.DataFrame([row for rows in batches for row in rows])
 
 
@@ -88,8 +88,8 @@ def _measure_batches(predict: Callable[[dict], Tensor], loader: Iterable[dict], 
     total = sum(map(len, loader.batch_sampler)) if isinstance(loader, DataLoader) else None
     with ThreadPoolExecutor(workers) as pool, progress_bar(desc=title, unit="scan", total=total) as bar:
         for batch in loader:
-            stop_if_asked()
-            if is_divided(loader) and asked():             # the others learn of it when the rows are gathered
+            stop_if_requested()
+            if is_shared(loader) and stop_requested():             # the others learn of it when the rows are gathered
                 break
             x_hat = predict(batch)
             if bad := [name for name, volume in zip(batch["id"], x_hat, strict=True) if not torch.isfinite(volume).all()]:

@@ -38,7 +38,7 @@ CAPTIONS = {
 
 def write_figures(folder: Path, run: Run, subjects: list[tuple[Scan, dict[str, np.ndarray]]]) -> dict[str, Path]:
     """folder/figures/<name>.png and .pdf, of what the run has: name -> path of the PNG. subjects: as read_subjects gives."""
-    figures, notice = folder / "figures", run.facts["notice"]
+    figures, notice = folder / "figures", run.metadata["notice"]
     make_folder(figures)
     names = {label: name for label, (name, *_) in LABELS.items()}
     rows = [(f"{scan.id}\n{names.get(scan.label, f'label {scan.label}')}", volumes["real PET"], volumes["synthetic PET"])
@@ -56,7 +56,7 @@ def write_figures(folder: Path, run: Run, subjects: list[tuple[Scan, dict[str, n
             plot_suvr(figures / "suvr", *values, notice)
             plot_bland_altman(figures / "bland_altman", *values, notice)
             names += ["suvr", "bland_altman"]
-    if not run.facts["settings"]["ldm_from"] or (folder / "loss_curve.csv").exists():       # else nothing was trained here
+    if not run.metadata["settings"]["ldm_from"] or (folder / "loss_curve.csv").exists():       # else nothing was trained here
         plot_curves(folder, figures / "curves", notice)
         names.append("curves")
     for name in CAPTIONS:
@@ -124,11 +124,11 @@ def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, P
 
     sections = {table.name: {"caption": table.caption, "parts": [(about, html(frame.drop(columns="made by", errors="ignore"), True))
                                                              for about, frame, _ in display(table, HTML)]} for table in tables}
-    settings = pd.DataFrame([(name, json.dumps(value)) for name, value in run.facts["settings"].items()], columns=["setting", "value"])
-    versions = pd.DataFrame(run.facts["versions"].items(), columns=["package", "version"])
+    settings = pd.DataFrame([(name, json.dumps(value)) for name, value in run.metadata["settings"].items()], columns=["setting", "value"])
+    versions = pd.DataFrame(run.metadata["versions"].items(), columns=["package", "version"])
     pictures = {name: base64.b64encode(file.read_bytes()).decode() for name, file in figures.items()}
     text = environment.get_template(TEMPLATE.name).render(
-        name=run.name, phantom=run.facts["phantom"], note=run.facts["note"], command=run.facts["command"], cohort=html(cohort),
+        name=run.name, phantom=run.metadata["phantom"], note=run.metadata["note"], command=run.metadata["command"], cohort=html(cohort),
         tables=sections, figures=pictures, captions=CAPTIONS, settings=html(settings), versions=html(versions),
         viewer=_viewer_data(subjects, affine))
     write_text(path, text)

@@ -35,7 +35,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        return self.facts["settings"]["seed"]
+        return self.metadata["settings"]["seed"]
 
 
 def _digest(content: bytes) -> str:

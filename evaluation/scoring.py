@@ -13,7 +13,7 @@ from dataset import read_demographics
 from diffusion import LatentSamples, Synthesizer, std_over_samples
 from evaluation.metrics import METRICS, evaluate, summarize
 from evaluation.results import forget_run, save_run
-from evaluation.status import CLASSIFIERS, Reader, fit_readers, read_status, save_readers
+from evaluation.status import CLASSIFIERS, StatusClassifier, fit_status_classifiers, read_status, save_status_classifiers
 from evaluation.uncertainty import assess, calibrate, describe, save_calibration
 from experiment.experiment import PHANTOM_NOTICE, Experiment
 from experiment.networks import CHECKPOINT
@@ -23,7 +23,7 @@ from runtime.files import make_folder, write_csv
 from runtime.logs import LOG, say
 from utils import InputError, weights_key
 
-READOUTS, CALIBRATION = "readouts.npz", "calibration.npz"  # of the test stage, for new scans
+STATUS_CLASSIFIERS, CALIBRATION = "status_classifiers.npz", "calibration.npz"  # of the test stage, for new scans
 
 
 def clear_results(exp: Experiment) -> None:
@@ -31,7 +31,7 @@ def clear_results(exp: Experiment) -> None:
     forget_run(exp.cfg.result_dir)
     (exp.cfg.result_dir / CALIBRATION).unlink(missing_ok=True)
     shutil.rmtree(exp.cfg.result_dir / "deviation", ignore_errors=True)                      # not every run writes it anew
-    for name in ("synthesized", "deviation") if exp.cfg.save_deviation else ("synthesized",):
+    for name in ("synthesized", "deviation") if exp.cfg.save_std else ("synthesized",):
         make_folder(exp.cfg.result_dir / name)
 
 
@@ -50,7 +50,7 @@ def trained_epochs(exp: Experiment) -> dict[str, int]:
     return trained
 
 
-def readouts_bound_to(exp: Experiment, synthesizer: Synthesizer) -> dict[str, str]:
+def classifiers_bound_to(exp: Experiment, synthesizer: Synthesizer) -> dict[str, str]:
     """What a read-out of volumes is valid for: the networks, which are those of one training list, and the masks that it looks through."""
     masks, networks = exp.identity()["masks"], weights_key(synthesizer.unet, synthesizer.decoder)
     bound_to = {name: f"{networks} {masks['brain']}" for name in CLASSIFIERS}
@@ -59,21 +59,21 @@ def readouts_bound_to(exp: Experiment, synthesizer: Synthesizer) -> dict[str, st
 
 def calibration_bound_to(exp: Experiment, synthesizer: Synthesizer) -> dict:
     """What a calibration of the SUVR is valid for: networks, masks and sampling; the experiment has regions."""
-    return {"networks and masks": readouts_bound_to(exp, synthesizer)["suvr"], **exp.cfg.settings_of("synthesis")}
+    return {"networks and masks": classifiers_bound_to(exp, synthesizer)["suvr"], **exp.cfg.settings_of("synthesis")}
 
 
-def fit_status(exp: Experiment, real: dict[str, pd.DataFrame], synthesizer: Synthesizer) -> dict[str, Reader]:
+def fit_status(exp: Experiment, real: dict[str, pd.DataFrame], synthesizer: Synthesizer) -> dict[str, StatusClassifier]:
     """The read-outs of amyloid status, fitted before the long synthesis; none, and why, if status is not binary here.
 
-    Writes those of volumes to readouts.npz, for new scans.
+    Writes those of volumes to status_classifiers.npz, for new scans.
     """
-    path = exp.cfg.result_dir / READOUTS
+    path = exp.cfg.result_dir / STATUS_CLASSIFIERS
     path.unlink(missing_ok=True)
     if exp.cfg.num_classes != 2 or real["train"]["label"].nunique() < 2:
         say("test", "amyloid status is not read: it needs num_classes 2 and both labels in the training list")
         return {}
-    readers = fit_readers(real["train"], real["validation"], exp.brain, exp.pool, exp.cfg.seed)
-    save_readers(path, readers, readouts_bound_to(exp, synthesizer))
+    readers = fit_status_classifiers(real["train"], real["validation"], exp.brain, exp.pool, exp.cfg.seed)
+    save_status_classifiers(path, readers, classifiers_bound_to(exp, synthesizer))
     return readers
 
 
@@ -114,8 +114,8 @@ def synthesize_and_save(exp: Experiment, synthesizer: Synthesizer, sample: Calla
         samples = sample(batch)
         x_hat = synthesizer.decode(samples.mean())
         save(x_hat, batch, "synthesized")
-        decoded = synthesizer.decode_samples(samples.z_0) if exp.regions or exp.cfg.save_deviation else None
-        if exp.cfg.save_deviation:
+        decoded = synthesizer.decode_samples(samples.z_0) if exp.regions or exp.cfg.save_std else None
+        if exp.cfg.save_std:
             save(std_over_samples(decoded), batch, "deviation")
         if exp.regions:
             batch["noted"] = {"SUVR_sd": suvr_std(exp, decoded)}
@@ -133,7 +133,7 @@ def suvr_std(exp: Experiment, decoded: Tensor) -> list[float]:
 
 
 def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer, validation: pd.DataFrame, test: pd.DataFrame,
-                        real: dict[str, pd.DataFrame], readers: dict[str, Reader]) -> dict[str, pd.DataFrame]:
+                        real: dict[str, pd.DataFrame], readers: dict[str, StatusClassifier]) -> dict[str, pd.DataFrame]:
     """What validation_list.csv holds, and uncertainty.csv if there are regions: how good the calibration on the first is on the test list.
 
     Prints that, and saves the calibration for new scans.
@@ -155,7 +155,7 @@ def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer, validation: p
 
 # ---------------------------------------------------------------- what is written
 
-def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict[str, pd.DataFrame], readers: dict[str, Reader],
+def write_results(exp: Experiment, subjects: dict[str, pd.DataFrame], real: dict[str, pd.DataFrame], readers: dict[str, StatusClassifier],
                   epochs: dict[str, int], uncertain: dict[str, pd.DataFrame]) -> None:
     """Read status; write the per-subject CSVs, those of measure_uncertainty too, and summary.csv; print the summary with what it was
     measured on."""

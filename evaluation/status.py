@@ -1,7 +1,7 @@
 """Amyloid status, read from volumes: every read-out is fitted on the training list, its threshold chosen on the validation list.
 
 A list of subjects is a table with the columns ID, label (0 or 1), mri and pet (arrays [d, h, w], pooled to about 8 mm), SUVR if there are
-regions, age and sex if data_info.csv has them. Labels are used by fit_readers alone; what is read of a test subject never depends on his.
+regions, age and sex if data_info.csv has them. Labels are used by fit_status_classifiers alone; what is read of a test subject never depends on his.
 """
 import zipfile
 import zlib
@@ -27,7 +27,7 @@ NEEDS_PET = ("mri_pet", "pet", "suvr")
 NO_METHOD = "none"                                         # the method of a read-out that sees no PET
 
 
-class Reader(NamedTuple):
+class StatusClassifier(NamedTuple):
     """A read-out: score of a list of subjects, [n] float64, larger is more positive; positive from the threshold on.
 
     classifier: what gives the score of a read-out of volumes; level: smallest and largest mean, inside the brain, of what it was fitted on.
@@ -52,17 +52,17 @@ def choose_threshold(label: np.ndarray, score: np.ndarray, otherwise: float) -> 
     return float((thresholds[chosen] + thresholds[chosen + 1]) / 2)
 
 
-def fit_readers(train: pd.DataFrame, validation: pd.DataFrame, brain: np.ndarray, pool: int, seed: int) -> dict[str, Reader]:
+def fit_status_classifiers(train: pd.DataFrame, validation: pd.DataFrame, brain: np.ndarray, pool: int, seed: int) -> dict[str, StatusClassifier]:
     """Name -> reader: majority, age_sex (if known), mri, mri_pet, pet, suvr (if there are regions).
 
     Both lists hold real PETs; the training list needs both labels. brain: [D, H, W] bool; pool: voxels of a pooled one along an axis.
     """
     label = train["label"].to_numpy()
     prevalence = float(label.mean())
-    readers = {"majority": Reader(lambda subjects: np.full(len(subjects), prevalence), 0.5)}
+    readers = {"majority": StatusClassifier(lambda subjects: np.full(len(subjects), prevalence), 0.5)}
 
     def add(name: str, score: Callable[[pd.DataFrame], np.ndarray], otherwise: float = 0.5, **classifier) -> None:
-        readers[name] = Reader(score, choose_threshold(validation["label"].to_numpy(), score(validation), otherwise), **classifier)
+        readers[name] = StatusClassifier(score, choose_threshold(validation["label"].to_numpy(), score(validation), otherwise), **classifier)
 
     if {"age", "sex"} <= set(train.columns):
         model = make_pipeline(make_column_transformer((StandardScaler(), ["age"]), (OneHotEncoder(handle_unknown="ignore"), ["sex"])),
@@ -96,7 +96,7 @@ def _classify(classifier: LabelClassifier, modalities: tuple[str, ...]) -> Calla
     return lambda subjects: classifier.of_pooled(_stack(subjects, modalities))[:, 1].numpy()
 
 
-def save_readers(path: Path, readers: dict[str, Reader], bound_to: dict[str, str]) -> None:
+def save_status_classifiers(path: Path, readers: dict[str, StatusClassifier], bound_to: dict[str, str]) -> None:
     """Write the read-outs that bound_to names, as plain arrays: for new scans, of which nothing but volumes is known.
 
     bound_to: name of a read-out -> what it is valid for.
@@ -111,8 +111,8 @@ def save_readers(path: Path, readers: dict[str, Reader], bound_to: dict[str, str
         np.savez(partial, **arrays)
 
 
-def load_readers(path: Path, bound_to: dict[str, str]) -> dict[str, Reader]:
-    """The read-outs in a file of save_readers that are valid for what bound_to says. Raises InputError if it is damaged."""
+def load_status_classifiers_file(path: Path, bound_to: dict[str, str]) -> dict[str, StatusClassifier]:
+    """The read-outs in a file of save_status_classifiers that are valid for what bound_to says. Raises InputError if it is damaged."""
     file_status(path)
     try:
         with np.load(path, allow_pickle=False) as file:    # numpy compares the archive's checksums
@@ -124,14 +124,14 @@ def load_readers(path: Path, bound_to: dict[str, str]) -> dict[str, Reader]:
             parts = [arrays[f"{name}/{part}"] for part in ("coef", "intercept", "voxels", "pool")] if name in CLASSIFIERS else []
             classifier = LabelClassifier(*parts[:3], int(parts[3])) if parts else None
             score = _classify(classifier, CLASSIFIERS[name]) if classifier else _suvr
-            readers[name] = Reader(score, float(arrays[f"{name}/threshold"]), classifier, tuple(arrays[f"{name}/level"].tolist()))
+            readers[name] = StatusClassifier(score, float(arrays[f"{name}/threshold"]), classifier, tuple(arrays[f"{name}/level"].tolist()))
         return readers
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: damaged ({brief(error)}); --stages test writes it again") from error
 
 
-def read_status(readers: dict[str, Reader], methods: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row a read-out, method and test subject: readout, method, ID, label, score, threshold, positive (0 or 1, or NaN).
+def read_status(readers: dict[str, StatusClassifier], methods: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row a read-out, method and test subject: classifier, method, ID, label, score, threshold, positive (0 or 1, or NaN).
 
     methods: method -> the test list with the PETs of that method; read-outs that see no PET are read once.
     """
@@ -141,6 +141,6 @@ def read_status(readers: dict[str, Reader], methods: dict[str, pd.DataFrame]) ->
         for method, subjects in sources.items():
             score = reader.score(subjects)
             positive = np.where(np.isfinite(score + reader.threshold), score >= reader.threshold, np.nan)
-            rows.append(pd.DataFrame({"readout": name, "method": method, "ID": subjects["ID"], "label": subjects["label"], "score": score,
+            rows.append(pd.DataFrame({"classifier": name, "method": method, "ID": subjects["ID"], "label": subjects["label"], "score": score,
                                       "threshold": reader.threshold, "positive": positive}))
     return pd.concat(rows, ignore_index=True)

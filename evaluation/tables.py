@@ -29,7 +29,7 @@ from evaluation.statistics import (
 )
 from utils import derived_seed
 
-CEILINGS = ("aae", "oracle", "real")                       # see the PET or the truth: shown, but no contenders
+UPPER_BOUNDS = ("aae", "oracle", "real")                       # see the PET or the truth: shown, but no contenders
 TRAINED = ("aae", *BASELINES)                            # controls that another seed makes another one
 REPETITION = ("seed", "phantom_seed")
 MATTERS = {f.name for f in dataclasses.fields(Config) if {*f.metadata["affects"]} - {"new_scans"}}    # to the numbers of a row
@@ -53,13 +53,13 @@ class Row:
     """What stands in one row: where it comes from, and its subjects (indexed by ID) in every run, keyed by (cohort, seed)."""
     section: str
     experiment: str
-    key: tuple[str, ...]                                   # (method,) or (readout, method)
+    key: tuple[str, ...]                                   # (method,) or (classifier, method)
     runs: dict[tuple[str, int], pd.DataFrame]
     commands: list[str]
 
     @property
     def contends(self) -> bool:
-        return self.key[-1] not in CEILINGS
+        return self.key[-1] not in UPPER_BOUNDS
 
     @property
     def subjects(self) -> set[tuple[str, str]]:
@@ -76,11 +76,11 @@ class Row:
 # ---------------------------------------------------------------- experiments, their seeds, and what can be compared
 
 def _lists(run: Run) -> tuple[str, str]:
-    return run.facts["cohort"], run.facts["training"]
+    return run.metadata["cohort"], run.metadata["training"]
 
 
 def _section(runs: list[Run]) -> str:
-    first = runs[0].facts
+    first = runs[0].metadata
     settings = {name: first["settings"][name] for name in (*SECTION, "data_dir", "info_dir")}
     if any(settings["phantom_subjects"]):                  # another folder may hold the same simulation
         settings |= {"data_dir": "", "info_dir": ""}
@@ -91,7 +91,7 @@ def _section(runs: list[Run]) -> str:
 def _fits(run: Run, group: list[Run]) -> bool:
     """Whether the run has the lists of the others; simulated cohorts may differ where their phantom_seed does."""
     def cohort_seed(one: Run) -> int | None:
-        settings = one.facts["settings"]
+        settings = one.metadata["settings"]
         return settings["phantom_seed"] if any(settings["phantom_subjects"]) else None
     return all(_lists(run) == _lists(other) or cohort_seed(run) != cohort_seed(other) for other in group)
 
@@ -101,9 +101,9 @@ def group_runs(runs: list[Run]) -> tuple[list[Group], list[str]]:
     candidates: dict[str, list[list[Run]]] = {}
     remarks = []
     for run in runs:
-        same = {name: value for name, value in run.facts["settings"].items() if name in MATTERS and name not in REPETITION}
-        same["precision"] = run.facts["settings"]["precision"]
-        variants = candidates.setdefault(json.dumps([same, run.facts["masks"]], sort_keys=True), [])
+        same = {name: value for name, value in run.metadata["settings"].items() if name in MATTERS and name not in REPETITION}
+        same["precision"] = run.metadata["settings"]["precision"]
+        variants = candidates.setdefault(json.dumps([same, run.metadata["masks"]], sort_keys=True), [])
         group = next((group for group in variants if _fits(run, group)), None)
         twin = next((other for other in group or [] if (_lists(other), other.seed) == (_lists(run), run.seed)), None)
         if twin:
@@ -130,8 +130,8 @@ def collect_rows(groups: list[Group], frame: str, keys: tuple[str, ...], order: 
             table = getattr(run, frame)
             for key, subjects in table.groupby(list(keys), sort=False) if table is not None else ():
                 row = found.setdefault(key, Row(group.section, group.name, key, {}, []))
-                row.runs[run.facts["cohort"], run.seed] = subjects.set_index("ID").sort_index()
-                row.commands.append(run.facts["command"])
+                row.runs[run.metadata["cohort"], run.seed] = subjects.set_index("ID").sort_index()
+                row.commands.append(run.metadata["command"])
         for row in found.values():
             twin = next((other for other in rows if _is_same_control(row, other)), None)
             if twin:
@@ -278,7 +278,7 @@ def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, l
     """Tidy table of the status metrics; comparisons of every contender with the MRI's own classifier, and of the PETs with each other."""
     order = ("majority", "age_sex", "mri", "pet", "suvr", "mri_pet", "none", "mean_pet", *BASELINES, "il_cldm", "oracle", "aae",
              "real")
-    rows = collect_rows(groups, "predictions", ("readout", "method"), order)
+    rows = collect_rows(groups, "predictions", ("classifier", "method"), order)
     values, draws = zip(*(status_values(row, resamples) for row in rows), strict=True) if rows else ((), ())
     draws_of = {id(row): one for row, one in zip(rows, draws, strict=True)}
 
@@ -296,7 +296,7 @@ def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, l
     pairs = [(a, b) for a, b in itertools.combinations(tested, 2)
              if "mri" in (a.key[0], b.key[0]) or (a.key[0] == b.key[0] == "pet" and "il_cldm" in (a.key[-1], b.key[-1]))]
     comparisons = _compare("amyloid_status", pairs, {"AUC": auc, "ACC": accuracy})
-    records = [record for row, v in zip(rows, values, strict=True) for record in _records(row, ("readout", "method"), v)]
+    records = [record for row, v in zip(rows, values, strict=True) for record in _records(row, ("classifier", "method"), v)]
     return pd.DataFrame(records), comparisons
 
 
@@ -319,7 +319,7 @@ def _pair_uptake(run: Run) -> Run:
         return run
     long = run.uptake.drop(columns="label").melt(["method", "ID"], var_name="measure").dropna()
     real = long[long["method"] == "real"].rename(columns={"value": "real"}).drop(columns="method")
-    return Run(run.name, run.facts, run.test, long[long["method"] != "real"].merge(real, on=["measure", "ID"]), run.predictions)
+    return Run(run.name, run.metadata, run.test, long[long["method"] != "real"].merge(real, on=["measure", "ID"]), run.predictions)
 
 
 # ---------------------------------------------------------------- all tables of some runs
@@ -359,9 +359,9 @@ CAPTIONS = {
 
 def make_tables(groups: list[Group]) -> list[Table]:
     """The tables that the runs have data for; comparisons last, if there are any."""
-    resamples = max(run.facts["settings"]["bootstrap_resamples"] for group in groups for run in group.runs)
+    resamples = max(run.metadata["settings"]["bootstrap_resamples"] for group in groups for run in group.runs)
     made = {"image_quality": (("method",), "mean_pet", image_quality(groups)),
-            "amyloid_status": (("readout", "method"), "mri none", amyloid_status(groups, resamples)),
+            "amyloid_status": (("classifier", "method"), "mri none", amyloid_status(groups, resamples)),
             "quantification": (("measure", "method"), "SUVR mean_pet", quantification(groups))}
     tables = [Table(name, _rate(tidy, keys, comparisons, reference), keys, reference, CAPTIONS[name].format(resamples=resamples))
               for name, (keys, reference, (tidy, comparisons)) in made.items() if len(tidy)]

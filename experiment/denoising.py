@@ -5,13 +5,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from baselines.controls import deviation_of_voxels
+from baselines.controls import std_of_voxels
 from diffusion import LatentScale, Synthesizer
 from experiment.experiment import Experiment
 from labels.soft_labels import label_facts, label_weights
 from model import UNet
 from runtime.logs import say
-from runtime.ranks import gathered, of_main
+from runtime.ranks import gather_batches, from_rank_0
 from runtime.training import ImageLoss, Objective, Sample
 from utils import seed_everything
 
@@ -28,7 +28,7 @@ def build_objective(exp: Experiment, synthesizer: Synthesizer) -> Objective:
     """What the settings have the denoiser lower."""
     cfg, image = exp.cfg, None
     if cfg.image_loss:
-        scale = of_main(lambda: deviation_of_voxels(exp.batches(exp.cohort.train, "pet")))
+        scale = from_rank_0(lambda: std_of_voxels(exp.batches(exp.cohort.train, "pet")))
         image = ImageLoss(lambda z_0: synthesizer.decoder(synthesizer.scale.undo(z_0)).float(), cfg.image_loss, scale)
     return Objective(synthesizer.diffusion, cfg.time_shift, cfg.min_snr, image)
 
@@ -53,4 +53,4 @@ def validation_loss(exp: Experiment, unet: UNet, objective: Objective, sample: C
         seed_everything(exp.cfg.seed, "validation loss", *batch["id"])
         with exp.cast():
             totals.append(objective.losses(unet, sample(batch))["mse"].item() * len(batch["id"]))
-    return sum(gathered(totals, loader)) / len(loader.dataset)
+    return sum(gather_batches(totals, loader)) / len(loader.dataset)

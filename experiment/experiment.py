@@ -123,7 +123,7 @@ class Experiment(Networks):
             raise InputError(f"{self.best_path('aae')} is not there; run --stages aae first")
         if first in ("curve", "test") and not self.best_path("ldm").exists():
             raise InputError(f"{self.best_path('ldm')} is not there; run --stages encode ldm first")
-        if first == "report" and load_run(cfg.result_dir).facts["cohort"] != self.cohort.fingerprint("test"):
+        if first == "report" and load_run(cfg.result_dir).metadata["cohort"] != self.cohort.fingerprint("test"):
             raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages test report")
         for stage in (*CHECKPOINT, *(BASELINES if "baselines" in cfg.stages else ())):
             settings = self.settings(stage)

@@ -126,11 +126,11 @@ class Networks:
         """The best checkpoints of both stages, ready to sample. Raises InputError if they do not belong together."""
         aae, saved = self.best_aae(), self.best_checkpoint("ldm")
         check_settings(self.best_path("ldm"), saved, {"autoencoder": weights_key(aae)})
-        if not {"latent_mean", "latent_std", "classifier"} <= saved["facts"].keys():
+        if not {"latent_mean", "latent_std", "classifier"} <= saved["metadata"].keys():
             raise InputError(f"{self.best_path('ldm')} does not say how its latents were scaled; restore it, or train stage 2 anew")
         unet = build_unet(self.cfg, self.device).eval().requires_grad_(False)
         restore(unet, saved["state"].get("ema"), self.best_path("ldm"))
-        return *self.synthesizer(aae, unet, saved["facts"]), aae
+        return *self.synthesizer(aae, unet, saved["metadata"]), aae
 
     def sampler(self, synthesizer: Synthesizer, classifier: RidgeClassifier | None, sampler: str, steps: int,
                 samples: range, match: bool = False) -> Callable[[dict], LatentSamples]:

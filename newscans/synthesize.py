@@ -14,8 +14,8 @@ from config import ALL, VERSION, Config
 from dataset import Cohort
 from diffusion import LatentSamples, Synthesizer, std_over_samples
 from evaluation.figures import plot_overlay
-from evaluation.scoring import CALIBRATION, READOUTS, calibration_bound_to, readouts_bound_to
-from evaluation.status import NEEDS_PET, Reader, load_readers, mean_level
+from evaluation.scoring import CALIBRATION, STATUS_CLASSIFIERS, calibration_bound_to, classifiers_bound_to
+from evaluation.status import NEEDS_PET, StatusClassifier, load_status_classifiers_file, mean_level
 from evaluation.uncertainty import COVERAGE, Calibration, load_calibration
 from experiment.experiment import RESEARCH_NOTICE, Experiment
 from experiment.networks import CHECKPOINT, Networks
@@ -41,7 +41,7 @@ from runtime.logs import progress_bar, say
 from runtime.program import exit_code
 from runtime.ranks import local_rank
 from runtime.settings import refuse, setting, value_problems
-from runtime.signals import stop_if_asked
+from runtime.signals import stop_if_requested
 from utils import InputError, pick_device, weights_key
 
 KIND = "IL-CLDM synthetic PET"                             # what our sidecars call themselves
@@ -100,7 +100,7 @@ class Trained:
     grid: Grid                                             # of the cohort's volumes
     synthesizer: Synthesizer
     classifier: RidgeClassifier | None                     # of the label that sampling is conditioned with
-    readers: dict[str, Reader]                             # read-outs of the test stage
+    readers: dict[str, StatusClassifier]                             # read-outs of the test stage
     calibration: Calibration | None                        # of the SUVR, by the test stage
     no_interval: str                                       # why there is no calibrated interval, or nothing
     networks: dict[str, dict]                              # name -> file and key of the weights
@@ -126,7 +126,7 @@ def load_trained(cfg: Config, settings: Settings) -> Trained:
                              f"{', '.join(trained) or 'none'}")
         saved = networks.best_checkpoint(stage)
         check_settings(networks.best_path(stage), saved, cfg.settings_of(stage))
-    facts = saved["facts"]
+    facts = saved["metadata"]
     if not {"affine", "phantom"} <= facts.keys():
         raise InputError(f"{networks.best_path('ldm')} was written by an earlier version of this project and does not say on which grid "
                          "its cohort lies; train stage 2 anew, under another --exp")
@@ -134,15 +134,15 @@ def load_trained(cfg: Config, settings: Settings) -> Trained:
     exp = Experiment(cfg, Cohort([], [], [], grid.affine, {}, ""), networks.device)
     synthesizer, classifier, aae = exp.best_synthesizer()
     files = {"autoencoder": ("aae", weights_key(aae)), "denoiser": ("ldm", weights_key(synthesizer.unet))}
-    return Trained(exp, settings, grid, synthesizer, classifier, load_readouts(exp, synthesizer), *read_calibration(exp, synthesizer),
+    return Trained(exp, settings, grid, synthesizer, classifier, load_status_classifiers(exp, synthesizer), *read_calibration(exp, synthesizer),
                    {name: {"file": exp.best_path(stage), "weights": key} for name, (stage, key) in files.items()},
                    f"{'trained on a digital phantom, ' if facts['phantom'] else ''}{RESEARCH_NOTICE}")
 
 
-def load_readouts(exp: Experiment, synthesizer: Synthesizer) -> dict[str, Reader]:
+def load_status_classifiers(exp: Experiment, synthesizer: Synthesizer) -> dict[str, StatusClassifier]:
     """The read-outs that the test stage fitted, as far as they belong to these networks and masks; says which are missing."""
-    path, bound_to = exp.cfg.result_dir / READOUTS, readouts_bound_to(exp, synthesizer)
-    readers = load_readers(path, bound_to) if path.exists() else {}
+    path, bound_to = exp.cfg.result_dir / STATUS_CLASSIFIERS, classifiers_bound_to(exp, synthesizer)
+    readers = load_status_classifiers_file(path, bound_to) if path.exists() else {}
     if missing := [name for name in bound_to if name not in readers]:
         why = "are of other networks or masks" if path.exists() else "are not there"
         say("synth", f"amyloid status is not read by {', '.join(missing)}: these read-outs {why}; --stages test fits them "
@@ -221,7 +221,7 @@ def wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out:
         differences = [] if not there else differences_of(files["sidecar"], {"mri": sources[scan.id], **trained.made_with})
         if differences and not trained.settings.overwrite:
             problems.append(f"{there[0]}: {brief('; '.join(differences))}")
-        elif differences or not all(path.exists() for name, path in files.items() if name != "deviation" or trained.exp.cfg.save_deviation):
+        elif differences or not all(path.exists() for name, path in files.items() if name != "deviation" or trained.exp.cfg.save_std):
             missing.append(scan)
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} file(s) are there already, but not made from the same MRI in the same way "
@@ -244,7 +244,7 @@ def voxel_problems(scans: list[NewScan], percentile: float) -> dict[str, str]:
     """ID -> what stands against the use of a scan, of those that cannot be used."""
     problems = {}
     for scan in progress_bar(scans, desc="check", unit="scan"):
-        stop_if_asked()
+        stop_if_requested()
         try:
             voxels, affine, _ = read_mri(scan.mri, percentile)
             if problem := place_problem(voxels, affine):
@@ -262,7 +262,7 @@ def synthesize_missing(trained: Trained, scans: list[NewScan], sources: dict[str
     sample = exp.sampler(trained.synthesizer, trained.classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan), matched)
     with progress_bar(total=len(scans), desc="synthesize", unit="scan") as bar:
         for first in range(0, len(scans), exp.cfg.scans_at_once):
-            stop_if_asked()
+            stop_if_requested()
             batch = read_batch(trained, scans[first:first + exp.cfg.scans_at_once], sources, problems)
             if batch["id"]:
                 synthesize_batch(trained, sample(batch), batch, sources, out)
@@ -293,7 +293,7 @@ def synthesize_batch(trained: Trained, samples: LatentSamples, batch: dict, sour
     x_hats = decode(samples.mean())                                                            # [B, 1, D, H, W]
     label = samples.label if samples.label is not None else [None] * len(z_0)
     for i, scan in enumerate(batch["scans"]):
-        stop_if_asked()
+        stop_if_requested()
         decoded = decode(z_0[i])[:, 0] if z_0.shape[1] > 1 else x_hats[i]                    # [m, D, H, W]
         row = measure(trained, batch["mri"][i, 0], x_hats[i, 0], decoded, label[i])
         if row["remark"]:
@@ -323,7 +323,7 @@ def measure(trained: Trained, mri: Tensor, x_hat: Tensor, decoded: Tensor, label
     return row | {"remark": level_remark(trained.readers.get("mri"), read["mri"][0])}
 
 
-def level_remark(reader: Reader | None, mri: np.ndarray) -> str:
+def level_remark(reader: StatusClassifier | None, mri: np.ndarray) -> str:
     """A warning if an MRI, pooled to [d, h, w], is a tenth brighter or darker than all of the training list: was it scaled as they were?"""
     if reader is None:
         return ""
@@ -367,7 +367,7 @@ def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, de
     write_text(files["sidecar"], json.dumps(describe(trained, scan, volume, row, source, out), indent=2) + "\n")
     where = (scan.mri, trained.exp.crop, note, trained.grid)
     pet = save_synthesis(files["pet"], x_hat.cpu().numpy(), *where)
-    if trained.exp.cfg.save_deviation:
+    if trained.exp.cfg.save_std:
         save_synthesis(files["deviation"], deviation.cpu().numpy(), *where)
     plot_overlay(files["picture"], volume[0], pet, volume[1], scan.id, f"synthetic PET, no measurement; {trained.notice}")
 

@@ -17,11 +17,11 @@ from torch.utils._pytree import tree_leaves
 from runtime.failures import is_out_of_memory
 from runtime.files import atomic, file_status, read_own_table, write_csv
 from runtime.logs import LOG
-from runtime.ranks import check_equal, is_main, ranks, wait_for_save
-from runtime.signals import Stopped, answer, held
+from runtime.ranks import check_equal, is_rank_0, ranks, wait_for_save
+from runtime.signals import Stopped, acknowledge_stop, defer_signals
 from utils import InputError, NotFiniteError, weights_key
 
-CONTENT = {"stage": str, "epoch": int, "step": int, "settings": dict, "free_settings": dict, "facts": dict, "losses": list,
+CONTENT = {"stage": str, "epoch": int, "step": int, "settings": dict, "free_settings": dict, "metadata": dict, "losses": list,
            "validations": list, "progress": dict, "state": dict}
 
 
@@ -131,7 +131,7 @@ class StageRun:
 
     parts: name -> module or optimizer, restored and saved. settings: what a checkpoint is bound to; free_settings: what may
     change, which is said in .remarks as `setting: saved -> now`.
-    .facts: plain values (numbers, strings, tensors) that are stored with the weights; empty before the first checkpoint.
+    .metadata: plain values (numbers, strings, tensors) that are stored with the weights; empty before the first checkpoint.
     .progress: the steps of the epoch behind .epoch.
     Files in `folder`: <file>.pth.tar is the best epoch's checkpoint, <file>_last.pth.tar the last one's. Of several ranks, which all hold
     the same, rank 0 writes them.
@@ -142,7 +142,7 @@ class StageRun:
         self.folder, self.stage, self.parts, self.settings, self.free_settings = folder, stage, parts, settings, free_settings
         self.best_path, self.last_path = folder / f"{file}.pth.tar", folder / f"{file}_last.pth.tar"
         self.epoch, self.step, self.losses, self.validations = 0, 0, [], []
-        self.facts, self.progress, self.remarks, self.saved_steps = {}, Progress(), [], 0
+        self.metadata, self.progress, self.remarks, self.saved_steps = {}, Progress(), [], 0
         if self.last_path.exists():
             self._resume()
         elif self.best_path.exists():
@@ -154,7 +154,7 @@ class StageRun:
         check_settings(self.last_path, saved, self.settings)
         for name, part in self.parts.items():
             restore(part, saved["state"].get(name), self.last_path)
-        self.epoch, self.step, self.facts = saved["epoch"], saved["step"], saved["facts"]
+        self.epoch, self.step, self.metadata = saved["epoch"], saved["step"], saved["metadata"]
         self.losses, self.validations, self.progress = saved["losses"], saved["validations"], Progress(**saved["progress"])
         self.saved_steps = len(self.progress.losses)
         self.remarks = _differences(saved["free_settings"], self.free_settings)
@@ -170,7 +170,7 @@ class StageRun:
         try:
             yield
         except Stopped:
-            answer()
+            acknowledge_stop()
             if len(self.progress.losses) > self.saved_steps:
                 self._save()
             wait_for_save()
@@ -178,7 +178,7 @@ class StageRun:
 
     def finish_epoch(self, epoch: int, losses: dict[str, float], scores: pd.DataFrame | None) -> None:
         """Record the epoch's mean losses and, if it was validated, its scores; save; publish the best checkpoint."""
-        with held():
+        with defer_signals():
             self._compare_ranks(epoch)
             self.epoch, self.progress, self.saved_steps = epoch, Progress(), 0
             self.losses.append({"stage": self.stage, "epoch": epoch, **losses})
@@ -198,7 +198,7 @@ class StageRun:
             LOG.debug("%s epoch %s: weights %s on all %s ranks", self.stage, epoch, key, ranks())
 
     def _save(self) -> None:
-        if not is_main():
+        if not is_rank_0():
             return
         state = {name: part.state_dict() for name, part in self.parts.items()}
         for name, values in state.items():
@@ -206,13 +206,13 @@ class StageRun:
                 raise NotFiniteError(f"{self.stage} epoch {self.epoch}: the weights of {name} are not finite and were not saved; "
                                      "the checkpoint before is kept")
         content = {"stage": self.stage, "epoch": self.epoch, "step": self.step, "settings": self.settings,
-                   "free_settings": self.free_settings, "facts": self.facts, "losses": self.losses, "validations": self.validations,
+                   "free_settings": self.free_settings, "metadata": self.metadata, "losses": self.losses, "validations": self.validations,
                    "progress": vars(self.progress), "state": state}
         with atomic(self.last_path, tensor_bytes(state)) as partial, partial.open("wb") as file:
             torch.save(content, file)
 
     def _publish(self) -> None:
-        if not is_main():
+        if not is_rank_0():
             return
         best = max(self.validations, key=lambda row: row["score"], default=None)
         if best and best["epoch"] == self.epoch and not self.progress.losses:

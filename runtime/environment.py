@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from runtime.signals import exit_when_asked
+from runtime.signals import exit_on_signal
 
 PACKAGES = {"torch": "torch", "numpy": "numpy", "nibabel": "nibabel", "pandas": "pandas", "scipy": "scipy", "sklearn": "scikit-learn",
             "skimage": "scikit-image", "statsmodels": "statsmodels", "matplotlib": "matplotlib", "nilearn": "nilearn", "jinja2": "jinja2",
@@ -18,7 +18,7 @@ missing = [package for module, package in PACKAGES.items() if importlib.util.fin
 if missing:
     problems.append(f"missing packages: {', '.join(missing)}; pip install -r requirements.txt brings them")
 if Path(sys.argv[0]).name == "main.py":                    # until the run listens itself, which imports come before that take seconds
-    exit_when_asked()
+    exit_on_signal()
 if problems:
     print("error: " + "; ".join(problems), file=sys.stderr)
     sys.exit(2)

@@ -16,7 +16,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from runtime.logs import say
-from runtime.signals import held
+from runtime.signals import defer_signals
 from utils import InputError
 
 PARTIAL = ".partial-"                                      # begins the name of a folder in which a file is being written
@@ -120,7 +120,7 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
     Raises WriteError that says what stands in the way; what was at `path` before is then still there.
     """
     partial = None
-    with held():
+    with defer_signals():
         try:
             partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{PROCESSES}-{os.getpid()}-", dir=path.parent)) / path.name
             yield partial
@@ -181,7 +181,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
     Those that were there before go first, so that not even a killed run leaves old ones among the new. Signals wait meanwhile.
     """
     make_folder(folder)
-    with held(), atomic(folder / next(iter(texts))) as first:
+    with defer_signals(), atomic(folder / next(iter(texts))) as first:
         for name, text in texts.items():
             (first.parent / name).write_text(text, encoding="utf-8")
             sync(first.parent / name)

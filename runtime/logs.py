@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from runtime.ranks import is_main, rank, ranks
+from runtime.ranks import is_rank_0, rank, ranks
 
 LOG = logging.getLogger("il_cldm")
 EARLY_LINES = 10_000                                       # kept in memory until the log has its file
@@ -37,7 +37,7 @@ def logging_run() -> Iterator[None]:
     """
     screen, errors = _Screen(sys.stdout), _Screen(sys.stderr)
     early = MemoryHandler(EARLY_LINES, flushLevel=logging.CRITICAL + 1)
-    screen.addFilter(lambda record: record.levelno == logging.INFO and is_main())
+    screen.addFilter(lambda record: record.levelno == logging.INFO and is_rank_0())
     errors.addFilter(lambda record: record.levelno == logging.ERROR)
     if ranks() > 1:
         errors.setFormatter(logging.Formatter(f"rank {rank()}: %(message)s"))
@@ -66,7 +66,7 @@ def keep_log(path: Path) -> None:
 
 def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
     """A progress bar of rank 0 on a terminal, gone at its end; quiet elsewhere. Options as tqdm takes them."""
-    return tqdm(iterable, leave=False, disable=None if is_main() else True, **options)
+    return tqdm(iterable, leave=False, disable=None if is_rank_0() else True, **options)
 
 
 def say(stage: str, text: str) -> None:

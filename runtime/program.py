@@ -4,14 +4,14 @@ from collections.abc import Callable
 
 from runtime.failures import explain
 from runtime.logs import LOG, logging_run
-from runtime.signals import listening
+from runtime.signals import handle_signals
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
     """Do the work. Returns the exit code: what it returns, 0 for None, or that of the error that ended it (docs/running.md)."""
     with logging_run():
         try:
-            with listening():
+            with handle_signals():
                 return work() or 0
         except BaseException as error:
             LOG.debug("%s", traceback.format_exc())

@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.nn as nn
 from torch.utils.data import Sampler
 
-from runtime.signals import CTRL_C, SIGNALS, Stopped, ask, asked, held
+from runtime.signals import CTRL_C, SIGNALS, Stopped, request_stop, stop_requested, defer_signals
 from utils import InputError
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def local_ranks() -> int:
     return _told("LOCAL_WORLD_SIZE")
 
 
-def is_main() -> bool:
+def is_rank_0() -> bool:
     """Whether this process is the one that speaks and writes."""
     return rank() == 0
 
@@ -123,7 +123,7 @@ def launch(count: int, argv: list[str]) -> int:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def process_group(device: torch.device) -> Iterator[None]:
     """A block in which the processes of the run know each other. Raises LostRankError in place of what is raised if one is gone."""
     _Ties.stopping = False
     if ranks() == 1:
@@ -137,8 +137,8 @@ def joined(device: torch.device) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:            # torch has no class of its own for it
         if isinstance(error, InputError) or not any(words in str(error) for words in GONE):
             raise
-        if asked():                                        # the others were asked too, and were faster
-            raise Stopped(asked()) from error
+        if stop_requested():                                        # the others were asked too, and were faster
+            raise Stopped(stop_requested()) from error
         raise LostRankError(f"another process of this run failed or is gone ({str(error).strip().splitlines()[0][:200]})") from error
     finally:
         _Ties.control = None
@@ -146,12 +146,12 @@ def joined(device: torch.device) -> Iterator[None]:
 
 # ---------------------------------------------------------------- what all must agree on
 
-def of_main(function: Callable[[], T]) -> T:
+def from_rank_0(function: Callable[[], T]) -> T:
     """What rank 0 gets from the function, on all ranks, while the others wait. Where it raises an error they leave without a word."""
     if ranks() == 1:
         return function()
     outcome = [None, False]
-    if is_main():
+    if is_rank_0():
         try:
             outcome = [function(), True]
         except BaseException:
@@ -164,7 +164,7 @@ def of_main(function: Callable[[], T]) -> T:
     return outcome[0]
 
 
-def agree(losses: dict[str, float]) -> tuple[dict[str, float], bool]:
+def mean_over_ranks(losses: dict[str, float]) -> tuple[dict[str, float], bool]:
     """The mean of each loss over the ranks, and whether all must stop here, because a signal came to one of them."""
     if ranks() == 1:
         return losses, False                               # a single process stops where the signal comes
@@ -175,27 +175,27 @@ def agree(losses: dict[str, float]) -> tuple[dict[str, float], bool]:
 def _exchange(own: T) -> list[T]:
     """What each rank brings, in their order. A signal that came to one of them has then come to all."""
     everyone = [None] * ranks()
-    dist.all_gather_object(everyone, (asked(), own), group=_Ties.control)
+    dist.all_gather_object(everyone, (stop_requested(), own), group=_Ties.control)
     if signal := max(number for number, _ in everyone):
         _Ties.stopping = True
-        ask(signal)
+        request_stop(signal)
     return [brought for _, brought in everyone]
 
 
 @contextmanager
-def stopping_together(shared: bool = True) -> Iterator[None]:
+def stop_together(shared: bool = True) -> Iterator[None]:
     """A block of shared work that no signal cuts: it ends with an exchange, behind which Stopped is raised on all ranks."""
-    with held() if shared and ranks() > 1 else nullcontext():
+    with defer_signals() if shared and ranks() > 1 else nullcontext():
         yield
 
 
 def wait_for_save() -> None:
     """Do not leave before rank 0 has saved what all stopped behind: whoever started them may end it when the first one leaves."""
     if _Ties.stopping:
-        wait_for_all()
+        barrier()
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Go on when all ranks have come here, so that what one wrote the others find."""
     if ranks() > 1:
         dist.barrier(group=_Ties.control)
@@ -247,14 +247,14 @@ class Share(Sampler[list[int]]):
         return iter(self.batches)
 
 
-def is_divided(loader: Iterable) -> bool:
+def is_shared(loader: Iterable) -> bool:
     """Whether the batches of a loader are shared out among ranks."""
     return getattr(getattr(loader, "batch_sampler", None), "divided", False)
 
 
-def gathered(own: list[T], loader: Iterable) -> list[T]:
+def gather_batches(own: list[T], loader: Iterable) -> list[T]:
     """What all ranks made of their batches of a loader, one entry a batch, in the order of the batches; on every rank."""
-    if not is_divided(loader):
+    if not is_shared(loader):
         return own
     rows = itertools.zip_longest(*_exchange(own))          # the first batch of each rank, then the second; the last ranks may have one less
     return [made for row in rows for made in row if made is not None]

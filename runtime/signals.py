@@ -25,7 +25,7 @@ def exit_code(number: int) -> int:
     return CTRL_C if number == signal.SIGINT else AGAIN
 
 
-def exit_when_asked() -> None:
+def exit_on_signal() -> None:
     """Until the run listens, a signal ends the program at once, with its exit code: there is nothing to save yet."""
     for number in SIGNALS:
         signal.signal(number, lambda number, _: os._exit(exit_code(number)))
@@ -49,10 +49,10 @@ def _handle(number: int, _frame) -> None:
     _Listener.asked = number
     with suppress(OSError):                                # the screen may be gone
         os.write(2, f"\n{signal.Signals(number).name}: finishing what is being done; a second signal ends at once\n".encode())
-    stop_if_asked()
+    stop_if_requested()
 
 
-def stop_if_asked() -> None:
+def stop_if_requested() -> None:
     """Raise Stopped if a signal came, unless a held block is still to end or the run is ending already.
 
     For loops too: what the handler raised is lost if it came while Python was tidying up an object.
@@ -61,23 +61,23 @@ def stop_if_asked() -> None:
         raise Stopped(_Listener.asked)
 
 
-def asked() -> int:
+def stop_requested() -> int:
     """The number of the signal that came, 0 for none."""
     return _Listener.asked or 0
 
 
-def ask(number: int) -> None:
+def request_stop(number: int) -> None:
     """Note a signal that came to another process of this run; 0 for none."""
     _Listener.asked = _Listener.asked or number or None
 
 
-def answer() -> None:
+def acknowledge_stop() -> None:
     """The run is ending: nothing more is stopped, such as what is still to be saved."""
     _Listener.answered = True
 
 
 @contextmanager
-def listening() -> Iterator[None]:
+def handle_signals() -> Iterator[None]:
     """A block in which the first of SIGNALS raises Stopped, wherever the program is but in a `held` block, and the second exits at once."""
     if threading.current_thread() is not threading.main_thread():                            # only there Python runs handlers
         yield
@@ -87,13 +87,13 @@ def listening() -> Iterator[None]:
     try:
         yield
     finally:
-        answer()
+        acknowledge_stop()
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """A block that a signal does not cut: Stopped is raised behind it."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -103,7 +103,7 @@ def held() -> Iterator[None]:
         yield
     finally:
         _Listener.held -= 1
-    stop_if_asked()
+    stop_if_requested()
 
 
 def serve_parent(_worker: int = 0) -> None:

@@ -18,8 +18,8 @@ from diffusion import Diffusion
 from model import AAE, Discriminator, UNet
 from runtime.checkpoints import Progress
 from runtime.logs import progress_bar
-from runtime.ranks import agree, all_reduce_mean, average_statistics, rank, ranks, stopping_together
-from runtime.signals import held
+from runtime.ranks import mean_over_ranks, all_reduce_mean, average_statistics, rank, ranks, stop_together
+from runtime.signals import defer_signals
 from utils import NotFiniteError, seed_everything
 
 
@@ -149,7 +149,7 @@ def train_epoch(loader: DataLoader, step: Callable[[dict], dict[str, float]], se
     loader.sampler.seed, loader.sampler.first = seed, progress.items
     waited, started, total = 0.0, time.perf_counter(), len(progress.losses) + len(loader)
     batches = iter(progress_bar(loader, desc=title, unit="step", initial=len(progress.losses), total=total))
-    with stopping_together():
+    with stop_together():
         stop = False
         while not stop:
             began = time.perf_counter()
@@ -158,13 +158,13 @@ def train_epoch(loader: DataLoader, step: Callable[[dict], dict[str, float]], se
             if batch is None:
                 break
             try:
-                with held():
-                    losses, stop = agree(step(batch))
+                with defer_signals():
+                    losses, stop = mean_over_ranks(step(batch))
                     average_statistics(networks)
                     progress.add(losses, loader.sampler.step_items)
             except NotFiniteError as error:
                 raise NotFiniteError(f"{title}, step {len(progress.losses) + 1}: {error} on {', '.join(batch['id'])}; "
                                      "the last checkpoint is kept") from error
-        agree({})
+        mean_over_ranks({})
     means = {name: float(np.mean([row[name] for row in progress.losses])) for name in progress.losses[0]}
     return means, waited / (time.perf_counter() - started)

@@ -143,7 +143,7 @@ def planned(seeds: list[int], names: list[str] | None) -> list[tuple[Row, int]]:
 def is_done(cfg: Config) -> bool:
     """Whether the experiment has scores of these very settings."""
     try:
-        there = load_run(cfg.result_dir).facts["settings"]
+        there = load_run(cfg.result_dir).metadata["settings"]
     except InputError:
         return False
     return all(there[name] == plain(getattr(cfg, name)) for name in there if name not in ("stages", "precision", "device"))

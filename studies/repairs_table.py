@@ -42,7 +42,7 @@ def read_scores(folder: Path, row: str, seed: int, seconds: pd.Series) -> pd.Dat
     """
     run = load_run(folder)
     images, uptake = (frame.set_index("ID").groupby("method") for frame in (run.test, run.uptake))
-    calls = run.predictions.set_index("ID").groupby(["readout", "method"])
+    calls = run.predictions.set_index("ID").groupby(["classifier", "method"])
     errors = {method: mean_squared_error(scores) for method, scores in images}
     methods = {"il_cldm": row} | ({name: name for name in CONTROLS} if row == "default" else {})
     rows, real = [], uptake.get_group("real")

@@ -23,7 +23,7 @@ from runtime.files import make_folder, read_own_table, write_csv
 from runtime.logs import progress_bar, say
 from runtime.program import exit_code
 from runtime.settings import refuse, setting, value_problems
-from runtime.signals import stop_if_asked
+from runtime.signals import stop_if_requested
 from utils import derived_seed, pick_device, weights_key
 
 
@@ -54,14 +54,14 @@ def sweep(cfg: Config) -> None:
     folder = cfg.result_dir / "sweep"
     synthesizer, classifier, _ = exp.best_synthesizer()
     say("sweep", f"{len(exp.cohort.validation)} subjects of the validation list, writes {folder}; what is there already stays")
-    measure_curve(exp, synthesizer, classifier, folder)
+    measure_sweep(exp, synthesizer, classifier, folder)
 
 
 CALLS = (1, 2, 5, 10, 20, 50, 100)                         # of ddim and dpm; ddpm takes T - 1
 DRAWS = (1, 4, 16)
 
 
-def measure_curve(exp: Experiment, synthesizer: Synthesizer, classifier: RidgeClassifier | None, folder: Path) -> None:
+def measure_sweep(exp: Experiment, synthesizer: Synthesizer, classifier: RidgeClassifier | None, folder: Path) -> None:
     """Write sampling_sweep.csv, a row for each sampler, number of calls and number of draws, and its picture.
 
     A row holds the mean scores over the validation list and the correlation of synthetic with real SUVR. The present setting of the
@@ -118,7 +118,7 @@ def _score(exp: Experiment, synthesizer: Synthesizer, classifier: RidgeClassifie
         at_once = max(1, exp.cfg.sampling_batch // (m - first))
         with progress_bar(desc=f"{title}, {m} draws", unit="scan", total=len(scans)) as bar:
             for batch in exp.batches(scans, "mri", batch=at_once):
-                stop_if_asked()
+                stop_if_requested()
                 for name, z_0 in zip(batch["id"], sample(batch).z_0, strict=True):
                     drawn[name].append(z_0)
                 bar.update(len(batch["id"]))

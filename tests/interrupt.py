@@ -27,7 +27,7 @@ from runtime import files  # noqa: E402
 import main  # noqa: E402
 from runtime.checkpoints import load_checkpoint  # noqa: E402
 from conftest import TINY, arguments, write_cohort  # noqa: E402
-from runtime.signals import AGAIN, CTRL_C, exit_when_asked  # noqa: E402
+from runtime.signals import AGAIN, CTRL_C, exit_on_signal  # noqa: E402
 
 STAGES = ["--stages", "check", "aae", "encode", "ldm", "test"]
 ENDS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: AGAIN, signal.SIGUSR1: AGAIN, signal.SIGINT: CTRL_C}
@@ -40,7 +40,7 @@ def start(project: Path, **settings) -> int:
     if child := os.fork():
         return child
     os.chdir(project)
-    exit_when_asked()                                      # as the program does before it listens
+    exit_on_signal()                                      # as the program does before it listens
     with open("screen.txt", "a") as screen:
         os.dup2(screen.fileno(), 1)
         os.dup2(screen.fileno(), 2)

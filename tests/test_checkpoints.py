@@ -74,13 +74,13 @@ def test_a_run_keeps_the_best_epoch_and_continues_behind_the_last(tmp_path):
         return module, StageRun(tmp_path, "aae", "C", {"m": module}, {"lr": 1}, {"num_workers": workers})
     module, run = new_run()
     assert list(run.epochs_left(4)) == [1, 2, 3, 4]
-    run.facts = {"fact": 3.0}
+    run.metadata = {"fact": 3.0}
     for epoch, psnr in ((1, 20.0), (2, 25.0), (3, 22.0)):
         with torch.no_grad():
             module.weight.fill_(epoch)
         run.finish_epoch(epoch, {"rec": 1 / epoch}, scores(psnr))
     best, last = load_checkpoint(tmp_path / "C.pth.tar"), load_checkpoint(tmp_path / "C_last.pth.tar")
-    assert (best["epoch"], best["state"]["m"]["weight"].item(), best["facts"]) == (2, 2.0, {"fact": 3.0})
+    assert (best["epoch"], best["state"]["m"]["weight"].item(), best["metadata"]) == (2, 2.0, {"fact": 3.0})
     assert (last["epoch"], last["state"]["m"]["weight"].item()) == (3, 3.0)
     validation = pd.read_csv(tmp_path / "validation.csv")
     assert validation["best"].tolist() == [False, True, False]
@@ -90,7 +90,7 @@ def test_a_run_keeps_the_best_epoch_and_continues_behind_the_last(tmp_path):
     module, run = new_run(workers=0)
     assert run.remarks == ["num_workers: 2 -> 0"]
     assert list(run.epochs_left(4)) == [4]
-    assert (module.weight.item(), run.facts) == (3.0, {"fact": 3.0})
+    assert (module.weight.item(), run.metadata) == (3.0, {"fact": 3.0})
     assert pd.read_csv(tmp_path / "validation.csv")["epoch"].tolist() == [1, 2, 3]
     run.finish_epoch(4, {"rec": 0.1}, None)
     assert load_checkpoint(tmp_path / "C.pth.tar")["epoch"] == 2

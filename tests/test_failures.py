@@ -190,8 +190,8 @@ def test_every_package_that_is_imported_is_asked_for():
 
 @pytest.mark.parametrize(("name", "content", "stages"), [
     ("validation.csv", "", ("report",)), ("loss_curve.csv", "epoch\n1\n", ("report",)), ("loss_curve.csv", "\xff\0", ("test",)),
-    ("validation.csv", "stage,epoch\nldm,1\n", ("aae",)), ("curve/sampling_curve.csv", "", ("curve",)),
-    ("curve/sampling_curve.csv", "sampler\nddim\n", ("curve",)), ("CHECKPOINT_Unet.pth.tar", "", ("test",))])
+    ("validation.csv", "stage,epoch\nldm,1\n", ("aae",)), ("curve/sampling_sweep.csv", "", ("curve",)),
+    ("curve/sampling_sweep.csv", "sampler\nddim\n", ("curve",)), ("CHECKPOINT_Unet.pth.tar", "", ("test",))])
 def test_a_damaged_output_of_an_earlier_run_is_named(finished, tmp_path, monkeypatch, capsys, name, content, stages):
     shutil.copytree(finished, tmp_path / "p")
     monkeypatch.chdir(tmp_path / "p")

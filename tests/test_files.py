@@ -24,7 +24,7 @@ from runtime.files import (
     write_text,
     write_together,
 )
-from runtime.signals import Stopped, listening
+from runtime.signals import Stopped, handle_signals
 from utils import InputError
 
 
@@ -54,7 +54,7 @@ def test_a_file_and_its_name_are_on_the_disk_before_the_block_ends(tmp_path, mon
 
 
 def test_a_signal_does_not_cut_the_writing_of_a_file(tmp_path):
-    with listening(), pytest.raises(Stopped), atomic(tmp_path / "a.txt") as partial:
+    with handle_signals(), pytest.raises(Stopped), atomic(tmp_path / "a.txt") as partial:
         os.kill(os.getpid(), signal.SIGTERM)
         partial.write_text("whole")
     assert (tmp_path / "a.txt").read_text() == "whole"

@@ -72,7 +72,7 @@ LEVERS = [
      "latent_mean": "voxel", "mri_deviations": "true"},
     {"image_loss": 1.0, "cortex_loss": 1.0, "image_loss_over_time": "signal", "label_predictor": "network", "shuffle_labels": "true",
      "label_at_sampling": "weighted", "guidance": 2.0, "label_dropout": 0.1, "shared_noise": "true", "ldm_accumulation": 2,
-     "save_deviation": "true"},
+     "save_std": "true"},
     {"label_in_training": "suvr", "label_at_sampling": "matched", "label_predictor": "ridge", "cortex_loss": 0.5, "latent_mean": "voxel",
      "mri_deviations": "true"},
 ]
@@ -100,11 +100,11 @@ def test_levers_go_through_every_stage_and_a_run_in_pieces_equals_an_uncut_one(p
 
 def test_cross_fitted_labels_are_kept_with_the_weights_and_are_no_certainties(project):  # noqa: F811
     assert run("--stages", "ldm", exp="a2", aae_from="a", label_in_training="predicted") == 0
-    weights = load_checkpoint(project / "result" / "a2" / "CHECKPOINT_Unet.pth.tar")["facts"]["label_weights"]
+    weights = load_checkpoint(project / "result" / "a2" / "CHECKPOINT_Unet.pth.tar")["metadata"]["label_weights"]
     assert weights.shape == (8, 2)                         # training list, then validation list
     assert ((weights[:6] > 0) & (weights[:6] < 1)).all() and np.allclose(weights.sum(1), 1, atol=1e-6)
     assert weights[6:].argmax(1).tolist() == [0, 1] and set(weights[6:].flatten().tolist()) == {0.0, 1.0}
-    weights = load_checkpoint(project / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["facts"]["label_weights"]
+    weights = load_checkpoint(project / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["metadata"]["label_weights"]
     assert weights.argmax(1).tolist() == [0, 1, 0, 1, 0, 1, 0, 1] and set(weights.flatten().tolist()) == {0.0, 1.0}
 
 

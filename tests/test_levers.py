@@ -108,7 +108,7 @@ def test_scaled_latents_have_mean_0_and_deviation_1_over_the_training_list(setti
     assert scaled.std(correction=0).item() == pytest.approx(1, rel=1e-4)
     assert (scaled.mean(dim=0).abs().max() > 1) == shared
     assert_close(scale.undo(scaled[0]), latents["0"])
-    assert_close(LatentScale.of(scale.facts()).undo(scaled[0]), latents["0"])
+    assert_close(LatentScale.of(scale.metadata()).undo(scaled[0]), latents["0"])
 
 
 @pytest.mark.parametrize(("settings", "with_pet"), [({"image_loss": 0.0}, False), ({"image_loss": 1.0}, True)])
@@ -119,7 +119,7 @@ def test_the_denoiser_is_trained_on_scaled_latents_and_on_the_weights_of_its_own
     latents, scale = {scan.id: torch.randn(1, 2, 2, 2) for scan in scans}, LatentScale(torch.tensor(0.3), 2.0)
     weights = torch.arange(8.0).view(4, 2)
     batch = {"id": ["3", "1"], "mri": torch.rand(2, 1, 4, 4, 4), "pet": torch.rand(2, 1, 4, 4, 4)}
-    sample = sampling_from(exp, latents, scale.facts() | {"label_weights": weights})(batch)
+    sample = sampling_from(exp, latents, scale.metadata() | {"label_weights": weights})(batch)
     assert_close(sample.z_0, torch.stack([(latents[name] - 0.3) / 2 for name in ("3", "1")]))
     assert_close(sample.label, weights[[3, 1]])
     assert_close(sample.mri, batch["mri"])

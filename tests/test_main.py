@@ -63,7 +63,7 @@ def test_a_run_writes_every_output(finished):
     folder = finished / "result" / "a"
     assert {path.name for path in folder.iterdir()} == {
         "config.json", "CHECKPOINT_AAE.pth.tar", "CHECKPOINT_AAE_last.pth.tar", "CHECKPOINT_Unet.pth.tar", "CHECKPOINT_Unet_last.pth.tar",
-        *CSVS, "predictions.csv", "readouts.npz", "scores.json", "synthesized", "loss_curve.png", "synthesized.png", "figures",
+        *CSVS, "predictions.csv", "status_classifiers.npz", "scores.json", "synthesized", "loss_curve.png", "synthesized.png", "figures",
         "report.html", "run.log", ".lock"}
     assert {path.stem for path in (finished / "result" / "tables").iterdir()} == {"image_quality", "amyloid_status", "comparisons"}
     test, validation, losses = (pd.read_csv(folder / name) for name in ("test.csv", "validation.csv", "loss_curve.csv"))
@@ -85,11 +85,11 @@ def test_a_run_writes_every_output(finished):
 def test_the_checkpoint_holds_what_the_test_stage_needs_as_plain_values(finished):
     saved = torch.load(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar", weights_only=True)
     assert {"unet", "ema", "opt"} == saved["state"].keys()
-    assert saved["facts"]["classifier"]["coef"].dim() == 2
+    assert saved["metadata"]["classifier"]["coef"].dim() == 2
     latents = np.stack([nib.load(next((finished / "data" / "latent_Abeta").rglob(f"{scan_id}.nii.gz"))).get_fdata()
                         for scan_id in LISTS["train"]])
-    assert saved["facts"]["latent_mean"] == pytest.approx(latents.mean(), rel=1e-4)
-    assert saved["facts"]["latent_std"] == pytest.approx(latents.std(), rel=1e-3)
+    assert saved["metadata"]["latent_mean"] == pytest.approx(latents.mean(), rel=1e-4)
+    assert saved["metadata"]["latent_std"] == pytest.approx(latents.std(), rel=1e-3)
 
 
 def test_synthesized_volumes_overlay_their_mri_and_are_what_was_scored(finished):
@@ -187,7 +187,7 @@ def test_added_up_gradients_and_bfloat16_go_through_every_stage(project, capsys,
 
 
 def test_the_deviation_of_the_draws_lies_beside_the_synthetic_pet(project):
-    assert run("--stages", "test", exp="a", save_deviation=True, samples_per_scan=3) == 0
+    assert run("--stages", "test", exp="a", save_std=True, samples_per_scan=3) == 0
     for scan_id in LISTS["test"]:
         deviation, x_hat = (nib.load(project / "result" / "a" / folder / f"{scan_id}.nii.gz") for folder in ("deviation", "synthesized"))
         np.testing.assert_array_equal(deviation.affine, x_hat.affine)
@@ -201,7 +201,7 @@ def test_the_deviation_of_the_draws_lies_beside_the_synthetic_pet(project):
 def test_the_curve_holds_what_a_run_with_these_settings_scores(project):
     cfg = Config(**TINY | {"exp": "a"})
     assert run("--stages", "curve", exp="a") == 0
-    path = project / "result" / "a" / "curve" / "sampling_curve.csv"
+    path = project / "result" / "a" / "curve" / "sampling_sweep.csv"
     assert path.with_suffix(".png").is_file()
     table = pd.read_csv(path)
     found = {sampler: sorted(set(rows["calls"])) for sampler, rows in table.groupby("sampler")}
@@ -220,7 +220,7 @@ def test_the_curve_holds_what_a_run_with_these_settings_scores(project):
 
 def test_an_interrupted_curve_goes_on_and_that_of_other_networks_starts_anew(project, monkeypatch):
     assert run("--stages", "curve", exp="a") == 0
-    path = project / "result" / "a" / "curve" / "sampling_curve.csv"
+    path = project / "result" / "a" / "curve" / "sampling_sweep.csv"
     whole, table, measured = path.read_bytes(), pd.read_csv(path), []
     score = curve._score
     monkeypatch.setattr(curve, "_score", lambda *args: measured.append(args[3:5]) or score(*args))
@@ -241,7 +241,7 @@ def test_an_interrupted_curve_goes_on_and_that_of_other_networks_starts_anew(pro
 def test_the_curve_has_the_draws_of_a_ddpm_setting_too(project, monkeypatch):
     monkeypatch.setattr(curve, "CALLS", ())
     assert run("--stages", "curve", exp="a", sampler="ddpm") == 0
-    table = pd.read_csv(project / "result" / "a" / "curve" / "sampling_curve.csv")
+    table = pd.read_csv(project / "result" / "a" / "curve" / "sampling_sweep.csv")
     assert table[["sampler", "steps", "draws"]].values.tolist() == [["ddpm", 19, m] for m in (1, 2, 4, 16)]
 
 
@@ -255,7 +255,7 @@ def test_every_stage_works_as_published(project):
     test = pd.read_csv(project / "result" / "p" / "test.csv")
     assert set(test["method"]) == {"aae", "il_cldm", "mean_pet"}
     saved = load_checkpoint(project / "result" / "p" / "CHECKPOINT_Unet.pth.tar")
-    assert (saved["facts"]["latent_mean"], saved["facts"]["latent_std"], saved["facts"]["classifier"]) == (0.0, 1.0, None)
+    assert (saved["metadata"]["latent_mean"], saved["metadata"]["latent_std"], saved["metadata"]["classifier"]) == (0.0, 1.0, None)
 
 
 def test_storage_orientation_changes_no_score(project):
@@ -271,7 +271,7 @@ def test_storage_orientation_changes_no_score(project):
 def test_with_both_conditions_ablated_nothing_of_the_subject_enters(project):
     assert run(exp="i", image_conditioning="false", label_conditioning="false") == 0
     unet = load_checkpoint(project / "result" / "i" / "CHECKPOINT_Unet.pth.tar")
-    assert unet["facts"]["classifier"] is None
+    assert unet["metadata"]["classifier"] is None
     assert not any(name.startswith("extractor") for name in unet["state"]["ema"])
     before = synthesized(project / "result" / "i")
     for path in (project / "data" / "whole_MRI").glob("s09*"):
@@ -399,7 +399,7 @@ def test_age_and_sex_are_read_if_all_are_known(project, capsys, age, sex, expect
     rows = [f"{line},{60 + i},{'mF'[i % 2]}" for i, line in enumerate(path.read_text().splitlines()[1:])]
     path.write_text("\n".join(["ID,label,Age,SEX", *(row if not row.startswith("s09") else f"s09,0,{age},{sex}" for row in rows)]))
     assert run("--stages", "test", exp="a") == 0
-    found = "age_sex" in set(pd.read_csv(project / "result" / "a" / "predictions.csv")["readout"])
+    found = "age_sex" in set(pd.read_csv(project / "result" / "a" / "predictions.csv")["classifier"])
     assert found == (not expected)
     assert expected in capsys.readouterr().out
 
@@ -534,7 +534,7 @@ class Bomb:
 
 
 def test_code_in_a_checkpoint_is_refused(project, capsys):
-    torch.save({"settings": {}, "facts": {}, "epoch": 1, "state": Bomb()}, "result/a/CHECKPOINT_AAE.pth.tar")
+    torch.save({"settings": {}, "metadata": {}, "epoch": 1, "state": Bomb()}, "result/a/CHECKPOINT_AAE.pth.tar")
     assert "never code" in refused(capsys, exp="a")
     assert not (project / "exploded").exists()
 

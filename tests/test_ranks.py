@@ -80,7 +80,7 @@ def in_ranks(count: int, function: Callable[[], object], limit: float = 120) -> 
     return results
 
 
-def joined(function: Callable[[], object]) -> Callable[[], object]:
+def process_group(function: Callable[[], object]) -> Callable[[], object]:
     """The function between the beginning and the end of a run of several processes."""
     def run() -> object:
         with ranks.joined(torch.device("cpu")):
@@ -199,7 +199,7 @@ def test_what_is_gathered_stands_in_the_order_of_the_batches(count):
         share = ranks.Share(7, 2, divided=True)
         loader = torch.utils.data.DataLoader(range(7), batch_sampler=share)
         return ranks.gathered([batch.tolist() for batch in loader], loader)
-    assert in_ranks(count, joined(collect)) == [[[0, 1], [2, 3], [4, 5], [6]]] * count
+    assert in_ranks(count, process_group(collect)) == [[[0, 1], [2, 3], [4, 5], [6]]] * count
 
 
 # ---------------------------------------------------------------- interruption and failure

@@ -151,8 +151,8 @@ def test_the_controls_are_scored_beside_the_diffusion(finished):
     assert set(methods(finished, name="uptake")) == {"real", *expected}
     predictions = pd.read_csv(finished / "result" / "a" / "predictions.csv")
     for name in REGRESSIONS:
-        assert set(predictions.loc[predictions["method"] == name, "readout"]) == {"pet", "mri_pet", "suvr"}
-        assert predictions.query("method == @name and readout == 'pet'")["ID"].tolist() == LISTS["test"]
+        assert set(predictions.loc[predictions["method"] == name, "classifier"]) == {"pet", "mri_pet", "suvr"}
+        assert predictions.query("method == @name and classifier == 'pet'")["ID"].tolist() == LISTS["test"]
     for name, before, after in (("image_quality", "mean_pet", "il_cldm"), ("quantification", "mean_pet", "il_cldm")):
         table = pd.read_csv(finished / "result" / "tables" / f"{name}.csv")
         rows = (table[table["measure"] == "SUVR"] if "measure" in table else table)["method"].tolist()
@@ -172,8 +172,8 @@ def test_scores_are_those_of_the_best_epochs_moving_average(finished, monkeypatc
     aae.load_state_dict(saved["AAE"]["state"]["aae"])
     latent.load_state_dict(saved["latent_regression"]["state"]["ema"])
     image.load_state_dict(saved["image_regression"]["state"]["ema"])
-    facts = saved["latent_regression"]["facts"]
-    assert facts == {name: load_checkpoint(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["facts"][name] for name in facts}
+    facts = saved["latent_regression"]["metadata"]
+    assert facts == {name: load_checkpoint(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["metadata"][name] for name in facts}
     test = pd.read_csv(finished / "result" / "a" / "test.csv")
     for subject in LISTS["test"]:
         mri, pet = (torch.from_numpy(nib.load(next((finished / "data" / folder).glob(f"{subject}.*"))).get_fdata(dtype=np.float32))

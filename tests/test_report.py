@@ -80,12 +80,12 @@ def test_every_figure_is_there_as_png_of_150_dpi_and_pdf(project):
 def test_all_of_a_figure_is_on_it_and_nothing_covers_its_notice(project, tmp_path, monkeypatch):
     run, drawn = load_run(project / "result" / EXP), []
     monkeypatch.setattr(figures.plt, "close", drawn.append)
-    one = run.predictions.query("readout == 'pet' and method == 'il_cldm'")                  # read-outs of a run with all controls:
-    predictions = pd.concat([one.assign(readout=readout, method=method) for readout, method in figures.READOUTS])
-    figures.plot_roc(tmp_path / "roc", predictions, run.facts["notice"])
-    figures.plot_calibration(tmp_path / "calibration", predictions, run.facts["notice"])
-    figures.plot_suvr(tmp_path / "suvr", *np.random.default_rng(0).normal(1.2, 0.1, (2, 9)), np.arange(9) % 2, run.facts["notice"])
-    figures.plot_bland_altman(tmp_path / "ba", *np.random.default_rng(0).normal(1.2, 0.1, (2, 9)), np.arange(9) % 2, run.facts["notice"])
+    one = run.predictions.query("classifier == 'pet' and method == 'il_cldm'")                  # read-outs of a run with all controls:
+    predictions = pd.concat([one.assign(classifier=classifier, method=method) for classifier, method in figures.STATUS_CLASSIFIERS])
+    figures.plot_roc(tmp_path / "roc", predictions, run.metadata["notice"])
+    figures.plot_calibration(tmp_path / "calibration", predictions, run.metadata["notice"])
+    figures.plot_suvr(tmp_path / "suvr", *np.random.default_rng(0).normal(1.2, 0.1, (2, 9)), np.arange(9) % 2, run.metadata["notice"])
+    figures.plot_bland_altman(tmp_path / "ba", *np.random.default_rng(0).normal(1.2, 0.1, (2, 9)), np.arange(9) % 2, run.metadata["notice"])
     assert len(drawn) == 4
     for figure in drawn:
         figure.draw_without_rendering()

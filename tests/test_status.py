@@ -7,7 +7,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from evaluation.statistics import area_under_roc, bootstrap, interval
-from evaluation.status import choose_threshold, fit_readers, read_status
+from evaluation.status import choose_threshold, fit_status_classifiers, read_status
 from labels.linear import pool_volume
 from phantom.cohort import build_phantom
 
@@ -28,7 +28,7 @@ def subjects(n: int, seed: int, effect: float = 1.0, **columns) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def readers():
-    return fit_readers(subjects(60, 1), subjects(20, 2), BRAIN, 2, seed=0)
+    return fit_status_classifiers(subjects(60, 1), subjects(20, 2), BRAIN, 2, seed=0)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -52,13 +52,13 @@ def test_real_pet_is_read_and_one_picture_for_everybody_is_exactly_chance(reader
     test = subjects(40, 3)
     mean = test.assign(pet=[np.full((3, 3, 3), 0.3)] * 40, SUVR=1.2)
     read = read_status(readers, {"real": test, "mean_pet": mean})
-    area = {key: roc_auc_score(rows["label"], rows["score"]) for key, rows in read.groupby(["readout", "method"])}
+    area = {key: roc_auc_score(rows["label"], rows["score"]) for key, rows in read.groupby(["classifier", "method"])}
     assert area["pet", "real"] > 0.95
     assert area["suvr", "real"] > 0.95
     assert area["mri_pet", "real"] > 0.95
     assert 0.55 < area["mri", "none"] < 0.95
     assert area["pet", "mean_pet"] == area["suvr", "mean_pet"] == area["majority", "none"] == 0.5
-    for _, rows in read.groupby(["readout", "method"]):
+    for _, rows in read.groupby(["classifier", "method"]):
         assert rows["ID"].tolist() == test["ID"].tolist()
         assert (rows["positive"] == (rows["score"] >= rows["threshold"])).all()
 
@@ -67,7 +67,7 @@ def test_real_pet_is_read_and_one_picture_for_everybody_is_exactly_chance(reader
 def test_the_same_picture_gets_the_same_score_in_a_list_of_any_length(readers, n):
     picture = np.random.default_rng(0).normal(0.3, 0.1, (3, 3, 3))
     read = read_status(readers, {"mean_pet": subjects(n, 3).assign(pet=[picture] * n)})
-    assert read.loc[read["readout"] == "pet", "score"].nunique() == 1
+    assert read.loc[read["classifier"] == "pet", "score"].nunique() == 1
 
 
 def test_labels_of_the_test_list_change_no_score_and_no_call(readers):
@@ -81,9 +81,9 @@ def test_without_an_effect_nothing_is_read():
     """A leak of any label into a read-out would show here: fitted and tested on pure noise, many times."""
     areas = []
     for seed in range(3):
-        readers = fit_readers(subjects(20, 10 + seed, effect=0.0), subjects(10, 30 + seed, effect=0.0), BRAIN, 2, seed)
+        readers = fit_status_classifiers(subjects(20, 10 + seed, effect=0.0), subjects(10, 30 + seed, effect=0.0), BRAIN, 2, seed)
         read = read_status(readers, {"real": subjects(100, 50 + seed, effect=0.0)})
-        areas += [roc_auc_score(rows["label"], rows["score"]) for name, rows in read.groupby("readout") if name != "majority"]
+        areas += [roc_auc_score(rows["label"], rows["score"]) for name, rows in read.groupby("classifier") if name != "majority"]
     assert abs(np.mean(areas) - 0.5) < 0.06
 
 
@@ -112,9 +112,9 @@ def phantom_lists(tmp_path_factory):
 @pytest.mark.parametrize("link", [0.0, 0.9])
 def test_on_a_phantom_real_pet_is_read_and_the_mri_only_if_it_is_linked(phantom_lists, link):
     train, validation, test = phantom_lists[link]
-    readers = fit_readers(train, validation, np.ones((22, 27, 22), bool), 2, seed=0)
+    readers = fit_status_classifiers(train, validation, np.ones((22, 27, 22), bool), 2, seed=0)
     read = read_status(readers, {"real": test, "mean_pet": test.assign(pet=[np.mean(np.stack(train["pet"]), axis=0)] * len(test))})
-    parts = {key: (rows["label"].to_numpy(), rows["score"].to_numpy()) for key, rows in read.groupby(["readout", "method"])}
+    parts = {key: (rows["label"].to_numpy(), rows["score"].to_numpy()) for key, rows in read.groupby(["classifier", "method"])}
     assert roc_auc_score(*parts["pet", "real"]) >= 0.95
     assert roc_auc_score(*parts["pet", "mean_pet"]) == 0.5
     label, score = parts["mri", "none"]
@@ -127,15 +127,15 @@ def test_age_and_sex_are_read_where_they_are_known(readers):
     lists = [subjects(40, seed) for seed in (1, 2, 3)]
     lists = [table.assign(age=70.0 + 10 * table["label"] + np.arange(40) % 7, sex=["F", "M"] * 20) for table in lists]
     lists[2].loc[0, "sex"] = "unknown"                     # a category that the training list does not have
-    read = read_status(fit_readers(*lists[:2], BRAIN, 2, seed=0), {"real": lists[2]})
-    rows = read[read["readout"] == "age_sex"]
+    read = read_status(fit_status_classifiers(*lists[:2], BRAIN, 2, seed=0), {"real": lists[2]})
+    rows = read[read["classifier"] == "age_sex"]
     assert roc_auc_score(rows["label"], rows["score"]) > 0.9
     assert rows["method"].unique().tolist() == ["none"]
 
 
 def test_a_ratio_without_a_threshold_gives_no_call():
     one_label = subjects(10, 2).assign(label=1)
-    readers = fit_readers(subjects(40, 1), one_label, BRAIN, 2, seed=0)
+    readers = fit_status_classifiers(subjects(40, 1), one_label, BRAIN, 2, seed=0)
     read = read_status(readers, {"real": subjects(6, 3)})
-    assert read.loc[read["readout"] == "suvr", "positive"].isna().all()
-    assert read.loc[read["readout"] == "pet", "threshold"].unique().tolist() == [0.5]
+    assert read.loc[read["classifier"] == "suvr", "positive"].isna().all()
+    assert read.loc[read["classifier"] == "pet", "threshold"].unique().tolist() == [0.5]

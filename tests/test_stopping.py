@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from runtime.signals import AGAIN, CTRL_C, SIGNALS, Stopped, abandoned_on_error, answer, held, listening, serve_parent, stop_if_asked
+from runtime.signals import AGAIN, CTRL_C, SIGNALS, Stopped, abandoned_on_error, acknowledge_stop, defer_signals, handle_signals, serve_parent, stop_if_requested
 
 
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_stops_at_once_and_has_its_exit_code(number):
-    with pytest.raises(Stopped, match=signal.Signals(number).name) as stop, listening():
+    with pytest.raises(Stopped, match=signal.Signals(number).name) as stop, handle_signals():
         os.kill(os.getpid(), number)
         time.sleep(5)
         pytest.fail("went on")
@@ -23,8 +23,8 @@ def test_a_signal_stops_at_once_and_has_its_exit_code(number):
 
 def test_a_signal_waits_for_the_end_of_held_blocks():
     done = []
-    with listening(), pytest.raises(Stopped), held():
-        with held():
+    with handle_signals(), pytest.raises(Stopped), defer_signals():
+        with defer_signals():
             os.kill(os.getpid(), signal.SIGTERM)
             done.append("inner")
         done.append("outer")
@@ -32,21 +32,21 @@ def test_a_signal_waits_for_the_end_of_held_blocks():
 
 
 def test_an_error_of_a_held_block_is_not_hidden_by_a_signal():
-    with listening(), pytest.raises(ZeroDivisionError), held():
+    with handle_signals(), pytest.raises(ZeroDivisionError), defer_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         print(1 / 0)
 
 
 def test_handlers_are_as_before_behind_the_block():
     before = [signal.getsignal(number) for number in SIGNALS]
-    with listening():
+    with handle_signals():
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
 def test_a_second_signal_ends_at_once_even_in_a_held_block():
     code = ("import os, signal, time\nfrom stopping import held, listening\n"
-            "with listening(), held():\n    os.kill(os.getpid(), signal.SIGUSR1)\n    print('held', flush=True)\n"
+            "with handle_signals(), defer_signals():\n    os.kill(os.getpid(), signal.SIGUSR1)\n    print('held', flush=True)\n"
             "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n")
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stdout) == (AGAIN, "held\n")
@@ -79,30 +79,30 @@ def test_a_stop_that_python_swallowed_is_raised_at_the_next_chance():
     class Tidy:
         def __del__(self):
             os.kill(os.getpid(), signal.SIGTERM)           # here an exception is printed and forgotten
-    with listening(), pytest.raises(Stopped):
+    with handle_signals(), pytest.raises(Stopped):
         Tidy()
-        stop_if_asked()
-    with listening(), pytest.raises(Stopped):
+        stop_if_requested()
+    with handle_signals(), pytest.raises(Stopped):
         Tidy()
-        with held():
+        with defer_signals():
             pass
 
 
 def test_a_screen_that_is_gone_changes_no_exit(tmp_path):
-    code = ("import os, signal\nfrom stopping import Stopped, leave, listening\nos.close(2)\ntry:\n    with listening():\n"
+    code = ("import os, signal\nfrom stopping import Stopped, leave, listening\nos.close(2)\ntry:\n    with handle_signals():\n"
             "        os.kill(os.getpid(), signal.SIGTERM)\nexcept Stopped as stop:\n    leave(stop.exit_code)\n")
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, timeout=30).returncode == AGAIN
 
 
 def test_what_is_saved_for_a_stop_is_not_stopped_again():
     done = []
-    with listening():
+    with handle_signals():
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGTERM)
-        answer()
-        with held():
+        acknowledge_stop()
+        with defer_signals():
             done.append("saved")
-        stop_if_asked()
+        stop_if_requested()
     assert done == ["saved"]
 
 

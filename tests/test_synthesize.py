@@ -140,11 +140,11 @@ def test_on_the_cohorts_grid_it_is_the_file_of_the_test_stage_voxel_for_voxel(pr
     suvr = test[test["method"] == "il_cldm"].set_index("ID")["SUVR"]
     np.testing.assert_allclose(table.loc[names, "SUVR"], suvr[names], rtol=1e-6)
     predictions = pd.read_csv(project / "result/a/predictions.csv").set_index("ID")
-    for readout, method in (("pet", "il_cldm"), ("mri_pet", "il_cldm"), ("mri", "none"), ("suvr", "il_cldm")):
-        expected = predictions[(predictions["readout"] == readout) & (predictions["method"] == method)]
-        if readout != "suvr":
-            np.testing.assert_allclose(table.loc[names, f"p_{readout}"], expected.loc[names, "score"], rtol=1e-5)
-        np.testing.assert_array_equal(table.loc[names, f"positive_{readout}"], expected.loc[names, "positive"])
+    for classifier, method in (("pet", "il_cldm"), ("mri_pet", "il_cldm"), ("mri", "none"), ("suvr", "il_cldm")):
+        expected = predictions[(predictions["classifier"] == classifier) & (predictions["method"] == method)]
+        if classifier != "suvr":
+            np.testing.assert_allclose(table.loc[names, f"p_{classifier}"], expected.loc[names, "score"], rtol=1e-5)
+        np.testing.assert_array_equal(table.loc[names, f"positive_{classifier}"], expected.loc[names, "positive"])
 
 
 def test_any_storage_of_one_mri_gives_one_pet_in_world_space_laid_exactly_over_it(project, new_mri):
@@ -194,7 +194,7 @@ def test_the_pet_is_0_outside_the_crop(project, new_mri):
 
 
 def test_a_sidecar_says_what_the_pet_was_made_from(project):
-    assert synthesize_new(save_deviation="true") == 0
+    assert synthesize_new(save_std="true") == 0
     sidecar = json.loads((project / "out" / PET.format("scan").replace(".nii.gz", ".json")).read_text())
     assert sidecar["Sources"][0]["SHA256"] == hashlib.sha256((project / NEW).read_bytes()).hexdigest()
     assert (project / "out" / sidecar["Sources"][0]["MRI"]).samefile(project / NEW)
@@ -208,7 +208,7 @@ def test_a_sidecar_says_what_the_pet_was_made_from(project):
 
 
 def test_the_range_is_that_of_the_draws_decoded_one_by_one(project):
-    assert synthesize_new(samples_per_scan=2, save_deviation="true") == 0
+    assert synthesize_new(samples_per_scan=2, save_std="true") == 0
     assert synthesize_new(out="one", samples_per_scan=1) == 0
     row, one = (pd.read_csv(project / folder / "synthesized.csv").loc[0] for folder in ("out", "one"))
     for name in ("SUVR", "p_pet", "p_mri_pet"):
@@ -225,7 +225,7 @@ def test_the_range_is_that_of_the_draws_decoded_one_by_one(project):
 # ---------------------------------------------------------------- read-outs and masks
 
 def test_without_readouts_or_masks_their_columns_are_absent_and_the_run_says_so(project, capsys):
-    (project / "result/a/readouts.npz").unlink()
+    (project / "result/a/status_classifiers.npz").unlink()
     shutil.rmtree(project / "data")
     assert synthesize_new() == 0
     said = capsys.readouterr().out
@@ -247,12 +247,12 @@ def test_readouts_of_other_masks_are_not_used(project, capsys):
 
 
 def test_damaged_readouts_are_refused(project, capsys):
-    path = project / "result/a/readouts.npz"
+    path = project / "result/a/status_classifiers.npz"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     assert synthesize_new() == 2
-    assert "readouts.npz: damaged" in capsys.readouterr().err
+    assert "status_classifiers.npz: damaged" in capsys.readouterr().err
 
 
 def test_an_mri_of_another_brightness_than_the_training_list_is_remarked_on(project, new_mri, capsys):
@@ -335,7 +335,7 @@ def test_a_pet_made_in_another_way_or_by_another_hand_is_replaced_only_when_aske
 
 
 def test_a_replacement_that_was_interrupted_is_made_by_the_next_run(project, monkeypatch):
-    assert synthesize_new(save_deviation="true") == 0
+    assert synthesize_new(save_std="true") == 0
     with monkeypatch.context() as patch:
         patch.setattr(synthesize, "save_synthesis", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         assert synthesize_new(samples_per_scan=1, overwrite="true") == 5
@@ -513,7 +513,7 @@ def test_other_settings_than_those_of_the_checkpoints_are_refused(project, capsy
 def test_a_checkpoint_that_does_not_know_its_grid_is_refused(project, capsys):
     path = project / "result/a/CHECKPOINT_Unet.pth.tar"
     saved = torch.load(path, weights_only=True)
-    del saved["facts"]["affine"]
+    del saved["metadata"]["affine"]
     path.unlink()                                          # a second name of the last checkpoint
     torch.save(saved, path)
     assert synthesize_new() == 2

@@ -41,9 +41,9 @@ def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 
     uptake = [people.assign(method=method, SUVR=value) for method, value in
               (("real", real), ("il_cldm", real + own.normal(0.05, 0.1, len(ids))), ("mean_pet", np.full(len(ids), 1.2)))]
     predictions = []
-    for readout, method, generator in (("mri", "none", shared), ("pet", "real", shared), ("pet", "il_cldm", own)):
+    for classifier, method, generator in (("mri", "none", shared), ("pet", "real", shared), ("pet", "il_cldm", own)):
         score = (0.5 * generator.random(len(ids)) + 0.5 * people["label"] * (method == "real")).round(2)
-        predictions.append(people.assign(readout=readout, method=method, score=score, threshold=0.4, positive=(score >= 0.4).astype(float)))
+        predictions.append(people.assign(classifier=classifier, method=method, score=score, threshold=0.4, positive=(score >= 0.4).astype(float)))
     facts = {"phantom": False, "notice": "research only", "note": "", "cohort": cohort, "training": training, "masks": {"brain": "b0"},
              **json.loads(Config(exp=exp, seed=seed, bootstrap_resamples=RESAMPLES, **settings).to_json())}
     folder = root / "result" / exp
@@ -51,7 +51,7 @@ def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 
     (folder / "config.json").write_text("{}")
     order = ["method", "ID", "label"]
     save_run(folder, facts, {"test": pd.concat(test)[[*order, *METRICS]], "uptake": pd.concat(uptake)[[*order, "SUVR"]],
-                             "predictions": pd.concat(predictions)[["readout", *order, "score", "threshold", "positive"]]})
+                             "predictions": pd.concat(predictions)[["classifier", *order, "score", "threshold", "positive"]]})
 
 
 def tables_of(root) -> dict[str, pd.DataFrame]:
@@ -94,8 +94,8 @@ def test_several_seeds_are_one_row_with_the_deviation_of_their_means(tmp_path):
 def test_status_and_quantification_equal_their_definitions(tmp_path):
     make_run(tmp_path, "a")
     tables, folder = tables_of(tmp_path), tmp_path / "result" / "a"
-    part = pd.read_csv(folder / "predictions.csv").query("readout == 'pet' and method == 'il_cldm'")
-    found = row(tables["amyloid_status"], readout="pet", method="il_cldm")
+    part = pd.read_csv(folder / "predictions.csv").query("classifier == 'pet' and method == 'il_cldm'")
+    found = row(tables["amyloid_status"], classifier="pet", method="il_cldm")
     expected = status_metrics(*(part[name].to_numpy() for name in ("label", "score", "positive")))
     np.testing.assert_allclose(found[list(STATUS_METRICS)].astype(float), expected)
     assert found["AUC_low"] < found["AUC"] < found["AUC_high"]
@@ -163,9 +163,9 @@ def test_simulated_cohorts_of_several_seeds_are_one_row_of_all_their_subjects(tm
     tables = tables_of(tmp_path)
     found = row(tables["image_quality"], method="il_cldm")
     assert (found["n"], found["seeds"], found["experiment"]) == (3 * N, 3, "d")
-    parts = [pd.read_csv(tmp_path / "result" / f"d{seed}" / "predictions.csv").query("readout == 'mri'") for seed in (0, 1, 2)]
+    parts = [pd.read_csv(tmp_path / "result" / f"d{seed}" / "predictions.csv").query("classifier == 'mri'") for seed in (0, 1, 2)]
     areas = [status_metrics(*(part[name].to_numpy() for name in ("label", "score", "positive")))[0] for part in parts]
-    found = row(tables["amyloid_status"], readout="mri")
+    found = row(tables["amyloid_status"], classifier="mri")
     assert (found["AUC"], found["AUC_sd"]) == (pytest.approx(np.mean(areas)), pytest.approx(np.std(areas, ddof=1)))
     alone = [interval(bootstrap(lambda index, part=part: area_under_roc(part["label"].to_numpy()[index], part["score"].to_numpy()[index]),
                                 N, 2000, seed=0)) for part in parts]
@@ -189,15 +189,15 @@ def test_a_control_that_differs_in_one_seed_counts_every_seed(tmp_path):
         make_run(tmp_path, f"a{seed}", seed)
     folder = tmp_path / "result" / "a2"
     run = load_run(folder)
-    other = run.predictions.assign(score=run.predictions["score"].where(run.predictions["readout"] != "mri", 1 - run.predictions["score"]))
-    save_run(folder, {name: value for name, value in run.facts.items() if name not in ("format", "files")},
+    other = run.predictions.assign(score=run.predictions["score"].where(run.predictions["classifier"] != "mri", 1 - run.predictions["score"]))
+    save_run(folder, {name: value for name, value in run.metadata.items() if name not in ("format", "files")},
              {"test": run.test, "uptake": run.uptake, "predictions": other})
-    part = other[other["readout"] == "mri"]
+    part = other[other["classifier"] == "mri"]
     areas = area_under_roc(part["label"].to_numpy(), np.stack([1 - part["score"], 1 - part["score"], part["score"]]))
-    found = row(tables_of(tmp_path)["amyloid_status"], readout="mri")
+    found = row(tables_of(tmp_path)["amyloid_status"], classifier="mri")
     assert (found["seeds"], found["AUC"]) == (3, pytest.approx(areas.mean()))
     assert found["AUC_sd"] == pytest.approx(areas.std(ddof=1))
-    assert row(tables_of(tmp_path)["amyloid_status"], readout="pet", method="real")["seeds"] == 1
+    assert row(tables_of(tmp_path)["amyloid_status"], classifier="pet", method="real")["seeds"] == 1
 
 
 def test_calls_of_an_even_number_of_seeds_are_compared_without_favour(tmp_path):
@@ -209,10 +209,10 @@ def test_calls_of_an_even_number_of_seeds_are_compared_without_favour(tmp_path):
         half = (np.arange(40) // 2 % 2).astype(bool)
         right = {"mri": half, "pet": half if seed else ~half}
         calls = run.predictions.copy()
-        for readout, values in right.items():
-            mask = (calls["readout"] == readout) & (calls["method"] != "real")
+        for classifier, values in right.items():
+            mask = (calls["classifier"] == classifier) & (calls["method"] != "real")
             calls.loc[mask, "positive"] = np.where(values, calls.loc[mask, "label"], 1 - calls.loc[mask, "label"])
-        save_run(folder, {name: value for name, value in run.facts.items() if name not in ("format", "files")},
+        save_run(folder, {name: value for name, value in run.metadata.items() if name not in ("format", "files")},
                  {"test": run.test, "predictions": calls})
     compared = tables_of(tmp_path)["comparisons"].query("table == 'amyloid_status' and metric == 'ACC'")
     assert compared["p"].min() > 0.5
@@ -238,7 +238,7 @@ def test_a_test_list_of_one_label_is_not_defined_and_no_crash(tmp_path):
     write_tables(tmp_path / "t", make_tables(group_runs(runs)[0]))
     [line] = [line for line in (tmp_path / "t" / "amyloid_status.md").read_text().splitlines() if "| il_cldm" in line]
     assert line.count("not defined") == 4                  # AUC, balanced ACC, SEN, MCC
-    found = row(pd.read_csv(tmp_path / "t" / "amyloid_status.csv"), readout="pet", method="il_cldm")
+    found = row(pd.read_csv(tmp_path / "t" / "amyloid_status.csv"), classifier="pet", method="il_cldm")
     assert np.isnan(found["AUC"])
     assert 0 <= found["SPE"] <= 1
 
@@ -275,8 +275,8 @@ def test_a_changed_index_is_an_error_and_so_is_one_of_another_version(tmp_path):
         load_run(tmp_path / "result" / "a")
     path.write_text(text)
     run = load_run(tmp_path / "result" / "a")
-    del run.facts["settings"]["volume_size"]
-    save_run(tmp_path / "result" / "a", {name: value for name, value in run.facts.items() if name not in ("format", "files")},
+    del run.metadata["settings"]["volume_size"]
+    save_run(tmp_path / "result" / "a", {name: value for name, value in run.metadata.items() if name not in ("format", "files")},
              {"test": run.test})
     with pytest.raises(InputError, match="written by another version"):
         load_run(tmp_path / "result" / "a")
@@ -308,7 +308,7 @@ def test_an_id_that_looks_like_a_missing_value_survives(tmp_path):
     make_run(tmp_path, "a")
     run = load_run(tmp_path / "result" / "a")
     frame = run.test.assign(ID=["NA", *run.test["ID"][1:]])
-    save_run(tmp_path / "result" / "a", run.facts, {"test": frame})
+    save_run(tmp_path / "result" / "a", run.metadata, {"test": frame})
     again = load_run(tmp_path / "result" / "a")
     assert isinstance(again, Run)
     assert again.test["ID"].tolist()[0] == "NA"
