@@ -1,9 +1,12 @@
-"""The cohort: lists and labels, and the check of all of it."""
+"""The cohort: lists and labels, the check of all of it, and its volumes and latents as torch datasets."""
 import hashlib
+import math
 import os
 import re
+import sys
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +14,17 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from imaging.volumes import SAME_PLACE_MM, Grid, orientation_problem, read_header, read_volume
+from imaging.cache import VolumeCache
+from imaging.volumes import SAME_PLACE_MM, Crop, Grid, orientation_problem, read_header, read_volume, save_nifti
 from runtime.files import brief, read_table, read_text
 from runtime.logs import progress_bar
-from runtime.signals import abandoned_on_error
-from utils import InputError
+from runtime.ranks import DistributedBatches, rank, world_size
+from runtime.signals import abandoned_on_error, serve_parent
+from utils import InputError, derived_seed
 
 SPLITS = ("train", "validation", "test")
 ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")            # file systems take names of 255 bytes
@@ -195,13 +203,11 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
     problems = reader.problems
     if splits["train"] and len(splits["train"]) < smallest_training_list:
         problems.append(f"{info_dir / 'train.txt'}: {len(splits['train'])} usable subjects do not fill the {smallest_training_list} of one "
-                        "step (batch size x accumulation)")
+                        "step (batch size x processes)")
     there = [scan.label for scan in splits["train"]]
     if there and min(map(there.count, range(num_classes))) < least_of_each_label:
-        wanted = "at least once, so none can be predicted from the MRI; use --label_at_sampling none" if least_of_each_label == 1 else \
-            "at least twice, so none can be left out to see how well the MRI predicts it; use --label_predictor linear and " \
-            "--label_in_training true"
-        problems.append(f"{info_dir / 'train.txt'}: not all of the {num_classes} labels occur {wanted}")
+        problems.append(f"{info_dir / 'train.txt'}: not all of the {num_classes} labels occur at least {least_of_each_label} times, so none "
+                        "can be left out to see how well the MRI predicts it; --label_at_sampling none goes without a prediction")
 
     scans = [scan for split in SPLITS for scan in splits[split]]
     grids, stored = _check_headers(scans, image_size, problems)
@@ -304,3 +310,110 @@ def _report(splits, affine, image_size, stored, ranges, scans) -> str:
         low, high = min(ranges[path][0] for path in paths), max(ranges[path][1] for path in paths)
         lines.append(f"  {name}         intensities from {low:.3f} to {high:.3f}")
     return "\n".join(lines)
+
+
+# ---------------------------------------------------------------- volumes for the networks
+
+class VolumeDataset(Dataset):
+    """Items {id, label, and each of the modalities ('mri', 'pet') as [1, D, H, W] float32 in [0, 1]}.
+
+    An item is asked for by its index, or by (index, seed): its crop is then shifted by a random integer in {-margin..margin} an axis,
+    drawn from the seed and the scan's ID.
+    """
+
+    def __init__(self, scans: list[Scan], cache: VolumeCache, modalities: tuple[str, ...]):
+        self.scans, self.cache, self.modalities = scans, cache, modalities
+
+    def __len__(self) -> int:
+        """How many scans there are."""
+        return len(self.scans)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        """The item of an index, or of (index, seed)."""
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        scan, margin, shift = self.scans[index], self.cache.margin, np.zeros(3, int)
+        if seed is not None:
+            shift = np.random.default_rng(derived_seed(seed, scan.id)).integers(-margin, margin, size=3, endpoint=True)
+        box = Crop((margin,) * 3, self.cache.crop.size).slices(shift)
+        volumes = {name: torch.from_numpy(self.cache.read(getattr(scan, name))[box][None].copy()) for name in self.modalities}
+        return {"id": scan.id, "label": scan.label, **volumes}
+
+
+class EpochOrder(Sampler):
+    """The items of an epoch in an order drawn from .seed, each as its index, or with the seed if its crop is to be shifted.
+
+    batch: items of a step, a rank; consecutive items make a step of all ranks. Items that do not fill a last step are left out (paper).
+    .first: how many are left out because they were seen before an interruption.
+    """
+
+    def __init__(self, length: int, batch: int, jitter: bool):
+        self.length, self.batch, self.jitter, self.seed, self.first = length, batch, jitter, 0, 0
+
+    @property
+    def step_items(self) -> int:
+        """Items of a step, of all ranks."""
+        return self.batch * world_size()
+
+    def __len__(self) -> int:
+        """Items of this rank that are left of the epoch."""
+        return (self.length - self.first) // self.step_items * self.batch
+
+    def __iter__(self) -> Iterator[int | tuple[int, int]]:
+        """The items of this rank in their order."""
+        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed))[self.first:]
+        order = order[:len(order) // self.step_items * self.step_items].reshape(-1, world_size(), self.batch)[:, rank()].flatten().tolist()
+        return iter([(index, self.seed) if self.jitter else index for index in order])       # with the item, the seed reaches any process
+
+
+def volume_loader(dataset: VolumeDataset, order: DistributedBatches | EpochOrder, num_workers: int, pin_memory: bool) -> DataLoader:
+    """The batches of a share, or for training the steps of an epoch.
+
+    The processes that read live as long as the loader. pin_memory: for faster copies to a GPU.
+    """
+    batches = {"batch_sampler": order} if isinstance(order, DistributedBatches) else {"sampler": order, "batch_size": order.batch}
+    context = "fork" if num_workers and sys.platform == "linux" else None                    # what is forked shares the cache
+    return DataLoader(dataset, **batches, num_workers=num_workers, pin_memory=pin_memory, persistent_workers=num_workers > 0,
+                      multiprocessing_context=context, worker_init_fn=serve_parent, generator=torch.Generator())
+
+
+# ---------------------------------------------------------------- the latent cache
+
+LATENTS = "latent_Abeta"                                   # folder of all of them in data_dir
+LATENT_FORMAT = 2                                          # raise it when what a latent file holds changes its meaning
+
+
+class LatentCache:
+    """Latents as NIfTI files in data_dir/latent_Abeta/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
+
+    autoencoder: key of the weights and of the precision that they encode in. checksums: of the voxels of every PET, as they were checked.
+    A file's header names the key of autoencoder, crop and checksum; a latent whose key is another, which cannot be read to its end, or
+    which is not finite, is not there.
+    """
+
+    def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...], affine: np.ndarray,
+                 checksums: dict[Path, int]):
+        self.folder = data_dir / LATENTS / autoencoder
+        self.autoencoder, self.crop, self.shape, self.affine, self.checksums = autoencoder, crop, shape, affine, checksums
+
+    def _note(self, scan: Scan) -> str:
+        made_from = f"{self.autoencoder} {self.crop} {self.checksums[scan.pet]}".encode()
+        return f"latent {LATENT_FORMAT} of {hashlib.blake2b(made_from, digest_size=12).hexdigest()}"
+
+    def save(self, scan: Scan, z_0: Tensor) -> None:
+        """Write z_0 [C, d, h, w], channels as the file's fourth dimension, where it lies in space."""
+        voxels = z_0.permute(1, 2, 3, 0).numpy()                                             # [d, h, w, C]
+        affine = self.crop.affine(self.affine, self.crop.size[0] // self.shape[1])
+        save_nifti(self.folder / f"{scan.id}.nii.gz", voxels, affine, self._note(scan))
+
+    def load(self, scan: Scan) -> Tensor | None:
+        """z_0 [C, d, h, w], or None if there is none of this autoencoder, crop and PET file."""
+        path = self.folder / f"{scan.id}.nii.gz"
+        try:
+            header = read_header(path)
+            if header["descrip"].item() != self._note(scan).encode() or math.prod(header.get_data_shape()) != math.prod(self.shape):
+                return None                                # before anything is read that might be large
+            voxels, _ = read_volume(path)
+        except InputError:
+            return None
+        z_0 = torch.from_numpy(voxels.reshape(*voxels.shape[:3], -1)).permute(3, 0, 1, 2).contiguous()
+        return z_0 if tuple(z_0.shape) == self.shape and bool(z_0.isfinite().all()) else None

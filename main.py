@@ -1,105 +1,87 @@
 """IL-CLDM: synthesize amyloid PET from T1 MRI (Ou et al., IEEE JBHI 29(2):1221-1231, 2025).
 
-The stages in the paper's order: an adversarial autoencoder learns PET volumes (stage 1) and encodes them; a UNet conditioned on the
-MRI and the label learns to denoise the latents (stage 2); sampled and decoded they are the synthetic PET of the test list.
+The stages in the paper's order: an adversarial autoencoder (AAE) learns PET volumes (stage 1) and encodes them; a UNet conditioned on the
+MRI and the label learns to denoise the latents (stage 2, the latent diffusion model, LDM); sampled and decoded they are the synthetic PET.
+Symbols and dimension letters as in model.py.
 """
 from runtime import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import importlib
-import shlex
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import NamedTuple
 
+import pandas as pd
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 from torch.utils.data import DataLoader
 
+from evaluation.scores import evaluate, mean_over_scans
+from experiment.baselines import reference_methods, train_baselines
+from experiment.experiment import Experiment
+from experiment.networks import LatentSampler, build_aae, build_diffusion, build_discriminator, build_unet
+from experiment.scoring import ScanSynthesis, TestScores, clear_results, fit_status, read_real, trained_epochs, write_results
+from experiment.session import begin_training, plot_history, plot_shown_scans, report, run_experiment, tables
+from model import AAE, Diffusion, Discriminator, LatentSpace, UNet
 from runtime.checkpoints import StageRun
-from runtime.commandline import parse
-from config import PRESETS, Config
-from baselines.controls import mean_volume, oracle_file, read_oracle
-from dataset import Cohort, Scan, check_cohort, read_demographics
-from experiment.denoising import build_objective, sampling_from, training_facts, validation_loss
-from experiment.experiment import PHANTOM_NOTICE, Experiment
-from evaluation.figures import plot_curves, plot_synthesized
-from runtime.files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
-from evaluation.layout import write_tables
-from imaging.loading import LatentCache
-from runtime.logs import LOG, keep_log, progress_bar, say
-from evaluation.metrics import describe, evaluate
-from model import AAE, UNet
-from experiment.networks import CHECKPOINT, build_aae, build_discriminator, build_unet
-from phantom.cohort import build_phantom
-from runtime.program import exit_code
-from runtime.ranks import check_environment, is_rank_0, process_group, launch, local_rank, from_rank_0, ranks, barrier
-from baselines.regression import begin_regression, regressions, train_regression, trained_regressions
-from evaluation.report import cohort_table, read_subjects, write_figures, write_report
-from evaluation.results import forget_run, load_run, load_runs
-from evaluation.scoring import clear_results, fit_status, measure_uncertainty, survey_real, synthesize_and_save, trained_epochs, write_results
+from runtime.fit import drawn_for_all_ranks, fit, update
+from runtime.logs import progress_bar, say
 from runtime.signals import leave
-from evaluation.tables import group_runs, make_tables
-from runtime.training import aae_step, ldm_step, set_rate, train_epoch
-from utils import EMA, InputError, NotFiniteError, derived_seed, pick_device, seed_everything, weights_key
+from utils import EMA, NotFiniteError, seed_everything, weights_key
 
 
 # ---------------------------------------------------------------- stage 1: the adversarial autoencoder
 
+def aae_step(aae: AAE, disc: Discriminator, opt_g: Optimizer, opt_d: Optimizer, x: Tensor, lambda_rec: float,
+             cast: Callable = nullcontext) -> dict[str, float]:
+    """Update the autoencoder, then the discriminator, on x [B, 1, D, H, W] in [0, 1] (hinge loss).
+
+    cast: gives the context, such as autocast, of the forward passes. Returns the terms of both losses.
+    """
+    with cast():
+        x_hat = aae(x)                                                                       # [B, 1, D, H, W]
+        loss_rec, loss_adv = F.l1_loss(x_hat.float(), x), -disc(x_hat).float().mean()
+    losses = {"rec": loss_rec.item(), "adv": loss_adv.item()}
+    update(opt_g, lambda_rec * loss_rec + loss_adv, losses)                                  # lambda_rec 100
+
+    with cast():
+        real, fake = disc(x).float(), disc(x_hat.detach()).float()                           # the hinge loss stops at x_hat
+        loss_disc = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+    losses["disc"] = loss_disc.item()
+    update(opt_d, loss_disc, losses)
+    return losses
+
+
 def train_aae(exp: Experiment) -> None:
-    """Train autoencoder against discriminator on the training PETs; keep the epoch with the best validation score."""
+    """Train the autoencoder against the discriminator on the training PETs; keep the epoch with the best validation score."""
     cfg = exp.cfg
-    if cfg.pretrained_from("aae"):
-        say("aae", f"not trained here: {exp.best_path('aae')} is used")
-        return
     seed_everything(cfg.seed, "aae")
     aae, disc = build_aae(cfg, exp.device), build_discriminator(cfg, exp.device)
-    opt_g, opt_d = (torch.optim.Adam(network.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True) for network in (aae, disc))
-    run = StageRun(cfg.result_dir, "aae", CHECKPOINT["aae"], {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d},
-                   exp.settings("aae"), exp.free_settings("aae"))
-    volumes = exp.training_batches("aae", "pet", jitter=True)
-    announce(run, "aae", f"{len(exp.cohort.train)} PET volumes", volumes, cfg.aae_epochs)
+    opt_g, opt_d = (Adam(network.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True) for network in (aae, disc))
+    run = exp.stage_run("aae", {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d})
+
+    volumes = exp.training_batches(cfg.aae_batch_size, "pet", jitter=True)
     validation = exp.batches(exp.cohort.validation, "pet", divided=True)
 
     def step(batch: dict) -> dict[str, float]:
         x = batch["pet"].to(exp.device, non_blocking=True)
         return aae_step(aae, disc, opt_g, opt_d, x, cfg.lambda_rec, exp.cast)
 
-    if run.epochs_left(cfg.aae_epochs) and is_rank_0():
-        forget_run(cfg.result_dir)
-    with run.saved_when_stopped():
-        for epoch in run.epochs_left(cfg.aae_epochs):
-            seed = derived_seed(cfg.seed, "aae", epoch)    # an epoch depends on its number alone
-            aae.train()
-            set_rate([opt_g, opt_d], cfg.aae_lr, epoch, cfg.aae_epochs, cfg.aae_lr_decay)
-            losses, waiting = train_epoch(volumes, step, seed, f"aae epoch {epoch}", run.progress, [aae, disc])
-            aae.eval()
-            scores = evaluate(reconstruct(exp, aae), validation, exp.image_scores, f"aae epoch {epoch}, validation")
-            run.finish_epoch(epoch, losses, scores)
-            say("aae", f"epoch {epoch}/{cfg.aae_epochs}  L1 {losses['rec']:.4f}  waiting for data {waiting:.1%}  "
-                       f"validation {describe(scores)}")
+    def validate(title: str) -> tuple[dict[str, float], pd.DataFrame]:
+        return {}, evaluate(reconstruct(exp, aae), validation, exp.measurement.image_scores, title)
+
+    begin_training(exp, run, volumes, cfg.aae_epochs)
+    fit(run, volumes, step, validate=validate, epochs=cfg.aae_epochs, seed=cfg.seed, rate=cfg.aae_lr, decay=cfg.aae_lr_decay)
     plot_history(exp)
 
 
-def plot_history(exp: Experiment) -> None:
-    """The picture of the losses and scores of both stages, and of the controls."""
-    if is_rank_0():
-        plot_curves(exp.cfg.result_dir, exp.cfg.result_dir / "loss_curve", exp.notice, (".png",))
-
-
-def announce(run: StageRun, stage: str, data: str, loader: DataLoader, epochs: int) -> None:
-    """What a training does, where it continues, and which settings are no longer those of its beginning."""
-    processes = f" of {ranks()} processes together" if ranks() > 1 else ""
-    steps = f" and {len(run.progress.losses)} steps" if run.progress.losses else ""
-    say(stage, f"{data}, {loader.sampler.step_items} a step{processes}, {run.epoch} of {epochs} epochs{steps} done, writes {run.best_path}")
-    if run.remarks:
-        say(stage, "continues under settings that may change its numbers, but not the method (saved -> now): "
-            + "; ".join(run.remarks))
-
-
 def reconstruct(exp: Experiment, aae: AAE) -> Callable[[dict], Tensor]:
-    """A predict function for evaluate: PET -> its reconstruction."""
+    """A predict function for evaluate: PET -> its reconstruction in [0, 1]."""
     def predict(batch: dict) -> Tensor:
+        """The reconstructions of a batch, [B, 1, D, H, W]."""
         with exp.cast():
             return aae(batch["pet"].to(exp.device)).float().clamp(0, 1)
     return predict
@@ -109,272 +91,176 @@ def reconstruct(exp: Experiment, aae: AAE) -> Callable[[dict], Tensor]:
 
 @torch.no_grad()
 def encode(exp: Experiment) -> None:
-    """The best autoencoder encodes the PETs of the lists that stage 2 needs; latents that are there already stay."""
-    aae = exp.best_aae()
-    cache = exp.latent_cache(aae)
-    scans = exp.cohort.train + exp.cohort.validation
-    missing = from_rank_0(lambda: missing_latents(cache, scans))
-    say("encode", f"{len(missing)} of {len(scans)} latents are to be made, writes {cache.folder}")
-    groups = [scans[first:first + exp.cfg.aae_batch_size] for first in range(0, len(scans), exp.cfg.aae_batch_size)]
-    needed = [scan for group in groups if any(scan.id in missing for scan in group) for scan in group]   # beside the same others, always
+    """Encode the PETs that stage 2 needs with the best autoencoder; latents that are there already stay."""
+    aae = exp.networks.best_aae()
+    cache, needed, missing = exp.latents_to_make(aae)
+    say("encode", f"{len(missing)} of {len(exp.cohort.train + exp.cohort.validation)} latents are to be made, writes {cache.folder}")
     for batch in progress_bar(exp.batches(needed, "pet", divided=True), desc="encode", unit="batch"):
         with exp.cast():
-            latents = aae.encoder(batch["pet"].to(exp.device)).float().cpu()                 # [B, C, d, h, w]
-        for name, z_0 in zip(batch["id"], latents, strict=True):
-            if not torch.isfinite(z_0).all():
+            latents = aae.encoder(batch["pet"].to(exp.device)).float().cpu()                 # E(x), [B, C, d, h, w]
+        for name, latent in zip(batch["id"], latents, strict=True):
+            if not torch.isfinite(latent).all():
                 raise NotFiniteError(f"the latent of {name} is not finite")
             if name in missing:
-                cache.save(missing[name], z_0)
-
-
-def missing_latents(cache: LatentCache, scans: list[Scan]) -> dict[str, Scan]:
-    """The scans, by ID, that have no latent yet."""
-    make_folder(cache.folder)
-    return {scan.id: scan for scan in scans if cache.load(scan) is None}
+                cache.save(missing[name], latent)
 
 
 # ---------------------------------------------------------------- stage 2: the conditioned denoiser
 
+class LatentBatch(NamedTuple):
+    """A batch of stage 2: z_0 [B, C, d, h, w], mri [B, 1, D, H, W], label [B, K] weights of the label embeddings, and pet [B, 1, D, H, W],
+    or None where no image is compared."""
+    z_0: Tensor
+    mri: Tensor
+    label: Tensor
+    pet: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Stage2:
+    """Process, latents and weights behind the loss of stage 2; the weights are settings of config.py."""
+    diffusion: Diffusion
+    space: LatentSpace
+    pet_std: float                                         # standard deviation of the PETs of the training list, over all voxels
+    image_loss: float = 1.0                                # published: 0
+    time_shift: float = 10.0                               # published: 1
+    min_snr: float = 0.0
+
+
+def ldm_loss(unet: UNet, stage_2: Stage2, batch: LatentBatch, t: Tensor, eps: Tensor) -> dict[str, Tensor]:
+    """The loss of the denoiser and its terms, at steps t [B] with noise eps [B, C, d, h, w].
+
+    mse: squared error of its prediction of v, or of eps as published (Ho et al. 2020, Eq. 14); with min_snr 0 all weights are 1.
+    image: L1 between the decoded estimate of z_0 and the PET, in units of pet_std.
+    """
+    diffusion = stage_2.diffusion
+    z_t = diffusion.q_sample(batch.z_0, t, eps)
+    output = unet(z_t, batch.mri, t, batch.label).float()                                    # [B, C, d, h, w]
+    error = F.mse_loss(output, diffusion.target(batch.z_0, t, eps), reduction="none").flatten(1).mean(dim=1)
+    mse = (diffusion.loss_weight(t, stage_2.min_snr) * error).mean()
+    if not stage_2.image_loss:
+        return {"loss": mse, "mse": mse}
+    z_0_hat, _ = diffusion.z_0_and_eps(output, z_t, t)
+    x_hat = stage_2.space.decode(z_0_hat)                                                    # [B, 1, D, H, W]
+    image = (stage_2.image_loss * ((x_hat - batch.pet).abs() / stage_2.pet_std).flatten(1).mean(dim=1)).mean()
+    return {"loss": mse + image, "mse": mse, "image": image}
+
+
+def ldm_step(unet: UNet, opt: Optimizer, stage_2: Stage2, batch: LatentBatch, cast: Callable = nullcontext) -> dict[str, float]:
+    """Update the denoiser on a batch at random steps and noise. Returns the terms of its loss."""
+    z_0 = batch.z_0
+    t = drawn_for_all_ranks(stage_2.diffusion.draw_times, len(z_0), stage_2.time_shift)      # [B], in 1 .. T - 1
+    eps = drawn_for_all_ranks(torch.randn, *z_0.shape, device=z_0.device)
+    drawn_for_all_ranks(torch.rand, len(z_0), 1, device=z_0.device)                          # keeps the random stream of an earlier draw
+    with cast():
+        losses = ldm_loss(unet, stage_2, batch, t, eps)
+    loss = losses.pop("loss")
+    values = {name: value.item() for name, value in losses.items()}
+    update(opt, loss, values)
+    return values
+
+
 def train_ldm(exp: Experiment) -> None:
     """Train the denoiser on the latents; validate, keep and use its moving average."""
-    cfg, aae = exp.cfg, exp.best_aae()
-    if cfg.pretrained_from("ldm"):
-        say("ldm", f"not trained here: {exp.best_path('ldm')} is used")
-        return
+    cfg, aae = exp.cfg, exp.networks.best_aae()
     seed_everything(cfg.seed, "ldm")
     unet = build_unet(cfg, exp.device)
-    ema = EMA(unet, cfg.ema_decay, cfg.ema_start)
-    opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr, fused=True)
-    bound_to = {"autoencoder": weights_key(aae), "aae_epochs": cfg.aae_epochs, "label_at_sampling": cfg.label_at_sampling}
-    run = StageRun(cfg.result_dir, "ldm", CHECKPOINT["ldm"], {"unet": unet, "ema": ema.module, "opt": opt}, exp.settings("ldm") | bound_to,
-                   exp.free_settings("ldm"))
-    subjects = exp.training_batches("ldm", "mri", *(["pet"] if cfg.image_loss else []))
-    announce(run, "ldm", f"{len(exp.cohort.train)} subjects", subjects, cfg.ldm_epochs)
+    ema, opt = EMA(unet, cfg.ema_decay, cfg.ema_start), AdamW(unet.parameters(), cfg.ldm_lr, fused=True)
+    run = exp.stage_run("ldm", {"unet": unet, "ema": ema.module, "opt": opt}, autoencoder=weights_key(aae), aae_epochs=cfg.aae_epochs,
+                        **cfg.settings_of("validation"))
+    subjects = exp.training_batches(cfg.ldm_batch_size, "mri", *(["pet"] if cfg.image_loss else []))
+
+    begin_training(exp, run, subjects, cfg.ldm_epochs)
     if run.epochs_left(cfg.ldm_epochs):
-        if is_rank_0():
-            forget_run(cfg.result_dir)
-        train_denoiser(exp, run, aae, unet, ema, opt, subjects)
+        fit_denoiser(exp, run, aae, unet, ema, opt, subjects)
     plot_history(exp)
 
 
-def train_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA, opt: Optimizer, subjects: DataLoader) -> None:
-    """The epochs of stage 2 that are left."""
-    cfg, cohort = exp.cfg, exp.cohort
-    latents = exp.load_latents(aae)
-    run.metadata = run.metadata or from_rank_0(lambda: training_facts(exp, latents))
-    synthesizer, classifier = exp.synthesizer(aae, ema.module, run.metadata)
-    sampled = exp.sampler(synthesizer, classifier, cfg.validation_sampler, cfg.validation_steps, range(1))
-    objective, sample = build_objective(exp, synthesizer), sampling_from(exp, latents, run.metadata)
-    validation = exp.batches(cohort.validation, "mri", "pet", batch=cfg.sampling_batch, divided=True)
+def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA, opt: Optimizer, subjects: DataLoader) -> None:
+    """Take the epochs of stage 2 that are left."""
+    cfg, latents, survey = exp.cfg, exp.load_latents(aae), exp.survey()
+    run.metadata = run.metadata or exp.stage_2_metadata(aae, latents, survey)
+    space = LatentSpace(aae, run.metadata["latent_mean"], run.metadata["latent_std"])
+    stage_2 = Stage2(build_diffusion(cfg, exp.device), space, survey.pet_std, cfg.image_loss, cfg.time_shift, cfg.min_snr)
+    to_latents = exp.latent_batches(space, latents, run.metadata["soft_labels"])
 
     def step(batch: dict) -> dict[str, float]:
-        """Update denoiser and moving average on a batch: its loss."""
-        losses = ldm_step(unet, objective, opt, sample(batch), exp.cast)
-        run.step += 1
+        losses = ldm_step(unet, opt, stage_2, LatentBatch(*to_latents(batch)), exp.cast)
         ema.update(unet, run.step)
         return losses
 
-    with run.saved_when_stopped():
-        for epoch in run.epochs_left(cfg.ldm_epochs):
-            set_rate([opt], cfg.ldm_lr, epoch, cfg.ldm_epochs, cfg.ldm_lr_decay)
-            losses, waiting = train_epoch(subjects, step, derived_seed(cfg.seed, "ldm", epoch), f"ldm epoch {epoch}", run.progress, [unet])
-            scores = None
-            if epoch % cfg.validation_every == 0:
-                losses["mse_validation"] = validation_loss(exp, ema.module, objective, sample, validation)
-                scores = evaluate(lambda batch: synthesizer.decode(sampled(batch).mean()), validation, exp.image_scores,
-                                  f"ldm epoch {epoch}, validation")
-            run.finish_epoch(epoch, losses, scores)
-            validated = "" if scores is None else f"  validation {describe(scores)}"
-            say("ldm", f"epoch {epoch}/{cfg.ldm_epochs}  mse {losses['mse']:.4f}  waiting for data {waiting:.1%}{validated}")
+    validation = exp.batches(exp.cohort.validation, "mri", "pet", batch=cfg.sampling_batch, divided=True)
+    synthesizer, predictor = exp.networks.synthesizer(space, ema.module), exp.networks.label_predictor(run.metadata)
+    sampler = LatentSampler(cfg, synthesizer, predictor, exp.measurement, cfg.validation_sampler, cfg.validation_steps, range(1))
+
+    def validate(title: str) -> tuple[dict[str, float], pd.DataFrame]:
+        mse = validation_loss(exp, ema.module, stage_2, to_latents, validation)
+        return {"mse_validation": mse}, evaluate(sampler.synthesize, validation, exp.measurement.image_scores, title)
+
+    fit(run, subjects, step, validate=validate, epochs=cfg.ldm_epochs, seed=cfg.seed, rate=cfg.ldm_lr, decay=cfg.ldm_lr_decay,
+        validate_every=cfg.validation_every)
 
 
-# ---------------------------------------------------------------- what the diffusion is compared with
-
-def train_baselines(exp: Experiment) -> None:
-    """Train the regressions from MRI to PET, in as many epochs as stage 2."""
-    cfg = exp.cfg
-    for control in regressions(exp, exp.best_aae()):
-        run, ema = begin_regression(control)
-        subjects = exp.training_batches("ldm", *control.modalities)
-        announce(run, control.name, f"{len(exp.cohort.train)} subjects", subjects, cfg.ldm_epochs)
-        if run.epochs_left(cfg.ldm_epochs):
-            if is_rank_0():
-                forget_run(cfg.result_dir)
-            train_regression(control, run, ema, subjects)
-    plot_history(exp)
+@torch.no_grad()
+def validation_loss(exp: Experiment, unet: UNet, stage_2: Stage2, to_latents: Callable, validation: DataLoader) -> float:
+    """Squared error of the validation list, at steps and noise that are the same in every epoch and for any number of ranks."""
+    def mse_of(batch: dict) -> float:
+        latent_batch = LatentBatch(*to_latents(batch))
+        seed_everything(exp.cfg.seed, "validation loss", *batch["id"])
+        t = stage_2.diffusion.draw_times(len(latent_batch.z_0), stage_2.time_shift)
+        with exp.cast():
+            return ldm_loss(unet, stage_2, latent_batch, t, torch.randn_like(latent_batch.z_0))["mse"].item()
+    return mean_over_scans(mse_of, validation)
 
 
 # ---------------------------------------------------------------- test
 
 def test(exp: Experiment) -> None:
-    """Reconstruct and synthesize the test list with the best checkpoints; score image, uptake and status beside their controls."""
-    cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
-    synthesizer, classifier, aae = exp.best_synthesizer()
-    epochs = trained_epochs(exp)
-    controls = trained_regressions(exp, aae, epochs["ldm_epochs"])
-    sample = exp.sampler(synthesizer, classifier, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan),
-                         cfg.label_at_sampling == "matched")
-    say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} latent samples by {cfg.sampler}, writes {folder}/*.csv and synthesized/")
-    for remark in exp.region_remarks():
+    """Reconstruct and synthesize the test list with the best checkpoints; score image, uptake and status beside the baselines."""
+    cfg, cohort, measurement = exp.cfg, exp.cohort, exp.measurement
+    synthesizer, predictor = exp.networks.best_synthesizer()
+    sampler, survey, epochs = exp.latent_sampler(synthesizer, predictor), exp.survey(), trained_epochs(exp)
+    say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} latent samples by {cfg.sampler}, {sampler.evaluations} network "
+                f"evaluations a scan, writes {cfg.result_dir}/*.csv and synthesized/")
+    for remark in measurement.remarks(cohort.affine, exp.crop):
         say("test", remark)
-    real = survey_real(exp)
-    readers = fit_status(exp, real, synthesizer) if is_rank_0() else {}
-    mean_pet = from_rank_0(lambda: mean_volume(exp.batches(cohort.train, "pet")))
-    methods = {"aae": reconstruct(exp, aae), "il_cldm": synthesize_and_save(exp, synthesizer, sample), **controls,
-               "mean_pet": lambda batch: mean_pet.expand_as(batch["pet"])}
-    if all(oracle_file(exp, scan.id).is_file() for scan in cohort.test):
-        methods["oracle"] = read_oracle(exp)
+    real = read_real(exp, survey)
+    classifiers = fit_status(exp, real, synthesizer)
 
-    def measure(x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
-        return exp.image_scores(x_hat, volumes) | exp.readable(x_hat, volumes)
+    aae = exp.networks.best_aae()
+    methods = {"aae": reconstruct(exp, aae), "il_cldm": ScanSynthesis(exp, sampler, cohort.test)} | reference_methods(exp, aae, survey)
+    clear_results(exp)
+    subjects = {}
+    for method, predict in methods.items():
+        at_once = cfg.scans_at_once if method == "il_cldm" else 0
+        batches = exp.batches(cohort.test, "mri", "pet", batch=at_once, divided=True)
+        subjects[method] = evaluate(predict, batches, measurement.all_measures, f"test {method}")
+    batches = exp.batches(cohort.validation, "mri", "pet", batch=cfg.scans_at_once, divided=True)
+    validation = evaluate(methods["il_cldm"], batches, measurement.all_measures, "test il_cldm, validation list")
 
-    from_rank_0(lambda: clear_results(exp))
-    batch = {"il_cldm": cfg.scans_at_once}
-    subjects = {method: evaluate(predict, exp.batches(cohort.test, "mri", "pet", batch=batch.get(method, 0), divided=True), measure,
-                                 f"test {method}") for method, predict in methods.items()}
-    validation = evaluate(methods["il_cldm"], exp.batches(cohort.validation, "mri", "pet", batch=cfg.scans_at_once, divided=True), measure,
-                          "test il_cldm, validation list")
-    if is_rank_0():
-        uncertain = measure_uncertainty(exp, synthesizer, validation, subjects["il_cldm"], real, readers)
-        write_results(exp, subjects, real, readers, epochs, uncertain)
-        plot_synthesized(folder / "synthesized", [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan))
-                                                  for scan in exp.shown_scans()], exp.notice)
-
-
-# ---------------------------------------------------------------- tables and report
-
-def tables(cfg: Config) -> None:
-    """The tables of all experiments under result/, from their CSVs alone; rank 0 alone."""
-    if not is_rank_0():
-        return
-    runs, without = load_runs(cfg.result_dir.parent)
-    for name in without:
-        say("tables", f"{name} has no scores yet (--stages test writes them) and is left out")
-    groups, remarks = group_runs(runs)
-    for remark in remarks:
-        say("tables", remark)
-    if not groups:
-        raise InputError(f"{cfg.result_dir.parent} holds no experiment with scores; --stages test writes them")
-    for path in write_tables(cfg.result_dir.parent / "tables", make_tables(groups)):
-        say("tables", f"{len(runs)} experiments, wrote {path} (and .md, .tex)")
-
-
-def report(exp: Experiment) -> None:
-    """The figures and the report of this experiment, from its CSVs and volumes; rank 0 alone."""
-    if not is_rank_0():
-        return
-    cfg, folder = exp.cfg, exp.cfg.result_dir
-    say("report", f"writes {folder}/figures/ and {folder}/report.html")
-    result = load_run(folder)
-    subjects = read_subjects(exp.shown_scans(), folder / "synthesized", exp.crop)
-    figures = write_figures(folder, result, subjects)
-    demographics, _ = read_demographics(cfg.info_folder, exp.cohort.train + exp.cohort.validation + exp.cohort.test)
-    write_report(folder / "report.html", result, make_tables(group_runs([result])[0]), figures,
-                 cohort_table(exp.cohort, demographics), subjects, exp.cohort.affine)
+    write_results(exp, synthesizer, TestScores(subjects, validation, real, classifiers, epochs))
+    plot_shown_scans(exp)
 
 
 # ---------------------------------------------------------------- the run
 
-def check(cfg: Config) -> Cohort:
-    """Read the whole cohort once, a phantom being simulated first, and print what is in it; raises InputError with all problems."""
-    if cfg.is_phantom:
-        try:
-            build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-    cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
-                          smallest_training_list=max(cfg.aae_batch_size, cfg.ldm_batch_size) * ranks(), least_of_each_label=cfg.least_of_each_label)
-    notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
-    say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
-    if cfg.predicts_label and not cfg.knows_regions:
-        say("check", "no regions are known (cortex_mask, reference_mask): the UNet is trained with the true label and sampled with the one "
-                     "predicted from the MRI (label_in_training true, label_at_sampling mixed)")
-    return cohort
+STAGES = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "baselines": train_baselines, "test": test, "report": report,
+          "tables": tables}                                # after the check of the cohort, in this order
 
-
-def begin(exp: Experiment, lock: FolderLock) -> None:
-    """Find out what could stop the run later, make the experiment's folder its own, and write down there what is run."""
-    cfg = exp.cfg
-    exp.refuse_conflicts()
-    folders = {"encode": exp.latents, "test": cfg.result_dir / "synthesized",
-               "report": cfg.result_dir / "figures", "tables": cfg.result_dir.parent / "tables"}
-    for folder in [cfg.result_dir, *(folders[stage] for stage in folders if stage in cfg.stages)]:
-        make_folder(folder)
-        remove_leftovers(folder)
-    lock.acquire()
-    if lock.left_by:
-        say("check", f"an earlier run here ({lock.left_by}) was killed; what it was writing is removed, what it had saved is used")
-    remove_leftovers(cfg.result_dir, everyones=True)
-    check_room(cfg.result_dir, exp.checkpoint_room(), "the checkpoints (the best, the last, and the next while it is written)")
-    keep_log(cfg.result_dir / "run.log")
-    write_text(cfg.result_dir / "config.json", cfg.to_json())
-    LOG.debug("%s", exp.command)
-    say("check", f"{exp.cache.describe()}; networks compute in {exp.precision} on {exp.device}{exp.slow_precision}")
-
-
-def run(cfg: Config, command: str) -> None:
-    """The stages of the settings, in the paper's order. command: as it was given."""
-    device = pick_device(cfg.device, local_rank())
-    with process_group(device):
-        run_experiment(cfg, device, command)
-
-
-@contextmanager
-def naming(stage: str) -> Iterator[None]:
-    """A block whose errors carry the stage's name for their message."""
-    try:
-        yield
-    except BaseException as error:
-        error.add_note(stage)
-        raise
-
-
-def run_experiment(cfg: Config, device: torch.device, command: str) -> None:
-    """The stages of an experiment, in the paper's order."""
-    from_rank_0(lambda: check_results(cfg))
-    if set(cfg.stages) <= {"check", "tables"}:
-        for name, stage in {"check": check, "tables": tables}.items():
-            if name in cfg.stages and is_rank_0():
-                stage(cfg)
-        return
-    with FolderLock(cfg.result_dir) if is_rank_0() else nullcontext() as lock:
-        exp = Experiment(cfg, from_rank_0(lambda: check(cfg)), device, command)
-        from_rank_0(lambda: begin(exp, lock))
-        for name, stage in {"aae": train_aae, "encode": encode, "ldm": train_ldm, "baselines": train_baselines,
-                            "test": test, "report": report, "tables": lambda exp: tables(exp.cfg)}.items():
-            if name in cfg.stages:
-                with naming(name):
-                    stage(exp)
-                    barrier()
-
-
-def check_results(cfg: Config) -> None:
-    """What can be known before the cohort is read: that no earlier result is spoilt which this run needs, and that it can write."""
-    if "tables" in cfg.stages:
-        load_runs(cfg.result_dir.parent, but=cfg.exp if "test" in cfg.stages else "")
-    if not set(cfg.stages) <= {"check", "tables"}:
-        check_place(cfg.result_dir)
-
-
+# First word after main.py -> the module whose main() has settings of its own.
 WORDS = {"preprocess": "cohort.preprocess", "prepare": "cohort.prepare", "synthesize": "newscans.synthesize", "sweep": "studies.sweep",
-         "study": "studies.repairs", "benchmark": "studies.benchmark"}                       # word after main.py -> module with its main
+         "study": "studies.repairs", "benchmark": "studies.benchmark"}
 ABOUT = ("IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes result/<exp>/. Running the same command "
          f"again continues where it stopped. With settings of their own: main.py {', '.join(WORDS)}.")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run with a command line's settings, or hand it to what its first word names. Returns the exit code (docs/running.md)."""
+    """Run the stages with a command line's settings, or hand it to the tool that its first word names. Returns the exit code
+    (docs/running.md)."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in WORDS:
         return importlib.import_module(WORDS[argv[0]]).main(argv[1:])
-    cfg = parse(Config, argv, "main.py", ABOUT, PRESETS)
-
-    def work() -> int | None:
-        check_environment(cfg.gpus, cfg.device)
-        if cfg.gpus > 1 and ranks() == 1:
-            return launch(cfg.gpus, argv)
-        return run(cfg, shlex.join(["python", "main.py", *argv]))
-    return exit_code(work)
+    return run_experiment(argv, STAGES, ABOUT)
 
 
 if __name__ == "__main__":

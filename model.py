@@ -1,4 +1,4 @@
-"""The networks of IL-CLDM (Ou et al., IEEE JBHI 29(2):1221-1231, 2025).
+"""The networks and the diffusion process of IL-CLDM (Ou et al., IEEE JBHI 29(2):1221-1231, 2025).
 
 Dimension key: B batch, C latent channels, K labels, D H W volume voxels, d h w latent voxels, T diffusion steps.
 Symbols: x PET, x_hat reconstruction, m MRI, y label, z_0 latent, z_t latent noised to step t, eps noise.
@@ -6,6 +6,8 @@ The defaults of the classes are the published networks.
 """
 import math
 import re
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 import torch.nn as nn
@@ -16,14 +18,14 @@ from torch.utils.checkpoint import checkpoint
 FEW_VOXELS = 2 ** 17                                       # so few that synthetic volumes of both memory layouts agree within 1e-5
 
 
-def conv3(a: int, b: int) -> nn.Conv3d:
+def conv3(in_channels: int, out_channels: int) -> nn.Conv3d:
     """3x3x3 convolution that keeps the grid."""
-    return nn.Conv3d(a, b, 3, padding=1)
+    return nn.Conv3d(in_channels, out_channels, 3, padding=1)
 
 
-def down(a: int, b: int, bias: bool = True) -> nn.Conv3d:
+def down(in_channels: int, out_channels: int, bias: bool = True) -> nn.Conv3d:
     """4x4x4 convolution that halves the grid."""
-    return nn.Conv3d(a, b, 4, stride=2, padding=1, bias=bias)
+    return nn.Conv3d(in_channels, out_channels, 4, stride=2, padding=1, bias=bias)
 
 
 def up(channels: int) -> nn.ConvTranspose3d:
@@ -62,18 +64,18 @@ def recompute_activations(network: nn.Module) -> None:
 # ---------------------------------------------------------------- stage 1: the adversarial autoencoder (AAE)
 
 class ResBlock(RecomputedBlock):
-    """Residual block of the AAE and the Extractor: [B, a, D, H, W] -> [B, b, D, H, W]. norm_groups 0: without GroupNorms."""
+    """Residual block of the AAE and the Extractor. norm_groups 0: without GroupNorms."""
 
-    def __init__(self, a: int, b: int, norm_groups: int = 16):
+    def __init__(self, in_channels: int, out_channels: int, norm_groups: int = 16):
         super().__init__()
-        self.norm1 = GroupNorm(norm_groups, a, eps=1e-6) if norm_groups else nn.Identity()
-        self.conv1 = conv3(a, b)
-        self.norm2 = GroupNorm(norm_groups, b, eps=1e-6) if norm_groups else nn.Identity()
-        self.conv2 = conv3(b, b)
-        self.skip = nn.Conv3d(a, b, 1) if a != b else nn.Identity()
+        self.norm1 = GroupNorm(norm_groups, in_channels, eps=1e-6) if norm_groups else nn.Identity()
+        self.conv1 = conv3(in_channels, out_channels)
+        self.norm2 = GroupNorm(norm_groups, out_channels, eps=1e-6) if norm_groups else nn.Identity()
+        self.conv2 = conv3(out_channels, out_channels)
+        self.skip = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def compute(self, h: Tensor) -> Tensor:
-        """h [B, a, D, H, W] -> [B, b, D, H, W]."""
+        """h [B, in_channels, D, H, W] -> [B, out_channels, D, H, W]."""
         residual = self.conv1(F.relu(self.norm1(h)))
         return self.skip(h) + self.conv2(F.relu(self.norm2(residual)))
 
@@ -92,26 +94,27 @@ class AAE(nn.Module):
                  output_norm: bool = True, norm_groups: int = 16, block_norm: bool = True):
         super().__init__()
 
-        def block(a: int, b: int) -> ResBlock:
-            return ResBlock(a, b, norm_groups if block_norm else 0)
+        def block(in_channels: int, out_channels: int) -> ResBlock:
+            return ResBlock(in_channels, out_channels, norm_groups if block_norm else 0)
 
-        def norm(a: int) -> nn.Module:
-            return GroupNorm(norm_groups, a, eps=1e-6) if output_norm else nn.Identity()
+        def norm(width: int) -> nn.Module:
+            return GroupNorm(norm_groups, width, eps=1e-6) if output_norm else nn.Identity()
 
         first, last = channels[0], channels[-1]
         encoder: list[nn.Module] = [conv3(1, first)]
-        for a, b in zip(channels, channels[1:], strict=False):
-            encoder += [block(a, b), down(b, b)]
+        for width, next_width in zip(channels, channels[1:], strict=False):
+            encoder += [block(width, next_width), down(next_width, next_width)]
         encoder += [block(last, last), norm(last), nn.ReLU(), conv3(last, latent_channels)]
 
         decoder: list[nn.Module] = [conv3(latent_channels, last), block(last, last), block(last, last)]
-        for a, b in zip(channels[:0:-1], channels[-2::-1], strict=True):
-            decoder += [block(a, b), up(b)]
+        for width, next_width in zip(channels[:0:-1], channels[-2::-1], strict=True):
+            decoder += [block(width, next_width), up(next_width)]
         decoder += [norm(first), nn.ReLU(), conv3(first, 1)]
 
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [B, 1, D, H, W] in [0, 1] -> x_hat of the same shape, not clamped."""
         return self.decoder(self.encoder(x))
 
 
@@ -121,11 +124,12 @@ class Discriminator(nn.Module):
     def __init__(self, channels: tuple[int, ...] = (16, 32, 64, 128)):
         super().__init__()
         layers: list[nn.Module] = [down(1, channels[0]), nn.LeakyReLU(0.2)]
-        for a, b in zip(channels, channels[1:], strict=False):
-            layers += [down(a, b, bias=False), nn.BatchNorm3d(b), nn.LeakyReLU(0.2)]
+        for width, next_width in zip(channels, channels[1:], strict=False):
+            layers += [down(width, next_width, bias=False), nn.BatchNorm3d(next_width), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, down(channels[-1], 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [B, 1, D, H, W] -> logits, one a patch; large where the patch looks real."""
         return self.layers(x)
 
 
@@ -147,17 +151,19 @@ class Extractor(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, mri: Tensor) -> Tensor:
+        """mri [B, 1, D, H, W] -> [B, 1, d, h, w]."""
         return self.layers(mri)
 
 
 class NoExtractor(nn.Module):
-    """In the place of the Extractor: the ablation without the MRI, a condition of no channels, [B, 0, d, h, w]."""
+    """The ablation without the MRI, in the place of the Extractor: a condition of no channels."""
 
     def __init__(self, downscale: int):
         super().__init__()
         self.downscale = downscale
 
     def forward(self, mri: Tensor) -> Tensor:
+        """mri [B, 1, D, H, W] -> [B, 0, d, h, w]."""
         step = self.downscale
         return mri[:, :0, ::step, ::step, ::step]
 
@@ -176,9 +182,11 @@ class Pyramid(nn.Module):
         self.levels = nn.ModuleList([nn.Sequential(*first), *further])
 
     def forward(self, mri: Tensor) -> list[Tensor]:
+        """mri [B, 1, D, H, W] -> its features at every level, the finest first."""
         features, h = [], mri
         for level in self.levels:
-            features.append(h := level(h))
+            h = level(h)
+            features.append(h)
         return features
 
 
@@ -197,6 +205,7 @@ class Projector(nn.Module):
         self.label = nn.Embedding(num_classes, time_dim)
 
     def forward(self, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """t [B], label as above -> the embedding [B, time_dim]."""
         phase = t[:, None].float() * self.frequencies
         embedding = self.time(torch.cat([phase.sin(), phase.cos()], dim=1))                  # [B, time_dim]
         if label is None:
@@ -216,26 +225,27 @@ class Attention(nn.Module):
         self.out = nn.Conv3d(channels, channels, 1)
 
     def forward(self, h: Tensor) -> Tensor:
+        """h [B, channels, d, h, w] -> the same shape."""
         q, k, v = self.qkv(self.norm(h)).flatten(2).transpose(1, 2).chunk(3, dim=2)          # each [B, d*h*w, channels]
         attended = F.scaled_dot_product_attention(q, k, v)
         return h + self.out(attended.transpose(1, 2).reshape(h.shape))                       # [B, channels, d, h, w]
 
 
 class UNetBlock(RecomputedBlock):
-    """Residual block a -> b that adds the time-and-label embedding to every channel; attention behind it if asked."""
+    """Residual block that adds the time-and-label embedding to every channel, with attention after it if wanted."""
 
-    def __init__(self, a: int, b: int, time_dim: int, norm_groups: int, attention: bool = False):
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int, norm_groups: int, attention: bool = False):
         super().__init__()
-        self.norm1 = GroupNorm(norm_groups, a)
-        self.conv1 = conv3(a, b)
-        self.embed = nn.Linear(time_dim, b)
-        self.norm2 = GroupNorm(norm_groups, b)
-        self.conv2 = conv3(b, b)
-        self.skip = nn.Conv3d(a, b, 1) if a != b else nn.Identity()
-        self.attention = Attention(b, norm_groups) if attention else nn.Identity()
+        self.norm1 = GroupNorm(norm_groups, in_channels)
+        self.conv1 = conv3(in_channels, out_channels)
+        self.embed = nn.Linear(time_dim, out_channels)
+        self.norm2 = GroupNorm(norm_groups, out_channels)
+        self.conv2 = conv3(out_channels, out_channels)
+        self.skip = nn.Conv3d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+        self.attention = Attention(out_channels, norm_groups) if attention else nn.Identity()
 
     def compute(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """h [B, a, d, h, w], embedding [B, time_dim] -> [B, b, d, h, w]."""
+        """h [B, in_channels, d, h, w], embedding [B, time_dim] -> [B, out_channels, d, h, w]."""
         residual = self.conv1(F.silu(self.norm1(h)))
         residual = residual + self.embed(F.silu(embedding))[:, :, None, None, None]
         residual = self.conv2(F.silu(self.norm2(residual)))
@@ -266,38 +276,41 @@ class UNet(nn.Module):
             self.extractor, inputs = NoExtractor(downscale), latent_channels
         self.projector = Projector(time_dim, num_classes)
 
-        def block(a: int, b: int, attention: bool) -> UNetBlock:
-            return UNetBlock(a, b, time_dim, norm_groups, attention)
+        def block(in_channels: int, out_channels: int, attention: bool) -> UNetBlock:
+            return UNetBlock(in_channels, out_channels, time_dim, norm_groups, attention)
 
         widths, last = [base_channels * mult for mult in channel_mults], len(channel_mults) - 1
-        if multiscale := multiscale and image_conditioning:
+        self.multiscale = multiscale and image_conditioning
+        if self.multiscale:
             self.pyramid = Pyramid(downscale, len(widths))
-            self.inject = nn.ModuleList(nn.Conv3d(16, a, 1) for a in (base_channels, *widths[:-1]))  # what each level begins with
-        self.multiscale = multiscale
+            first_widths = (base_channels, *widths[:-1])                                     # with which each level begins
+            self.inject = nn.ModuleList(nn.Conv3d(16, width, 1) for width in first_widths)
 
         layers: list[nn.Module] = [conv3(inputs, base_channels)]
-        skips = [width := base_channels]
-        for level, b in enumerate(widths):
+        width, skips = base_channels, [base_channels]
+        for level, next_width in enumerate(widths):
             for _ in range(res_blocks):
-                layers.append(block(width, b, level in attention_levels))
-                skips.append(width := b)
+                layers.append(block(width, next_width, level in attention_levels))
+                width = next_width
+                skips.append(width)
             if level < last:
-                layers.append(down(b, b))
-                skips.append(b)
+                layers.append(down(width, width))
+                skips.append(width)
         self.down = nn.ModuleList(layers)
         self.mid = nn.ModuleList([block(width, width, True), block(width, width, False)])
 
         layers = []
-        for level, b in reversed(list(enumerate(widths))):
+        for level in range(last, -1, -1):
             for _ in range(res_blocks + 1):
-                layers.append(block(width + skips.pop(), b, level in attention_levels))
-                width = b
+                layers.append(block(width + skips.pop(), widths[level], level in attention_levels))
+                width = widths[level]
             if level > 0:
-                layers.append(up(b))
+                layers.append(up(width))
         self.up = nn.ModuleList(layers)
         self.out = nn.Sequential(GroupNorm(norm_groups, width), nn.SiLU(), conv3(width, latent_channels))
 
     def forward(self, z_t: Tensor, mri: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+        """The prediction at z_t, [B, C, d, h, w]; arguments as above."""
         return self.denoise(z_t, self.condition(mri), t, label)
 
     def condition(self, mri: Tensor) -> list[Tensor]:
@@ -308,7 +321,9 @@ class UNet(nn.Module):
         """As forward, with condition(mri) in place of the MRI."""
         embedding = self.projector(t, label)                                                 # [B, time_dim]
         h, skips = torch.cat([z_t, condition[0]], dim=1), []                                 # [B, C + 1, d, h, w]
-        features = [inject(one) for inject, one in zip(self.inject, condition[1:], strict=True)] if self.multiscale else []
+        features = []
+        if self.multiscale:
+            features = [inject(one) for inject, one in zip(self.inject, condition[1:], strict=True)]
         for layer in self.down:
             h = layer(h, embedding) if isinstance(layer, UNetBlock) else layer(h)
             if features and not isinstance(layer, UNetBlock):                                # a new level begins
@@ -319,6 +334,220 @@ class UNet(nn.Module):
         for layer in self.up:
             h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, UNetBlock) else layer(h)
         return self.out(h)                                                                   # [B, C, d, h, w]
+
+
+# ---------------------------------------------------------------- the diffusion process and its samplers
+
+class Diffusion(nn.Module):
+    """The Gaussian diffusion with linear beta (Ho et al. 2020) and its samplers.
+
+    prediction: what the network's output means: 'eps' the noise (published), 'v' = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0
+    (Salimans and Ho 2022), or 'x0' the clean latent. zero_terminal_snr: shrink sqrt(alpha_bar) until it ends at 0 (Lin et al. 2024,
+    Algorithm 1); for DDIM and for v and x0 alone. A denoise function takes z_t [B, C, d, h, w] and t [B] int64.
+    """
+
+    def __init__(self, T: int = 1000, beta: tuple[float, float] = (1e-4, 0.02), prediction: str = "eps",
+                 zero_terminal_snr: bool = False):
+        super().__init__()
+        assert prediction in ("eps", "v", "x0"), prediction
+        assert not (zero_terminal_snr and prediction == "eps"), "of pure noise, the noise says nothing about z_0"
+        self.T, self.prediction = T, prediction
+        beta_t = torch.linspace(*beta, T, dtype=torch.float64)
+        alpha_bar = torch.cumprod(1 - beta_t, dim=0)
+        if zero_terminal_snr:
+            signal = alpha_bar.sqrt()
+            alpha_bar = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+            beta_t = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
+        self.register_buffer("beta", beta_t.float(), persistent=False)
+        self.register_buffer("alpha_bar", alpha_bar.float(), persistent=False)
+
+    def _alpha_bar(self, t: Tensor) -> Tensor:
+        return self.alpha_bar[t].view(-1, 1, 1, 1, 1)                                        # [B, 1, 1, 1, 1]
+
+    def q_sample(self, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Draw z_t ~ q(z_t | z_0) (Ho et al. 2020, Eq. 4). z_0, eps: [B, C, d, h, w]; t: [B] int64 in [0, T)."""
+        alpha_bar_t = self._alpha_bar(t)
+        return alpha_bar_t.sqrt() * z_0 + (1 - alpha_bar_t).sqrt() * eps
+
+    def target(self, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """What the network is to predict for q_sample(z_0, t, eps); [B, C, d, h, w]."""
+        if self.prediction == "eps":
+            return eps
+        if self.prediction == "x0":
+            return z_0
+        alpha_bar_t = self._alpha_bar(t)
+        return alpha_bar_t.sqrt() * eps - (1 - alpha_bar_t).sqrt() * z_0
+
+    def z_0_and_eps(self, output: Tensor, z_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean latent and the noise that a network output at z_t stands for; both [B, C, d, h, w]."""
+        alpha_bar_t = self._alpha_bar(t)
+        signal, noise = alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt()
+        if self.prediction == "eps":
+            return (z_t - noise * output) / signal, output
+        if self.prediction == "x0":
+            return output, (z_t - signal * output) / noise
+        return signal * z_t - noise * output, noise * z_t + signal * output
+
+    def draw_times(self, n: int, shift: float = 1.0) -> Tensor:
+        """Random steps for training, [n] int64 in 1 .. T - 1 (paper); uniform at shift 1, above it more of them at high noise: the u of
+        T u becomes shift u / (1 + (shift - 1) u) (Esser et al. 2024, Eq. 23)."""
+        if shift == 1:
+            return torch.randint(1, self.T, (n,), device=self.beta.device)
+        u = torch.rand(n, device=self.beta.device)
+        return 1 + (shift * u / (1 + (shift - 1) * u) * (self.T - 1)).long().clamp(max=self.T - 2)
+
+    def loss_weight(self, t: Tensor, gamma: float) -> Tensor:
+        """Min-SNR-gamma weight of the squared error of the network's output at t (Hang et al. 2023, Section 3.4), [B]: that of z_0 is
+        min(SNR, gamma). gamma 0: no weights."""
+        if not gamma:
+            return torch.ones_like(self.alpha_bar[t])
+        snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])
+        of_z_0 = {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.prediction]     # how the output's error counts in z_0's
+        return snr.clamp(max=gamma) / of_z_0
+
+    def ddpm(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, noise: Iterator[Tensor]) -> Tensor:
+        """Ancestral sampling (Ho et al. 2020, Algorithm 2, variance beta_t) over t = T - 1, ..., 1.
+
+        z_T: [B, C, d, h, w]. noise gives T - 2 further tensors of that shape, one a step but the last. Returns z_0.
+        """
+        z_t = z_T
+        for t in range(self.T - 1, 0, -1):
+            steps = torch.full((len(z_t),), t, device=z_t.device)
+            _, eps = self.z_0_and_eps(denoise(z_t, steps), z_t, steps)
+            beta_t = self.beta[t]
+            z_t = (z_t - beta_t / (1 - self.alpha_bar[t]).sqrt() * eps) / (1 - beta_t).sqrt()
+            if t > 1:
+                z_t = z_t + beta_t.sqrt() * next(noise)
+        return z_t
+
+    def ddim(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, steps: int) -> Tensor:
+        """Deterministic DDIM (Song et al. 2021, Eq. 12, eta 0) with `steps` network evaluations, evenly spaced in t.
+
+        z_T: [B, C, d, h, w]. Returns z_0; the estimate of the last evaluation is the result.
+        """
+        z_t = z_T
+        times = torch.linspace(self.T - 1, 1, steps).round().long().tolist()
+        for t, t_next in zip(times, [*times[1:], None], strict=True):
+            batch_t = torch.full((len(z_t),), t, device=z_t.device)
+            z_0, eps = self.z_0_and_eps(denoise(z_t, batch_t), z_t, batch_t)
+            z_t = z_0 if t_next is None else self.q_sample(z_0, torch.full_like(batch_t, t_next), eps)
+        return z_t
+
+    def dpm(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, steps: int) -> Tensor:
+        """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2): deterministic, second order, `steps` network evaluations.
+
+        z_T: [B, C, d, h, w]. Returns z_0; the estimate of the last evaluation is the result. The steps are even in
+        lambda = log(alpha / sigma), half the log of the signal-to-noise ratio; where two would fall on one t, there is one less.
+        """
+        alpha_bar, lambda_t = self.alpha_bar.double(), self._lambda()
+        times = self._even_in_lambda(steps)
+        z_t, previous_z_0, previous_h = z_T, None, None
+        for t, t_next in zip(times, [*times[1:], None], strict=True):
+            batch_t = torch.full((len(z_t),), t, device=z_t.device)
+            z_0, _ = self.z_0_and_eps(denoise(z_t, batch_t), z_t, batch_t)
+            if t_next is None:
+                return z_0
+            h = (lambda_t[t_next] - lambda_t[t]).item()
+            slope = 0 if previous_z_0 is None else (z_0 - previous_z_0) * (h / (2 * previous_h))
+            sigma_ratio = ((1 - alpha_bar[t_next]) / (1 - alpha_bar[t])).sqrt().item()
+            z_t = sigma_ratio * z_t - alpha_bar[t_next].sqrt().item() * math.expm1(-h) * (z_0 + slope)
+            previous_z_0, previous_h = z_0, h
+
+    def _lambda(self) -> Tensor:
+        """lambda at every t, [T] float64; it falls with t."""
+        alpha_bar = self.alpha_bar.double()
+        return (alpha_bar.log() - (1 - alpha_bar).log()) / 2
+
+    def _even_in_lambda(self, steps: int) -> list[int]:
+        """Times from T - 1 down to 1, as even in lambda as whole steps can be."""
+        lambda_t = self._lambda()
+        even = torch.linspace(lambda_t[-1].item(), lambda_t[1].item(), steps, dtype=torch.float64, device=lambda_t.device)
+        return torch.unique((lambda_t[1:, None] - even).abs().argmin(dim=0) + 1).flip(0).tolist()
+
+    def evaluations(self, sampler: str, steps: int) -> int:
+        """Network evaluations (NFE) of one latent sample."""
+        return {"ddpm": self.T - 1, "ddim": steps, "dpm": len(self._even_in_lambda(steps))}[sampler]
+
+
+# ---------------------------------------------------------------- latents, and the synthesis of a PET from them
+
+class LatentSpace:
+    """The latents that the diffusion sees, z_0 = (E(x) - mean) / std, with the frozen autoencoder that they belong to.
+
+    mean, std: of E(x) over the training list, or 0 and 1 where latents are taken as they come (published).
+    """
+
+    def __init__(self, aae: AAE, mean: float = 0.0, std: float = 1.0):
+        self.encoder, self.decoder, self.mean, self.std = aae.encoder, aae.decoder, mean, std
+
+    def scale(self, latent: Tensor) -> Tensor:
+        """E(x) [..., C, d, h, w] -> z_0 of the same shape."""
+        return (latent - self.mean) / self.std
+
+    def decode(self, z_0: Tensor) -> Tensor:
+        """z_0 [B, C, d, h, w] -> D(z_0) [B, 1, D, H, W] float32, not clamped; gradients pass through."""
+        return self.decoder(z_0 * self.std + self.mean).float()
+
+
+class Synthesizer:
+    """From MRIs to their PETs: sample latents, average them, decode.
+
+    batch: latent samples that go through the denoiser at once. cast: gives the context, such as autocast, in which the networks compute.
+    """
+
+    def __init__(self, space: LatentSpace, unet: UNet, diffusion: Diffusion, batch: int = 8, cast: Callable = nullcontext):
+        self.space, self.unet, self.diffusion, self.batch, self.cast = space, unet, diffusion, batch, cast
+
+    @torch.no_grad()
+    def sample(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str, steps: int) -> Tensor:
+        """mri [B, 1, D, H, W] in [0, 1] -> m samples of each z_0, [B, m, C, d, h, w].
+
+        label: weights of the label embeddings of each scan [B, K], or None. noise[b][k] gives tensors [C, d, h, w] for sample k of scan b,
+        z_T first. sampler: 'ddpm' (T - 1 evaluations), 'ddim' or 'dpm' (`steps` evaluations). The Extractor sees each MRI once.
+        """
+        m, streams = len(noise[0]), []
+        for scan in noise:
+            streams += scan                                                                  # B m of them
+        with self.cast():
+            condition = self.unet.condition(mri)
+        condition = [one.float().repeat_interleave(m, dim=0) for one in condition]           # [B m, ...] each
+        if label is not None:
+            label = label.to(mri.device).repeat_interleave(m, dim=0)                         # [B m, K]
+        z_0 = []
+        for first in range(0, len(streams), self.batch):
+            part = slice(first, first + self.batch)
+            z_0.append(self._sample([one[part] for one in condition], None if label is None else label[part], streams[part],
+                                    sampler, steps))
+        return torch.cat(z_0).unflatten(0, (len(mri), m))
+
+    def _sample(self, condition: list[Tensor], label: Tensor | None, streams: list[Iterator[Tensor]], sampler: str, steps: int) -> Tensor:
+        """One sample for each stream of noise, all at once: [n, C, d, h, w]."""
+        noise = (torch.stack(tensors).to(condition[0].device) for tensors in zip(*streams, strict=True))
+
+        def denoise(z_t: Tensor, t: Tensor) -> Tensor:
+            """The network's output at z_t; both [n, C, d, h, w]."""
+            with self.cast():
+                return self.unet.denoise(z_t, condition, t, label).float()
+
+        z_T = next(noise)
+        if sampler == "ddpm":
+            return self.diffusion.ddpm(denoise, z_T, noise)
+        return {"ddim": self.diffusion.ddim, "dpm": self.diffusion.dpm}[sampler](denoise, z_T, steps)
+
+    @torch.no_grad()
+    def decode(self, z_0: Tensor) -> Tensor:
+        """z_0 [B, C, d, h, w] -> x_hat [B, 1, D, H, W], clamped to [0, 1]."""
+        with self.cast():                                  # two at a time: a decoder's activations are the largest of all
+            return torch.cat([self.space.decode(part).clamp(0, 1) for part in z_0.split(2)])
+
+    def decode_samples(self, z_0: Tensor) -> Tensor:
+        """Samples [B, m, C, d, h, w] -> each decoded, [B, m, 1, D, H, W]."""
+        return torch.stack([self.decode(z) for z in z_0.unbind(dim=1)], dim=1)
+
+
+def std_over_samples(values: Tensor) -> Tensor:
+    """Standard deviation over the m samples of each scan, [B, m, ...] -> [B, ...]; 0 for a single one."""
+    return values.std(dim=1, correction=min(1, values.shape[1] - 1))
 
 
 # ---------------------------------------------------------------- weights of the published code

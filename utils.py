@@ -1,10 +1,13 @@
-"""What both stages share: errors, device, precision, seeds, the moving average, the key of weights."""
+"""Errors, device, precision, seeds, the moving average of weights, and the image metrics."""
 import copy
 import hashlib
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
 
 
@@ -94,3 +97,54 @@ def weights_key(*modules: nn.Module) -> str:
             digest.update(name.encode())
             digest.update(tensor.cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+# ---------------------------------------------------------------- image metrics, as scikit-image defines them
+
+METRICS = ("PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain")
+WINDOW = 7                                                 # voxels of SSIM's uniform window
+
+
+def score_volume(x_hat: Tensor, x: Tensor, brain: np.ndarray) -> dict[str, float]:
+    """PSNR (dB), SSIM and MAE of one volume on the whole box and inside the brain; data range 1, SSIM window 7, uniform.
+
+    x_hat, x: [D, H, W] float32 in [0, 1]; brain: [D, H, W] bool. Inside the brain: errors over its voxels only, and the mean of
+    the SSIM map over them. Computed where x_hat is: by scikit-image on a CPU, by torch on a GPU.
+    """
+    if x_hat.device.type != "cpu":
+        return score_on_device(x_hat, x.to(x_hat.device), brain)
+    x_hat, x = x_hat.numpy(), x.numpy()
+    ssim, ssim_map = structural_similarity(x, x_hat, win_size=WINDOW, data_range=1.0, full=True)
+    inside, inside_hat = x[brain], x_hat[brain]
+    return {"PSNR": peak_signal_noise_ratio(x, x_hat, data_range=1.0), "SSIM": float(ssim),
+            "MAE": float(np.abs(x - x_hat).mean()),
+            "PSNR_brain": peak_signal_noise_ratio(inside, inside_hat, data_range=1.0),
+            "SSIM_brain": float(ssim_map[brain].mean()), "MAE_brain": float(np.abs(inside - inside_hat).mean())}
+
+
+def score_on_device(x_hat: Tensor, x: Tensor, brain: np.ndarray) -> dict[str, float]:
+    """score_volume in torch, in float64, on the device of both volumes."""
+    x_hat, x, brain = x_hat.double(), x.double(), torch.from_numpy(brain).to(x.device)
+    error, ssim_map, rim = (x - x_hat).abs(), _ssim_map(x, x_hat), WINDOW // 2
+
+    def psnr(errors: Tensor) -> Tensor:
+        return -10 * errors.square().mean().log10()
+    scores = torch.stack([psnr(error), ssim_map[rim:-rim, rim:-rim, rim:-rim].mean(), error.mean(),
+                          psnr(error[brain]), ssim_map[brain].mean(), error[brain].mean()])
+    return dict(zip(METRICS, scores.tolist(), strict=True))
+
+
+def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
+    """SSIM of every voxel of [D, H, W] (Wang et al. 2004), the volumes mirrored at their faces, as scikit-image's full map."""
+    fields = torch.stack([x, y, x * x, y * y, x * y])[:, None]                               # [5, 1, D, H, W]
+    for axis in range(3):                                  # a uniform window is separable
+        n, rim = x.shape[axis], WINDOW // 2
+        mirrored = [*reversed(range(rim)), *range(n), *reversed(range(n - rim, n))]
+        kernel = tuple(WINDOW if i == axis else 1 for i in range(3))
+        fields = F.avg_pool3d(fields.index_select(axis + 2, torch.tensor(mirrored, device=x.device)), kernel, stride=1)
+    mean_x, mean_y, xx, yy, xy = fields[:, 0]
+    unbiased = WINDOW ** 3 / (WINDOW ** 3 - 1)
+    variances = unbiased * (xx - mean_x ** 2 + yy - mean_y ** 2)
+    covariance = unbiased * (xy - mean_x * mean_y)
+    c_1, c_2 = 0.01 ** 2, 0.03 ** 2
+    return (2 * mean_x * mean_y + c_1) * (2 * covariance + c_2) / ((mean_x ** 2 + mean_y ** 2 + c_1) * (variances + c_2))

@@ -1,21 +1,23 @@
-"""Which row of a table is a scan's: subjects by any spelling, the nearest date, and never a guess."""
+"""Rows of a table matched to scans: subjects by any spelling, the nearest date, and never a guess."""
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
-from cohort.clinical import MISSING, ClinicalTable, DateReader, dates_in, listed
+from cohort.clinical_table import MISSING, ClinicalTable, listed
+from cohort.dates import DateReader, dates_in
 from dataset import parse_id
 
 SCAN_IDS = ("ID", "SCAN_ID", "PTID", "SUBJECT")
-IDS = ("PTID", "RID", "ID", "SCAN_ID", "SUBJECT_ID", "PARTICIPANT_ID", "SUBJECT")            # an ADNI table may number its rows as ID
+# PTID before ID, because an ADNI table may number its rows as ID.
+IDS = ("PTID", "RID", "ID", "SCAN_ID", "SUBJECT_ID", "PARTICIPANT_ID", "SUBJECT")
 DATES = ("SCANDATE", "EXAMDATE", "ACQ_DATE", "DATE")
-GREY, OTHER_TRACER = "grey zone", "another tracer"
+GREY, OTHER_TRACER = "grey zone", "another tracer"         # reasons of rows whose scan may be one of ours
 
 
 class LeftOut(Exception):
-    """A scan that gets no label: the reason, as it is counted, and what was found."""
+    """A scan gets no label. reason: as it is counted. found: what was found."""
 
     def __init__(self, reason: str, found: str):
         super().__init__(reason, found)
@@ -24,43 +26,50 @@ class LeftOut(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: its number in a spreadsheet, its date, its label, or why it gives none, and what is taken over from it."""
-    number: int
+    """A row of the table."""
+    number: int                                            # in a spreadsheet
     date: date | None
     label: int | None
-    reason: str = ""
-    facts: dict = field(default_factory=dict)
+    reason: str = ""                                       # why it gives no label
+    metadata: dict = field(default_factory=dict)           # column -> value, taken over to data_info.csv
 
 
 @dataclass(frozen=True)
 class Match:
-    """The rows that a scan's label comes from (several where they are equally good and agree), and how they were found.
+    """The rows that the label of a scan comes from: several where they are equally good and agree.
 
-    days: from the scan to the row, None where the scan has no date.
+    how: how they were found. days: from the scan to the row, None where the scan has no date.
     """
     rows: list[Row]
     how: str
     days: int | None = None
 
-    def fact(self, name: str) -> object:
-        """What all of its rows say, None where they differ."""
+    def shared(self, name: str) -> object:
+        """The metadata of this name that all rows share, None where they differ."""
         values = {row.metadata.get(name) for row in self.rows}
         return values.pop() if len(values) == 1 else None
 
     @property
     def date(self) -> date | None:
-        """The date that all of its rows share."""
+        """The date that all rows share, None where they differ."""
         dates = {row.date for row in self.rows}
         return dates.pop() if len(dates) == 1 else None
 
 
+# ---------------------------------------------------------------- whose row it is
+
 class ScanKeys:
-    """Who the scans are: the subject of each, and which rows of a table speak of it."""
+    """Subjects of the scans, and the rows of a table that belong to each scan.
+
+    parts: scan -> subject and what else its ID says. rosters: ADNI's roster number RID -> subjects that end
+    with it.
+    """
 
     def __init__(self, scans: Iterable[str], subject_pattern: str):
+        """subject_pattern: regular expression whose group is the subject of an ID."""
         self.pattern = re.compile(subject_pattern)
         self.parts = {scan: parse_id(scan, self.pattern) for scan in scans}
-        self.rosters = defaultdict(set)                    # ADNI's roster number RID -> the subjects that end with it
+        self.rosters: dict[int, set[str]] = defaultdict(set)
         for subject, _ in self.parts.values():
             if match := re.fullmatch(r"\d{3}S(\d{4,5})", subject):
                 self.rosters[int(match[1])].add(subject)
@@ -69,74 +78,106 @@ class ScanKeys:
         """The subject of a scan."""
         return self.parts[scan][0]
 
-    def group(self, table: ClinicalTable, asked: str = "", names: Sequence[str] = IDS) -> dict[tuple[str, str], list[int]]:
-        """Positions of the table's rows by subject and what else their ID says; none, with a problem, if it has no column of IDs."""
+    def key(self, scan: str, groups: dict[tuple[str, str], list[int]]) -> tuple[str, str]:
+        """The key of the rows of a scan in groups: the scan's own if it has rows, else its subject's."""
+        return self.parts[scan] if self.parts[scan] in groups else (self.subject(scan), "")
+
+    def group(self, table: ClinicalTable, asked: str = "", names: Sequence[str] = IDS
+              ) -> dict[tuple[str, str], list[int]]:
+        """Positions of the table's rows by subject and what else their ID says.
+
+        asked, names: of the column of IDs, as in ClinicalTable.column. Without such a column there are no
+        groups, and the table has a problem.
+        """
         ids = table.column("id", names, asked, needed=True, ranked=True)
-        groups, without, shared = defaultdict(list), [], set()
+        groups: dict[tuple[str, str], list[int]] = defaultdict(list)
         if ids is None:
             return groups
-        rosters = table.used["id"].upper() == "RID"
+        without, shared = [], set()
+        is_roster = table.used["id"].upper() == "RID"
         for i, (row, text) in enumerate(zip(table.rows, ids, strict=True)):
             if text.upper() in MISSING:
                 without.append(row)
-            elif rosters and re.fullmatch(r"\d+(\.0)?", text):
+            elif is_roster and re.fullmatch(r"\d+(\.0)?", text):
                 subjects = self.rosters.get(int(text.split(".")[0]), {text})
-                shared |= subjects if len(subjects) > 1 else set()
+                if len(subjects) > 1:
+                    shared |= subjects
                 for subject in subjects - shared:
                     groups[subject, ""].append(i)
             else:
                 groups[parse_id(text, self.pattern)].append(i)
-        elsewhere = {subject for subject, _ in groups} - {subject for subject, _ in self.parts.values()}
-        if elsewhere:
-            table.remarks.append(f"{len(elsewhere)} of its {len({subject for subject, _ in groups})} subjects have no scan here")
+        self._remark(table, groups, without, shared)
+        return groups
+
+    def _remark(self, table: ClinicalTable, groups: dict, without: list[int], shared: set[str]) -> None:
+        """Remark on rows of no scan here. without: rows without ID. shared: subjects that share an RID."""
+        here = {subject for subject, _ in self.parts.values()}
+        subjects = {subject for subject, _ in groups}
+        if elsewhere := subjects - here:
+            table.remarks.append(f"{len(elsewhere)} of its {len(subjects)} subjects have no scan here")
         if without:
             table.remarks.append(f"{listed(without)} without {table.used['id']} passed over")
         if shared:
-            table.remarks.append(f"{listed(sorted(shared), 'subject')} share an RID, by which alone their rows cannot be told apart")
-        return groups
-
-    def key(self, scan: str, groups: dict[tuple[str, str], list[int]]) -> tuple[str, str]:
-        """Under which key rows speak of a scan: its own if there are any, else its subject's."""
-        return self.parts[scan] if self.parts[scan] in groups else (self.subject(scan), "")
+            table.remarks.append(f"{listed(sorted(shared), 'subject')} share an RID, by which alone their "
+                                 "rows cannot be told apart")
 
 
-def scan_dates(keys: ScanKeys, table: ClinicalTable | None, problems: list[str]) -> Callable[[str], date | None]:
-    """A function that gives the date of a scan, from its ID, else from the table of dates; None if neither knows.
+class ScanDates:
+    """Dates of the scans, from their IDs, else from a table of dates."""
 
-    It raises LeftOut where they contradict themselves or each other.
-    """
-    texts = {scan: dates_in(rest) for scan, (_, rest) in keys.parts.items()}
-    reader = DateReader({f"{scan}: {text}": text for scan, found in texts.items() for text in found})
-    if reader.contradiction:
-        problems.append(f"dates in the IDs of the scans: {reader.contradiction}")
-    listed_dates, groups = [], {}
-    if table is not None:
-        groups, values = keys.group(table, names=SCAN_IDS), table.column("date", DATES, needed=True)
-        listed_dates = table.dates("date", values) if values else []
-    scans_of = Counter(keys.subject(scan) for scan in keys.parts)
+    def __init__(self, keys: ScanKeys, table: ClinicalTable | None, problems: list[str]):
+        """table: of IDs and dates, if there is one. problems: the list to which problems are added."""
+        self.keys = keys
+        self.texts = {scan: dates_in(rest) for scan, (_, rest) in keys.parts.items()}
+        self.scans_of = Counter(keys.subject(scan) for scan in keys.parts)
+        self.groups: dict[tuple[str, str], list[int]] = {}
+        self.listed: list[date | None] = []
+        places = {}
+        for scan, found in self.texts.items():
+            for text in found:
+                places[f"{scan}: {text}"] = text
+        self.reader = DateReader(places)
+        if self.reader.contradiction:
+            problems.append(f"dates in the IDs of the scans: {self.reader.contradiction}")
+        if table is not None:
+            self.groups = keys.group(table, names=SCAN_IDS)
+            if values := table.column("date", DATES, needed=True):
+                self.listed = table.dates("date", values)
 
-    def when(scan: str) -> date | None:
-        """The date of a scan, None if nothing says it. Raises LeftOut if there are several, or one that cannot be read."""
+    def of(self, scan: str) -> date | None:
+        """The date of a scan, None if nothing says it.
+
+        Raises LeftOut for several dates, or one that cannot be read.
+        """
         try:
-            own = {reader.read(text) for text in texts[scan]}
+            own = {self.reader.read(text) for text in self.texts[scan]}
         except ValueError:
-            raise LeftOut("no readable date in its ID", f"{', '.join(texts[scan])} is no date, or has not been yet") from None
-        alone = scans_of[keys.subject(scan)] == 1          # otherwise a date of the subject does not say of which of its scans
-        key = keys.key(scan, groups) if alone else keys.parts[scan]
-        given = {listed_dates[i] for i in groups.get(key, [])} - {None}
+            raise LeftOut("no readable date in its ID",
+                          f"{', '.join(self.texts[scan])} is no date, or has not been yet") from None
+        # a date of the subject does not say of which of its scans, unless it has only one
+        alone = self.scans_of[self.keys.subject(scan)] == 1
+        key = self.keys.key(scan, self.groups) if alone else self.keys.parts[scan]
+        given = {self.listed[i] for i in self.groups.get(key, [])} - {None}
         if len(own | given) > 1:
-            places = [f"{day} in its ID" for day in sorted(own)] + [f"{day} in scan_dates" for day in sorted(given)]
+            places = [f"{day} in its ID" for day in sorted(own)]
+            places += [f"{day} in scan_dates" for day in sorted(given)]
             raise LeftOut("several dates", ", ".join(places))
         return next(iter(own | given), None)
-    return when
 
 
-def pick_rows(rows: list[Row], when: date | None, window_days: int, has_dates: bool, require_dates: bool, rivals: int) -> Match:
-    """The row of a scan, out of those of its subject: the nearest in time, or for a scan without date the only one that it can be.
+# ---------------------------------------------------------------- which of a subject's rows
 
-    The nearest row decides even if it gives no label: the scan then shows what failed there. Rows equally near, and all rows of a subject
-    whose scan has no date, count where they agree on the label. has_dates: the table has dates; without any, it speaks of all scans of a
-    subject. rivals: scans of the subject without a date, which cannot be more than their rows. Raises LeftOut.
+def pick_rows(rows: list[Row], when: date | None, window_days: int, has_dates: bool, require_dates: bool,
+              rivals: int) -> Match:
+    """The row of a scan among those of its subject: the nearest in time, or the only one that it can be.
+
+    The nearest row decides even if it gives no label: the scan is then left out for the reason of that row.
+    Rows that are equally near, and all rows of a subject whose scan has no date, count where they agree on
+    the label.
+
+    when: date of the scan, None if unknown. has_dates: the table has dates; one without any applies to all
+    scans of a subject. rivals: scans of the subject without a date, of which there cannot be more than rows.
+    Raises LeftOut.
     """
     if not rows:
         raise LeftOut("not in the table", "no row of its ID or subject")
@@ -149,11 +190,13 @@ def pick_rows(rows: list[Row], when: date | None, window_days: int, has_dates: b
     match = _agreeing(rows, "no date")
     if rivals > len(match.rows):
         numbers = listed([row.number for row in match.rows])
-        raise LeftOut("ambiguous", f"{rivals} scans of the subject have no date, and {numbers} cannot be all of them")
+        raise LeftOut("ambiguous",
+                      f"{rivals} scans of the subject have no date, and {numbers} cannot be all of them")
     return match
 
 
 def _nearest(rows: list[Row], when: date, window_days: int) -> Match:
+    """The usable rows nearest to a date, if they lie within the window and agree."""
     distances = [(abs((row.date - when).days), row) for row in rows if row.date]
     if not distances:
         raise LeftOut("no row near its date", f"{listed([row.number for row in rows])} without a date")
@@ -161,7 +204,8 @@ def _nearest(rows: list[Row], when: date, window_days: int) -> Match:
     near = [row for distance, row in distances if distance == days]
     numbers = listed([row.number for row in near])
     if days > window_days:
-        raise LeftOut("no row near its date", f"the nearest is {numbers}, {days} days from {when}; window_days is {window_days}")
+        raise LeftOut("no row near its date",
+                      f"the nearest is {numbers}, {days} days from {when}; window_days is {window_days}")
     usable = [row for row in near if not row.reason]
     if not usable:
         raise LeftOut(min(row.reason for row in near), f"{numbers}, {days} days from {when}")
@@ -171,12 +215,16 @@ def _nearest(rows: list[Row], when: date, window_days: int) -> Match:
 
 
 def _agreeing(rows: list[Row], why: str) -> Match:
-    """The usable rows, if they agree; one whose scan the user may have, but that gives no label, agrees with none."""
+    """The usable rows, if they agree; a row in the grey zone or of another tracer agrees with none.
+
+    why: no date decides, for the message.
+    """
     usable = [row for row in rows if not row.reason]
     if not usable:
-        raise LeftOut(min(row.reason for row in rows), f"{listed([row.number for row in rows])}")
-    open_ones = [row for row in rows if row.reason in (GREY, OTHER_TRACER)]
-    if open_ones or len({row.label for row in usable}) > 1:
-        numbers = listed([row.number for row in sorted(usable + open_ones, key=lambda row: row.number)])
-        raise LeftOut("ambiguous", f"{why}, and {numbers} differ in " + ("what they would give" if open_ones else "their labels"))
+        raise LeftOut(min(row.reason for row in rows), listed([row.number for row in rows]))
+    undecided = [row for row in rows if row.reason in (GREY, OTHER_TRACER)]
+    if undecided or len({row.label for row in usable}) > 1:
+        numbers = listed(sorted(row.number for row in usable + undecided))
+        differ = "what they would give" if undecided else "their labels"
+        raise LeftOut("ambiguous", f"{why}, and {numbers} differ in {differ}")
     return Match(usable, "only row" if len(usable) == 1 else "agreeing rows")

@@ -1,4 +1,8 @@
-"""Lists and labels of a cohort, from ADNI's tables or any CSV: which scans are there, what their labels are, who is in which list."""
+"""Lists and labels of a cohort, from ADNI's tables or any CSV: `python main.py prepare`.
+
+A scan is an ID with an MRI and a PET. Each gets its label from its row of the table (matching.py), and its
+subject a place in one of the three lists (splitting.py).
+"""
 import math
 import re
 from collections import Counter, defaultdict
@@ -10,10 +14,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from cohort.clinical import MISSING, ClinicalTable, listed
+from cohort.clinical_table import MISSING, ClinicalTable, listed
 from cohort.demographics import Demographics
-from cohort.matching import DATES, GREY, OTHER_TRACER, LeftOut, Match, Row, ScanKeys, pick_rows, scan_dates
-from cohort.splitting import split_subjects
+from cohort.matching import DATES, GREY, OTHER_TRACER, LeftOut, Match, Row, ScanDates, ScanKeys, pick_rows
+from cohort.splitting import draw_lists
 from config import Config
 from dataset import ID_PATTERN, SPLITS, find_volume
 from runtime.commandline import parse
@@ -24,295 +28,378 @@ from runtime.settings import refuse, same, setting, value_problems
 from utils import InputError
 
 FILES = ("data_info.csv", *(f"{split}.txt" for split in SPLITS), "cohort.csv", "left_out.csv")
-LABELS = ("AMYLOID_STATUS", "label", "SUMMARYSUVR_WHOLECEREBNORM_1.11CUTOFF", "SUMMARYSUVR_WHOLECEREBNORM_1.08CUTOFF")
-AGE_GROUPS = 4                                             # quartiles, of which each list gets its share
+LABELS = ("AMYLOID_STATUS", "label", "SUMMARYSUVR_WHOLECEREBNORM_1.11CUTOFF",
+          "SUMMARYSUVR_WHOLECEREBNORM_1.08CUTOFF")
 
+
+# ---------------------------------------------------------------- settings
 
 @dataclass(frozen=True)
-class Settings:
-    """The settings of `python main.py prepare`. Raises ValueError that lists all values which are out of range or do not fit together."""
+class PrepareSettings:
+    """Settings of `python main.py prepare`.
 
-    table: str = setting("", "CSV with a row a PET, or a scan: ADNI's amyloid table as downloaded, or any with a column of IDs and one of "
-                             "labels", section="files")
+    Raises ValueError that lists all values which are out of range or do not fit together.
+    """
+
+    table: str = setting("", "CSV with a row a PET or a scan: ADNI's amyloid table as downloaded, or any with "
+                             "a column of IDs and one of labels", section="files")
     data_dir: str = setting("data", "folder with whole_MRI and whole_Abeta")
-    info_dir: str = setting("data_info", "folder to which data_info.csv, train.txt, validation.txt and test.txt are written")
-    demographics: str = setting("", "CSV with age and sex, such as ADNI's PTDEMOG or ADNIMERGE; empty: those columns of the table, if any")
-    scan_dates: str = setting("", "CSV with the columns ID and date of scans whose ID carries no date")
+    info_dir: str = setting("data_info", "folder to which data_info.csv and the three lists are written")
+    demographics: str = setting("", "CSV with age and sex, such as ADNI's PTDEMOG or ADNIMERGE; empty: the "
+                                    "columns age and sex of the table, if it has them")
+    scan_dates: str = setting("", "CSV with the columns ID and date, for scans whose ID carries no date")
     overwrite: bool = setting(False, "replace lists and labels that are there already")
-    id_column: str = setting("", "column of the table with IDs of scans or subjects; empty: found by its name (PTID, RID, ID and others)",
-                             section="labels")
-    date_column: str = setting("", "column of the table with dates of the PETs; empty: found by its name (SCANDATE, EXAMDATE and others)")
-    label_column: str = setting("", "column of the table with the labels; empty: found by its name (AMYLOID_STATUS, label and others)")
-    label_from: str = setting("status", "status: labels are read from their column, where ADNI decides tracer by tracer; centiloids: label 1 "
-                                        "from centiloid_cutoff on, else 0", choices=("status", "centiloids"))
-    centiloid_cutoff: float = setting(20.0, "Centiloids from which on a PET is positive, with label_from centiloids; ADNI's florbetapir "
-                                            "threshold is 20", low=-100.0, high=300.0)
-    grey_zone: tuple[float, float] = setting((0.0, 0.0), "leave out scans with Centiloids from the first to below the second value, such as "
-                                                         "10 30 (AMYPAD); two equal values: none", low=-100.0, high=300.0)
+
+    id_column: str = setting("", "column of the table with IDs of scans or subjects; empty: found by its "
+                                 "name, such as PTID, RID, ID", section="labels")
+    date_column: str = setting("", "column of the table with dates of the PETs; empty: found by its "
+                                   "name, such as SCANDATE, EXAMDATE")
+    label_column: str = setting("", "column of the table with the labels; empty: found by its "
+                                    "name, such as AMYLOID_STATUS, label")
+    label_from: str = setting("status", "status: the column of labels, which ADNI decides tracer by tracer; "
+                              "centiloids: 1 from centiloid_cutoff on", choices=("status", "centiloids"))
+    centiloid_cutoff: float = setting(20.0, "Centiloids from which on a PET is positive, with label_from "
+                                            "centiloids; ADNI, florbetapir: 20", low=-100.0, high=300.0)
+    grey_zone: tuple[float, float] = setting(
+        (0.0, 0.0), "leave out Centiloids from the first to below the second: 10 30", low=-100.0, high=300.0)
     qc_keep: tuple[int, ...] = setting((2,), "values of the column qc_flag that pass; ADNI: 2", low=-9)
-    tracer: str = setting("", "keep one tracer, as the table's column TRACER writes it, such as FBP; empty: all")
+    tracer: str = setting("", "keep one tracer, as the column TRACER writes it, such as FBP; empty: all")
     window_days: int = setting(180, "most days between a scan and its row; amyloid grows over years", low=0)
-    require_dates: bool = setting(False, "leave out scans without a date where the table has some, even if the rows leave no doubt")
+    require_dates: bool = setting(False, "leave out scans without a date where the table has dates, even if "
+                                         "its rows leave no doubt")
     num_classes: int = same(Config, "num_classes")
-    split_ratios: tuple[float, float, float] = setting((0.8, 0.1, 0.1), "shares of the subjects in the training, validation and test list; "
-                                                                        "paper: 408, 51 and 51", section="lists", low=1e-6)
+
+    split_ratios: tuple[float, float, float] = setting(
+        (0.8, 0.1, 0.1), "shares of subjects in training, validation, test; paper", section="lists", low=1e-6)
     split_seed: int = setting(0, "seed of the lists; same seed, same lists", low=0)
     subject_pattern: str = same(Config, "subject_pattern")
 
     def __post_init__(self):
-        refuse(value_problems(self) or list(self._misfits()))
+        wrong_values = value_problems(self)
+        missing = [] if self.table else ["prepare needs --table FILE.csv"]
+        misfits = [] if wrong_values else list(self._misfits())              # which take the values for right
+        refuse(wrong_values + missing + misfits)
 
     def _misfits(self) -> Iterator[str]:
-        if not self.table:
-            yield "prepare needs --table FILE.csv"
+        """Yield, as sentences, what does not fit together."""
         if self.label_from == "centiloids" and (self.num_classes != 2 or self.label_column):
-            yield "label_from centiloids gives the labels 0 and 1: it goes with num_classes 2 and without label_column"
-        if self.grey_zone[0] > self.grey_zone[1]:
+            yield ("label_from centiloids gives the labels 0 and 1: it goes with num_classes 2 and without "
+                   "label_column")
+        low, high = self.grey_zone
+        cutoff_inside = low <= self.centiloid_cutoff <= high
+        if low > high:
             yield f"grey_zone {self.grey_zone} must begin below its end"
-        elif self.has_grey_zone and self.label_from == "centiloids" and not self.grey_zone[0] <= self.centiloid_cutoff <= self.grey_zone[1]:
+        elif self.has_grey_zone and self.label_from == "centiloids" and not cutoff_inside:
             yield f"grey_zone {self.grey_zone} must hold the centiloid_cutoff {self.centiloid_cutoff}"
+        try:
+            if re.compile(self.subject_pattern).groups < 1:
+                yield f"subject_pattern {self.subject_pattern!r} has no group for the subject"
+        except re.error as error:
+            yield f"subject_pattern {self.subject_pattern!r} is not a regular expression: {error}"
 
     @property
     def has_grey_zone(self) -> bool:
-        """Whether scans are left out for Centiloids that are neither clearly negative nor clearly positive."""
+        """Whether scans are left out whose Centiloids are neither clearly negative nor positive."""
         return self.grey_zone[0] < self.grey_zone[1]
 
 
 def main(argv: list[str]) -> int:
     """Make lists and labels, with the settings of a command line. Returns the exit code."""
-    settings = parse(Settings, argv, "main.py prepare", "Lists and labels of a cohort, from ADNI's tables or any CSV.")
+    settings = parse(PrepareSettings, argv, "main.py prepare",
+                     "Lists and labels of a cohort, from ADNI's tables or any CSV.")
     return exit_code(lambda: prepare_cohort(settings))
 
 
-def prepare_cohort(cfg: Settings) -> None:
-    """Write data_info.csv, the lists of the three splits, a table of the cohort and what was left out, all of them or none.
+# ---------------------------------------------------------------- the whole
 
-    Raises InputError that lists every problem of settings, tables and folders; nothing is then written.
+def prepare_cohort(cfg: PrepareSettings) -> None:
+    """Write data_info.csv, the three lists, a table of the cohort and the scans left out, all or none.
+
+    Raises InputError that lists every problem of tables and folders; nothing is then written.
     """
-    problems: list[str] = []
     folder = Path(cfg.info_dir)
-    there = [name for name in FILES if (folder / name).exists()]
-    if there and not cfg.overwrite:
-        problems.append(f"{folder}: {', '.join(there)} there already; --overwrite replaces all of them, --info_dir takes another folder")
-    problems += [f"{folder / name}: is a folder; move it away" for name in there if (folder / name).is_dir()]
+    problems = _places_taken(folder, cfg.overwrite)
     check_place(folder)
     say("prepare", f"labels of the scans in {cfg.data_dir} from {cfg.table}; writes to {folder}/")
-    scans, left = find_scans(Path(cfg.data_dir), problems)
-    matches, remarks = label_scans(cfg, scans, left, problems)
+    scans, left_out = find_scans(Path(cfg.data_dir), problems)
+    labelled, remarks = label_scans(cfg, scans, left_out, problems)
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s):", *problems]))
-    left.sort(key=lambda one: one["ID"])
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for one in left:
-        reasons[one["reason"]].append(one["ID"])
-    counts = "".join(f"\n  {len(ids):5} {reason}: {listed(ids, '')}" for reason, ids in sorted(reasons.items()))
-    for remark in [*remarks, f"{len(matches)} scans get a label, {len(left)} are left out{counts}"]:
+    left_out.sort(key=_scan_id)
+    for remark in [*remarks, _count(labelled, left_out)]:
         say("prepare", remark)
-    if len({row["subject"] for row in matches}) < len(SPLITS):
+    if len({row["subject"] for row in labelled}) < len(SPLITS):
+        examples = [f"{row['ID']}: {row['reason']} ({row['found']})" for row in left_out[:5]]
         raise InputError(f"too few subjects for {len(SPLITS)} lists get a label; left out, for example:\n  "
-                         + "\n  ".join(f"{one['ID']}: {one['reason']} ({one['found']})" for one in left[:5]))
-    info = pd.DataFrame(matches).astype({"days": "Int64"})                                   # whole numbers, some of them empty
+                         + "\n  ".join(examples))
+    info = pd.DataFrame(labelled).astype({"days": "Int64"})                   # whole numbers, some missing
     lists = draw_lists(info, cfg.split_ratios, cfg.split_seed)
-    refuse_unusable(cfg, info, lists)
+    refuse_unusable(info, lists, cfg.num_classes)
+    write_cohort(folder, info, lists, left_out)
+
+
+def _places_taken(folder: Path, overwrite: bool) -> list[str]:
+    """Problems with files that are in the folder already."""
+    problems = []
+    there = [name for name in FILES if (folder / name).exists()]
+    if there and not overwrite:
+        problems.append(f"{folder}: {', '.join(there)} there already; --overwrite replaces all of them, "
+                        "--info_dir takes another folder")
+    for name in there:
+        if (folder / name).is_dir():
+            problems.append(f"{folder / name}: is a folder; move it away")
+    return problems
+
+
+def _scan_id(row: dict) -> str:
+    return row["ID"]
+
+
+def _count(labelled: list[dict], left_out: list[dict]) -> str:
+    """Numbers of scans that get a label, and that are left out for each reason."""
+    scans_of: dict[str, list[str]] = defaultdict(list)
+    for row in left_out:
+        scans_of[row["reason"]].append(row["ID"])
+    lines = [f"{len(labelled)} scans get a label, {len(left_out)} are left out"]
+    for reason, scans in sorted(scans_of.items()):
+        lines.append(f"  {len(scans):5} {reason}: {listed(scans, '')}")
+    return "\n".join(lines)
+
+
+def write_cohort(folder: Path, info: pd.DataFrame, lists: pd.Series, left_out: list[dict]) -> None:
+    """Write the six files together. info: data_info.csv. lists: split of each of its rows."""
     cohort = cohort_table(info, lists)
+    texts = {}
+    for split in SPLITS:
+        texts[f"{split}.txt"] = "".join(f"{scan}\n" for scan in info.loc[lists == split, "ID"])
+    tables = {"data_info.csv": info, "cohort.csv": cohort,
+              "left_out.csv": pd.DataFrame(left_out, columns=["ID", "reason", "found"])}
+    for name, table in tables.items():
+        texts[name] = table.to_csv(index=False, lineterminator="\n")
     remove_leftovers(folder)
-    texts = {f"{split}.txt": "".join(f"{scan}\n" for scan in info.loc[lists == split, "ID"]) for split in SPLITS}
-    tables = {"data_info.csv": info, "cohort.csv": cohort, "left_out.csv": pd.DataFrame(left, columns=["ID", "reason", "found"])}
-    write_together(folder, texts | {name: table.to_csv(index=False, lineterminator="\n") for name, table in tables.items()})
-    say("prepare", f"wrote {', '.join([*texts, *tables])} to {folder}/; next: python main.py --stages check\n"
+    write_together(folder, texts)
+    say("prepare", f"wrote {', '.join(texts)} to {folder}/; next: python main.py --stages check\n"
                    + cohort.to_string(index=False, na_rep="", float_format="{:.1f}".format))
 
 
 # ---------------------------------------------------------------- the scans that are there
 
 def find_scans(data_dir: Path, problems: list[str]) -> tuple[list[str], list[dict]]:
-    """IDs that have both an MRI and a PET, sorted, and a record (ID, reason, found) of each file that has no part in a scan."""
+    """IDs that have both an MRI and a PET, sorted, and a row of left_out.csv for every other ID."""
     names: dict[str, set[str]] = {}
     for folder in ("whole_MRI", "whole_Abeta"):
         home = data_dir / folder
         if not home.is_dir():
             problems.append(f"{home}: not there; expected the volumes <ID>.nii or <ID>.nii.gz in it")
             return [], []
-        names[folder] = {re.sub(r"\.nii(\.gz)?$", "", path.name) for path in home.iterdir()
-                         if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith(".")}
-    mri, pet = names.values()
-    scans, left = [], []
+        names[folder] = _volume_names(home)
+    mri, pet = names["whole_MRI"], names["whole_Abeta"]
+    scans, left_out = [], []
     for scan in sorted(mri | pet):
-        if not ID_PATTERN.fullmatch(scan):
-            left.append(record(scan, LeftOut("file name is no ID", "expected letters, digits, '.', '_' and '-', at most 200")))
-        elif scan not in mri or scan not in pet:
-            left.append(record(scan, LeftOut("no PET" if scan in mri else "no MRI", "one of the two files only")))
-        else:
-            try:
-                for folder in names:
-                    find_volume(data_dir, folder, scan)
-                scans.append(scan)
-            except InputError as error:
-                left.append(record(scan, LeftOut("file cannot be used", str(error))))
+        with collect_left_out(scan, left_out):
+            _refuse_scan(data_dir, scan, scan in mri, scan in pet)
+            scans.append(scan)
     if not scans:
         example = f", but there are {min(mri)} and {min(pet)}" if mri and pet else ""
-        problems.append(f"{data_dir}: no ID has both an MRI ({len(mri)} files in whole_MRI) and a PET ({len(pet)} in whole_Abeta); the two "
-                        f"files of a scan have the same name{example}")
-    return scans, left
+        problems.append(f"{data_dir}: no ID has both an MRI ({len(mri)} files in whole_MRI) and a PET "
+                        f"({len(pet)} in whole_Abeta); the two files of a scan have the same name{example}")
+    return scans, left_out
 
 
-def record(scan: str, cause: LeftOut) -> dict:
-    """A scan that is left out, as left_out.csv lists it."""
-    return {"ID": scan, "reason": cause.reason, "found": cause.found}
+def _volume_names(folder: Path) -> set[str]:
+    """Names of the NIfTI files in a folder, without .nii and .nii.gz; hidden files do not count."""
+    names = set()
+    for path in folder.iterdir():
+        if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith("."):
+            names.add(re.sub(r"\.nii(\.gz)?$", "", path.name))
+    return names
+
+
+def _refuse_scan(data_dir: Path, scan: str, has_mri: bool, has_pet: bool) -> None:
+    """Raise LeftOut if the files of an ID are not those of a scan."""
+    if not ID_PATTERN.fullmatch(scan):
+        raise LeftOut("file name is no ID", "expected letters, digits, '.', '_' and '-', at most 200")
+    if not (has_mri and has_pet):
+        raise LeftOut("no PET" if has_mri else "no MRI", "one of the two files only")
+    try:
+        for folder in ("whole_MRI", "whole_Abeta"):
+            find_volume(data_dir, folder, scan)
+    except InputError as error:
+        raise LeftOut("file cannot be used", str(error)) from error
+
+
+@contextmanager
+def collect_left_out(scan: str, left_out: list[dict]) -> Iterator[None]:
+    """A block that may raise LeftOut for a scan, which then becomes a row of left_out.csv."""
+    try:
+        yield
+    except LeftOut as cause:
+        left_out.append({"ID": scan, "reason": cause.reason, "found": cause.found})
 
 
 # ---------------------------------------------------------------- their labels
 
-def label_scans(cfg: Settings, scans: list[str], left: list[dict], problems: list[str]) -> tuple[list[dict], list[str]]:
-    """A row of data_info.csv for each scan that gets a label, and remarks on how the tables were read. The other scans join `left`."""
+def label_scans(cfg: PrepareSettings, scans: list[str], left_out: list[dict], problems: list[str]
+                ) -> tuple[list[dict], list[str]]:
+    """A row of data_info.csv for each scan that gets a label, and remarks on how the tables were read.
+
+    The other scans join left_out. With problems, which join the list, there are no rows.
+    """
     keys = ScanKeys(scans, cfg.subject_pattern)
-    tables = [table] = [ClinicalTable(Path(cfg.table), "table", problems)]
+    table = ClinicalTable(Path(cfg.table), "table", problems)
     groups, rows = keys.group(table, cfg.id_column), read_rows(cfg, table)
-    people_table, people_groups, dates_table = table, groups, None
+    tables, dates_table = [table], None
+    people_table, people_groups = table, groups
     if cfg.demographics:
-        tables.append(people_table := ClinicalTable(Path(cfg.demographics), "demographics", problems))
+        people_table = ClinicalTable(Path(cfg.demographics), "demographics", problems)
         people_groups = keys.group(people_table)
+        tables.append(people_table)
     if cfg.scan_dates:
-        tables.append(dates_table := ClinicalTable(Path(cfg.scan_dates), "scan_dates", problems))
+        dates_table = ClinicalTable(Path(cfg.scan_dates), "scan_dates", problems)
+        tables.append(dates_table)
     people = Demographics(people_table, keys, people_groups, needed=bool(cfg.demographics))
-    when = scan_dates(keys, dates_table, problems)
+    scan_dates = ScanDates(keys, dates_table, problems)
     if problems:
         return [], []
 
     dates: dict[str, date | None] = {}
     for scan in scans:
-        with noting(scan, left):
-            dates[scan] = when(scan)
+        with collect_left_out(scan, left_out):
+            dates[scan] = scan_dates.of(scan)
     has_dates = any(row.date for row in rows)
     rivals = Counter(keys.key(scan, groups) for scan, day in dates.items() if day is None)
-    matches = []
+    labelled = []
     for scan, day in dates.items():
-        with noting(scan, left):
+        with collect_left_out(scan, left_out):
             key = keys.key(scan, groups)
-            found = [rows[i] for i in groups.get(key, [])]
-            match = pick_rows(found, day, cfg.window_days, has_dates, cfg.require_dates, rivals[key])
-            matches.append(info_row(scan, keys.subject(scan), match, day, people))
-    return matches, [remark for one in tables for remark in one.describe()] + remarks_on(matches, people)
+            own_rows = [rows[i] for i in groups.get(key, [])]
+            match = pick_rows(own_rows, day, cfg.window_days, has_dates, cfg.require_dates, rivals[key])
+            labelled.append(info_row(scan, keys.subject(scan), match, day, people))
+    remarks = [sentence for one in tables for sentence in one.describe()]
+    return labelled, remarks + remarks_on(labelled, people)
 
 
-@contextmanager
-def noting(scan: str, left: list[dict]) -> Iterator[None]:
-    """A block that may find that a scan is left out, which is then noted."""
-    try:
-        yield
-    except LeftOut as cause:
-        left.append(record(scan, cause))
-
-
-def read_rows(cfg: Settings, table: ClinicalTable) -> list[Row]:
+def read_rows(cfg: PrepareSettings, table: ClinicalTable) -> list[Row]:
     """The rows of the table, each with its label, or with the reason why it gives none."""
+    columns = _read_columns(cfg, table)
+    if table.frame is None:
+        return []
+    rows = []
+    for i, number in enumerate(table.rows):
+        values = {name: column[i] for name, column in columns.items()}
+        label, reason = label_of(cfg, values)
+        metadata = {name: values.get(name) for name in ("tracer", "site", "centiloids")}
+        rows.append(Row(number, values.get("date"), label, reason, metadata))
+    return rows
+
+
+def _read_columns(cfg: PrepareSettings, table: ClinicalTable) -> dict[str, list]:
+    """The columns that decide on labels, or are taken over, as far as the table has them: role -> values."""
     by_centiloids = cfg.label_from == "centiloids"
-    centiloids = table.column("Centiloids", ("CENTILOIDS", "CENTILOID", "CL"), needed=by_centiloids or cfg.has_grey_zone)
+    centiloids = table.column("Centiloids", ("CENTILOIDS", "CENTILOID", "CL"),
+                              needed=by_centiloids or cfg.has_grey_zone)
     labels = None if by_centiloids else table.column("label", LABELS, cfg.label_column, needed=True)
     dates = table.column("date", DATES, cfg.date_column)
     tracers = table.column("tracer", ("TRACER",), needed=bool(cfg.tracer))
     quality = table.column("quality control", ("qc_flag",))
     sites = table.column("site", ("SITE", "CENTER", "CENTRE"))
-    if table.frame is None:
-        return []
-    valid = {text: k for k in range(cfg.num_classes) for text in (str(k), f"{k}.0")}
-    columns = {
-        "date": dates and table.dates("date", dates),
-        "label": labels and table.parsed("label", labels, lambda text: valid[text], f"a label in 0 .. {cfg.num_classes - 1}"
-                                         "; a SUVR is none, because its threshold depends on the tracer"),
-        "centiloids": centiloids and table.parsed("Centiloids", centiloids, finite, "a number", MISSING),
-        "quality": quality and table.parsed("quality control", quality, finite, "a number", MISSING),
-        "tracer": tracers and table.parsed("tracer", tracers, str.upper, "a name"),
-        "site": sites and table.parsed("site", sites, str, "a name")}
-    if tracers and cfg.tracer and cfg.tracer.upper() not in columns["tracer"]:
-        table.problem(f"column {table.used['tracer']}: no row has the tracer {cfg.tracer}; there are "
-                      + brief(", ".join(sorted(set(tracers)))))
-    rows = []
-    for i, number in enumerate(table.rows):
-        said = {name: column[i] for name, column in columns.items() if column}
-        label, reason = judge(cfg, said)
-        rows.append(Row(number, said.get("date"), label, reason, {name: said.get(name) for name in ("tracer", "site", "centiloids")}))
-    return rows
+    columns = {}
+    if dates:
+        columns["date"] = table.dates("date", dates)
+    if labels:
+        label_numbers = {text: k for k in range(cfg.num_classes) for text in (str(k), f"{k}.0")}
+        expected = (f"a label in 0 .. {cfg.num_classes - 1}; a SUVR is none, because its threshold depends on "
+                    "the tracer")
+        columns["label"] = table.parsed("label", labels, label_numbers.__getitem__, expected)
+    if centiloids:
+        columns["centiloids"] = table.parsed("Centiloids", centiloids, finite, "a number", MISSING)
+    if quality:
+        columns["quality"] = table.parsed("quality control", quality, finite, "a number", MISSING)
+    if tracers:
+        columns["tracer"] = table.parsed("tracer", tracers, str.upper, "a name")
+        if cfg.tracer and cfg.tracer.upper() not in columns["tracer"]:
+            there = brief(", ".join(sorted(set(tracers))))
+            column = table.used["tracer"]
+            table.problem(f"column {column}: no row has the tracer {cfg.tracer}; there are {there}")
+    if sites:
+        columns["site"] = table.parsed("site", sites, str, "a name")
+    return columns
 
 
 def finite(text: str) -> float:
-    """A number. Raises ValueError for anything else."""
-    if not math.isfinite(number := float(text)):
+    """A finite number. Raises ValueError for anything else."""
+    number = float(text)
+    if not math.isfinite(number):
         raise ValueError(text)
     return number
 
 
-def judge(cfg: Settings, said: dict) -> tuple[int | None, str]:
-    """The label that a row gives, or the reason why it gives none. said: its values by column."""
-    level = said.get("centiloids")
-    if cfg.tracer and said.get("tracer") != cfg.tracer.upper():
+def label_of(cfg: PrepareSettings, values: dict) -> tuple[int | None, str]:
+    """The label that a row gives, or None and the reason why it gives none.
+
+    values: role of the column -> cell.
+    """
+    level = values.get("centiloids")
+    if cfg.tracer and values.get("tracer") != cfg.tracer.upper():
         return None, OTHER_TRACER
-    if "quality" in said and said["quality"] not in cfg.qc_keep:
+    if "quality" in values and values["quality"] not in cfg.qc_keep:
         return None, "failed quality control"
     if level is None and (cfg.has_grey_zone or cfg.label_from == "centiloids"):
         return None, "no Centiloids"
     if cfg.has_grey_zone and cfg.grey_zone[0] <= level < cfg.grey_zone[1]:
         return None, GREY
-    label = int(level >= cfg.centiloid_cutoff) if cfg.label_from == "centiloids" else said.get("label")
+    if cfg.label_from == "centiloids":
+        return int(level >= cfg.centiloid_cutoff), ""
+    label = values.get("label")
     return label, "" if label is not None else "no label in its row"
 
 
 def info_row(scan: str, subject: str, match: Match, day: date | None, people: Demographics) -> dict:
-    """A row of data_info.csv: the label and what was known beside it, with the rows of the table that it comes from."""
+    """A row of data_info.csv: the label, age, sex and other metadata, and the rows that they come from."""
+    row = {"ID": scan, "label": match.rows[0].label}
+    if people.knows_age:
+        row["age"] = people.age(scan, day or match.date)
+    if people.knows_sex:
+        row["sex"] = people.sex(scan)
     adni = re.fullmatch(r"(\d{3})S\d{4,5}", subject)
-    known = {"age": people.age(scan, day or match.date)} if people.knows_age else {}
-    known |= {"sex": people.sex(scan)} if people.knows_sex else {}
-    return {"ID": scan, "label": match.rows[0].label, **known, "site": adni[1] if adni else match.fact("site"),
-            "tracer": match.fact("tracer"), "centiloids": match.fact("centiloids"), "subject": subject, "scan_date": day,
-            "row_date": match.date, "days": match.days, "matched": match.how, "rows": " ".join(str(row.number) for row in match.rows)}
+    numbers = " ".join(str(one.number) for one in match.rows)
+    return row | {"site": adni[1] if adni else match.shared("site"), "tracer": match.shared("tracer"),
+                  "centiloids": match.shared("centiloids"), "subject": subject, "scan_date": day,
+                  "row_date": match.date, "days": match.days, "matched": match.how, "rows": numbers}
 
 
-def remarks_on(matches: list[dict], people: Demographics) -> list[str]:
-    """What a user must know of the labels: how rows were found, mixed tracers, unknown ages and sexes."""
-    info = pd.DataFrame(matches)
+def remarks_on(labelled: list[dict], people: Demographics) -> list[str]:
+    """Remarks on the labels: how rows were found, several tracers, unknown ages and sexes."""
+    info = pd.DataFrame(labelled)
     if info.empty:
         return []
-    remarks = ["rows found: " + ", ".join(f"{how} {count}" for how, count in info["matched"].value_counts().items())]
+    counts = ", ".join(f"{how} {count}" for how, count in info["matched"].value_counts().items())
+    remarks = [f"rows found: {counts}"]
     if info["tracer"].nunique() > 1:
         counts = ", ".join(f"{name} {count}" for name, count in info["tracer"].value_counts().items())
-        remarks.append(f"several tracers ({counts}): ADNI's status is decided for each by its own threshold, and Centiloids may be "
-                       "compared; SUVRs may not. --tracer keeps one")
+        remarks.append(f"several tracers ({counts}): ADNI's status is decided for each by its own threshold, "
+                       "and Centiloids may be compared; SUVRs may not. --tracer keeps one")
     for name in ("age", "sex"):
-        if name in info and len(unknown := info.loc[info[name].isna(), "ID"]):
-            remarks.append(f"{name} unknown: {listed(list(unknown), '')}; the read-out from age and sex needs both of every scan"
-                           + "; a date of birth needs the scan's date (scan_dates)" * (name == "age"))
+        unknown = list(info.loc[info[name].isna(), "ID"]) if name in info else []
+        if unknown:
+            advice = "; a date of birth needs the scan's date (scan_dates)" if name == "age" else ""
+            remarks.append(f"{name} unknown: {listed(unknown, '')}; the status classifier of age and sex "
+                           f"needs both of every scan{advice}")
     if people.contradictory:
-        remarks.append(f"age or sex impossible, or not the same in all rows: {listed(sorted(people.contradictory), '')}")
+        scans = listed(sorted(people.contradictory), "")
+        remarks.append(f"age or sex impossible, or not the same in all rows: {scans}")
     return remarks
 
 
 # ---------------------------------------------------------------- the lists
 
-def draw_lists(info: pd.DataFrame, ratios: tuple[float, ...], seed: int) -> pd.Series:
-    """The split of each scan: subjects are shared out by their labels, then by site, tracer, sex and quartile of age (splitting.py).
-
-    A subject whose scans differ counts as a kind of its own: its labels are 0+1.
-    """
-    def joined(values: pd.Series) -> str:
-        return "+".join(sorted({str(value) for value in values}))
-
-    subjects = info.groupby("subject")                     # sorted, so that neither rows nor files have a say by their order
-    factors = subjects[["label"]].agg(joined)
-    for name in ("site", "tracer", "sex"):
-        if name in info and info[name].nunique() > 1:
-            factors[name] = subjects[name].agg(joined)
-    if "age" in info and info["age"].nunique() > 1:
-        factors["age"] = pd.qcut(subjects["age"].mean(), AGE_GROUPS, duplicates="drop")
-    lists = pd.Series([SPLITS[k] for k in split_subjects(factors, ratios, seed)], index=factors.index)
-    return info["subject"].map(lists)
-
-
-def refuse_unusable(cfg: Settings, info: pd.DataFrame, lists: pd.Series) -> None:
-    """Raise InputError if the check of a cohort would refuse these lists."""
-    labels = info.loc[lists == "train", "label"]
-    if labels.nunique() < cfg.num_classes:
-        raise InputError(f"not all of the {cfg.num_classes} labels occur in the training list, but only "
-                         f"{', '.join(map(str, sorted(labels.unique())))}; take the lists from more scans, or others by --split_seed")
+def refuse_unusable(info: pd.DataFrame, lists: pd.Series, num_classes: int) -> None:
+    """Raise InputError if the training list lacks a label: no network can be trained with it."""
+    labels = sorted(info.loc[lists == "train", "label"].unique())
+    if len(labels) < num_classes:
+        there = ", ".join(map(str, labels))
+        raise InputError(f"not all of the {num_classes} labels occur in the training list, but only {there}; "
+                         "take the lists from more scans, or others by --split_seed")
 
 
 def cohort_table(info: pd.DataFrame, lists: pd.Series) -> pd.DataFrame:
@@ -321,11 +408,14 @@ def cohort_table(info: pd.DataFrame, lists: pd.Series) -> pd.DataFrame:
     for name in (*SPLITS, "all"):
         part = info if name == "all" else info[lists == name]
         row = {"list": name, "subjects": part["subject"].nunique(), "scans": len(part)}
-        row |= {f"label {label}": int((part["label"] == label).sum()) for label in sorted(info["label"].unique())}
+        for label in sorted(info["label"].unique()):
+            row[f"label {label}"] = int((part["label"] == label).sum())
         if "age" in info:
             row |= {"age": part["age"].mean(), "SD": part["age"].std()}
         for column in ("sex", "tracer"):
-            if column in info:
-                row |= {value: int((part[column] == value).sum()) for value in sorted(info[column].dropna().unique())}
-        rows.append(row | ({"sites": part["site"].nunique()} if info["site"].notna().any() else {}))
+            for value in sorted(info[column].dropna().unique()) if column in info else []:
+                row[value] = int((part[column] == value).sum())
+        if info["site"].notna().any():
+            row["sites"] = part["site"].nunique()
+        rows.append(row)
     return pd.DataFrame(rows)

@@ -1,20 +1,26 @@
-"""The report of an experiment: print figures, and one HTML file that holds everything and asks for nothing."""
+"""The report of an experiment: figures for print, and one HTML file that holds everything and loads nothing else."""
 import base64
+import html
 import json
 import zlib
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup as Safe
-from markupsafe import escape
-from matplotlib import colormaps
 
-from dataset import Cohort, Scan
-from evaluation.figures import LABELS, plot_bland_altman, plot_calibration, plot_curves, plot_roc, plot_suvr, plot_volumes
+from dataset import SPLITS, Cohort, Scan
+from evaluation.figures import (
+    LABELS,
+    plot_bland_altman,
+    plot_calibration,
+    plot_curves,
+    plot_roc,
+    plot_suvr,
+    plot_volumes,
+)
 from evaluation.layout import Markup, display
 from evaluation.results import Run
 from evaluation.tables import Table
@@ -24,8 +30,9 @@ from runtime.files import make_folder, write_text
 from utils import InputError
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-VIEWER_VOXELS = 1_000_000                                  # of a volume in the viewer at most; larger ones are averaged over blocks
-HTML = Markup("<b>{}</b>", lambda text: str(escape(text)))
+VIEWER_VOXELS = 1_000_000                                  # of a volume in the viewer; larger ones are averaged over blocks
+COLOUR_MAPS = {"MRI": "gray", "PET": "inferno", "error": "viridis"}
+HTML = Markup("<b>{}</b>", html.escape)
 CAPTIONS = {
     "volumes": "Real PET, synthetic PET and absolute error of the first test subjects of each label; sagittal, coronal "
                "and axial slice; left of the picture is the subject's left, or the back.",
@@ -36,99 +43,149 @@ CAPTIONS = {
     "curves": "Losses and validation scores of what was trained; the chosen epoch is marked."}
 
 
-def write_figures(folder: Path, run: Run, subjects: list[tuple[Scan, dict[str, np.ndarray]]]) -> dict[str, Path]:
-    """folder/figures/<name>.png and .pdf, of what the run has: name -> path of the PNG. subjects: as read_subjects gives."""
-    figures, notice = folder / "figures", run.metadata["notice"]
-    make_folder(figures)
-    names = {label: name for label, (name, *_) in LABELS.items()}
-    rows = [(f"{scan.id}\n{names.get(scan.label, f'label {scan.label}')}", volumes["real PET"], volumes["synthetic PET"])
-            for scan, volumes in subjects]
-    plot_volumes(figures / "volumes", rows, notice)
-    names = ["volumes"]
-    if run.predictions is not None and run.predictions["label"].nunique() == 2:
-        plot_roc(figures / "roc", run.predictions, notice)
-        plot_calibration(figures / "calibration", run.predictions, notice)
-        names += ["roc", "calibration"]
-    if run.uptake is not None:
-        both = run.uptake.pivot(index=["ID", "label"], columns="method", values="SUVR")[["real", "il_cldm"]].dropna().reset_index()
-        if len(both) > 1:
-            values = [both[name].to_numpy() for name in ("real", "il_cldm", "label")]
-            plot_suvr(figures / "suvr", *values, notice)
-            plot_bland_altman(figures / "bland_altman", *values, notice)
-            names += ["suvr", "bland_altman"]
-    if not run.metadata["settings"]["ldm_from"] or (folder / "loss_curve.csv").exists():       # else nothing was trained here
-        plot_curves(folder, figures / "curves", notice)
-        names.append("curves")
-    for name in CAPTIONS:
-        if name not in names:                              # of an earlier run with more data
-            for suffix in (".png", ".pdf"):
-                (figures / f"{name}{suffix}").unlink(missing_ok=True)
-    return {name: figures / f"{name}.png" for name in CAPTIONS if name in names}
+class Subject(NamedTuple):
+    """A test subject that is shown. volumes: MRI, real PET and synthetic PET, each [D, H, W] in [0, 1]."""
+    scan: Scan
+    volumes: dict[str, np.ndarray]
 
 
-def read_subjects(scans: list[Scan], folder: Path, crop: Crop) -> list[tuple[Scan, dict[str, np.ndarray]]]:
-    """MRI, real PET and synthetic PET [D, H, W] of the scans; folder: where the synthetic ones lie. Raises InputError if one is missing."""
+def read_subjects(scans: list[Scan], folder: Path, crop: Crop) -> list[Subject]:
+    """The volumes of the scans, cut to the crop. folder: where their synthetic PETs lie.
+
+    Raises InputError if one of these is missing.
+    """
     missing = [scan.id for scan in scans if not (folder / f"{scan.id}.nii.gz").is_file()]
     if missing:
         raise InputError(f"{folder} has no synthetic PET of {', '.join(missing)}; run --stages test")
-    return [(scan, {name: read_volume(path)[0][crop.slices()]
-                    for name, path in (("MRI", scan.mri), ("real PET", scan.pet), ("synthetic PET", folder / f"{scan.id}.nii.gz"))})
-            for scan in scans]
+    subjects = []
+    for scan in scans:
+        files = {"MRI": scan.mri, "real PET": scan.pet, "synthetic PET": folder / f"{scan.id}.nii.gz"}
+        volumes = {name: read_volume(path)[0][crop.slices()] for name, path in files.items()}
+        subjects.append(Subject(scan, volumes))
+    return subjects
 
+
+# ---------------------------------------------------------------- figures
+
+def write_figures(folder: Path, run: Run, subjects: list[Subject]) -> dict[str, Path]:
+    """Write folder/figures/<name>.png and .pdf, of what the run has. Returns name -> path of the PNG."""
+    figures, notice = folder / "figures", run.metadata["notice"]
+    make_folder(figures)
+    rows = []
+    for scan, volumes in subjects:
+        label = LABELS[scan.label][0] if scan.label in LABELS else f"label {scan.label}"
+        rows.append((f"{scan.id}\n{label}", volumes["real PET"], volumes["synthetic PET"]))
+    plot_volumes(figures / "volumes", rows, notice)
+    drawn = {"volumes"}
+    if run.predictions is not None and run.predictions["label"].nunique() == 2:
+        plot_roc(figures / "roc", run.predictions, notice)
+        plot_calibration(figures / "calibration", run.predictions, notice)
+        drawn |= {"roc", "calibration"}
+    pairs = _suvr_pairs(run)
+    if len(pairs) > 1:
+        real, synthetic, label = (pairs[name].to_numpy() for name in ("real", "il_cldm", "label"))
+        plot_suvr(figures / "suvr", real, synthetic, label, notice)
+        plot_bland_altman(figures / "bland_altman", real, synthetic, label, notice)
+        drawn |= {"suvr", "bland_altman"}
+    if not run.metadata["settings"]["ldm_from"] or (folder / "loss_curve.csv").exists():     # else nothing was trained here
+        plot_curves(folder, figures / "curves", notice)
+        drawn.add("curves")
+    for name in CAPTIONS:
+        if name not in drawn:                              # an earlier run with more data may have left it
+            for suffix in (".png", ".pdf"):
+                (figures / f"{name}{suffix}").unlink(missing_ok=True)
+    return {name: figures / f"{name}.png" for name in CAPTIONS if name in drawn}
+
+
+def _suvr_pairs(run: Run) -> pd.DataFrame:
+    """A row a test subject with SUVRs: ID, label, real, il_cldm; no row if there are no regions."""
+    if run.uptake is None:
+        return pd.DataFrame()
+    suvr = run.uptake.pivot(index=["ID", "label"], columns="method", values="SUVR")
+    return suvr[["real", "il_cldm"]].dropna().reset_index()
+
+
+# ---------------------------------------------------------------- the HTML file
 
 def cohort_table(cohort: Cohort, demographics: pd.DataFrame | None) -> pd.DataFrame:
-    """A row a list: scans, scans a label, and age and sex if they are known."""
-    rows, known = [], sorted({scan.label for scan in cohort.train + cohort.validation + cohort.test})
-    for split in ("train", "validation", "test"):
-        scans = getattr(cohort, split)
-        labels = pd.Series([scan.label for scan in scans])
+    """A row a list: scans, scans a label, and age and sex if they are known.
+
+    demographics: columns ID, age and sex, or None.
+    """
+    lists = {split: getattr(cohort, split) for split in SPLITS}
+    labels = sorted({scan.label for scans in lists.values() for scan in scans})
+    rows = []
+    for split, scans in lists.items():
         row = {"list": split, "scans": len(scans)}
-        row |= {f"label {label}": int((labels == label).sum()) for label in known}
+        for label in labels:
+            row[f"label {label}"] = sum(scan.label == label for scan in scans)
         if demographics is not None:
-            people = demographics.set_index("ID").loc[[scan.id for scan in scans]]
-            row["age (years, mean ± SD)"] = f"{people['age'].mean():.1f} ± {people['age'].std():.1f}" if len(people) > 1 else \
-                f"{people['age'].iloc[0]:.1f}"
-            row["sex"] = ", ".join(f"{count} {sex}" for sex, count in people["sex"].value_counts().sort_index().items())
+            row |= _describe_people(demographics.set_index("ID").loc[[scan.id for scan in scans]])
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def _viewer_data(subjects: list[tuple[Scan, dict[str, np.ndarray]]], affine: np.ndarray) -> dict:
-    """What the viewer draws: volumes as deflated bytes in base64, one scale for all PETs, colours of 256 levels."""
-    [shape] = {volume.shape for _, volumes in subjects for volume in volumes.values()}
+def _describe_people(people: pd.DataFrame) -> dict[str, str]:
+    age = f"{people['age'].mean():.1f}"
+    if len(people) > 1:
+        age += f" ± {people['age'].std():.1f}"
+    counts = people["sex"].value_counts().sort_index()
+    sexes = ", ".join(f"{count} {sex}" for sex, count in counts.items())
+    return {"age (years, mean ± SD)": age, "sex": sexes}
+
+
+def _viewer_data(subjects: list[Subject], affine: np.ndarray) -> dict:
+    """The data that the viewer draws: volumes as bytes, one scale for all PETs, colour maps of 256 levels."""
+    from matplotlib import colormaps
+
+    shape = subjects[0].volumes["MRI"].shape
     block = int(np.ceil((np.prod(shape) / VIEWER_VOXELS) ** (1 / 3)))
-    top = {"MRI": 1.0, "PET": float(max(volumes["real PET"].max() for _, volumes in subjects))}
+    top = float(max(volumes["real PET"].max() for _, volumes in subjects))
+    shown = []
+    for scan, volumes in subjects:
+        texts = {name: _encode(volume, 1.0 if name == "MRI" else top, block) for name, volume in volumes.items()}
+        shown.append({"title": f"{scan.id}, label {scan.label}", "volumes": texts})
+    colours = {}
+    for name, colour_map in COLOUR_MAPS.items():
+        rgb = colormaps[colour_map](np.arange(256))[:, :3] * 255
+        colours[name] = rgb.round().astype(int).tolist()
+    voxel_mm = nib.affines.voxel_sizes(affine) * block
+    return {"shape": [n // block for n in shape], "voxel_mm": voxel_mm.tolist(), "top": top, "colours": colours,
+            "subjects": shown}
 
-    def encode(volume: np.ndarray, highest: float) -> str:
-        small = pool_volume(torch.from_numpy(np.ascontiguousarray(volume))[None, None], block)[0, 0].numpy()
-        levels = (small / highest * 255).round().clip(0, 255).astype(np.uint8)
-        return base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode()
 
-    def colours(name: str) -> list[list[int]]:
-        return (colormaps[name](np.arange(256))[:, :3] * 255).round().astype(int).tolist()
-
-    return {"shape": [n // block for n in shape], "voxel_mm": (nib.affines.voxel_sizes(affine) * block).tolist(), "top": top["PET"],
-            "colours": {"MRI": colours("gray"), "PET": colours("inferno"), "error": colours("viridis")},
-            "subjects": [{"title": f"{scan.id}, label {scan.label}",
-                          "volumes": {name: encode(volume, top[name[-3:]]) for name, volume in volumes.items()}}
-                         for scan, volumes in subjects]}
+def _encode(volume: np.ndarray, top: float, block: int) -> str:
+    """A volume [D, H, W], averaged over blocks, as deflated bytes in base64: 255 is the value `top`."""
+    tensor = torch.from_numpy(np.ascontiguousarray(volume))[None, None]
+    small = pool_volume(tensor, block)[0, 0].numpy()
+    levels = (small / top * 255).round().clip(0, 255).astype(np.uint8)
+    return base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode()
 
 
 def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, Path], cohort: pd.DataFrame,
-                 subjects: list[tuple[Scan, dict[str, np.ndarray]]], affine: np.ndarray) -> None:
-    """Write the self-contained report.html. affine: of the cohort's volumes."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
+                 subjects: list[Subject], affine: np.ndarray) -> None:
+    """Write the self-contained report.html. cohort: as cohort_table gives it; affine: [4, 4], of the cohort's volumes."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    def html(frame: pd.DataFrame, is_markup: bool = False) -> Safe:
-        return Safe(frame.to_html(index=False, escape=not is_markup, border=0))
-
-    sections = {table.name: {"caption": table.caption, "parts": [(about, html(frame.drop(columns="made by", errors="ignore"), True))
-                                                             for about, frame, _ in display(table, HTML)]} for table in tables}
-    settings = pd.DataFrame([(name, json.dumps(value)) for name, value in run.metadata["settings"].items()], columns=["setting", "value"])
-    versions = pd.DataFrame(run.metadata["versions"].items(), columns=["package", "version"])
+    shown = {}
+    for table in tables:
+        parts = []
+        for section in display(table, HTML):
+            frame = section.table.drop(columns="made by", errors="ignore")    # one experiment: always the same command
+            parts.append((section.description, _to_html(frame, escape=False)))
+        shown[table.name] = {"caption": table.caption, "parts": parts}
+    settings = [(name, json.dumps(value)) for name, value in run.metadata["settings"].items()]
     pictures = {name: base64.b64encode(file.read_bytes()).decode() for name, file in figures.items()}
+    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
     text = environment.get_template(TEMPLATE.name).render(
-        name=run.name, phantom=run.metadata["phantom"], note=run.metadata["note"], command=run.metadata["command"], cohort=html(cohort),
-        tables=sections, figures=pictures, captions=CAPTIONS, settings=html(settings), versions=html(versions),
+        name=run.name, phantom=run.metadata["phantom"], note=run.metadata["note"], command=run.metadata["command"],
+        cohort=_to_html(cohort), tables=shown, figures=pictures, captions=CAPTIONS,
+        settings=_to_html(pd.DataFrame(settings, columns=["setting", "value"])),
+        versions=_to_html(pd.DataFrame(run.metadata["versions"].items(), columns=["package", "version"])),
         viewer=_viewer_data(subjects, affine))
     write_text(path, text)
+
+
+def _to_html(frame: pd.DataFrame, escape: bool = True) -> str:
+    """A table in HTML, which the template must not escape again. escape: whether its texts are still to be escaped."""
+    return frame.to_html(index=False, escape=escape, border=0)

@@ -1,4 +1,8 @@
-"""The per-subject results of an experiment: some CSVs and what they were made with, written together, read back only if unchanged."""
+"""The results of an experiment on its test list: CSVs with a row a subject, and an index that says what they were made with.
+
+Test stage and tables meet in these files alone. They are written together and read back only if nobody has
+changed them.
+"""
 import dataclasses
 import hashlib
 import json
@@ -13,20 +17,22 @@ from utils import InputError
 
 FORMAT = 2                                                 # raise it when a column changes its meaning
 INDEX = "scores.json"
-FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty")                # the CSVs; the first is always there
+FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty")  # the CSVs; the first is always there
 
 
 @dataclass(frozen=True)
 class Run:
-    """One experiment's results on its test list.
+    """The results of one experiment on its test list.
 
-    facts: settings (with the epochs that were trained), versions, phantom, notice, note, and what identifies the test list (cohort), the
-    lists of training and validation (training) and the masks.
-    test: method, ID, label and image scores. uptake: method, ID, label, SUVR ... or None. predictions: as read_status gives, or None.
-    validation_list, uncertainty: as measure_uncertainty gives, or None.
+    metadata: settings (with the number of epochs that were trained), versions, command (as it was given),
+    phantom (whether the data are simulated), notice, note, and digests of the test list (cohort), of the
+    lists of training and validation (training) and of the masks. test: columns method, ID, label and the
+    image scores. uptake: method, ID, label, SUVR and further regions, or None. predictions: as read_status
+    gives them, or None. validation_list: label and scores of the validation list. uncertainty: as assess
+    gives it, or None.
     """
     name: str
-    facts: dict
+    metadata: dict
     test: pd.DataFrame
     uptake: pd.DataFrame | None
     predictions: pd.DataFrame | None
@@ -35,6 +41,7 @@ class Run:
 
     @property
     def seed(self) -> int:
+        """Seed that the networks were trained with."""
         return self.metadata["settings"]["seed"]
 
 
@@ -43,55 +50,78 @@ def _digest(content: bytes) -> str:
 
 
 def forget_run(folder: Path) -> None:
-    """What is in the folder counts no longer, because its synthetic PETs are about to change: the index goes first, then its CSVs."""
+    """Remove the results in the folder, because its networks or synthetic PETs are about to change: the index first."""
     for name in (INDEX, *(f"{frame}.csv" for frame in FRAMES)):
         (folder / name).unlink(missing_ok=True)
 
 
-def save_run(folder: Path, facts: dict, frames: dict[str, pd.DataFrame]) -> None:
+def save_run(folder: Path, metadata: dict, frames: dict[str, pd.DataFrame]) -> None:
     """Write <name>.csv of each frame, then scores.json, without which no CSV counts; CSVs of an earlier run go."""
     forget_run(folder)
+    digests = {}
     for name, frame in frames.items():
-        write_csv(folder / f"{name}.csv", frame)
-    digests = {f"{name}.csv": _digest((folder / f"{name}.csv").read_bytes()) for name in frames}
-    index = {"format": FORMAT, **facts, "files": digests}
-    write_text(folder / INDEX, json.dumps(index | {"digest": _digest(json.dumps(index).encode())}, indent=2) + "\n")
+        path = folder / f"{name}.csv"
+        write_csv(path, frame)
+        digests[path.name] = _digest(path.read_bytes())
+    index = {"format": FORMAT, **metadata, "files": digests}
+    index["digest"] = _digest(json.dumps(index).encode())
+    write_text(folder / INDEX, json.dumps(index, indent=2) + "\n")
 
 
 def load_run(folder: Path) -> Run:
-    """The results in an experiment's folder. Raises InputError if a file is missing or not as --stages test wrote it."""
-    again = f"run --stages test of experiment {folder.name} again"
-    try:
-        facts = json.loads((folder / INDEX).read_text())
-        digest, files = facts.pop("digest"), facts["files"]
-        if digest != _digest(json.dumps(facts).encode()):
-            raise ValueError("its digest is another")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{folder / INDEX}: not there, damaged or changed; {again}") from error
-    if facts["format"] != FORMAT or {f.name for f in dataclasses.fields(Config)} != facts["settings"].keys():
-        raise InputError(f"{folder / INDEX}: written by another version of this project; {again}")
+    """The results in an experiment's folder. Raises InputError if a file is missing or not as the test stage wrote it."""
+    metadata = _read_index(folder)
     problems = []
-    for name, digest in files.items():
+    for name, digest in metadata["files"].items():
         if not (folder / name).is_file():
             problems.append(f"{folder / name}: not there")
         elif _digest((folder / name).read_bytes()) != digest:
             problems.append(f"{folder / name}: not as --stages test wrote it (a row, a column or a value was changed)")
     if problems:
-        raise InputError("\n  ".join([*problems, again]))
-    def read(name: str) -> pd.DataFrame | None:            # an ID may read NA
-        return pd.read_csv(folder / name, dtype={"ID": str}, keep_default_na=False, na_values=[""]) if name in files else None
+        raise InputError("\n  ".join([*problems, _remedy(folder)]))
+    frames = {}
+    for name in FRAMES:
+        written = f"{name}.csv" in metadata["files"]
+        frames[name] = _read_csv(folder / f"{name}.csv") if written else None
+    return Run(folder.name, metadata, **frames)
 
-    return Run(folder.name, facts, *(read(f"{name}.csv") for name in FRAMES))
+
+def _read_index(folder: Path) -> dict:
+    """The content of scores.json. Raises InputError if it is damaged, changed, or of another version of this project."""
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text())
+        digest = index.pop("digest")
+        if digest != _digest(json.dumps(index).encode()):
+            raise ValueError("its digest is another")
+        found, settings = index["format"], index["settings"].keys()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not there, damaged or changed; {_remedy(folder)}") from error
+    if found != FORMAT:
+        raise InputError(f"{path}: written by another version of this project, in format {found} instead of {FORMAT}; "
+                         f"{_remedy(folder)}")
+    if settings != {field.name for field in dataclasses.fields(Config)}:
+        raise InputError(f"{path}: written by another version of this project, which has other settings; "
+                         f"{_remedy(folder)}")
+    return index
+
+
+def _remedy(folder: Path) -> str:
+    return f"run --stages test of experiment {folder.name} again"
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, dtype={"ID": str}, keep_default_na=False, na_values=[""])       # an ID may read NA
 
 
 def load_runs(root: Path, but: str = "") -> tuple[list[Run], list[str]]:
     """All experiments with results under root, by name, and the names of those without; `but` is not looked at.
 
-    Raises InputError with all problems.
+    Raises InputError with the problems of all experiments.
     """
     runs, without, problems = [], [], []
-    folders = sorted({path.parent for name in ("config.json", INDEX) for path in root.glob(f"*/{name}")})
-    for folder in folders:
+    folders = {path.parent for name in ("config.json", INDEX) for path in root.glob(f"*/{name}")}
+    for folder in sorted(folders):
         if folder.name == but:
             continue
         if not (folder / INDEX).exists():
@@ -102,6 +132,7 @@ def load_runs(root: Path, but: str = "") -> tuple[list[Run], list[str]]:
         except InputError as error:
             problems.append(str(error))
     if problems:
-        raise InputError("\n  ".join([f"the results of {len(problems)} experiment(s) cannot be used in tables:", *problems,
-                                      "or move the folder away, or leave out the stage tables"]))
+        raise InputError("\n  ".join([
+            f"the results of {len(problems)} experiment(s) cannot be used in tables:", *problems,
+            "or move the folder away, or leave out the stage tables"]))
     return runs, without

@@ -30,74 +30,86 @@ def area_under_roc(label: ndarray, score: ndarray) -> ndarray:
 def status_metrics(label: ndarray, score: ndarray, positive: ndarray, probability: bool = True) -> ndarray:
     """The STATUS_METRICS over the last axis, as scikit-learn defines them: [10, ...].
 
-    label: [..., n] of 0 and 1; score: [..., n], larger is more positive; positive: [..., n] of 0 and 1, the call at a threshold, or NaN.
-    The Brier score is NaN unless the score is a probability. MCC is 0 where all calls are equal.
+    label: [..., n] of 0 and 1. score: [..., n], larger is more positive. positive: [..., n] of 0 and 1, the
+    decision at a threshold, or NaN. The Brier score is NaN unless the score is a probability. MCC is 0 where
+    all decisions are equal.
     """
     label = label.astype(float)
     tp, fp = (label * positive).sum(-1), ((1 - label) * positive).sum(-1)
     fn, tn = (label * (1 - positive)).sum(-1), ((1 - label) * (1 - positive)).sum(-1)
     sen, spe = _ratio(tp, tp + fn), _ratio(tn, tn + fp)
     product = (tp + fp) * (tn + fn)
-    mcc = np.where(product == 0, 0 * sen * spe, _ratio(tp * tn - fp * fn, np.sqrt(product * (tp + fn) * (tn + fp))))
+    mcc = _ratio(tp * tn - fp * fn, np.sqrt(product * (tp + fn) * (tn + fp)))
+    mcc = np.where(product == 0, 0 * sen * spe, mcc)       # still NaN with one label only
     brier = ((score - label) ** 2).mean(-1) if probability else np.full(sen.shape, np.nan)
-    return np.stack([area_under_roc(label, score), (tp + tn) / label.shape[-1], (sen + spe) / 2, sen, spe, _ratio(tp, tp + fp),
-                     _ratio(tn, tn + fn), _ratio(2 * tp, 2 * tp + fp + fn), mcc, brier])
+    return np.stack([
+        area_under_roc(label, score), (tp + tn) / label.shape[-1], (sen + spe) / 2, sen, spe,
+        _ratio(tp, tp + fp), _ratio(tn, tn + fn), _ratio(2 * tp, 2 * tp + fp + fn), mcc, brier])
 
 
 def agreement(real: ndarray, synthetic: ndarray) -> dict[str, float]:
     """AGREEMENT of paired uptake values [n]; errors are synthetic - real.
 
-    CCC: concordance correlation (Lin 1989, with n in the denominators). LoA: Bland-Altman limits, bias -+ 1.96 SD. slope: of synthetic
-    on real by least squares; below 1 it compresses toward the mean, 0 shows everybody the same.
+    CCC: concordance correlation (Lin 1989, with n in the denominators). LoA: Bland-Altman limits, bias -+
+    1.96 SD. slope: of synthetic on real by least squares; below 1 it compresses toward the mean, 0 shows
+    everybody the same.
     """
-    error = synthetic - real
     if len(real) < 2:
         return dict.fromkeys(AGREEMENT, np.nan)
+    error = synthetic - real
     bias, sd = error.mean(), error.std(ddof=1)
     (var_real, cov), (_, var_synthetic) = np.cov(real, synthetic, ddof=0)
-    constant = np.ptp(synthetic) == 0                      # rounding would give a constant some correlation
-    return {"bias": bias, "MAE": np.abs(error).mean(), "RMSE": np.sqrt((error ** 2).mean()),
-            "Pearson": np.nan if constant else float(_ratio(cov, np.sqrt(var_real * var_synthetic))),
-            "CCC": 0.0 if constant else float(_ratio(2 * cov, var_real + var_synthetic + bias ** 2)),
-            "LoA_low": bias - 1.96 * sd, "LoA_high": bias + 1.96 * sd, "slope": 0.0 if constant else float(_ratio(cov, var_real))}
+    pearson = float(_ratio(cov, np.sqrt(var_real * var_synthetic)))
+    concordance = float(_ratio(2 * cov, var_real + var_synthetic + bias ** 2))
+    slope = float(_ratio(cov, var_real))
+    if np.ptp(synthetic) == 0:                             # rounding would give a constant some correlation
+        pearson, concordance, slope = np.nan, 0.0, 0.0
+    return {"bias": bias, "MAE": np.abs(error).mean(), "RMSE": np.sqrt((error ** 2).mean()), "Pearson": pearson,
+            "CCC": concordance, "LoA_low": bias - 1.96 * sd, "LoA_high": bias + 1.96 * sd, "slope": slope}
 
 
 # ---------------------------------------------------------------- bootstrap
 
 def bootstrap(statistic: Callable[[ndarray], ndarray], n: int, resamples: int, seed: int) -> ndarray:
-    """The statistic of `resamples` draws of n subjects with replacement: [..., resamples].
+    """The statistic of `resamples` lists of n subjects drawn with replacement: its replicates, [..., resamples].
 
-    statistic: indices [R, n] -> [..., R]; NaN for fewer than two subjects. The draws depend on n and seed alone, so that two
-    statistics of one list are paired.
+    statistic: indices of subjects [R, n] -> [..., R]; NaN for fewer than two subjects. The indices depend on
+    n and seed alone, so that the replicates of two statistics of one list are paired.
     """
     if n < 2:
         return np.full_like(statistic(np.zeros((resamples, n), int)), np.nan)
 
-    def of_draws(indices: ndarray, axis: int) -> ndarray:
-        return statistic(indices)
+    def statistic_over_last_axis(indices: ndarray, axis: int) -> ndarray:
+        return statistic(indices)                          # SciPy hands over the axis of the subjects, here always the last
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)                   # a constant: its interval is a point
-        return scipy.stats.bootstrap((np.arange(n),), of_draws, n_resamples=resamples, method="percentile", batch=500,
-                                     rng=np.random.default_rng(seed)).bootstrap_distribution
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)    # of a constant; its interval is a point
+        result = scipy.stats.bootstrap(
+            (np.arange(n),), statistic_over_last_axis, n_resamples=resamples, method="percentile", batch=500,
+            rng=np.random.default_rng(seed))
+    return result.bootstrap_distribution
 
 
-def interval(draws: ndarray) -> tuple[ndarray, ndarray]:
-    """95 % percentile interval over the last axis; NaN where fewer than DEFINED of the draws are."""
-    defined = np.isfinite(draws).mean(-1) >= DEFINED
+def interval(replicates: ndarray) -> tuple[ndarray, ndarray]:
+    """95 % percentile interval over the last axis; NaN where less than the share DEFINED of the replicates is defined."""
+    defined = np.isfinite(replicates).mean(-1) >= DEFINED
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)    # a metric that no draw defines
-        low, high = np.nanpercentile(draws, [2.5, 97.5], axis=-1)
+        warnings.simplefilter("ignore", RuntimeWarning)    # of a metric without any defined replicate
+        low, high = np.nanpercentile(replicates, [2.5, 97.5], axis=-1)
     return np.where(defined, low, np.nan), np.where(defined, high, np.nan)
 
 
-def bootstrap_p(draws_a: ndarray, draws_b: ndarray) -> float:
-    """Two-sided p of "no difference" from paired bootstrap draws [R]: the share of differences beyond 0, doubled; NaN if undefined."""
-    difference = (draws_a - draws_b)[np.isfinite(draws_a - draws_b)]
-    if len(difference) < DEFINED * len(draws_a):
+def bootstrap_p(replicates_a: ndarray, replicates_b: ndarray) -> float:
+    """Two-sided p of "no difference" from paired bootstrap replicates [R]: share of differences beyond 0, doubled.
+
+    NaN if less than the share DEFINED of the differences is defined.
+    """
+    difference = replicates_a - replicates_b
+    difference = difference[np.isfinite(difference)]
+    if len(difference) < DEFINED * len(replicates_a):
         return np.nan
     tail = min((difference <= 0).sum(), (difference >= 0).sum())
-    return min(1.0, 2 * (tail + 1) / (len(difference) + 1))                                  # + 1: p is never 0
+    return min(1.0, 2 * (tail + 1) / (len(difference) + 1))                   # + 1: p is never 0
 
 
 # ---------------------------------------------------------------- paired tests
@@ -109,10 +121,12 @@ def wilcoxon_p(a: ndarray, b: ndarray) -> float:
     return float(scipy.stats.wilcoxon(a, b).pvalue)
 
 
-def mcnemar_p(right_a: ndarray, right_b: ndarray) -> float:
-    """Two-sided p of the exact McNemar test, from which calls [n] bool of two methods are right."""
-    only_a, only_b = int((right_a & ~right_b).sum()), int((~right_a & right_b).sum())
-    return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+def mcnemar_p(correct_a: ndarray, correct_b: ndarray) -> float:
+    """Two-sided p of the exact McNemar test. correct_a, correct_b: [n] bool, whether two methods decide correctly."""
+    only_a, only_b = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
+    if only_a + only_b == 0:
+        return 1.0
+    return float(scipy.stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
 def holm(p: Sequence[float]) -> ndarray:

@@ -1,11 +1,13 @@
-"""Amyloid status, read from volumes: every read-out is fitted on the training list, its threshold chosen on the validation list.
+"""Amyloid status, read from volumes: status classifiers, fitted on the training list, thresholds from the validation list.
 
-A list of subjects is a table with the columns ID, label (0 or 1), mri and pet (arrays [d, h, w], pooled to about 8 mm), SUVR if there are
-regions, age and sex if data_info.csv has them. Labels are used by fit_status_classifiers alone; what is read of a test subject never depends on his.
+A list of subjects is a table with the columns ID, label (0 or 1), mri and pet (arrays [d, h, w], pooled to
+about 8 mm), SUVR if there are regions, age and sex if data_info.csv has them. Labels are used by
+fit_status_classifiers alone: the score of a test subject never depends on a label of the test list.
 """
 import zipfile
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,68 +16,51 @@ import pandas as pd
 from sklearn.compose import make_column_transformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_curve
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from labels.linear import LabelClassifier
 from runtime.files import atomic, brief, file_status
 from utils import InputError
 
-# Read-outs of volumes by a linear classifier: what each sees. PET is the real one in training, a method's own in the test.
+# Linear classifiers of volumes -> the volumes that each sees. The PET is the real one in training, a method's own in the test.
 CLASSIFIERS = {"mri": ("mri",), "mri_pet": ("mri", "pet"), "pet": ("pet",)}
 NEEDS_PET = ("mri_pet", "pet", "suvr")
-NO_METHOD = "none"                                         # the method of a read-out that sees no PET
+NO_METHOD = "none"                                         # the method of a status classifier that sees no PET
+STATE = ("coef", "intercept", "voxels", "pool")            # of a linear classifier
+
+Score = Callable[[pd.DataFrame], np.ndarray]
 
 
 class StatusClassifier(NamedTuple):
-    """A read-out: score of a list of subjects, [n] float64, larger is more positive; positive from the threshold on.
+    """Amyloid status of a list of subjects: positive where the score reaches the threshold.
 
-    classifier: what gives the score of a read-out of volumes; level: smallest and largest mean, inside the brain, of what it was fitted on.
+    score: list of subjects -> [n] float64, larger is more positive. classifier: the linear classifier behind
+    the score of volumes. level: smallest and largest mean intensity, inside the brain, of the subjects that
+    it was fitted on.
     """
-    score: Callable[[pd.DataFrame], np.ndarray]
+    score: Score
     threshold: float
     classifier: LabelClassifier | None = None
     level: tuple[float, float] = (-np.inf, np.inf)
 
 
-def choose_threshold(label: np.ndarray, score: np.ndarray, otherwise: float) -> float:
-    """The threshold with the best balanced accuracy, midway between two scores; of several equally good ones the middle one.
+# ---------------------------------------------------------------- scores
 
-    `otherwise` where there is nothing to choose from: one label only, or one score for everybody.
-    """
-    if np.ptp(label) == 0 or np.ptp(score) == 0:
-        return otherwise
-    false_alarms, hits, thresholds = roc_curve(label, score, drop_intermediate=False)        # thresholds[0] is infinite: no call
-    gain = (hits - false_alarms)[1:-1]                     # the last one calls everybody positive
-    best = np.flatnonzero(gain >= gain.max() - 1e-12)
-    chosen = best[len(best) // 2] + 1
-    return float((thresholds[chosen] + thresholds[chosen + 1]) / 2)
+def _score_by_prevalence(subjects: pd.DataFrame, prevalence: float) -> np.ndarray:
+    return np.full(len(subjects), prevalence)
 
 
-def fit_status_classifiers(train: pd.DataFrame, validation: pd.DataFrame, brain: np.ndarray, pool: int, seed: int) -> dict[str, StatusClassifier]:
-    """Name -> reader: majority, age_sex (if known), mri, mri_pet, pet, suvr (if there are regions).
+def _score_by_age_and_sex(subjects: pd.DataFrame, model: Pipeline) -> np.ndarray:
+    return model.predict_proba(subjects[["age", "sex"]])[:, 1]
 
-    Both lists hold real PETs; the training list needs both labels. brain: [D, H, W] bool; pool: voxels of a pooled one along an axis.
-    """
-    label = train["label"].to_numpy()
-    prevalence = float(label.mean())
-    readers = {"majority": StatusClassifier(lambda subjects: np.full(len(subjects), prevalence), 0.5)}
 
-    def add(name: str, score: Callable[[pd.DataFrame], np.ndarray], otherwise: float = 0.5, **classifier) -> None:
-        readers[name] = StatusClassifier(score, choose_threshold(validation["label"].to_numpy(), score(validation), otherwise), **classifier)
+def _score_by_volumes(subjects: pd.DataFrame, classifier: LabelClassifier, modalities: tuple[str, ...]) -> np.ndarray:
+    return classifier.of_pooled(_stack(subjects, modalities))[:, 1].numpy()
 
-    if {"age", "sex"} <= set(train.columns):
-        model = make_pipeline(make_column_transformer((StandardScaler(), ["age"]), (OneHotEncoder(handle_unknown="ignore"), ["sex"])),
-                              LogisticRegression()).fit(train[["age", "sex"]], label)
-        add("age_sex", lambda subjects: model.predict_proba(subjects[["age", "sex"]])[:, 1])
-    for name, modalities in CLASSIFIERS.items():
-        volumes = _stack(train, modalities)
-        classifier = LabelClassifier.fit(volumes, label, brain, pool, seed)
-        levels = [mean_level(one, classifier) for one in volumes]
-        add(name, _classify(classifier, modalities), classifier=classifier, level=(min(levels), max(levels)))
-    if "SUVR" in train.columns:
-        add("suvr", _suvr, otherwise=float("nan"))
-    return readers
+
+def _score_by_suvr(subjects: pd.DataFrame) -> np.ndarray:
+    return subjects["SUVR"].to_numpy()
 
 
 def _stack(subjects: pd.DataFrame, modalities: tuple[str, ...]) -> np.ndarray:
@@ -88,59 +73,120 @@ def mean_level(pooled: np.ndarray, classifier: LabelClassifier) -> float:
     return float(pooled[:, classifier.voxels].mean())
 
 
-def _suvr(subjects: pd.DataFrame) -> np.ndarray:
-    return subjects["SUVR"].to_numpy()
+# ---------------------------------------------------------------- fit
+
+def choose_threshold(label: np.ndarray, score: np.ndarray, otherwise: float) -> float:
+    """The threshold with the best balanced accuracy, midway between two scores; of several equally good ones the middle one.
+
+    label: [n] of 0 and 1; score: [n]. `otherwise` where there is nothing to choose from: one label only, or
+    one score for everybody.
+    """
+    if np.ptp(label) == 0 or np.ptp(score) == 0:
+        return otherwise
+    false_positives, true_positives, thresholds = roc_curve(label, score, drop_intermediate=False)
+    gain = (true_positives - false_positives)[1:-1]        # not the ends: nobody positive, everybody positive
+    best = np.flatnonzero(gain >= gain.max() - 1e-12)
+    chosen = best[len(best) // 2] + 1
+    return float((thresholds[chosen] + thresholds[chosen + 1]) / 2)
 
 
-def _classify(classifier: LabelClassifier, modalities: tuple[str, ...]) -> Callable[[pd.DataFrame], np.ndarray]:
-    return lambda subjects: classifier.of_pooled(_stack(subjects, modalities))[:, 1].numpy()
+def fit_status_classifiers(train: pd.DataFrame, validation: pd.DataFrame, brain: np.ndarray, pool: int,
+                           seed: int) -> dict[str, StatusClassifier]:
+    """Name -> status classifier: majority, age_sex (if known), mri, mri_pet, pet, suvr (if there are regions).
+
+    Both lists hold real PETs; the training list needs both labels. brain: [D, H, W] bool. pool: voxels of a
+    volume per voxel of a pooled one, along each axis.
+    """
+    label = train["label"].to_numpy()
+    majority = partial(_score_by_prevalence, prevalence=float(label.mean()))
+    classifiers = {"majority": StatusClassifier(majority, 0.5)}
+    if {"age", "sex"} <= set(train.columns):
+        score = partial(_score_by_age_and_sex, model=_fit_age_and_sex(train))
+        classifiers["age_sex"] = StatusClassifier(score, _threshold(score, validation))
+    for name, modalities in CLASSIFIERS.items():
+        volumes = _stack(train, modalities)
+        classifier = LabelClassifier.fit(volumes, label, brain, pool, seed)
+        score = partial(_score_by_volumes, classifier=classifier, modalities=modalities)
+        levels = [mean_level(volume, classifier) for volume in volumes]
+        level = (min(levels), max(levels))
+        classifiers[name] = StatusClassifier(score, _threshold(score, validation), classifier, level)
+    if "SUVR" in train.columns:
+        threshold = _threshold(_score_by_suvr, validation, otherwise=float("nan"))
+        classifiers["suvr"] = StatusClassifier(_score_by_suvr, threshold)
+    return classifiers
 
 
-def save_status_classifiers(path: Path, readers: dict[str, StatusClassifier], bound_to: dict[str, str]) -> None:
-    """Write the read-outs that bound_to names, as plain arrays: for new scans, of which nothing but volumes is known.
+def _fit_age_and_sex(train: pd.DataFrame) -> Pipeline:
+    columns = make_column_transformer((StandardScaler(), ["age"]), (OneHotEncoder(handle_unknown="ignore"), ["sex"]))
+    return make_pipeline(columns, LogisticRegression()).fit(train[["age", "sex"]], train["label"].to_numpy())
 
-    bound_to: name of a read-out -> what it is valid for.
+
+def _threshold(score: Score, validation: pd.DataFrame, otherwise: float = 0.5) -> float:
+    return choose_threshold(validation["label"].to_numpy(), score(validation), otherwise)
+
+
+# ---------------------------------------------------------------- test
+
+def read_status(classifiers: dict[str, StatusClassifier], methods: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """A row a status classifier, method and test subject.
+
+    Columns: classifier, method, ID, label, score, threshold, positive (0 or 1, or NaN). methods: method ->
+    the test list with the PETs of that method; a classifier that sees no PET is used once.
+    """
+    tables = []
+    without_pet = {NO_METHOD: next(iter(methods.values()))}
+    for name, classifier in classifiers.items():
+        for method, subjects in (methods if name in NEEDS_PET else without_pet).items():
+            score, threshold = classifier.score(subjects), classifier.threshold
+            positive = np.where(np.isfinite(score + threshold), score >= threshold, np.nan)
+            tables.append(pd.DataFrame({
+                "classifier": name, "method": method, "ID": subjects["ID"], "label": subjects["label"],
+                "score": score, "threshold": threshold, "positive": positive}))
+    return pd.concat(tables, ignore_index=True)
+
+
+# ---------------------------------------------------------------- for new scans
+
+def save_status_classifiers(path: Path, classifiers: dict[str, StatusClassifier], bound_to: dict[str, str]) -> None:
+    """Write the status classifiers that bound_to names as plain arrays: for new scans, of which only volumes are known.
+
+    bound_to: name of a status classifier -> what it is valid for.
     """
     arrays = {}
     for name, key in bound_to.items():
-        reader = readers[name]
-        classifier = vars(reader.classifier) if reader.classifier else {}
-        parts = {"bound_to": key, "threshold": reader.threshold, "level": reader.level, **classifier}
-        arrays |= {f"{name}/{part}": np.asarray(value) for part, value in parts.items()}
-    with atomic(path) as partial:
-        np.savez(partial, **arrays)
+        threshold, classifier, level = classifiers[name][1:]
+        parts = {"bound_to": key, "threshold": threshold, "level": level}
+        if classifier:
+            parts |= {part: getattr(classifier, part) for part in STATE}
+        for part, value in parts.items():
+            arrays[f"{name}/{part}"] = np.asarray(value)
+    with atomic(path) as partial_file:
+        np.savez(partial_file, **arrays)
 
 
-def load_status_classifiers_file(path: Path, bound_to: dict[str, str]) -> dict[str, StatusClassifier]:
-    """The read-outs in a file of save_status_classifiers that are valid for what bound_to says. Raises InputError if it is damaged."""
+def load_status_classifiers(path: Path, bound_to: dict[str, str]) -> dict[str, StatusClassifier]:
+    """The status classifiers in a file of save_status_classifiers that are valid for what bound_to says.
+
+    Raises InputError if the file is damaged.
+    """
     file_status(path)
     try:
         with np.load(path, allow_pickle=False) as file:    # numpy compares the archive's checksums
             arrays = {name: file[name] for name in file.files}
-        readers = {}
+        classifiers = {}
         for name, key in bound_to.items():
-            if arrays.get(f"{name}/bound_to") != key:
-                continue
-            parts = [arrays[f"{name}/{part}"] for part in ("coef", "intercept", "voxels", "pool")] if name in CLASSIFIERS else []
-            classifier = LabelClassifier(*parts[:3], int(parts[3])) if parts else None
-            score = _classify(classifier, CLASSIFIERS[name]) if classifier else _suvr
-            readers[name] = StatusClassifier(score, float(arrays[f"{name}/threshold"]), classifier, tuple(arrays[f"{name}/level"].tolist()))
-        return readers
+            if arrays.get(f"{name}/bound_to") == key:
+                classifiers[name] = _from_arrays(name, arrays)
+        return classifiers
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: damaged ({brief(error)}); --stages test writes it again") from error
 
 
-def read_status(readers: dict[str, StatusClassifier], methods: dict[str, pd.DataFrame]) -> pd.DataFrame:
-    """A row a read-out, method and test subject: classifier, method, ID, label, score, threshold, positive (0 or 1, or NaN).
-
-    methods: method -> the test list with the PETs of that method; read-outs that see no PET are read once.
-    """
-    rows = []
-    for name, reader in readers.items():
-        sources = methods if name in NEEDS_PET else {NO_METHOD: next(iter(methods.values()))}
-        for method, subjects in sources.items():
-            score = reader.score(subjects)
-            positive = np.where(np.isfinite(score + reader.threshold), score >= reader.threshold, np.nan)
-            rows.append(pd.DataFrame({"classifier": name, "method": method, "ID": subjects["ID"], "label": subjects["label"], "score": score,
-                                      "threshold": reader.threshold, "positive": positive}))
-    return pd.concat(rows, ignore_index=True)
+def _from_arrays(name: str, arrays: dict[str, np.ndarray]) -> StatusClassifier:
+    score, classifier = _score_by_suvr, None
+    if name in CLASSIFIERS:
+        coef, intercept, voxels, pool = [arrays[f"{name}/{part}"] for part in STATE]
+        classifier = LabelClassifier(coef, intercept, voxels, int(pool))
+        score = partial(_score_by_volumes, classifier=classifier, modalities=CLASSIFIERS[name])
+    level = tuple(arrays[f"{name}/level"].tolist())
+    return StatusClassifier(score, float(arrays[f"{name}/threshold"]), classifier, level)

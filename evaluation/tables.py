@@ -1,6 +1,7 @@
-"""The tables of a paper, from the per-subject CSVs of all experiments: image quality, amyloid status, quantification, comparisons.
+"""The tables of a paper from the CSVs of all experiments: image quality, amyloid status, uptake, comparisons.
 
-Experiments that differ in their seeds alone are one row. What can be compared stands in one section: same cohort, crop and masks.
+Runs that differ in their seeds alone are one row. Rows of one section can be compared: same cohort, lists,
+crop and masks. Both follow from the marks of the settings in config.py, which say what a setting affects.
 """
 import dataclasses
 import itertools
@@ -8,380 +9,450 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
 
 import numpy as np
 import pandas as pd
 
 from config import BASELINES, Config
-from evaluation.metrics import METRICS
 from evaluation.results import Run
-from evaluation.statistics import (
-    AGREEMENT,
-    STATUS_METRICS,
-    agreement,
-    bootstrap,
-    bootstrap_p,
-    holm,
-    interval,
-    mcnemar_p,
-    status_metrics,
-    wilcoxon_p,
+from evaluation.statistics import bootstrap_p, holm
+from evaluation.values import (
+    Runs,
+    Values,
+    absolute_error,
+    accuracy_p,
+    image_values,
+    status_values,
+    uptake_values,
+    value_p,
 )
-from utils import derived_seed
+from utils import METRICS
 
-UPPER_BOUNDS = ("aae", "oracle", "real")                       # see the PET or the truth: shown, but no contenders
-TRAINED = ("aae", *BASELINES)                            # controls that another seed makes another one
-REPETITION = ("seed", "phantom_seed")
-MATTERS = {f.name for f in dataclasses.fields(Config) if {*f.metadata["affects"]} - {"new_scans"}}    # to the numbers of a row
-SECTION = [f.name for f in dataclasses.fields(Config) if "comparison" in f.metadata["affects"]]
-LOWER = ("MAE", "MAE_brain", "RMSE", "Brier")
-TARGETS = {"bias": 0.0, "slope": 1.0}                      # best is nearest
-UNRATED = ("LoA_low", "LoA_high", "SEN", "SPE", "PPV", "NPV")                         # half of a pair: a trivial call wins one half
-SHARED = "all"                                             # the experiment of a control that is the same in all of them
+METHODS = ("mean_pet", *BASELINES, "il_cldm", "oracle", "aae")                # in the order of the tables
+CLASSIFIERS = ("majority", "age_sex", "mri", "pet", "suvr", "mri_pet")        # in the order of the tables
+UPPER_BOUNDS = ("aae", "oracle", "real")                   # see the PET or the truth: no contenders
+TRAINED = ("il_cldm", "aae", *BASELINES)                   # come out otherwise with another seed
+SHARED = "all"                                             # experiment of a method that is the same in all
+
+LOWER_IS_BETTER = ("MAE", "MAE_brain", "RMSE", "Brier")
+TARGETS = {"bias": 0.0, "slope": 1.0}                      # the nearest is best
+UNRATED = ("LoA_low", "LoA_high", "SEN", "SPE", "PPV", "NPV")                 # who decides always alike wins one of two
+
+
+# ---------------------------------------------------------------- settings that must be equal
+
+def settings_affecting(results: set[str]) -> list[str]:
+    """Names of the settings that are marked as affecting any of these results."""
+    return [field.name for field in dataclasses.fields(Config) if results & set(field.metadata["affects"])]
+
+
+def _row_settings() -> list[str]:
+    """Names of the settings in which all runs of a row agree: those that affect its numbers, but for the seeds.
+
+    Only settings of new scans affect no number of the test list. Precision has no mark, because a network
+    that was trained in one may be used in another; but it rounds the numbers.
+    """
+    results = {result for field in dataclasses.fields(Config) for result in field.metadata["affects"]}
+    names = [*settings_affecting(results - {"new_scans"}), "precision"]
+    return [name for name in names if name not in SEEDS]
+
+
+SEEDS = ("seed", "phantom_seed")
+ROW_SETTINGS = _row_settings()
+SECTION_SETTINGS = settings_affecting({"comparison"})      # in which all rows of a section agree
 
 
 @dataclass
 class Group:
-    """An experiment with all its seeds. section: what rows must share to be compared, as text: cohort, lists, crop and masks."""
+    """An experiment with all its seeds. section: what rows must share to be compared, as JSON."""
     name: str
     section: str
     runs: list[Run]
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
-    """What stands in one row: where it comes from, and its subjects (indexed by ID) in every run, keyed by (cohort, seed)."""
+    """One row of a table.
+
+    key: (method,), (classifier, method) or (measure, method). runs: (cohort, seed) -> the subjects of a run,
+    by ID. commands: of the runs, as they were given.
+    """
     section: str
     experiment: str
-    key: tuple[str, ...]                                   # (method,) or (classifier, method)
-    runs: dict[tuple[str, int], pd.DataFrame]
+    key: tuple[str, ...]
+    runs: Runs
     commands: list[str]
 
     @property
-    def contends(self) -> bool:
-        return self.key[-1] not in UPPER_BOUNDS
+    def method(self) -> str:
+        """Method whose PETs the row is about; none for a status classifier without PET."""
+        return self.key[-1]
+
+    @property
+    def is_contender(self) -> bool:
+        """Whether the row needs no PET of the subject, so that it may be the best."""
+        return self.method not in UPPER_BOUNDS
 
     @property
     def subjects(self) -> set[tuple[str, str]]:
         """(cohort, ID) of everyone in the row."""
-        return {(cohort, name) for (cohort, _), frame in self.runs.items() for name in frame.index}
+        return {(cohort, subject) for (cohort, _), frame in self.runs.items() for subject in frame.index}
 
-    def per_subject(self, value: Callable[[pd.DataFrame], pd.Series]) -> pd.Series:
-        """The value of every subject, averaged over the seeds: indexed by (cohort, ID)."""
-        series = [value(frame) for frame in self.runs.values()]
-        whole = pd.concat(series, keys=[cohort for cohort, _ in self.runs])
-        return whole.groupby(level=[0, 1]).mean()
+    @property
+    def label(self) -> str:
+        """Name of the row where one column holds it."""
+        return row_label(self.key, self.experiment)
 
 
-# ---------------------------------------------------------------- experiments, their seeds, and what can be compared
+def row_label(key: tuple[str, ...], experiment: str) -> str:
+    """Name of a row where one column holds it: its key, and the experiment unless it is the same in all."""
+    name = " ".join(key)
+    return name if experiment == SHARED else f"{name} ({experiment})"
+
+
+# ---------------------------------------------------------------- runs to groups
+
+def group_runs(runs: list[Run]) -> tuple[list[Group], list[str]]:
+    """The runs that differ in their seeds alone, group by group, and remarks on runs that are left out as repetitions."""
+    groups: list[list[Run]] = []
+    remarks = []
+    for run in runs:
+        group = next((group for group in groups if _belongs(run, group)), None)
+        if group is None:
+            groups.append([run])
+            continue
+        repeated = [other for other in group if (_lists(other), other.seed) == (_lists(run), run.seed)]
+        if repeated:
+            remarks.append(f"{run.name} repeats {repeated[0].name} (same settings, seed and lists) and is left out")
+        else:
+            group.append(run)
+    for group in groups:
+        group.sort(key=lambda run: (run.seed, run.name))
+    named = zip(_names(groups), groups, strict=True)
+    return [Group(name, _section(group), group) for name, group in named], remarks
+
+
+def _belongs(run: Run, group: list[Run]) -> bool:
+    """Whether the run differs from those of the group in the seeds alone.
+
+    Their lists must be the same, but those of a phantom of another seed.
+    """
+    settings = run.metadata["settings"]
+    for other in group:
+        other_settings = other.metadata["settings"]
+        if any(settings[name] != other_settings[name] for name in ROW_SETTINGS):
+            return False
+        if run.metadata["masks"] != other.metadata["masks"]:
+            return False
+        is_phantom = any(settings["phantom_subjects"])
+        is_other_phantom = is_phantom and settings["phantom_seed"] != other_settings["phantom_seed"]
+        if _lists(run) != _lists(other) and not is_other_phantom:
+            return False
+    return True
+
 
 def _lists(run: Run) -> tuple[str, str]:
+    """Digests of the test list, and of the lists of training and validation."""
     return run.metadata["cohort"], run.metadata["training"]
 
 
-def _section(runs: list[Run]) -> str:
-    first = runs[0].metadata
-    settings = {name: first["settings"][name] for name in (*SECTION, "data_dir", "info_dir")}
-    if any(settings["phantom_subjects"]):                  # another folder may hold the same simulation
-        settings |= {"data_dir": "", "info_dir": ""}
-    lists = sorted({_lists(run) for run in runs})
-    return json.dumps(settings | {"phantom": first["phantom"], "lists": lists, "masks": first["masks"]}, sort_keys=True)
+def _section(group: list[Run]) -> str:
+    """What rows must share to be compared, as JSON."""
+    metadata = group[0].metadata
+    section = {name: metadata["settings"][name] for name in (*SECTION_SETTINGS, "data_dir", "info_dir")}
+    if any(section["phantom_subjects"]):                   # another folder may hold the same simulation
+        section |= {"data_dir": "", "info_dir": ""}
+    section["phantom"], section["masks"] = metadata["phantom"], metadata["masks"]
+    section["lists"] = sorted({_lists(run) for run in group})
+    return json.dumps(section, sort_keys=True)
 
 
-def _fits(run: Run, group: list[Run]) -> bool:
-    """Whether the run has the lists of the others; simulated cohorts may differ where their phantom_seed does."""
-    def cohort_seed(one: Run) -> int | None:
-        settings = one.metadata["settings"]
-        return settings["phantom_seed"] if any(settings["phantom_subjects"]) else None
-    return all(_lists(run) == _lists(other) or cohort_seed(run) != cohort_seed(other) for other in group)
+def _names(groups: list[list[Run]]) -> list[str]:
+    """The common beginning of the names of each group's runs; where it is empty or not unique, the first of them."""
+    beginnings = [os.path.commonprefix([run.name for run in group]).rstrip("_-.") for group in groups]
+    names = []
+    for group, beginning in zip(groups, beginnings, strict=True):
+        is_name = beginning and beginnings.count(beginning) == 1
+        names.append(beginning if is_name else group[0].name)
+    return names
 
 
-def group_runs(runs: list[Run]) -> tuple[list[Group], list[str]]:
-    """The runs that differ in their seeds alone, group by group; and remarks on runs that repeat another one and are left out."""
-    candidates: dict[str, list[list[Run]]] = {}
-    remarks = []
-    for run in runs:
-        same = {name: value for name, value in run.metadata["settings"].items() if name in MATTERS and name not in REPETITION}
-        same["precision"] = run.metadata["settings"]["precision"]
-        variants = candidates.setdefault(json.dumps([same, run.metadata["masks"]], sort_keys=True), [])
-        group = next((group for group in variants if _fits(run, group)), None)
-        twin = next((other for other in group or [] if (_lists(other), other.seed) == (_lists(run), run.seed)), None)
-        if twin:
-            remarks.append(f"{run.name} repeats {twin.name} (same settings, seed and lists) and is left out")
-        elif group:
-            group.append(run)
-        else:
-            variants.append([run])
-    groups = [sorted(group, key=lambda run: (run.seed, run.name)) for variants in candidates.values() for group in variants]
-    names = [os.path.commonprefix([run.name for run in group]).rstrip("_-.") for group in groups]
-    unique = [name if name and names.count(name) == 1 else group[0].name for name, group in zip(names, groups, strict=True)]
-    return [Group(name, _section(group), group) for name, group in zip(unique, groups, strict=True)], remarks
-
+# ---------------------------------------------------------------- groups to rows
 
 def collect_rows(groups: list[Group], frame: str, keys: tuple[str, ...], order: tuple[str, ...]) -> list[Row]:
-    """A row an experiment and method of one of the CSVs; a control that several experiments share is one row.
+    """A row for each experiment and method of one of the CSVs; a method that several experiments share is one row.
 
-    keys: the columns that tell methods apart, "method" last. order: methods or read-outs as they are to stand.
+    frame: name of the CSV. keys: its columns that tell rows apart, "method" last. order: the parts of a key
+    in the order of the table.
     """
     rows: list[Row] = []
     for group in groups:
-        found: dict[tuple, Row] = {}
-        for run in group.runs:
-            table = getattr(run, frame)
-            for key, subjects in table.groupby(list(keys), sort=False) if table is not None else ():
-                row = found.setdefault(key, Row(group.section, group.name, key, {}, []))
-                row.runs[run.metadata["cohort"], run.seed] = subjects.set_index("ID").sort_index()
-                row.commands.append(run.metadata["command"])
-        for row in found.values():
-            twin = next((other for other in rows if _is_same_control(row, other)), None)
-            if twin:
-                twin.runs |= row.runs
-                twin.commands += [text for text in row.commands if text not in twin.commands]
-            else:
+        for row in _rows_of_group(group, frame, keys):
+            shared = next((other for other in rows if _is_shared(row, other)), None)
+            if shared is None:
                 rows.append(row)
+            else:
+                shared.runs |= row.runs
+                shared.commands += [command for command in row.commands if command not in shared.commands]
     for row in rows:
-        _tidy_runs(row)
+        for cohort in {cohort for cohort, _ in row.runs}:
+            _keep_common_subjects(row, cohort)
+            _keep_one_of_equal_seeds(row, cohort)
+    _name_shared(rows)
+    return sorted(rows, key=lambda row: (row.section, _position(row.key, order), row.experiment))
 
-    def rank(row: Row) -> tuple:
-        return row.section, *(order.index(part) if part in order else len(order) for part in row.key), row.experiment
-    return sorted(_name_controls(rows), key=rank)
+
+def _rows_of_group(group: Group, frame: str, keys: tuple[str, ...]) -> list[Row]:
+    rows: dict[tuple, Row] = {}
+    for run in group.runs:
+        table = getattr(run, frame)
+        if table is None:
+            continue
+        for key, subjects in table.groupby(list(keys), sort=False):
+            row = rows.setdefault(key, Row(group.section, group.name, key, {}, []))
+            row.runs[run.metadata["cohort"], run.seed] = subjects.set_index("ID").sort_index()
+            row.commands.append(run.metadata["command"])
+    return list(rows.values())
+
+
+def _is_shared(row: Row, other: Row) -> bool:
+    """Whether the rows of two experiments are one: not of il_cldm, and equal wherever they have a run in common.
+
+    Of a trained method all runs must be in common: nothing says that other seeds were trained in the same
+    way.
+    """
+    if (row.section, row.key) != (other.section, other.key) or row.method == "il_cldm":
+        return False
+    if row.method in TRAINED and row.runs.keys() != other.runs.keys():
+        return False
+    common = [name for name in row.runs if name in other.runs]
+    return all(_equal(row.runs[name], other.runs[name]) for name in common)
 
 
 def _equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether two frames say the same of the same subjects, but for rounding."""
+    """Whether two tables hold the same values of the same subjects, but for rounding."""
     if not one.index.equals(other.index):
         return False
     numbers = one.select_dtypes("number")
     return np.allclose(numbers, other[numbers.columns], rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
-def _is_same_control(row: Row, other: Row) -> bool:
-    """Whether two experiments' rows of a control are one: equal wherever they have a run in common. Of a trained one all must be."""
-    method = row.key[-1]
-    if (row.section, row.key) != (other.section, other.key) or method == "il_cldm":
-        return False
-    if method in TRAINED and row.runs.keys() != other.runs.keys():
-        return False
-    return all(_equal(frame, other.runs[name]) for name, frame in row.runs.items() if name in other.runs)
+def _keep_common_subjects(row: Row, cohort: str) -> None:
+    """Keep the subjects of the cohort that all its seeds have."""
+    runs = sorted(name for name in row.runs if name[0] == cohort)
+    common = row.runs[runs[0]].index
+    for name in runs[1:]:
+        common = common.intersection(row.runs[name].index)
+    for name in runs:
+        row.runs[name] = row.runs[name].loc[common]
 
 
-def _tidy_runs(row: Row) -> None:
-    """Keep the subjects that all seeds of a cohort have; keep one seed of a control that is the same in all of them."""
-    for cohort in {cohort for cohort, _ in row.runs}:
-        mine = sorted(name for name in row.runs if name[0] == cohort)
-        common = row.runs[mine[0]].index
-        for name in mine[1:]:
-            common = common.intersection(row.runs[name].index)
-        for name in mine:
-            row.runs[name] = row.runs[name].loc[common]
-        if row.key[-1] not in ("il_cldm", *TRAINED) and all(_equal(row.runs[mine[0]], row.runs[name]) for name in mine[1:]):
-            for name in mine[1:]:
-                del row.runs[name]
+def _keep_one_of_equal_seeds(row: Row, cohort: str) -> None:
+    """Keep the cohort's first seed of a method that is not trained, if it is the same in all of them."""
+    first, *others = sorted(name for name in row.runs if name[0] == cohort)
+    if row.method not in TRAINED and all(_equal(row.runs[first], row.runs[name]) for name in others):
+        for name in others:
+            del row.runs[name]
 
 
-def _name_controls(rows: list[Row]) -> list[Row]:
-    """The rows; a control of which there is one in its section is of all experiments."""
+def _name_shared(rows: list[Row]) -> None:
+    """Call the experiment of a method SHARED if it has one row in its section; of a baseline, if all experiments have it."""
     for row in rows:
-        alike = [other for other in rows if (other.section, other.key) == (row.section, row.key)]
-        everyones = {text for other in rows if other.section == row.section for text in other.commands} == set(row.commands)
-        if len(alike) == 1 and row.key[-1] != "il_cldm" and (everyones or row.key[-1] not in BASELINES):
+        section = [other for other in rows if other.section == row.section]
+        is_only = [other.key for other in section].count(row.key) == 1
+        of_all = {command for other in section for command in other.commands} == set(row.commands)
+        if is_only and row.method != "il_cldm" and (of_all or row.method not in BASELINES):
             row.experiment = SHARED
-    return rows
 
 
-# ---------------------------------------------------------------- the values of a row
-
-@dataclass
-class Values:
-    """One metric of one row. low, high: its 95 % interval."""
-    value: float
-    spread: float = np.nan
-    low: float = np.nan
-    high: float = np.nan
-
-
-def _over_seeds(values: list[float], spread_over_subjects: float = np.nan) -> tuple[float, float]:
-    """Mean, and SD over the seeds, or over the subjects if there is one seed."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else spread_over_subjects
-
-
-def image_values(row: Row) -> dict[str, Values]:
-    """Mean and SD of every image score."""
-    return {name: Values(*_over_seeds([frame[name].mean() for frame in row.runs.values()], next(iter(row.runs.values()))[name].std()))
-            for name in METRICS}
-
-
-def status_values(row: Row, resamples: int) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
-    """Every status metric with its interval, and its bootstrap draws, averaged over the seeds (so that those of one list stay paired)."""
-    values, draws = [], []
-    for (cohort, _), frame in row.runs.items():
-        label, score, positive = (frame[name].to_numpy(float) for name in ("label", "score", "positive"))
-
-        def metrics(index: np.ndarray, label=label, score=score, positive=positive) -> np.ndarray:
-            return status_metrics(label[index], score[index], positive[index], probability=row.key[0] != "suvr")
-        values.append(metrics(np.arange(len(frame))))
-        draws.append(bootstrap(metrics, len(frame), resamples, derived_seed("bootstrap", cohort)))
-    mean_draws = np.mean(draws, axis=0)
-    low, high = interval(mean_draws)
-    result = {name: Values(*_over_seeds([v[i] for v in values]), low[i], high[i]) for i, name in enumerate(STATUS_METRICS)}
-    return result, dict(zip(STATUS_METRICS, mean_draws, strict=True))
-
-
-def uptake_values(row: Row) -> dict[str, Values]:
-    """Agreement of a method's uptake with the real PET's; with one seed, bias and MAE have an SD over subjects."""
-    found = [agreement(frame["real"].to_numpy(), frame["value"].to_numpy()) for frame in row.runs.values()]
-    first = next(iter(row.runs.values()))
-    error = first["value"] - first["real"]
-    over_subjects = {"bias": error.std(), "MAE": error.abs().std()}
-    return {name: Values(*_over_seeds([one[name] for one in found], over_subjects.get(name, np.nan))) for name in AGREEMENT}
+def _position(key: tuple[str, ...], order: tuple[str, ...]) -> list[int]:
+    return [order.index(part) if part in order else len(order) for part in key]
 
 
 # ---------------------------------------------------------------- the tables, tidy: a record a row and metric
 
-def _records(row: Row, names: tuple[str, ...], values: dict[str, Values]) -> list[dict]:
-    return [{"section": row.section, "experiment": row.experiment, **dict(zip(names, row.key, strict=True)), "n": len(row.subjects),
-             "seeds": len(row.runs), "contends": row.contends, "metric": metric, **vars(v), "made_by": row.commands}
-            for metric, v in values.items()]
+def image_quality(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
+    """Tidy table of the image scores, and the comparisons of all contenders."""
+    rows = collect_rows(groups, "test", ("method",), METHODS)
+    tests = {name: partial(_value_p, value=itemgetter(name)) for name in METRICS}
+    pairs = itertools.combinations([row for row in rows if row.is_contender], 2)
+    tidy = _tidy(rows, ("method",), [image_values(row.runs) for row in rows])
+    return tidy, _compare("image_quality", pairs, tests)
+
+
+def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, list[dict]]:
+    """Tidy table of the status metrics, and comparisons of contenders.
+
+    Every contender is compared with the classifier of the MRI alone, and the synthetic PET with every other.
+    """
+    order = (*CLASSIFIERS, "none", *METHODS, "real")
+    rows = collect_rows(groups, "predictions", ("classifier", "method"), order)
+    values, replicates = [], {}                            # replicates: row -> metric -> [resamples]
+    for row in rows:
+        found, replicates[row] = status_values(row.runs, row.key[0] != "suvr", resamples)
+        values.append(found)
+    contenders = []
+    for row in rows:
+        if row.is_contender and row.key[0] != "majority" and row.method != "mean_pet":
+            contenders.append(row)
+    pairs = [pair for pair in itertools.combinations(contenders, 2) if _is_status_question(*pair)]
+    tests = {"AUC": partial(_auc_p, replicates=replicates), "ACC": partial(_accuracy_p, replicates=replicates)}
+    return _tidy(rows, ("classifier", "method"), values), _compare("amyloid_status", pairs, tests)
+
+
+def _is_status_question(a: Row, b: Row) -> bool:
+    """Whether one is the classifier of the MRI, or both are that of the PET and one sees the synthetic PET."""
+    classifiers = {a.key[0], b.key[0]}
+    return "mri" in classifiers or (classifiers == {"pet"} and "il_cldm" in (a.method, b.method))
+
+
+def quantification(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
+    """Tidy table of the agreement of uptake with the real PET, and comparisons of the absolute errors of the SUVR."""
+    paired = [Group(group.name, group.section, [_pair_uptake(run) for run in group.runs]) for group in groups]
+    rows = collect_rows(paired, "uptake", ("measure", "method"), ("SUVR", "CL", *METHODS))
+    contenders = [row for row in rows if row.is_contender and row.key[0] == "SUVR"]
+    tests = {"MAE": partial(_value_p, value=absolute_error)}
+    comparisons = _compare("quantification", itertools.combinations(contenders, 2), tests)
+    return _tidy(rows, ("measure", "method"), [uptake_values(row.runs) for row in rows]), comparisons
+
+
+def _pair_uptake(run: Run) -> Run:
+    """The run with its uptake as a row a measure, method and subject: value, and real, that of the real PET.
+
+    Undefined ones are left out.
+    """
+    if run.uptake is None:
+        return run
+    values = run.uptake.drop(columns="label").melt(["method", "ID"], var_name="measure").dropna()
+    is_real = values["method"] == "real"
+    real = values[is_real].rename(columns={"value": "real"}).drop(columns="method")
+    return dataclasses.replace(run, uptake=values[~is_real].merge(real, on=["measure", "ID"]))
+
+
+def _tidy(rows: list[Row], keys: tuple[str, ...], values: list[dict[str, Values]]) -> pd.DataFrame:
+    """A record a row and metric."""
+    records = []
+    for row, metrics in zip(rows, values, strict=True):
+        key = dict(zip(keys, row.key, strict=True))
+        for metric, found in metrics.items():
+            records.append({
+                "section": row.section, "experiment": row.experiment, **key, "n": len(row.subjects),
+                "seeds": len(row.runs), "is_contender": row.is_contender, "metric": metric, **vars(found),
+                "made_by": row.commands})
+    return pd.DataFrame(records)
+
+
+# ---------------------------------------------------------------- comparisons
+
+def _value_p(a: Row, b: Row, value: Callable[[pd.DataFrame], pd.Series]) -> float:
+    return value_p(a.runs, b.runs, value)
+
+
+def _auc_p(a: Row, b: Row, replicates: dict[Row, dict[str, np.ndarray]]) -> float:
+    return bootstrap_p(replicates[a]["AUC"], replicates[b]["AUC"])
+
+
+def _accuracy_p(a: Row, b: Row, replicates: dict[Row, dict[str, np.ndarray]]) -> float:
+    return accuracy_p(a.runs, b.runs, replicates[a]["ACC"], replicates[b]["ACC"])
 
 
 def _compare(table: str, pairs: Iterable[tuple[Row, Row]], tests: dict[str, Callable[[Row, Row], float]]) -> list[dict]:
-    """A record a pair and metric; a pair with other subjects is left out. Holm over the pairs of a section, metric by metric."""
+    """A record a pair and metric; pairs of other subjects are left out. Holm over the pairs of a section and metric."""
     records = []
     for a, b in pairs:
-        if a.section == b.section and a.subjects == b.subjects:
-            for metric, p in tests.items():
-                records.append({"section": a.section, "table": table, "metric": metric, "a": label_of(a.key, a.experiment),
-                                "b": label_of(b.key, b.experiment), "n": len(a.subjects), "p": p(a, b)})
+        if a.section != b.section or a.subjects != b.subjects:
+            continue
+        for metric, test in tests.items():
+            records.append({"section": a.section, "table": table, "metric": metric, "a": a.label, "b": b.label,
+                            "n": len(a.subjects), "p": test(a, b)})
     frame = pd.DataFrame(records, columns=["section", "table", "metric", "a", "b", "n", "p"])
     for _, family in frame.groupby(["section", "metric"]):
         frame.loc[family.index, "p_holm"] = holm(family["p"])
     return frame.to_dict("records")
 
 
-def label_of(key: tuple[str, ...], experiment: str) -> str:
-    """A row's name where there is one column for it."""
-    return " ".join(key if experiment == SHARED else (*key, f"({experiment})"))
-
-
-def image_quality(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
-    """Tidy table of the image scores, and the comparisons of all contenders."""
-    rows = collect_rows(groups, "test", ("method",), ("mean_pet", *BASELINES, "il_cldm", "oracle", "aae"))
-
-    def paired(metric: str) -> Callable[[Row, Row], float]:
-        return lambda a, b: wilcoxon_p(*(row.per_subject(lambda frame: frame[metric]).to_numpy() for row in (a, b)))
-    contenders = [row for row in rows if row.contends]
-    comparisons = _compare("image_quality", itertools.combinations(contenders, 2), {name: paired(name) for name in METRICS})
-    return pd.DataFrame([record for row in rows for record in _records(row, ("method",), image_values(row))]), comparisons
-
-
-def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, list[dict]]:
-    """Tidy table of the status metrics; comparisons of every contender with the MRI's own classifier, and of the PETs with each other."""
-    order = ("majority", "age_sex", "mri", "pet", "suvr", "mri_pet", "none", "mean_pet", *BASELINES, "il_cldm", "oracle", "aae",
-             "real")
-    rows = collect_rows(groups, "predictions", ("classifier", "method"), order)
-    values, draws = zip(*(status_values(row, resamples) for row in rows), strict=True) if rows else ((), ())
-    draws_of = {id(row): one for row, one in zip(rows, draws, strict=True)}
-
-    def auc(a: Row, b: Row) -> float:
-        return bootstrap_p(draws_of[id(a)]["AUC"], draws_of[id(b)]["AUC"])
-
-    def accuracy(a: Row, b: Row) -> float:
-        """p of McNemar's test, which takes one call a subject; of the bootstrap where several seeds give several."""
-        if any(len(row.runs) > len({cohort for cohort, _ in row.runs}) for row in (a, b)):
-            return bootstrap_p(draws_of[id(a)]["ACC"], draws_of[id(b)]["ACC"])
-        right = [row.per_subject(lambda frame: 1 - (frame["positive"] - frame["label"]).abs()).to_numpy() for row in (a, b)]
-        return mcnemar_p(*(calls == 1 for calls in right)) if np.isfinite(right).all() else np.nan
-
-    tested = [row for row in rows if row.contends and row.key[0] != "majority" and row.key[-1] != "mean_pet"]
-    pairs = [(a, b) for a, b in itertools.combinations(tested, 2)
-             if "mri" in (a.key[0], b.key[0]) or (a.key[0] == b.key[0] == "pet" and "il_cldm" in (a.key[-1], b.key[-1]))]
-    comparisons = _compare("amyloid_status", pairs, {"AUC": auc, "ACC": accuracy})
-    records = [record for row, v in zip(rows, values, strict=True) for record in _records(row, ("classifier", "method"), v)]
-    return pd.DataFrame(records), comparisons
-
-
-def quantification(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
-    """Tidy table of the agreement of SUVR, CL and further regions with the real PET; comparisons of the absolute errors."""
-    paired = [Group(group.name, group.section, [_pair_uptake(run) for run in group.runs]) for group in groups]
-    rows = collect_rows(paired, "uptake", ("measure", "method"), ("SUVR", "CL", "mean_pet", *BASELINES, "il_cldm", "oracle",
-                                                                          "aae"))
-
-    def error(a: Row, b: Row) -> float:
-        return wilcoxon_p(*(row.per_subject(lambda frame: (frame["value"] - frame["real"]).abs()).to_numpy() for row in (a, b)))
-    pairs = [(a, b) for a, b in itertools.combinations([row for row in rows if row.contends], 2) if a.key[0] == b.key[0] == "SUVR"]
-    comparisons = _compare("quantification", pairs, {"MAE": error})
-    return pd.DataFrame([record for row in rows for record in _records(row, ("measure", "method"), uptake_values(row))]), comparisons
-
-
-def _pair_uptake(run: Run) -> Run:
-    """The run with its uptake as a row a measure, method and subject: measure, method, ID, value and the real PET's; undefined ones go."""
-    if run.uptake is None:
-        return run
-    long = run.uptake.drop(columns="label").melt(["method", "ID"], var_name="measure").dropna()
-    real = long[long["method"] == "real"].rename(columns={"value": "real"}).drop(columns="method")
-    return Run(run.name, run.metadata, run.test, long[long["method"] != "real"].merge(real, on=["measure", "ID"]), run.predictions)
-
-
 # ---------------------------------------------------------------- all tables of some runs
 
 @dataclass(frozen=True)
 class Table:
-    """A tidy table, its key columns, what a row is compared with, and its caption."""
+    """A tidy table, the columns that tell its rows apart beside the experiment, and its caption."""
     name: str
     tidy: pd.DataFrame
     keys: tuple[str, ...]
-    reference: str
     caption: str
 
 
 CAPTIONS = {
     "image_quality":
-        "Image quality on the test list: mean ± SD over subjects, or over the seeds where there are several. MAE, PSNR (dB) and SSIM "
-        "on the box and, with _brain, inside the brain mask. Bold: best of what needs no PET. †: differs from mean_pet (paired "
-        "Wilcoxon over subjects, Holm-corrected, p < 0.05). aae and oracle see the PET or the truth: ceilings.",
+        "Image quality on the test list: mean ± SD over subjects, or over the seeds where there are several. MAE, "
+        "PSNR (dB) and SSIM on the box and, with _brain, inside the brain mask. Bold: best of what needs no PET. "
+        "†: differs from mean_pet (paired Wilcoxon over subjects, Holm-corrected, p < 0.05). aae and oracle see the "
+        "PET or the truth: upper bounds.",
     "amyloid_status":
-        "Amyloid status on the test list, with 95 % bootstrap intervals over subjects ({resamples} resamples; ± SD over seeds where "
-        "there are several). Every read-out is fitted on the training list (pet and mri_pet on real PET), its threshold chosen on the "
-        "validation list's real volumes. Bold: best of what needs no PET. †: differs from the classifier of the MRI (AUC: paired "
-        "bootstrap; ACC: exact McNemar, or the bootstrap over several seeds; Holm-corrected, p < 0.05). real, aae and oracle see the "
-        "PET or the truth: ceilings. A value of 0 or 1 has an interval of no width, because resampling cannot leave it.",
+        "Amyloid status on the test list, with 95 % bootstrap intervals over subjects ({resamples} resamples; ± SD "
+        "over seeds where there are several). Every status classifier is fitted on the training list (pet and mri_pet "
+        "on real PET), its threshold chosen on the validation list's real volumes. Bold: best of what needs no PET. "
+        "†: differs from the classifier of the MRI (AUC: paired bootstrap; ACC: exact McNemar, or the bootstrap over "
+        "several seeds; Holm-corrected, p < 0.05). real, aae and oracle see the PET or the truth: upper bounds. A "
+        "value of 0 or 1 has an interval of no width, because resampling cannot leave it.",
     "quantification":
-        "Uptake of the synthetic against the real PET on the test list. ± is the SD over subjects, or over the seeds where there are "
-        "several; bias, MAE, RMSE and the Bland-Altman limits in units of the measure; slope below 1: compressed toward the mean. "
-        "Bold: best of what needs no PET. †: absolute errors differ from those of mean_pet (paired Wilcoxon over subjects, Holm-"
-        "corrected, p < 0.05).",
+        "Uptake of the synthetic against the real PET on the test list. ± is the SD over subjects, or over the seeds "
+        "where there are several; bias, MAE, RMSE and the Bland-Altman limits in units of the measure; slope below 1: "
+        "compressed toward the mean. Bold: best of what needs no PET. †: absolute errors differ from those of "
+        "mean_pet (paired Wilcoxon over subjects, Holm-corrected, p < 0.05).",
     "comparisons":
-        "Paired comparisons on the test list: Wilcoxon signed-rank for image scores and absolute errors, paired bootstrap for AUC, "
-        "exact McNemar (over several seeds the bootstrap) for ACC; {resamples} resamples; two-sided p, and Holm-corrected within a "
-        "metric.",
+        "Paired comparisons on the test list: Wilcoxon signed-rank for image scores and absolute errors, paired "
+        "bootstrap for AUC, exact McNemar (over several seeds the bootstrap) for ACC; {resamples} resamples; "
+        "two-sided p, and Holm-corrected within a metric.",
 }
 
 
 def make_tables(groups: list[Group]) -> list[Table]:
     """The tables that the runs have data for; comparisons last, if there are any."""
     resamples = max(run.metadata["settings"]["bootstrap_resamples"] for group in groups for run in group.runs)
-    made = {"image_quality": (("method",), "mean_pet", image_quality(groups)),
-            "amyloid_status": (("classifier", "method"), "mri none", amyloid_status(groups, resamples)),
-            "quantification": (("measure", "method"), "SUVR mean_pet", quantification(groups))}
-    tables = [Table(name, _rate(tidy, keys, comparisons, reference), keys, reference, CAPTIONS[name].format(resamples=resamples))
-              for name, (keys, reference, (tidy, comparisons)) in made.items() if len(tidy)]
-    comparisons = pd.DataFrame([record for _, _, (_, records) in made.values() for record in records])
-    if len(comparisons):
-        tables.append(Table("comparisons", comparisons, ("a", "b"), "", CAPTIONS["comparisons"].format(resamples=resamples)))
+    parts = [("image_quality", ("method",), "mean_pet", image_quality(groups)),
+             ("amyloid_status", ("classifier", "method"), "mri none", amyloid_status(groups, resamples)),
+             ("quantification", ("measure", "method"), "SUVR mean_pet", quantification(groups))]
+    tables, comparisons = [], []
+    for name, keys, compared_with, (tidy, records) in parts:
+        comparisons += records
+        if len(tidy):
+            tidy = _mark_best(_add_p(tidy, keys, records, compared_with), keys)
+            tables.append(Table(name, tidy, keys, CAPTIONS[name].format(resamples=resamples)))
+    if comparisons:
+        caption = CAPTIONS["comparisons"].format(resamples=resamples)
+        tables.append(Table("comparisons", pd.DataFrame(comparisons), ("a", "b"), caption))
     return tables
 
 
-def _rate(tidy: pd.DataFrame, keys: tuple[str, ...], comparisons: list[dict], reference: str) -> pd.DataFrame:
-    """The table with `best` of each section and metric among the contenders, and p_holm of each row against the reference."""
+def _mark_best(tidy: pd.DataFrame, keys: tuple[str, ...]) -> pd.DataFrame:
+    """The table with a column best: whether no contender of the section is better in the metric."""
     tidy = tidy.assign(best=False)
-    families = ["section", "metric", *(["measure"] if "measure" in keys else [])]
-    for (_, metric, *_), family in tidy[tidy["contends"] & tidy["value"].notna()].groupby(families):
-        distance = (family["value"] - TARGETS[metric]).abs() if metric in TARGETS else \
-            family["value"] if metric in LOWER else -family["value"]
-        if metric not in UNRATED and len(family) > 1:
-            tidy.loc[family.index[np.isclose(distance, distance.min(), rtol=1e-9, atol=0)], "best"] = True
-    p = {(c["section"], c["metric"], other): c["p_holm"] for c in comparisons for one, other in ((c["a"], c["b"]), (c["b"], c["a"]))
-         if one == reference}
-    labels = [label_of(tuple(record[key] for key in keys), record["experiment"]) for record in tidy.to_dict("records")]
-    return tidy.assign(p_holm=[p.get((section, metric, label), np.nan)
-                               for section, metric, label in zip(tidy["section"], tidy["metric"], labels, strict=True)])
+    families = ["section", "metric"] + (["measure"] if "measure" in keys else [])
+    for _, family in tidy[tidy["is_contender"] & tidy["value"].notna()].groupby(families):
+        metric = family["metric"].iloc[0]
+        if metric in UNRATED or len(family) == 1:
+            continue
+        if metric in TARGETS:
+            distance = (family["value"] - TARGETS[metric]).abs()
+        else:
+            distance = family["value"] if metric in LOWER_IS_BETTER else -family["value"]
+        is_best = np.isclose(distance, distance.min(), rtol=1e-9, atol=0)
+        tidy.loc[family.index[is_best], "best"] = True
+    return tidy
+
+
+def _add_p(tidy: pd.DataFrame, keys: tuple[str, ...], comparisons: list[dict], compared_with: str) -> pd.DataFrame:
+    """The table with a column p_holm: of the comparison of each row with that of the label compared_with, or NaN."""
+    p = {}                                                 # (section, metric, label of a row) -> p
+    for record in comparisons:
+        for one, other in (("a", "b"), ("b", "a")):
+            if record[one] == compared_with:
+                p[record["section"], record["metric"], record[other]] = record["p_holm"]
+    found = []
+    for record in tidy.to_dict("records"):
+        label = row_label(tuple(record[key] for key in keys), record["experiment"])
+        found.append(p.get((record["section"], record["metric"], label), np.nan))
+    return tidy.assign(p_holm=found)

@@ -1,11 +1,12 @@
 """How far to trust the SUVR of a synthetic PET: an interval with a stated coverage, and the probability of positive amyloid status.
 
-Both are calibrated on the validation list alone. A list of subjects is a table with the columns ID, label, SUVR (of the PET that is
-written), SUVR_sd (standard deviation over its decoded draws) and SUVR_real.
+Both are calibrated on the validation list alone. A list of subjects is a table with the columns ID, label,
+SUVR (of the PET that is written), SUVR_sd (standard deviation over its decoded latent samples) and SUVR_real.
 
-The interval is split conformal prediction with normalised scores (Papadopoulos et al. 2002; Lei et al. 2018, JASA, Section 5.2): an error
-counts in units of SUVR_sd plus a floor, and the interval is as wide as COVERAGE % of the validation errors need. It is a promise on average
-over scans that are like those of the validation list, whatever the networks are worth: poor ones have wide intervals.
+The interval is split conformal prediction with normalised scores (Papadopoulos et al. 2002; Lei et al. 2018,
+JASA, Section 5.2): an error counts in units of SUVR_sd plus a floor, and the interval is as wide as COVERAGE
+% of the validation errors need. It is a promise on average over scans that are like those of the validation
+list, whatever the networks are worth: poor ones have wide intervals.
 """
 import hashlib
 import json
@@ -30,45 +31,52 @@ LEAST = -(-COVERAGE // (100 - COVERAGE))                   # validation subjects
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the validation list tells of the SUVR of synthetic PETs.
+    """Errors of the SUVR on the validation list, and how its amyloid status follows the SUVR.
 
-    error: |SUVR_real - SUVR| [n], infinite for a PET without SUVR; deviation: SUVR_sd [n].
-    slope, intercept: of the log odds of positive status in the SUVR, NaN if they are not known; prevalence: of positive status, or NaN.
+    error: |SUVR_real - SUVR| [n], infinite for a PET without SUVR. std: SUVR_sd [n]. slope, intercept: of the
+    log odds of positive status in the SUVR, NaN if they are not known. prevalence: of positive status, or
+    NaN.
     """
     error: ndarray
-    deviation: ndarray
+    std: ndarray
     slope: float = float("nan")
     intercept: float = float("nan")
     prevalence: float = float("nan")
 
     @property
     def rank(self) -> int:
-        """Which of the sorted validation scores is the quantile, counted from 1; above n it does not exist."""
+        """Position of the quantile among the sorted validation scores, counted from 1; above n it does not exist."""
         return -(-(len(self.error) + 1) * COVERAGE // 100)
 
     @property
     def why_no_interval(self) -> str:
         """Why there is no interval, or nothing."""
         usable = int(np.isfinite(self.error).sum())
-        return "" if self.rank <= usable else f"it needs {max(self.rank, LEAST)} validation subjects with an SUVR, there are {usable}"
+        if self.rank <= usable:
+            return ""
+        return f"it needs {max(self.rank, LEAST)} validation subjects with an SUVR, there are {usable}"
 
     @property
     def floor(self) -> float:
-        """What is added to SUVR_sd to get the unit of an error: the mean error. Draws that differ much less than they err say little of the
-        errors, and then all intervals are nearly as wide; with one draw they are. (The mean SUVR_sd as a floor would let them vary.)"""
+        """The mean error, added to SUVR_sd to get the unit of an error.
+
+        Latent samples that differ much less than they err say little of the errors, and then all intervals
+        are nearly as wide; with one sample they are. (The mean SUVR_sd as a floor would let them vary.)
+        """
         return float(self.error[np.isfinite(self.error)].mean()) or 1.0
 
     @property
     def key(self) -> str:
         """8 hexadecimal digits that identify its numbers."""
-        numbers = np.concatenate([self.error, self.deviation, [self.slope, self.intercept, self.prevalence]])
+        numbers = np.concatenate([self.error, self.std, [self.slope, self.intercept, self.prevalence]])
         return hashlib.blake2b(numbers.astype("<f8").tobytes(), digest_size=4).hexdigest()
 
-    def interval(self, suvr: ndarray, deviation: ndarray) -> tuple[ndarray, ndarray]:
+    def interval(self, suvr: ndarray, std: ndarray) -> tuple[ndarray, ndarray]:
         """Lower and upper end for scans with these SUVR and SUVR_sd, all [k]; NaN where there is none."""
         if self.why_no_interval:
             return np.full_like(suvr, np.nan), np.full_like(suvr, np.nan)
-        half = np.sort(self.error / (self.deviation + self.floor))[self.rank - 1] * (deviation + self.floor)
+        scores = np.sort(self.error / (self.std + self.floor))
+        half = scores[self.rank - 1] * (std + self.floor)
         return suvr - half, suvr + half
 
     def probability(self, suvr: ndarray) -> ndarray:
@@ -78,68 +86,83 @@ class Calibration:
 
 def calibrate(validation: pd.DataFrame, binary: bool) -> Calibration:
     """The calibration from the validation list. binary: whether the labels are those of amyloid status."""
-    label, suvr, deviation = (validation[name].to_numpy() for name in ("label", "SUVR", "SUVR_sd"))
+    label, suvr, std = (validation[name].to_numpy() for name in ("label", "SUVR", "SUVR_sd"))
     error = np.abs(validation["SUVR_real"].to_numpy() - suvr)
-    known = np.isfinite(error) & np.isfinite(deviation)
-    errors = {"error": np.where(known, error, np.inf), "deviation": np.where(known, deviation, 0.0)}
-    seen = np.isfinite(suvr)
-    if not binary or len(np.unique(label[seen])) < 2:
-        return Calibration(**errors)
-    return Calibration(**errors, **fit_odds(label[seen], suvr[seen]), prevalence=float(label.mean()))
+    known = np.isfinite(error) & np.isfinite(std)
+    error, std = np.where(known, error, np.inf), np.where(known, std, 0.0)
+    has_suvr = np.isfinite(suvr)
+    if not binary or len(np.unique(label[has_suvr])) < 2:
+        return Calibration(error, std)
+    slope, intercept = fit_odds(label[has_suvr], suvr[has_suvr])
+    return Calibration(error, std, slope, intercept, prevalence=float(label.mean()))
 
 
-def fit_odds(label: ndarray, suvr: ndarray) -> dict[str, float]:
-    """slope and intercept of the log odds of label 1 in the SUVR (Platt 1999), by logistic regression on the standardised SUVR, L2.
+def fit_odds(label: ndarray, suvr: ndarray) -> tuple[float, float]:
+    """Slope and intercept of the log odds of label 1 in the SUVR (Platt 1999): logistic regression, L2, standardised SUVR.
 
-    label: [n] of 0 and 1, both there. A higher SUVR never speaks against amyloid: a slope that a short list turns round becomes 0, which
-    leaves the share of label 1.
+    label: [n] of 0 and 1, both there; suvr: [n]. A higher SUVR never speaks against amyloid: a slope that a
+    short list turns round becomes 0, which leaves the share of label 1.
     """
-    flat = {"slope": 0.0, "intercept": float(logit(label.mean()))}
+    share_of_label_1 = 0.0, float(logit(label.mean()))
     if np.ptp(suvr) == 0:
-        return flat
-    mean, sd = suvr.mean(), suvr.std()
-    model = LogisticRegression().fit(((suvr - mean) / sd)[:, None], label)
-    slope = float(model.coef_[0, 0] / sd)
-    return {"slope": slope, "intercept": float(model.intercept_[0] - slope * mean)} if slope > 0 else flat
+        return share_of_label_1
+    mean, std = suvr.mean(), suvr.std()
+    model = LogisticRegression().fit(((suvr - mean) / std)[:, None], label)
+    slope = float(model.coef_[0, 0] / std)
+    if slope <= 0:
+        return share_of_label_1
+    return slope, float(model.intercept_[0] - slope * mean)
 
 
 # ---------------------------------------------------------------- how good it is, on the test list
 
 def assess(calibration: Calibration, test: pd.DataFrame) -> pd.DataFrame:
-    """A row a subject of the test list: ID, label, SUVR_real, SUVR, SUVR_sd, low, high, covered (0 or 1), probability; NaN if not known."""
-    real, suvr, deviation = (test[name].to_numpy() for name in ("SUVR_real", "SUVR", "SUVR_sd"))
-    low, high = calibration.interval(suvr, deviation)
-    covered = ((low <= real) & (real <= high)).astype(int) if not calibration.why_no_interval else np.nan
-    return test[["ID", "label", "SUVR_real", "SUVR", "SUVR_sd"]].assign(low=low, high=high, covered=covered,
-                                                                       probability=calibration.probability(suvr))
+    """A row a subject of the test list, with interval and probability; NaN where they are not known.
+
+    Columns: ID, label, SUVR_real, SUVR, SUVR_sd, low, high, covered (0 or 1: whether SUVR_real lies in the
+    interval), probability.
+    """
+    real, suvr, std = (test[name].to_numpy() for name in ("SUVR_real", "SUVR", "SUVR_sd"))
+    low, high = calibration.interval(suvr, std)
+    covered = np.nan
+    if not calibration.why_no_interval:
+        covered = ((low <= real) & (real <= high)).astype(int)
+    table = test[["ID", "label", "SUVR_real", "SUVR", "SUVR_sd"]]
+    return table.assign(low=low, high=high, covered=covered, probability=calibration.probability(suvr))
 
 
 def describe(calibration: Calibration, assessed: pd.DataFrame) -> str:
-    """The quality of intervals and probabilities in a line. assessed: as assess gives."""
-    n, drawn_from = len(assessed), f"calibrated on {len(calibration.error)} validation subjects"
+    """The quality of intervals and probabilities in a line. assessed: as assess gives it."""
+    n, calibrated_on = len(assessed), f"calibrated on {len(calibration.error)} validation subjects"
     if calibration.why_no_interval:
         interval = f"no interval of the SUVR: {calibration.why_no_interval}"
     else:
         hits, width = int(assessed["covered"].sum()), (assessed["high"] - assessed["low"]).mean()
-        sure = binomtest(hits, n).proportion_ci(method="wilson")
-        interval = (f"{COVERAGE} % interval of the SUVR, {drawn_from}: holds the real one in {hits} of {n} test subjects ({hits / n:.0%}, "
-                    f"95 % interval {sure.low:.0%} to {sure.high:.0%}), mean width {width:.3f}")
+        limits = binomtest(hits, n).proportion_ci(method="wilson")
+        interval = (f"{COVERAGE} % interval of the SUVR, {calibrated_on}: holds the real one in {hits} of {n} test "
+                    f"subjects ({hits / n:.0%}, 95 % interval {limits.low:.0%} to {limits.high:.0%}), "
+                    f"mean width {width:.3f}")
     if np.isnan(calibration.slope):
         return f"{interval}; no probability of status: it needs num_classes 2 and both labels in the validation list"
-    brier, base = (((guess - assessed["label"]) ** 2).mean() for guess in (assessed["probability"], calibration.prevalence))
-    return f"{interval}; probability of status, {drawn_from}: Brier score {brier:.3f}, that of their prevalence alone {base:.3f}"
+    brier = ((assessed["probability"] - assessed["label"]) ** 2).mean()
+    of_prevalence = ((calibration.prevalence - assessed["label"]) ** 2).mean()
+    return (f"{interval}; probability of status, {calibrated_on}: Brier score {brier:.3f}, that of their prevalence "
+            f"alone {of_prevalence:.3f}")
 
 
 # ---------------------------------------------------------------- for new scans
 
 def save_calibration(path: Path, calibration: Calibration, bound_to: dict) -> None:
-    """Write a calibration with what it is valid for, as plain arrays and a text."""
+    """Write a calibration as plain arrays, with what it is valid for as JSON."""
     with atomic(path) as partial:
         np.savez(partial, bound_to=np.asarray(json.dumps(bound_to)), **vars(calibration))
 
 
 def load_calibration(path: Path, bound_to: dict) -> tuple[Calibration | None, str]:
-    """The calibration in a file of save_calibration if it is valid for what bound_to says; if not, why. Raises InputError if damaged."""
+    """The calibration in a file of save_calibration if it is valid for what bound_to says; if not, None and why.
+
+    Raises InputError if the file is damaged.
+    """
     if not path.exists():
         return None, f"not calibrated; --stages test does it and writes {path}"
     file_status(path)
@@ -148,7 +171,12 @@ def load_calibration(path: Path, bound_to: dict) -> tuple[Calibration | None, st
             arrays = {name: file[name] for name in file.files}
         saved = json.loads(str(arrays.pop("bound_to")))
         calibration = Calibration(**{name: value if value.ndim else float(value) for name, value in arrays.items()})
-        changes = [f"{name}: {saved.get(name)} -> {value}" for name, value in bound_to.items() if saved.get(name) != value]
+        changes = []
+        for name, value in bound_to.items():
+            if saved.get(name) != value:
+                changes.append(f"{name}: {saved.get(name)} -> {value}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: damaged ({brief(error)}); --stages test writes it again") from error
-    return (None, f"calibrated for others (saved -> now): {'; '.join(changes)}") if changes else (calibration, "")
+    if changes:
+        return None, f"calibrated for others (saved -> now): {'; '.join(changes)}"
+    return calibration, ""

@@ -1,155 +1,211 @@
-"""An experiment: a checked cohort, the settings, the device, and what every stage makes of them."""
-import hashlib
+"""An experiment: settings, a checked cohort, the device, and what the stages share of them."""
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
-from nibabel.affines import voxel_sizes
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from config import BASELINES, Config
-from dataset import Cohort, Scan
-from diffusion import LatentScale
-from evaluation.metrics import score_volume
+from dataset import LATENTS, Cohort, EpochOrder, LatentCache, Scan, VolumeDataset, volume_loader
+from evaluation.measurement import MaskFiles, Measurement
 from evaluation.results import load_run
-from experiment.networks import CHECKPOINT, Networks, build_aae, build_discriminator, build_image_regression, build_unet, checkpoint_name
-from imaging.loading import LATENTS, EpochOrder, LatentCache, VolumeCache, VolumeDataset, volume_loader
-from imaging.regions import COVERED, Regions, read_labels, read_mask, share_inside
+from experiment.networks import CHECKPOINT, LatentSampler, Networks, build_aae, build_discriminator, build_image_regression, build_unet, \
+    checkpoint_name
+from experiment.survey import Survey, load_survey, make_survey, save_survey, survey_key
+from imaging.cache import VolumeCache
 from labels.linear import pool_volume, pool_width
-from model import AAE
-from runtime.checkpoints import check_settings, load_checkpoint, tensor_bytes
-from runtime.ranks import Share, ranks
+from labels.ridge import INPUT_MM, LabelPredictor
+from labels.soft_labels import label_order, one_hot, suvr_levels, suvr_soft_labels
+from model import AAE, LatentSpace, Synthesizer
+from runtime.checkpoints import StageRun, check_settings, load_checkpoint, tensor_bytes
+from runtime.files import make_folder
+from runtime.logs import say
+from runtime.ranks import DistributedBatches, from_rank_0, world_size
 from utils import InputError, weights_key
 
 PHANTOM_NOTICE = "digital phantom, not patient data"
 RESEARCH_NOTICE = "research only, not for clinical use"
 
 
-class Experiment(Networks):
-    """A checked cohort, the settings, the device and the networks: what every stage needs."""
+def mask_files(cfg: Config) -> MaskFiles:
+    """The masks that the settings name; a phantom brings its regions along."""
+    regions, truth = {}, Path(cfg.data_dir) / "truth"
+    if cfg.cortex_mask or is_phantom(cfg.data_dir):
+        regions = {"cortex_mask": Path(cfg.cortex_mask or truth / "cortex.nii.gz"),
+                   "reference_mask": Path(cfg.reference_mask or truth / "cerebellum.nii.gz")}
+    centiloid = (cfg.centiloid_slope, cfg.centiloid_intercept) if cfg.centiloid_slope else None
+    return MaskFiles(cfg.brain_mask, regions, cfg.regions_image, cfg.regions_table, centiloid)
+
+
+def is_phantom(data_dir: str) -> bool:
+    """Whether the volumes there are a digital phantom's."""
+    return (Path(data_dir) / "phantom.json").exists()
+
+
+class Experiment:
+    """Settings, a checked cohort, the networks and the measurement, with what every stage needs of them.
+
+    command: the command line of the run, as it was given.
+    """
 
     def __init__(self, cfg: Config, cohort: Cohort, device: torch.device, command: str = ""):
-        super().__init__(cfg, device)
-        self.cohort, self.trained, self.command = cohort, {}, command
-        scans = cohort.train + cohort.validation + cohort.test
-        self.cache = VolumeCache([path for scan in scans for path in (scan.mri, scan.pet)], self.crop, cfg.crop_jitter, cfg.cache,
-                                 cohort.checksums)
-        self.voxel_mm = float(np.mean(voxel_sizes(cohort.affine)))
-        self.pool = pool_width(self.voxel_mm)
-        self.is_phantom = (Path(cfg.data_dir) / "phantom.json").exists()
-        truth = Path(cfg.data_dir) / "truth"
-        self.region_masks = {"cortex_mask": Path(cfg.cortex_mask or truth / "cortex.nii.gz"),
-                             "reference_mask": Path(cfg.reference_mask or truth / "cerebellum.nii.gz")} \
-            if cfg.cortex_mask or self.is_phantom else {}
-        self.brain, self.regions = self._read_masks()
+        self.cfg, self.cohort, self.device, self.command = cfg, cohort, device, command
+        self.networks = Networks(cfg, device)
+        self.crop, self.cast = self.networks.crop, self.networks.cast
+        self.measurement = Measurement.read(mask_files(cfg), cohort.affine, self.crop)
+        volumes = []
+        for scan in cohort.train + cohort.validation + cohort.test:
+            volumes += [scan.mri, scan.pet]
+        self.cache = VolumeCache(volumes, self.crop, cfg.crop_jitter, cfg.cache, cohort.checksums)
+        self.is_phantom = is_phantom(cfg.data_dir)
         self.notice = f"{PHANTOM_NOTICE}; {RESEARCH_NOTICE}" if self.is_phantom else RESEARCH_NOTICE
+        self._survey: Survey | None = None
+        self.trained_epochs: dict[str, int] = {}           # of the checkpoints that are there, by stage
 
-    def _read_masks(self) -> tuple[np.ndarray, Regions | None]:
-        """The brain mask, and the regions of the uptake if there are any. Raises InputError with the problems of all files."""
-        cfg, grid, problems = self.cfg, (self.cohort.affine, self.crop), []
+    # ------------------------------------------------------------ volumes and latents
 
-        def attempt(read, *arguments):
-            """What read gives, or None with its problem noted."""
-            try:
-                return read(*arguments)
-            except InputError as error:
-                problems.append(str(error))
+    def batches(self, scans: list[Scan], *modalities: str, batch: int = 0, divided: bool = False) -> DataLoader:
+        """The scans in order, with their centre crop, `batch` of them at once: by default as many as in a step of stage 1.
 
-        brain = attempt(read_mask, Path(cfg.brain_mask) if cfg.brain_mask else None, *grid)
-        masks = [attempt(read_mask, path, *grid, name) for name, path in self.region_masks.items()]
-        named = attempt(read_labels, Path(cfg.regions_image), Path(cfg.regions_table), *grid) if cfg.regions_image else {}
-        if not masks and (cfg.regions_image or cfg.centiloid_slope):
-            problems.append("regions_image and centiloid_slope need the SUVR's own regions: give cortex_mask and reference_mask")
-        if masks and all(mask is not None for mask in masks) and np.array_equal(*masks):
-            problems.append("cortex_mask and reference_mask are the same region, so every SUVR would be 1")
-        if brain is not None and not (pool_volume(torch.from_numpy(brain).float()[None, None], self.pool) >= 0.5).any():
-            problems.append(f"brain_mask {cfg.brain_mask}: too small or thin, no block of {self.pool}^3 voxels lies half inside")
-        if problems:
-            raise InputError("\n".join(problems))
-        centiloid = (cfg.centiloid_slope, cfg.centiloid_intercept) if cfg.centiloid_slope else None
-        return brain, Regions(*masks, named, centiloid) if masks else None
+        divided: shared out among the ranks, batch by batch, instead of all for each.
+        """
+        share = DistributedBatches(len(scans), batch or self.cfg.aae_batch_size, divided)
+        return volume_loader(VolumeDataset(scans, self.cache, modalities), share, self.cfg.num_workers, self.device.type == "cuda")
 
-    def region_remarks(self) -> list[str]:
-        """What a reader of the SUVR must know: that there is none, or that a region reaches beyond the crop."""
-        if not self.region_masks:
-            return ["no SUVR: give --cortex_mask FILE and --reference_mask FILE, NIfTI masks on any grid of the cohort's space (README)"]
-        shares = {name: share_inside(path, self.cohort.affine, self.crop) for name, path in self.region_masks.items()}
-        return [f"{name} {self.region_masks[name]}: {1 - share:.0%} of it lies outside the crop and is left out, in real and synthetic PET"
-                for name, share in shares.items() if share < COVERED]
+    def training_batches(self, batch_size: int, *modalities: str, jitter: bool = False) -> DataLoader:
+        """The training list in the order that follows from .sampler.seed, a batch a step, the crops shifted if asked for."""
+        order = EpochOrder(len(self.cohort.train), batch_size, jitter)
+        dataset = VolumeDataset(self.cohort.train, self.cache, modalities)
+        return volume_loader(dataset, order, self.cfg.num_workers, self.device.type == "cuda")
 
-    def image_scores(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict[str, float]:
-        """A measure for evaluate: PSNR, SSIM and MAE of x_hat [D, H, W] against the PET."""
-        return score_volume(x_hat, volumes["pet"], self.brain)
+    @property
+    def latents_folder(self) -> Path:
+        """The folder of all latents of this cohort."""
+        return Path(self.cfg.data_dir) / LATENTS
 
-    def readable(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
-        """A measure for evaluate: what status and uptake are read from, the pooled MRI and PET [d, h, w], SUVR and more if known."""
-        mri, pet = (pool_volume(v[None, None], self.pool)[0, 0].numpy() for v in (volumes["mri"], x_hat))
-        return {"mri": mri, "pet": pet, **(self.regions.measure(x_hat.cpu().numpy()) if self.regions else {})}
+    def latent_cache(self, aae: AAE) -> LatentCache:
+        """Where the latents of this autoencoder, precision and crop are kept."""
+        cfg, precision = self.cfg, self.networks.precision
+        key = weights_key(aae) + ("" if precision == "fp32" else f"-{precision}")
+        return LatentCache(Path(cfg.data_dir), key, self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine,
+                           self.cohort.checksums)
 
-    def scores_note(self, n: int) -> str:
-        """What every score of this experiment has to be read with."""
-        mask = self.cfg.brain_mask or "MNI152 mask of nilearn"
-        return (f"{n} subjects ({self.notice}); box of {'x'.join(map(str, self.cfg.volume_size))} voxels, brain: {mask}; data range 1, "
-                f"SSIM window 7, seed {self.cfg.seed}")
+    def load_latents(self, aae: AAE) -> dict[str, Tensor]:
+        """ID -> E(x) [C, d, h, w] of training and validation list. Raises InputError if some are missing."""
+        cache = self.latent_cache(aae)
+        latents = {scan.id: cache.load(scan) for scan in self.cohort.train + self.cohort.validation}
+        missing = [name for name, latent in latents.items() if latent is None]
+        if missing:
+            raise InputError(f"{cache.folder} lacks the latents of {len(missing)} subjects ({', '.join(missing[:5])} ...) made from the "
+                             "present PET files; run --stages encode")
+        return latents
 
-    def identity(self) -> dict[str, str | dict]:
-        """What results must share to be compared: digests of the test list, of the lists of training, and of the masks on the crop."""
-        masks = {"brain": self.brain} | ({"cortex": self.regions.cortex, "reference": self.regions.reference} if self.regions else {})
-        return {"cohort": self.cohort.fingerprint("test"), "training": self.cohort.fingerprint("train", "validation"),
-                "masks": {name: hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=4).hexdigest() for name, mask in masks.items()}}
+    def latent_space(self, aae: AAE, latents: dict[str, Tensor]) -> LatentSpace:
+        """The latent space in which those of the training list have mean 0 and standard deviation 1, if the settings want that."""
+        if not self.cfg.latent_scaling:
+            return LatentSpace(aae)
+        values = torch.stack([latents[scan.id] for scan in self.cohort.train]).double()
+        mean = values.mean()
+        return LatentSpace(aae, mean.float().item(), (values - mean).square().mean().sqrt().item())
+
+    def latents_to_make(self, aae: AAE) -> tuple[LatentCache, list[Scan], dict[str, Scan]]:
+        """The latents of this autoencoder, the scans to encode, and those of them, by ID, that have no latent yet.
+
+        A scan is encoded in one batch with the same others as ever, so that its latent is the same to the last bit.
+        """
+        cache, scans, size = self.latent_cache(aae), self.cohort.train + self.cohort.validation, self.cfg.aae_batch_size
+        missing, needed = from_rank_0(_missing_latents, cache, scans), []
+        for first in range(0, len(scans), size):
+            group = scans[first:first + size]
+            if any(scan.id in missing for scan in group):
+                needed += group
+        return cache, needed, missing
+
+    def survey(self) -> Survey:
+        """What is known of the volumes of training and validation list; read from beside the latents, or made and written there."""
+        if self._survey is None:
+            self._survey = load_survey(from_rank_0(self._survey_file))
+        return self._survey
+
+    def _survey_file(self) -> Path:
+        """The file of the survey, which is made if it is not there."""
+        measurement, cohort = self.measurement, self.cohort
+        key = survey_key(cohort.fingerprint("train", "validation"), self.crop, self.cfg.aae_batch_size, measurement.key())
+        path = self.latents_folder / f"survey-{key}.npz"
+        if load_survey(path) is None:
+            make_folder(path.parent)
+            training, validation = (self.batches(scans, "mri", "pet") for scans in (cohort.train, cohort.validation))
+            save_survey(path, make_survey(training, validation, measurement))
+        return path
+
+    def stage_2_metadata(self, aae: AAE, latents: dict[str, Tensor], survey: Survey) -> dict:
+        """What training and sampling need of the training list: scale of its latents, soft labels, predictor of the label, grid."""
+        space = self.latent_space(aae, latents)
+        say("ldm", f"latents are shifted by {space.mean:.3f} and scaled by {space.std:.3f}")
+        soft_labels, predictor = from_rank_0(self._labels, survey)
+        return {"latent_mean": space.mean, "latent_std": space.std, "soft_labels": soft_labels, "label_predictor": predictor,
+                "affine": torch.from_numpy(self.cohort.affine), "phantom": self.is_phantom}
+
+    def _labels(self, survey: Survey) -> tuple[Tensor, dict | None]:
+        """Soft labels [n, K] of the training and then the validation list, and the state of the predictor of the label, or None."""
+        cfg, train, validation = self.cfg, self.cohort.train, self.cohort.validation
+        order = label_order(len(train), cfg.seed, cfg.shuffle_labels)
+        labels = np.array([scan.label for scan in train])
+        levels = None
+        if cfg.label_in_training == "suvr":
+            suvr = survey.of(train)["SUVR"].to_numpy(), survey.of(validation)["SUVR"].to_numpy()
+            self._refuse_without_suvr(np.concatenate(suvr))
+            levels = suvr_levels(suvr[0], labels)
+            soft_labels = suvr_soft_labels(np.concatenate([suvr[0][order], suvr[1]]), levels)
+        else:
+            soft_labels = one_hot(np.concatenate([labels[order], [scan.label for scan in validation]]), cfg.num_classes)
+        if cfg.label_in_training == "none":
+            soft_labels = torch.zeros_like(soft_labels)
+        if not cfg.predicts_label:
+            return soft_labels, None
+        pool = pool_width(self.measurement.voxel_mm, INPUT_MM)
+        brain = pool_volume(torch.from_numpy(self.measurement.brain).float()[None, None], pool)[0, 0]
+        predictor = LabelPredictor.cross_fit(survey.mri, labels[order], soft_labels[:len(train)].numpy(), brain, pool, cfg.seed, levels)
+        return soft_labels, predictor.state()
+
+    def _refuse_without_suvr(self, suvr: np.ndarray) -> None:
+        scans = self.cohort.train + self.cohort.validation
+        without = [scan.id for scan, value in zip(scans, suvr, strict=True) if not np.isfinite(value)]
+        if without:
+            raise InputError(f"label_in_training suvr: no uptake in the reference_mask in the PET of {', '.join(without)}")
+
+    def latent_batches(self, space: LatentSpace, latents: dict[str, Tensor], soft_labels: Tensor) -> Callable[[dict], tuple]:
+        """A function: batch {id, mri, and pet where images are compared} -> (z_0, mri, soft label, pet or None) on the device.
+
+        soft_labels: [n, K] of the training and then the validation list.
+        """
+        scans = self.cohort.train + self.cohort.validation
+        label_of = {scan.id: label for scan, label in zip(scans, soft_labels, strict=True)}
+        z_0_of = {name: space.scale(latent) for name, latent in latents.items()}
+
+        def to_latents(batch: dict) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+            """The batch as stage 2 sees it."""
+            z_0 = torch.stack([z_0_of[name] for name in batch["id"]])                        # [B, C, d, h, w]
+            label = torch.stack([label_of[name] for name in batch["id"]])                    # [B, K]
+            pet = batch["pet"].to(self.device, non_blocking=True) if self.cfg.image_loss else None
+            return z_0.to(self.device), batch["mri"].to(self.device, non_blocking=True), label.to(self.device), pet
+        return to_latents
+
+    # ------------------------------------------------------------ trainings
+
+    def stage_run(self, stage: str, parts: dict, **bound_to) -> StageRun:
+        """The training of a stage, or of a baseline, from its last checkpoint if there is one. parts, bound_to: as StageRun has them."""
+        noted = self.cfg.noted_settings(stage) | {"device": self.device.type, "precision": self.networks.precision,
+                                                  "torch": str(torch.__version__), "processes": world_size()}
+        return StageRun(self.cfg.result_dir, stage, checkpoint_name(stage), parts, self.settings(stage) | bound_to, noted)
 
     def settings(self, stage: str) -> dict:
         """What a checkpoint of the stage is bound to: its settings, and the lists and labels that training sees."""
         return self.cfg.settings_of(stage) | {"training and validation list": self.cohort.fingerprint("train", "validation")}
 
-    def free_settings(self, stage: str) -> dict:
-        """What may change while the stage is trained, as it comes out on this machine: it may change how numbers are rounded, and the
-        number of processes how many subjects a step sees."""
-        return self.cfg.noted_settings(stage) | {"device": self.device.type, "precision": self.precision, "torch": str(torch.__version__),
-                                              "processes": ranks()}
-
-    def refuse_conflicts(self) -> None:
-        """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together.
-
-        Notes in .trained how many epochs the last checkpoints have.
-        """
-        cfg = self.cfg
-        first = next((stage for stage in ("aae", "encode", "ldm", "baselines", "curve", "test", "report") if stage in cfg.stages), None)
-        for stage in CHECKPOINT:
-            if cfg.pretrained_from(stage) and not self.best_path(stage).exists():
-                raise InputError(f"{self.best_path(stage)} is not there; train --exp {cfg.pretrained_from(stage)} first")
-        if first in ("encode", "ldm", "baselines", "curve", "test") and not self.best_path("aae").exists():
-            raise InputError(f"{self.best_path('aae')} is not there; run --stages aae first")
-        if first in ("curve", "test") and not self.best_path("ldm").exists():
-            raise InputError(f"{self.best_path('ldm')} is not there; run --stages encode ldm first")
-        if first == "report" and load_run(cfg.result_dir).metadata["cohort"] != self.cohort.fingerprint("test"):
-            raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages test report")
-        for stage in (*CHECKPOINT, *(BASELINES if "baselines" in cfg.stages else ())):
-            settings = self.settings(stage)
-            if stage in ("ldm", "latent_regression") and "aae" in cfg.stages:                # its autoencoder must stay what it is
-                settings["aae_epochs"] = cfg.aae_epochs
-            best, last = self.best_path(stage), self.last_path(stage)
-            if last.exists():
-                saved = load_checkpoint(last)
-                check_settings(last, saved, settings)
-                self.trained[stage] = saved["epoch"]
-            if best.exists() and not (last.exists() and best.samefile(last)):
-                check_settings(best, load_checkpoint(best), settings)
-        self._refuse_resume()
-
-    def _refuse_resume(self) -> None:
-        """Raise InputError if the first training of this run is to continue and cannot, or is to begin and there is one already."""
-        stage = next(iter(self._trainings()), None)
-        if stage is None:
-            return
-        last = self.last_path(stage)
-        if self.cfg.resume == "yes" and stage not in self.trained:
-            raise InputError(f"{last} is not there, so nothing can be continued; check --exp, or begin with --resume auto")
-        if self.cfg.resume == "no" and stage in self.trained:
-            raise InputError(f"{last} is there, but --resume no begins anew; give another --exp, or move {self.cfg.result_dir} away")
-
-    def _trainings(self) -> list[str]:
+    def trainings(self) -> list[str]:
         """What this run trains, in order."""
         own = [stage for stage in CHECKPOINT if stage in self.cfg.stages and not self.cfg.pretrained_from(stage)]
         return own + list(BASELINES if "baselines" in self.cfg.stages else ())
@@ -160,55 +216,31 @@ class Experiment(Networks):
         with meta:
             networks = {"aae": [build_aae(self.cfg, meta), build_discriminator(self.cfg, meta)], "ldm": [build_unet(self.cfg, meta)],
                         "latent_regression": [build_unet(self.cfg, meta)], "image_regression": [build_image_regression(self.cfg, meta)]}
-        for stage in self._trainings():
-            if self.trained.get(stage, 0) < (self.cfg.aae_epochs if stage == "aae" else self.cfg.ldm_epochs):
+        for stage in self.trainings():
+            if self.trained_epochs.get(stage, 0) < (self.cfg.aae_epochs if stage == "aae" else self.cfg.ldm_epochs):
                 there = {path.stat().st_ino for path in self.cfg.result_dir.glob(f"{checkpoint_name(stage)}*.pth.tar")}
                 copies = 3 if stage == "aae" else 4        # weights and two moments of Adam; the moving average
                 room += (3 - len(there)) * copies * sum(tensor_bytes(module.state_dict()) for module in networks[stage])
         return room
 
-    def batches(self, scans: list[Scan], *modalities: str, batch: int = 0, divided: bool = False) -> DataLoader:
-        """The scans in order, with their centre crop, `batch` of them at once: by default as many as in a step of stage 1.
+    # ------------------------------------------------------------ sampling and results
 
-        divided: each rank gets every so-manieth batch, instead of all.
-        """
-        share = Share(len(scans), batch or self.cfg.aae_batch_size, divided)
-        return volume_loader(VolumeDataset(scans, self.cache, modalities), share, self.cfg.num_workers, self.device.type == "cuda")
+    def latent_sampler(self, synthesizer: Synthesizer, predictor: LabelPredictor | None) -> LatentSampler:
+        """The sampling of the settings."""
+        cfg = self.cfg
+        return LatentSampler(cfg, synthesizer, predictor, self.measurement, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan),
+                             cfg.label_at_sampling == "matched")
 
-    def training_batches(self, stage: str, *modalities: str, jitter: bool = False) -> DataLoader:
-        """The training list in the order that follows from .sampler.seed, a batch a step, the crops shifted if asked for."""
-        dataset = VolumeDataset(self.cohort.train, self.cache, modalities)
-        order = EpochOrder(len(dataset), getattr(self.cfg, f"{stage}_batch_size"), jitter)
-        return volume_loader(dataset, order, self.cfg.num_workers, self.device.type == "cuda")
+    def scores_note(self, n: int) -> str:
+        """What every score of this experiment has to be read with."""
+        mask = self.cfg.brain_mask or "MNI152 mask of nilearn"
+        return (f"{n} subjects ({self.notice}); box of {'x'.join(map(str, self.cfg.volume_size))} voxels, brain: {mask}; data range 1, "
+                f"SSIM window 7, seed {self.cfg.seed}")
 
-    @property
-    def latents(self) -> Path:
-        """The folder of all latents of this cohort."""
-        return Path(self.cfg.data_dir) / LATENTS
-
-    def latent_cache(self, aae: AAE) -> LatentCache:
-        """Where the latents of this autoencoder, precision and crop are kept."""
-        cfg, key = self.cfg, weights_key(aae) + ("" if self.dtype == torch.float32 else f"-{self.precision}")
-        return LatentCache(Path(cfg.data_dir), key, self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine,
-                           self.cohort.checksums)
-
-    def load_latents(self, aae: AAE) -> dict[str, Tensor]:
-        """ID -> z_0 [C, d, h, w] of training and validation list. Raises InputError if some are missing."""
-        cache = self.latent_cache(aae)
-        latents = {scan.id: cache.load(scan) for scan in self.cohort.train + self.cohort.validation}
-        missing = [name for name, z_0 in latents.items() if z_0 is None]
-        if missing:
-            raise InputError(f"{cache.folder} lacks the latents of {len(missing)} subjects ({', '.join(missing[:5])} ...) made from the "
-                             "present PET files; run --stages encode")
-        return latents
-
-    def latent_scale(self, latents: dict[str, Tensor]) -> LatentScale:
-        """What brings latents [C, d, h, w] to mean 0 and standard deviation 1 over the training list, if the settings want that."""
-        if not self.cfg.latent_scaling:
-            return LatentScale()
-        values = torch.stack([latents[scan.id] for scan in self.cohort.train]).double()
-        mean = values.mean()
-        return LatentScale(mean.float().item(), (values - mean).square().mean().sqrt().item())
+    def identity(self) -> dict[str, str | dict]:
+        """What results must share to be compared: digests of the test list, of the lists of training, and of the masks on the crop."""
+        return {"cohort": self.cohort.fingerprint("test"), "training": self.cohort.fingerprint("train", "validation"),
+                "masks": self.measurement.mask_keys()}
 
     def synthesized(self, scan: Scan) -> Path:
         """Where the synthetic PET of a test scan lies."""
@@ -216,5 +248,62 @@ class Experiment(Networks):
 
     def shown_scans(self) -> list[Scan]:
         """The test scans of the pictures: the first few of each label, positive ones first."""
-        return [scan for label in range(self.cfg.num_classes - 1, -1, -1)
-                for scan in [s for s in self.cohort.test if s.label == label][:self.cfg.shown_subjects]]
+        shown = []
+        for label in range(self.cfg.num_classes - 1, -1, -1):
+            alike = [scan for scan in self.cohort.test if scan.label == label]
+            shown += alike[:self.cfg.shown_subjects]
+        return shown
+
+    # ------------------------------------------------------------ what would stop a run later
+
+    def refuse_conflicts(self, needs: tuple[str, ...] = ()) -> None:
+        """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together.
+
+        needs: stages that must be trained, whatever the settings ask for. Notes in .trained_epochs how many epochs the last checkpoints
+        have.
+        """
+        cfg = self.cfg
+        first = next((stage for stage in ("aae", "encode", "ldm", "baselines", "test", "report") if stage in cfg.stages), None)
+        aae, ldm = self.networks.best_path("aae"), self.networks.best_path("ldm")
+        for stage, path in (("aae", aae), ("ldm", ldm)):
+            if cfg.pretrained_from(stage) and not path.exists():
+                raise InputError(f"{path} is not there; train --exp {cfg.pretrained_from(stage)} first")
+        if ("aae" in needs or first in ("encode", "ldm", "baselines", "test")) and not aae.exists():
+            raise InputError(f"{aae} is not there; run --stages aae first")
+        if ("ldm" in needs or first == "test") and not ldm.exists():
+            raise InputError(f"{ldm} is not there; run --stages encode ldm first")
+        if first == "report" and load_run(cfg.result_dir).metadata["cohort"] != self.cohort.fingerprint("test"):
+            raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages test report")
+        for stage in (*CHECKPOINT, *(BASELINES if "baselines" in cfg.stages else ())):
+            self._check_checkpoints(stage)
+        self._refuse_resume()
+
+    def _check_checkpoints(self, stage: str) -> None:
+        """Raise InputError if a checkpoint of the stage is bound to other settings than these."""
+        settings = self.settings(stage)
+        if stage in ("ldm", "latent_regression") and "aae" in self.cfg.stages:               # its autoencoder must stay what it is
+            settings["aae_epochs"] = self.cfg.aae_epochs
+        best, last = self.networks.best_path(stage), self.networks.last_path(stage)
+        if last.exists():
+            saved = load_checkpoint(last)
+            check_settings(last, saved, settings)
+            self.trained_epochs[stage] = saved["epoch"]
+        if best.exists() and not (last.exists() and best.samefile(last)):
+            check_settings(best, load_checkpoint(best), settings)
+
+    def _refuse_resume(self) -> None:
+        """Raise InputError if the first training of this run is to continue and cannot, or is to begin and there is one already."""
+        stage = next(iter(self.trainings()), None)
+        if stage is None:
+            return
+        last = self.networks.last_path(stage)
+        if self.cfg.resume == "yes" and stage not in self.trained_epochs:
+            raise InputError(f"{last} is not there, so nothing can be continued; check --exp, or begin with --resume auto")
+        if self.cfg.resume == "no" and stage in self.trained_epochs:
+            raise InputError(f"{last} is there, but --resume no begins anew; give another --exp, or move {self.cfg.result_dir} away")
+
+
+def _missing_latents(cache: LatentCache, scans: list[Scan]) -> dict[str, Scan]:
+    """The scans, by ID, that have no latent yet."""
+    make_folder(cache.folder)
+    return {scan.id: scan for scan in scans if cache.load(scan) is None}

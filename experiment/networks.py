@@ -1,6 +1,5 @@
-"""The networks of an experiment: built from its settings, restored from its best checkpoints, ready to sample."""
+"""The networks of the settings: untrained, and those of an experiment's best checkpoints, ready to synthesize."""
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -9,11 +8,10 @@ import torch.nn as nn
 from torch import Tensor
 
 from config import Config
-from diffusion import Diffusion, LatentSamples, LatentScale, Synthesizer
-from imaging.regions import Regions
+from evaluation.measurement import Measurement
 from imaging.volumes import Crop
-from labels.ridge import RidgeClassifier
-from model import AAE, Discriminator, UNet, recompute_activations
+from labels.ridge import LabelPredictor
+from model import AAE, Diffusion, Discriminator, LatentSpace, Synthesizer, UNet, recompute_activations
 from runtime.checkpoints import check_settings, load_checkpoint, restore
 from utils import InputError, NotFiniteError, autocast, draw_noise, has_bf16, pick_precision, weights_key
 
@@ -23,7 +21,7 @@ CHECKPOINT = {"aae": "CHECKPOINT_AAE", "ldm": "CHECKPOINT_Unet"}
 
 
 def checkpoint_name(stage: str) -> str:
-    """Name of the best checkpoint of a stage, or of a regression control, without its suffix."""
+    """Name of the best checkpoint of a stage, or of a baseline, without its suffix."""
     return CHECKPOINT.get(stage, f"CHECKPOINT_{stage}")
 
 
@@ -31,33 +29,37 @@ def checkpoint_name(stage: str) -> str:
 
 def build_aae(cfg: Config, device: torch.device) -> AAE:
     """The autoencoder E, D."""
-    return place(AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups, cfg.aae_block_norm), cfg, device)
+    aae = AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups, cfg.aae_block_norm)
+    return place(aae, cfg, device)
 
 
 def build_discriminator(cfg: Config, device: torch.device) -> Discriminator:
-    """What the autoencoder is trained against."""
+    """The discriminator that the autoencoder is trained against."""
     return place(Discriminator(cfg.disc_channels), cfg, device)
 
 
 def build_unet(cfg: Config, device: torch.device) -> UNet:
     """The denoiser with its Extractor and Projector."""
-    return place(UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
-                      cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, cfg.conditioning != "none",
-                      cfg.conditioning == "multiscale"), cfg, device)
+    unet = UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
+                cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, image_conditioning=cfg.conditioning != "none",
+                multiscale=cfg.conditioning == "multiscale")
+    return place(unet, cfg, device)
 
 
 def build_image_regression(cfg: Config, device: torch.device) -> UNet:
     """The denoiser's architecture from MRI to PET: the MRI stands in the place of z_t, and there is no Extractor and no latent."""
     groups = math.gcd(cfg.unet_norm_groups, cfg.regression_channels)
-    return place(UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim, num_classes=cfg.num_classes,
-                      norm_groups=groups, downscale=1, regression=True), cfg, device)
+    unet = UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim, num_classes=cfg.num_classes,
+                norm_groups=groups, downscale=1, regression=True)
+    return place(unet, cfg, device)
 
 
 def place(network: Network, cfg: Config, device: torch.device) -> Network:
     """The network on its device; on a CPU channels last, which its activations follow: training is faster so."""
     if cfg.recompute:
         recompute_activations(network)
-    return network.to(device=device, memory_format=torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format)
+    memory_format = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
+    return network.to(device=device, memory_format=memory_format)
 
 
 def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
@@ -68,8 +70,7 @@ def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
 # ---------------------------------------------------------------- trained
 
 class Networks:
-    """The settings, the device, and the networks of the best checkpoints."""
-    regions: Regions | None = None                         # of the SUVR; an experiment has read them
+    """The networks of an experiment: where their checkpoints lie, in which precision they compute, and the best of them restored."""
 
     def __init__(self, cfg: Config, device: torch.device):
         self.cfg, self.device = cfg, device
@@ -78,12 +79,12 @@ class Networks:
 
     @property
     def precision(self) -> str:
-        """What networks compute in here, as the setting names it."""
+        """The precision in which networks compute here, as the setting names it."""
         return "bf16" if self.dtype == torch.bfloat16 else "fp32"
 
     @property
     def slow_precision(self) -> str:
-        """A warning if the device only imitates what it computes in."""
+        """A warning if the device only imitates the precision."""
         imitated = self.dtype == torch.bfloat16 and not has_bf16(self.device)
         return ", which has no instructions for it and imitates them slowly" if imitated else ""
 
@@ -96,9 +97,11 @@ class Networks:
         return load_checkpoint(self.best_path(stage))
 
     def best_path(self, stage: str) -> Path:
+        """File of the best epoch's checkpoint."""
         return self.folder_of(stage) / f"{checkpoint_name(stage)}.pth.tar"
 
     def last_path(self, stage: str) -> Path:
+        """File of the last epoch's checkpoint, from which a training continues."""
         return self.folder_of(stage) / f"{checkpoint_name(stage)}_last.pth.tar"
 
     def folder_of(self, stage: str) -> Path:
@@ -111,54 +114,87 @@ class Networks:
         restore(aae, self.best_checkpoint("aae")["state"].get("aae"), self.best_path("aae"))
         return aae
 
-    def synthesizer(self, aae: AAE, unet: UNet, facts: dict) -> tuple[Synthesizer, RidgeClassifier | None]:
-        """The sampling of a trained denoiser, and the classifier that predicts its label. Raises InputError if that one is missing."""
-        synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(self.cfg, self.device), LatentScale.of(facts),
-                                  self.cfg.sampling_batch, self.cast)
-        if not self.cfg.predicts_label:
-            return synthesizer, None
-        if facts["classifier"] is None:
-            raise InputError("this denoiser was trained with --label_at_sampling none and holds no label classifier; "
-                             "sample it with --label_at_sampling none")
-        return synthesizer, RidgeClassifier.from_state(facts["classifier"])
+    def synthesizer(self, space: LatentSpace, unet: UNet) -> Synthesizer:
+        """The synthesis of a PET by a denoiser."""
+        return Synthesizer(space, unet, build_diffusion(self.cfg, self.device), self.cfg.sampling_batch, self.cast)
 
-    def best_synthesizer(self) -> tuple[Synthesizer, RidgeClassifier | None, AAE]:
-        """The best checkpoints of both stages, ready to sample. Raises InputError if they do not belong together."""
+    def best_synthesizer(self) -> tuple[Synthesizer, LabelPredictor | None]:
+        """The best checkpoints of both stages, ready to synthesize, and the predictor of the label if sampling has one.
+
+        Raises InputError if they do not belong together, or if the denoiser holds no predictor.
+        """
         aae, saved = self.best_aae(), self.best_checkpoint("ldm")
         check_settings(self.best_path("ldm"), saved, {"autoencoder": weights_key(aae)})
-        if not {"latent_mean", "latent_std", "classifier"} <= saved["metadata"].keys():
-            raise InputError(f"{self.best_path('ldm')} does not say how its latents were scaled; restore it, or train stage 2 anew")
+        metadata = saved["metadata"]
+        if not {"latent_mean", "latent_std", "label_predictor"} <= metadata.keys():
+            raise InputError(f"{self.best_path('ldm')} does not say how its latents were scaled; restore it, or train stage 2 again")
         unet = build_unet(self.cfg, self.device).eval().requires_grad_(False)
         restore(unet, saved["state"].get("ema"), self.best_path("ldm"))
-        return *self.synthesizer(aae, unet, saved["metadata"]), aae
+        space = LatentSpace(aae, metadata["latent_mean"], metadata["latent_std"])
+        return self.synthesizer(space, unet), self.label_predictor(metadata)
 
-    def sampler(self, synthesizer: Synthesizer, classifier: RidgeClassifier | None, sampler: str, steps: int,
-                samples: range, match: bool = False) -> Callable[[dict], LatentSamples]:
-        """A function: batch of MRIs -> latent samples. The noise of a sample depends on seed, ID and its number alone.
+    def label_predictor(self, metadata: dict) -> LabelPredictor | None:
+        """The predictor of the label that sampling is conditioned with, from the metadata of a denoiser; None if sampling has none.
 
-        match: sample again, with the same noise and with soft labels corrected by what the SUVR of the first synthetic PET lacks.
+        Raises InputError if the denoiser was trained without one.
         """
-        cfg = self.cfg
+        if not self.cfg.predicts_label:
+            return None
+        if metadata["label_predictor"] is None:
+            raise InputError("this denoiser was trained with --label_at_sampling none and holds no predictor of the label; "
+                             "sample it with --label_at_sampling none")
+        return LabelPredictor.from_state(metadata["label_predictor"])
 
-        def latents(batch: dict) -> LatentSamples:
-            """Batch of MRIs -> their latent samples."""
-            if not classifier:
-                return LatentSamples(with_label(batch, None))
-            probabilities = classifier.probabilities(batch["mri"])
-            label = classifier.weights(batch["mri"]) if cfg.label_in_training == "suvr" else probabilities
-            z_0 = with_label(batch, label)
-            if match:
-                pets = synthesizer.decode(z_0.mean(dim=1))[:, 0].cpu().numpy()
-                suvr = torch.tensor([self.regions.measure(pet)["SUVR"] for pet in pets])
-                z_0 = with_label(batch, classifier.corrected(label, suvr))
-            return LatentSamples(z_0, probabilities)
 
-        def with_label(batch: dict, label: Tensor | None) -> Tensor:
-            """Samples [B, m, C, d, h, w] with this soft label [B, K]. Raises NotFiniteError that names the subjects."""
-            shape = (cfg.latent_channels, *cfg.latent_size)
-            noise = [[draw_noise(cfg.seed, subject, k, shape) for k in samples] for subject in batch["id"]]
-            z_0 = synthesizer.sample(batch["mri"].to(self.device), label, noise, sampler, steps)
-            if bad := [subject for subject, own in zip(batch["id"], z_0, strict=True) if not torch.isfinite(own).all()]:
-                raise NotFiniteError(f"the latents sampled by {sampler} for {', '.join(bad)} are not finite")
+# ---------------------------------------------------------------- from a batch of MRIs to latent samples
+
+class LatentSampler:
+    """Latent samples of MRIs, with the label that the settings give them in sampling (setting label_at_sampling).
+
+    sampler, steps: 'ddpm', 'ddim' or 'dpm' and its network evaluations. samples: numbers of the samples of a scan; the noise of a sample
+    depends on seed, ID and its number alone. matched: sample twice, the second time with what the SUVR of the first synthetic PET lacks.
+    """
+
+    def __init__(self, cfg: Config, synthesizer: Synthesizer, predictor: LabelPredictor | None, measurement: Measurement, sampler: str,
+                 steps: int, samples: range, matched: bool = False):
+        self.cfg, self.synthesizer, self.predictor, self.measurement = cfg, synthesizer, predictor, measurement
+        self.sampler, self.steps, self.samples, self.matched = sampler, steps, samples, matched
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations (NFE) of a scan: those of all its samples, twice if they are matched."""
+        one = self.synthesizer.diffusion.evaluations(self.sampler, self.steps)
+        return one * len(self.samples) * (2 if self.matched else 1)
+
+    def label_probabilities(self, mri: Tensor) -> Tensor | None:
+        """Probabilities of the labels that are predicted from the MRIs [B, 1, D, H, W], [B, K]; None if sampling goes without."""
+        return self.predictor.probabilities(mri) if self.predictor else None
+
+    def __call__(self, batch: dict) -> Tensor:
+        """z_0 of a batch {id, mri}: [B, m, C, d, h, w]. Raises NotFiniteError that names the subjects."""
+        if not self.predictor:
+            return self._sample(batch, None)
+        predict = self.predictor.soft_labels if self.cfg.label_in_training == "suvr" else self.predictor.probabilities
+        label = predict(batch["mri"])                                                        # [B, K]
+        z_0 = self._sample(batch, label)
+        if not self.matched:
             return z_0
-        return latents
+        pets = self.synthesizer.decode(z_0.mean(dim=1))                                      # [B, 1, D, H, W]
+        return self._sample(batch, self.predictor.corrected(label, self.measurement.suvr(pets).float()))
+
+    def synthesize(self, batch: dict) -> Tensor:
+        """A predict function for evaluate: MRI -> PET decoded from the mean of its samples, [B, 1, D, H, W] in [0, 1]."""
+        return self.synthesizer.decode(self(batch).mean(dim=1))
+
+    def _sample(self, batch: dict, label: Tensor | None) -> Tensor:
+        """Samples with this soft label [B, K]."""
+        cfg, noise = self.cfg, []
+        shape = (cfg.latent_channels, *cfg.latent_size)
+        for subject in batch["id"]:
+            noise.append([draw_noise(cfg.seed, subject, k, shape) for k in self.samples])
+        mri = batch["mri"].to(next(self.synthesizer.unet.parameters()).device)
+        z_0 = self.synthesizer.sample(mri, label, noise, self.sampler, self.steps)
+        bad = [subject for subject, own in zip(batch["id"], z_0, strict=True) if not torch.isfinite(own).all()]
+        if bad:
+            raise NotFiniteError(f"the latents sampled by {self.sampler} for {', '.join(bad)} are not finite")
+        return z_0

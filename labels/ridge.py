@@ -1,4 +1,4 @@
-"""The predictor of the amyloid label from an MRI: ridge regression, with probabilities that are calibrated by cross-fitting."""
+"""Predictor of the amyloid label from an MRI: ridge regression, with probabilities that are calibrated by cross-fitting."""
 from collections.abc import Iterator
 
 import numpy as np
@@ -16,16 +16,17 @@ from utils import InputError
 
 INPUT_MM = 4.0                                             # fine enough for sulci and ventricles, and as cheap at 1 mm as at 4
 PENALTIES = tuple(10.0 ** np.arange(2, 8.5, 0.5))         # of the ridge regression; the best is chosen by leaving one out
-FLOOR = 0.05                                               # of the deviation that voxels are divided by, in intensities of the MRI
-SURROUNDINGS = 3.0                                         # SD of the Gaussian whose mean is taken off, in pooled voxels: about 12 mm
+FLOOR = 0.05                                               # least median that intensities are divided by
+SURROUNDINGS = 3.0                                         # std of the Gaussian whose mean is taken off, in pooled voxels: about 12 mm
 
 
-class RidgeClassifier:
-    """Ridge regression of the label's weights on the MRI, without reducing it first: the signal of a slight atrophy is spread over many
+class LabelPredictor:
+    """Ridge regression of the soft label on the MRI, without reducing it first: the signal of a slight atrophy is spread over many
     components, of which a few of largest variance would keep little. It sees what features_of makes of an MRI.
 
-    coef: [K, F], intercept: [K]; span: smallest and largest weight that it was fitted to, [2]; voxels [d, h, w] bool picks the F features;
-    calibration: scale (the same for all labels) and shift of the logits [2, K]; levels: mean SUVR of the training list with each label, [2], if the weights were made of SUVRs.
+    coef: [K, F], intercept: [K]. span: [2], smallest and largest soft label that it was fitted to. voxels: [d, h, w] bool, the F features.
+    calibration: [2, K], scale (the same for all labels) and shift of the logits. pool: voxels, along an axis, that become one.
+    levels: [2], mean SUVR of the training list with each label, if the soft labels were made of SUVRs, or None.
     """
 
     def __init__(self, coef: Tensor, intercept: Tensor, span: Tensor, voxels: Tensor, calibration: Tensor, pool: int,
@@ -34,49 +35,51 @@ class RidgeClassifier:
         self.levels = levels
 
     @classmethod
-    def cross_fit(cls, mri: Tensor, labels: np.ndarray, weights: np.ndarray, brain: Tensor, pool: int, seed: int) \
-            -> "RidgeClassifier":
-        """Fit to weights [n, K] on pooled MRIs [n, 1, d, h, w]; labels: [n]; brain: [d, h, w], the share of the pooled voxel that is brain.
+    def cross_fit(cls, mri: Tensor, labels: np.ndarray, soft_labels: np.ndarray, brain: Tensor, pool: int, seed: int,
+                  levels: Tensor | None = None) -> "LabelPredictor":
+        """Fit to soft labels [n, K] on pooled MRIs [n, 1, d, h, w]. labels: [n]. brain: [d, h, w], share of the pooled voxel that is brain.
 
         The probabilities are calibrated on fits that did not see the subject. Raises InputError if a label is there only once.
         """
         voxels = (brain + brain.flip(0)) / 2 >= 0.5
         features = features_of(mri, voxels).numpy()
-        logits = torch.zeros(weights.shape)
+        logits = torch.zeros(soft_labels.shape)
         for rows, left_out in folds_of(labels, seed):
-            model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features[rows], weights[rows])
+            model = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features[rows], soft_labels[rows])
             logits[left_out] = torch.from_numpy(model.predict(features[left_out])).float()
-        scaler, ridge = (step for _, step in make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features, weights).steps)
+        pipeline = make_pipeline(StandardScaler(), RidgeCV(PENALTIES)).fit(features, soft_labels)
+        scaler, ridge = pipeline[0], pipeline[1]
         coef = ridge.coef_ / scaler.scale_
-        span = torch.tensor([weights.min(), weights.max()])
         intercept = torch.from_numpy(ridge.intercept_ - coef @ scaler.mean_)
-        return cls(torch.from_numpy(coef), intercept, span, voxels, calibrate(logits, labels), pool)
+        span = torch.tensor([soft_labels.min(), soft_labels.max()])
+        return cls(torch.from_numpy(coef), intercept, span, voxels, calibrate(logits, labels), pool, levels)
 
     def probabilities(self, volume: Tensor) -> Tensor:
         """Probability of each label for MRIs [B, 1, D, H, W]: [B, K] float32."""
         return calibrated(self._regress(volume), self.calibration)
 
-    def weights(self, volume: Tensor) -> Tensor:
-        """The weights of the label, for MRIs [B, 1, D, H, W], within those of training: [B, K] float32."""
+    def soft_labels(self, volume: Tensor) -> Tensor:
+        """Soft labels for MRIs [B, 1, D, H, W], within those of the training list: [B, K] float32."""
         return self._regress(volume).clamp(*self.span)
 
-    def corrected(self, weights: Tensor, suvr: Tensor) -> Tensor:
-        """Weights [B, 2] that make up for what the SUVR [B] of PETs synthesized with these weights lacks; as they are where it is NaN."""
+    def corrected(self, soft_labels: Tensor, suvr: Tensor) -> Tensor:
+        """Soft labels [B, 2] that make up for what the SUVR [B] of PETs synthesized with the given ones lacks; unchanged where it is NaN."""
         negative, positive = self.levels.tolist()
-        lack = weights[:, 1] - (suvr - negative) / (positive - negative)
-        return weights + torch.stack([-lack, lack], dim=1).nan_to_num(0.0)
+        lack = soft_labels[:, 1] - (suvr - negative) / (positive - negative)
+        return soft_labels + torch.stack([-lack, lack], dim=1).nan_to_num(0.0)
 
     def _regress(self, volume: Tensor) -> Tensor:
         features = features_of(pool_volume(volume, self.pool), self.voxels)                  # [B, F]
-        return (torch.stack([(features * row).sum(dim=1) for row in self.coef], dim=1) + self.intercept).float()   # alike in any batch
+        logits = torch.stack([(features * row).sum(dim=1) for row in self.coef], dim=1)      # not by @: alike in any batch
+        return (logits + self.intercept).float()
 
     def state(self) -> dict:
         """Plain tensors for a checkpoint."""
         return dict(vars(self))
 
     @classmethod
-    def from_state(cls, state: dict) -> "RidgeClassifier":
-        """The classifier that gave this state."""
+    def from_state(cls, state: dict) -> "LabelPredictor":
+        """The predictor that gave this state."""
         return cls(**state)
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: verified when they are read, whole when they are written, and the training of a stage that continues from them."""
+"""Checkpoints: read with every check, written whole or not at all, and the training of a stage that continues from them."""
 import errno
 import json
 import os
@@ -17,66 +17,96 @@ from torch.utils._pytree import tree_leaves
 from runtime.failures import is_out_of_memory
 from runtime.files import atomic, file_status, read_own_table, write_csv
 from runtime.logs import LOG
-from runtime.ranks import check_equal, is_rank_0, ranks, wait_for_save
+from runtime.ranks import check_equal, is_rank_0, wait_for_save, world_size
 from runtime.signals import Stopped, acknowledge_stop, defer_signals
 from utils import InputError, NotFiniteError, weights_key
 
-CONTENT = {"stage": str, "epoch": int, "step": int, "settings": dict, "free_settings": dict, "metadata": dict, "losses": list,
-           "validations": list, "progress": dict, "state": dict}
+FORMAT = 2                                                 # of a checkpoint's content and meaning; raised when either changes
+CONTENT = {"format": int, "stage": str, "epoch": int, "step": int, "settings": dict, "free_settings": dict, "metadata": dict,
+           "losses": list, "validations": list, "progress": dict, "state": dict}
 
 
 # ---------------------------------------------------------------- reading
 
 def load_checkpoint(path: Path) -> dict:
-    """A checkpoint's content, on the CPU. Raises InputError if it is missing, damaged, or holds code instead of weights.
+    """Content of a checkpoint, on the CPU.
 
-    torch does not look at the checksums of the archive that a checkpoint is: one flipped bit would be another weight. They are verified.
+    Raises InputError if the file is missing or damaged, holds code instead of weights, or was written in another format. torch does
+    not verify the checksums of the zip archive that a checkpoint is, and would take a flipped bit for another weight: they are
+    verified here.
     """
     if not path.exists():
         raise InputError(f"{path} is not there; run the stage that writes it first")
     file_status(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise ValueError("its parts are compressed, which torch.save never does")
-            if damaged := archive.testzip():
-                raise ValueError(f"{damaged} in it is damaged")
+        _verify_archive(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage leads to
+    except Exception as error:                             # torch raises whatever the damage leads to
         if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
             raise
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path} cannot be used as a checkpoint, it is damaged or none; only plain weights are read, never code: "
-                         f"{reason}") from error
-    if not isinstance(saved, dict) or not _is_checkpoint(saved):
-        raise InputError(f"{path} is no checkpoint of this project; one of the published code is loaded by model.load_published")
+        lines = str(error).strip().splitlines()
+        reason = lines[0][:300] if lines else type(error).__name__
+        raise InputError(f"{path} cannot be used as a checkpoint: it is damaged, or not a checkpoint; only plain weights are read, "
+                         f"never code: {reason}") from error
+    _check_format(path, saved)
+    if not _is_checkpoint(saved):
+        raise InputError(f"{path} is not a checkpoint of this project; one of the published code is loaded by model.load_published")
     return saved
 
 
-def _is_checkpoint(saved: dict) -> bool:
+def _verify_archive(path: Path) -> None:
+    """Raise ValueError if a part of the zip archive is compressed, which may fill the memory, or fails its checksum."""
+    with zipfile.ZipFile(path) as archive:
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+            raise ValueError("its parts are compressed, which torch.save never does")
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} in it is damaged")
+
+
+def _check_format(path: Path, saved: object) -> None:
+    """Raise InputError for a checkpoint of this project that has another format number, or none."""
+    if not isinstance(saved, dict) or not {"stage", "settings", "state"} <= saved.keys():
+        return
+    found = saved.get("format")
+    if type(found) is int and found == FORMAT:
+        return
+    number = f"format {found}" if type(found) is int else "no format number"
+    raise InputError(f"{path} was written by another version of this project ({number}, expected format {FORMAT}); train under "
+                     "another --exp, or use the version that wrote it")
+
+
+def _is_checkpoint(saved: object) -> bool:
     """Whether the content has the form in which StageRun saves it."""
-    if any(not isinstance(saved.get(name), kind) for name, kind in CONTENT.items()):
+    if not isinstance(saved, dict) or any(not isinstance(saved.get(name), kind) for name, kind in CONTENT.items()):
         return False
-    rows, progress = [*saved["losses"], *saved["validations"]], saved["progress"]
-    return (min(saved["epoch"], saved["step"]) >= 0 and progress.keys() == vars(Progress()).keys()
-            and isinstance(progress["losses"], list) and isinstance(progress["items"], int) and isinstance(progress["random"], dict)
-            and all(isinstance(row, dict) for row in rows + progress["losses"])
-            and all(isinstance(row.get("epoch"), int) for row in rows) and all("score" in row for row in saved["validations"])
-            and all(torch.is_tensor(value) and value.dtype == torch.uint8 for value in progress["random"].values()))
+    rows = saved["losses"] + saved["validations"]
+    if not all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in rows):
+        return False
+    if not all("score" in row for row in saved["validations"]):
+        return False
+    return min(saved["epoch"], saved["step"]) >= 0 and _is_progress(saved["progress"])
+
+
+def _is_progress(progress: dict) -> bool:
+    """Whether these are the attributes of a Progress."""
+    if progress.keys() != vars(Progress()).keys():
+        return False
+    losses, items, random = progress["losses"], progress["items"], progress["random"]
+    if not (isinstance(losses, list) and isinstance(items, int) and isinstance(random, dict)):
+        return False
+    states = random.values()
+    return all(isinstance(row, dict) for row in losses) and all(torch.is_tensor(v) and v.dtype == torch.uint8 for v in states)
 
 
 def restore(part: nn.Module | Optimizer, state: dict, path: Path) -> None:
-    """Load a saved state in place, all of it and nothing else; an optimizer's moments take the memory layout of its weights, which
-    fused updates rely on. path: for messages. Raises InputError if the state is another network's or optimizer's."""
+    """Load a saved state in place. path: for messages. Raises InputError if it does not fit, or is not finite.
+
+    The moments of an optimizer get the memory layout of its weights, because fused updates rely on it.
+    """
     try:
         part.load_state_dict(state)
         if isinstance(part, Optimizer):
-            for weight, moments in part.state.items():
-                for name, value in moments.items():
-                    if value.dim() and value.shape != weight.shape:                          # all but the count of steps
-                        raise ValueError(f"{name} has the shape {tuple(value.shape)}, its weight {tuple(weight.shape)}")
-                    if value.dim():
-                        moments[name] = torch.empty_like(weight).copy_(value)
+            _match_layout(part)
         if not is_finite(part.state_dict()):
             raise ValueError("it holds numbers that are not finite")
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -84,8 +114,19 @@ def restore(part: nn.Module | Optimizer, state: dict, path: Path) -> None:
         raise InputError(f"{path} does not fit the {type(part).__name__} of these settings: {reason}") from error
 
 
+def _match_layout(optimizer: Optimizer) -> None:
+    """Copy the moments into tensors with the memory layout of their weights. Raises ValueError if a shape is another."""
+    for weight, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if not value.dim():                            # the number of steps
+                continue
+            if value.shape != weight.shape:
+                raise ValueError(f"{name} has the shape {tuple(value.shape)}, its weight {tuple(weight.shape)}")
+            moments[name] = torch.empty_like(weight).copy_(value)
+
+
 def check_settings(path: Path, saved: dict, settings: dict) -> None:
-    """Raise InputError with a table `setting: saved -> now` if a checkpoint is bound to others than these settings."""
+    """Raise InputError with lines `setting: saved -> now` if a checkpoint was trained with other settings than these."""
     differences = _differences(saved["settings"], settings)
     if differences:
         raise InputError(f"{path} was trained with other settings (saved -> now); give the saved ones, or another --exp:\n  "
@@ -93,14 +134,16 @@ def check_settings(path: Path, saved: dict, settings: dict) -> None:
 
 
 def _differences(saved: dict, now: dict) -> list[str]:
-    return [f"{name}: {json.dumps(saved.get(name))} -> {json.dumps(value)}" for name, value in now.items() if saved.get(name) != value]
+    """Lines `setting: saved -> now` for the present settings that differ from the saved ones."""
+    changed = [name for name, value in now.items() if saved.get(name) != value]
+    return [f"{name}: {json.dumps(saved.get(name))} -> {json.dumps(now[name])}" for name in changed]
 
 
-# ---------------------------------------------------------------- how far an epoch has come
+# ---------------------------------------------------------------- progress within an epoch
 
 class Progress:
-    """The steps that the present epoch has taken: their losses, how many items of its order they have seen, on all ranks, and the state
-    of torch's random generators behind the last, which is the same on all ranks."""
+    """The steps taken in the present epoch: their losses, the number of items of the epoch's order that all ranks have seen, and
+    the state of torch's random generators after the last step, which is the same on all ranks."""
 
     def __init__(self, losses: list[dict] | None = None, items: int = 0, random: dict | None = None):
         self.losses, self.items, self.random = losses or [], items, random or {}
@@ -109,10 +152,12 @@ class Progress:
         """Note a step that was taken, on so many items."""
         self.losses.append(losses)
         self.items += items
-        self.random = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
+        self.random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_initialized():
+            self.random["cuda"] = torch.cuda.get_rng_state()
 
     def restore_random(self) -> None:
-        """Bring the generators to where they were; those of a device that is not here have no part in what follows."""
+        """Set the random generators to the saved state; that of a GPU is ignored where there is none."""
         if "cpu" in self.random:
             torch.set_rng_state(self.random["cpu"])
         if "cuda" in self.random and torch.cuda.is_available():
@@ -122,19 +167,19 @@ class Progress:
 # ---------------------------------------------------------------- the training of a stage
 
 def selection_score(psnr: float, ssim: float) -> float:
-    """What picks the best checkpoint: mean PSNR in dB + 10 x mean SSIM, both on the whole box (paper)."""
+    """Score by which the best checkpoint is chosen: mean PSNR in dB + 10 x mean SSIM, both on the whole box (paper)."""
     return psnr + 10 * ssim
 
 
 class StageRun:
-    """The training of one stage: its checkpoints, its history, its CSV rows; continues where an earlier run stopped.
+    """The training of one stage: its checkpoints, its history and its CSV rows. It continues where an earlier run stopped.
 
-    parts: name -> module or optimizer, restored and saved. settings: what a checkpoint is bound to; free_settings: what may
-    change, which is said in .remarks as `setting: saved -> now`.
-    .metadata: plain values (numbers, strings, tensors) that are stored with the weights; empty before the first checkpoint.
-    .progress: the steps of the epoch behind .epoch.
-    Files in `folder`: <file>.pth.tar is the best epoch's checkpoint, <file>_last.pth.tar the last one's. Of several ranks, which all hold
-    the same, rank 0 writes them.
+    parts: name -> module or optimizer, saved and restored. settings: those that a checkpoint is bound to. free_settings: those that
+    may change; .remarks lists the changed ones as `setting: saved -> now`.
+    .metadata: plain values (numbers, strings, tensors) that are saved with the weights; empty before the first checkpoint.
+    .epoch: the epochs that are finished. .progress: the steps taken after them.
+    Files in `folder`: <file>.pth.tar is the best epoch's checkpoint, <file>_last.pth.tar the last one's. All ranks hold the same
+    weights, and rank 0 writes them.
     Raises InputError if the saved settings differ, or if only the best checkpoint is left, from which no run can continue.
     """
 
@@ -143,13 +188,15 @@ class StageRun:
         self.best_path, self.last_path = folder / f"{file}.pth.tar", folder / f"{file}_last.pth.tar"
         self.epoch, self.step, self.losses, self.validations = 0, 0, [], []
         self.metadata, self.progress, self.remarks, self.saved_steps = {}, Progress(), [], 0
+        self.steps_now = 0                                 # taken by this process
         if self.last_path.exists():
             self._resume()
         elif self.best_path.exists():
-            raise InputError(f"{self.best_path} is there, but not {self.last_path.name}, from which its training would continue; bring it "
-                             "back, or give another --exp, or remove the first to start anew")
+            raise InputError(f"{self.best_path} is there, but not {self.last_path.name}, from which its training would continue; "
+                             "bring it back, or give another --exp, or remove the first to start again")
 
     def _resume(self) -> None:
+        """Restore everything from the last checkpoint."""
         saved = load_checkpoint(self.last_path)
         check_settings(self.last_path, saved, self.settings)
         for name, part in self.parts.items():
@@ -158,7 +205,18 @@ class StageRun:
         self.losses, self.validations, self.progress = saved["losses"], saved["validations"], Progress(**saved["progress"])
         self.saved_steps = len(self.progress.losses)
         self.remarks = _differences(saved["free_settings"], self.free_settings)
-        self._publish()                                    # a kill may have come between the checkpoint and its CSV rows
+        self._publish()                                    # an earlier run may have been killed before it wrote the CSV rows
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The networks that are trained; a moving average is not."""
+        modules = [part for part in self.parts.values() if isinstance(part, nn.Module)]
+        return [module for module in modules if any(weight.requires_grad for weight in module.parameters())]
+
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The optimizers of these networks."""
+        return [part for part in self.parts.values() if isinstance(part, Optimizer)]
 
     def epochs_left(self, epochs: int) -> range:
         """The epochs, counted from 1, that are still to be trained."""
@@ -166,7 +224,7 @@ class StageRun:
 
     @contextmanager
     def saved_when_stopped(self) -> Iterator[None]:
-        """A block of training after which, if a signal ends it, the steps that it has taken are saved."""
+        """A block of training whose steps are saved if a signal ends it."""
         try:
             yield
         except Stopped:
@@ -177,7 +235,10 @@ class StageRun:
             raise
 
     def finish_epoch(self, epoch: int, losses: dict[str, float], scores: pd.DataFrame | None) -> None:
-        """Record the epoch's mean losses and, if it was validated, its scores; save; publish the best checkpoint."""
+        """Record the epoch's mean losses and, if it was validated, its scores; save; publish the best checkpoint.
+
+        scores: a row a subject, with the columns PSNR (dB) and SSIM. Raises NotFiniteError if a weight is not finite.
+        """
         with defer_signals():
             self._compare_ranks(epoch)
             self.epoch, self.progress, self.saved_steps = epoch, Progress(), 0
@@ -190,14 +251,15 @@ class StageRun:
             self._publish()
 
     def _compare_ranks(self, epoch: int) -> None:
-        """Raise RuntimeError if the ranks do not hold the same networks; without an error they would train each its own."""
-        if ranks() > 1:
+        """Raise RuntimeError if the ranks hold different weights: without an error each would train a network of its own."""
+        if world_size() > 1:
             networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
             key = weights_key(*networks)
             check_equal(key, f"the weights of {self.stage} epoch {epoch}")
-            LOG.debug("%s epoch %s: weights %s on all %s ranks", self.stage, epoch, key, ranks())
+            LOG.debug("%s epoch %s: weights %s on all %s ranks", self.stage, epoch, key, world_size())
 
     def _save(self) -> None:
+        """Write the last checkpoint. Raises NotFiniteError if a weight is not finite; the checkpoint before is then kept."""
         if not is_rank_0():
             return
         state = {name: part.state_dict() for name, part in self.parts.items()}
@@ -205,13 +267,14 @@ class StageRun:
             if not is_finite(values):
                 raise NotFiniteError(f"{self.stage} epoch {self.epoch}: the weights of {name} are not finite and were not saved; "
                                      "the checkpoint before is kept")
-        content = {"stage": self.stage, "epoch": self.epoch, "step": self.step, "settings": self.settings,
-                   "free_settings": self.free_settings, "metadata": self.metadata, "losses": self.losses, "validations": self.validations,
-                   "progress": vars(self.progress), "state": state}
+        content = {"format": FORMAT, "stage": self.stage, "epoch": self.epoch, "step": self.step, "settings": self.settings,
+                   "free_settings": self.free_settings, "metadata": self.metadata, "losses": self.losses,
+                   "validations": self.validations, "progress": vars(self.progress), "state": state}
         with atomic(self.last_path, tensor_bytes(state)) as partial, partial.open("wb") as file:
             torch.save(content, file)
 
     def _publish(self) -> None:
+        """Write the CSV rows, and the best checkpoint if the epoch that was just finished is the best."""
         if not is_rank_0():
             return
         best = max(self.validations, key=lambda row: row["score"], default=None)
@@ -222,8 +285,8 @@ class StageRun:
                 except OSError:                            # a file system without hard links
                     shutil.copyfile(self.last_path, partial)
         write_stage_rows(self.folder / "loss_curve.csv", self.stage, self.losses)
-        write_stage_rows(self.folder / "validation.csv", self.stage,
-                         [{**row, "best": row is best} for row in self.validations])
+        validations = [{**row, "best": row is best} for row in self.validations]
+        write_stage_rows(self.folder / "validation.csv", self.stage, validations)
 
 
 def is_finite(state) -> bool:
@@ -237,13 +300,13 @@ def tensor_bytes(state) -> int:
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """loss_curve.csv or validation.csv. Raises InputError if it is not there or damaged."""
+    """Rows of loss_curve.csv or validation.csv. Raises InputError if the file is missing or damaged."""
     columns = ["stage", "epoch", "best"] if path.name == "validation.csv" else ["stage", "epoch"]
-    return read_own_table(path, columns, "remove it if it is damaged; --stages aae ldm writes it again and trains nothing anew")
+    return read_own_table(path, columns, "remove it if it is damaged; --stages aae ldm writes it again and trains nothing")
 
 
 def write_stage_rows(path: Path, stage: str, rows: list[dict]) -> None:
-    """Put the rows of one stage into a CSV that holds several stages, in place of those that it has of this stage."""
+    """Replace the rows of one stage in a CSV that holds the rows of several stages."""
     if not rows:                                           # not validated yet
         return
     new = pd.DataFrame(rows)

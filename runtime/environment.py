@@ -1,4 +1,4 @@
-"""What must be so before anything else is imported: a Python that is new enough, the packages, and threads that do not spin."""
+"""The environment of a run, checked before anything else is imported: Python, packages, threads, and signals during the imports."""
 import importlib.util
 import os
 import sys
@@ -6,19 +6,37 @@ from pathlib import Path
 
 from runtime.signals import exit_on_signal
 
-PACKAGES = {"torch": "torch", "numpy": "numpy", "nibabel": "nibabel", "pandas": "pandas", "scipy": "scipy", "sklearn": "scikit-learn",
-            "skimage": "scikit-image", "statsmodels": "statsmodels", "matplotlib": "matplotlib", "nilearn": "nilearn", "jinja2": "jinja2",
-            "tabulate": "tabulate", "tqdm": "tqdm", "filelock": "filelock"}                  # module -> name to install
+# Module -> package that pip installs. Training and testing on NIfTI files need these.
+PACKAGES = {"torch": "torch", "numpy": "numpy", "nibabel": "nibabel", "pandas": "pandas", "scipy": "scipy",
+            "sklearn": "scikit-learn", "skimage": "scikit-image", "tqdm": "tqdm", "filelock": "filelock"}
 
-# Threads that spin without end make a CPU that others share up to 10 times slower; read once, when torch is imported.
+# Module -> package, what needs it, and the file that lists it. They are imported where they are used: failures.explain
+# tells a user whose run comes there without them.
+OPTIONAL = {"matplotlib": ("matplotlib", "figures and the report", "requirements.txt"),
+            "jinja2": ("jinja2", "the report and tables for LaTeX", "requirements.txt"),
+            "tabulate": ("tabulate", "tables in Markdown", "requirements.txt"),
+            "statsmodels": ("statsmodels", "p-values corrected for several comparisons", "requirements.txt"),
+            "nilearn": ("nilearn", "the MNI152 template and its brain mask (a brain_mask of your own replaces the mask)",
+                        "requirements.txt"),
+            "ants": ("antspyx", "registration (main.py preprocess)", "requirements-preprocess.txt")}
+
+
+def find_problems() -> list[str]:
+    """What keeps the program from running: an old Python, missing packages."""
+    problems = []
+    if sys.version_info < (3, 11):                         # noqa: UP036  whatever pyproject says, an old one may run this
+        problems.append(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
+    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        problems.append(f"missing packages: {', '.join(missing)}; pip install -r requirements.txt brings them")
+    return problems
+
+
+# Threads that wait in a busy loop slow a CPU that others share up to 10 times; torch reads this once, when it is imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
-problems = [] if sys.version_info >= (3, 11) else [f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}"]
-missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
-if missing:
-    problems.append(f"missing packages: {', '.join(missing)}; pip install -r requirements.txt brings them")
-if Path(sys.argv[0]).name == "main.py":                    # until the run listens itself, which imports come before that take seconds
+if Path(sys.argv[0]).name == "main.py":                    # its imports take seconds, and signals are handled only after them
     exit_on_signal()
-if problems:
-    print("error: " + "; ".join(problems), file=sys.stderr)
+if found := find_problems():
+    print("error: " + "; ".join(found), file=sys.stderr)
     sys.exit(2)

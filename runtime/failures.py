@@ -1,8 +1,9 @@
-"""What ends a run before its end: the exit code of each cause, and the one message that a user gets."""
+"""Errors that end a run early: the exit code of each cause, and the one message that the user gets."""
 from concurrent.futures.process import BrokenProcessPool
 
 import torch
 
+from runtime.environment import OPTIONAL, PACKAGES
 from runtime.files import BusyError
 from runtime.ranks import LostRankError
 from runtime.signals import CTRL_C
@@ -11,14 +12,14 @@ from utils import InputError, NotFiniteError
 INPUT, NOT_FINITE, MEMORY, FILE, WORKER, BUSY = 2, 3, 4, 5, 6, 7
 CONTINUES = "the same command continues after what was saved last"
 NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
-TRAINING_WITH_LESS = ("--recompute true takes less; so does --{0}_batch_size 1, as long as this stage has no checkpoint, which is bound "
-                      "to it")
+TRAINING_WITH_LESS = ("--recompute true takes less; so does --{0}_batch_size 1, as long as this stage has no checkpoint, "
+                      "which is bound to it")
 BASELINES_WITH_LESS = "--recompute true takes less; so does a smaller --regression_channels in image_regression"
 SAMPLING_WITH_LESS = "--sampling_batch 1 and --cache off take less"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is what Python, a GPU, or torch's allocator on a CPU raises when memory is short."""
+    """Whether Python, a GPU, or torch's allocator on a CPU raised this because memory is short."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
 
 
@@ -27,14 +28,14 @@ def _is_lost_worker(error: BaseException) -> bool:
     return isinstance(error, BrokenProcessPool) or (isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error))
 
 
-def _told(error: BaseException) -> str:
-    """The error's own words; one from a process that reads comes wrapped in its traceback."""
+def _own_message(error: BaseException) -> str:
+    """The message of an error; that of a worker process is wrapped in its traceback."""
     text, name = str(error), type(error).__name__
     return text.rsplit(f"{name}: ")[-1].strip() if "Original Traceback" in text else text.strip()
 
 
 def explain(error: BaseException) -> tuple[int, str] | None:
-    """Exit code and message of an error, in which its notes name the stage; None for what is a fault of this program."""
+    """Exit code and message of an error, whose notes name the stage; None for a fault of this program."""
     notes = getattr(error, "__notes__", [])
     stage = "".join(f" (stage {note})" for note in notes)
     if isinstance(error, KeyboardInterrupt):
@@ -44,22 +45,50 @@ def explain(error: BaseException) -> tuple[int, str] | None:
 
 
 def _cause(error: BaseException, stage: str, notes: list[str]) -> tuple[int, str]:
-    """Exit code and message of an error, 0 for what is a fault of this program."""
+    """Exit code and message of an error; code 0 for a fault of this program."""
     if isinstance(error, InputError):
-        return INPUT, _told(error)
+        return INPUT, _own_message(error)
     if isinstance(error, NotFiniteError):
         return NOT_FINITE, f"{error}{stage}"
     if is_out_of_memory(error):
-        training = next((note for note in notes if note in ("aae", "ldm")), None)
-        advice = TRAINING_WITH_LESS.format(training) if training else BASELINES_WITH_LESS if "baselines" in notes else SAMPLING_WITH_LESS
-        return MEMORY, f"out of memory{stage}; {advice}; what was saved is kept"
+        return MEMORY, f"out of memory{stage}; {_less_memory(notes)}; what was saved is kept"
+    if isinstance(error, ImportError) and (message := _explain_import(error)):
+        return INPUT, f"{message}{stage}"
     if _is_lost_worker(error):
-        return WORKER, (f"a process that was to read or simulate volumes was killed{stage}, as systems do when memory is short; "
-                        f"--num_workers 0 reads without such processes; {CONTINUES}")
+        return WORKER, (f"a process that was to read or simulate volumes was killed{stage}, as systems do when memory is "
+                        f"short; --num_workers 0 reads without such processes; {CONTINUES}")
     if isinstance(error, LostRankError):
         return WORKER, f"{error}{stage}; {CONTINUES}"
     if isinstance(error, BusyError):
         return BUSY, str(error)
     if isinstance(error, OSError):
-        return FILE, f"{_told(error)}{stage}"
+        return FILE, f"{_own_message(error)}{stage}"
     return 0, ""
+
+
+def _less_memory(notes: list[str]) -> str:
+    """Settings with which the stage that the notes name takes less memory."""
+    for stage in ("aae", "ldm"):
+        if stage in notes:
+            return TRAINING_WITH_LESS.format(stage)
+    return BASELINES_WITH_LESS if "baselines" in notes else SAMPLING_WITH_LESS
+
+
+def _explain_import(error: ImportError) -> str:
+    """Message for a package that is missing or cannot be imported; empty if it is none of those that the project asks for.
+
+    pandas raises an error without a name, after the one that names the module.
+    """
+    names = [getattr(found, "name", None) for found in (error, error.__cause__, error.__context__)]
+    module = next((name.split(".")[0] for name in names if name), "")
+    for known, (package, use, listed_in) in OPTIONAL.items():
+        if module in (known, package):                     # importlib.metadata names the package
+            return _say_missing(error, package, f", which is needed for {use}", listed_in)
+    if module in PACKAGES or module in PACKAGES.values():
+        return _say_missing(error, PACKAGES.get(module, module), "", "requirements.txt")
+    return ""
+
+
+def _say_missing(error: ImportError, package: str, use: str, listed_in: str) -> str:
+    found = "is missing" if isinstance(error, ModuleNotFoundError) or error.name is None else f"cannot be imported ({error})"
+    return f"the package {package}{use}, {found}; pip install -r {listed_in} brings it"

@@ -1,4 +1,4 @@
-"""Files: what others wrote is read within bounds; ours appear whole or not at all; the room for them, and the lock of a folder."""
+"""Files: reading those of others within bounds, writing ours whole or not at all, free disk space, and the lock of a folder."""
 import errno
 import io
 import json
@@ -19,46 +19,47 @@ from runtime.logs import say
 from runtime.signals import defer_signals
 from utils import InputError
 
-PARTIAL = ".partial-"                                      # begins the name of a folder in which a file is being written
-HOST = PROCESSES = socket.gethostname()                    # the latter: within which a process is known by its number
-with suppress(OSError):                                    # containers of one host name count their processes each for itself
+PARTIAL = ".partial-"                                      # prefix of a folder in which a file is being written
+HOST = PROCESSES = socket.gethostname()                    # PROCESSES: the place in which a process ID means one process
+with suppress(OSError):                                    # containers with one host name have process IDs of their own
     PROCESSES += "." + os.readlink("/proc/self/ns/pid").strip("pid:[]")
-DAY = 24 * 3600
-MAX_TEXT = 2 ** 26                                         # bytes of a list or table, a thousand for each of 60000 scans
+DAY = 24 * 3600                                            # seconds
+MAX_TEXT = 2 ** 26                                         # bytes of a list or table: a thousand for each of 60,000 scans
 
 
 class WriteError(OSError):
     """A file could not be written: main prints the message and exits with code 5."""
 
     def __str__(self) -> str:
+        """The message alone, without the number of the error."""
         return self.strerror
 
 
 class BusyError(RuntimeError):
-    """Another run works in the folder: main prints which, and exits with code 7."""
+    """Another run works in the folder: main prints which one, and exits with code 7."""
 
 
-# ---------------------------------------------------------------- files that others wrote
+# ---------------------------------------------------------------- reading the files of others
 
 def brief(content: object) -> str:
-    """What others wrote, short enough for a line of a message."""
+    """Content of a foreign file, shortened to 80 characters for a message."""
     text = str(content)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def file_status(path: Path) -> os.stat_result:
-    """Status of a file. Raises InputError for what must not be opened: a folder, and a pipe or a device, which might never end."""
+    """Status of a regular file. Raises InputError for all others: reading a pipe or a device might never end."""
     try:
         status = path.stat()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: cannot be read: it is no file but a folder, a pipe or a device")
+        raise InputError(f"{path}: cannot be read: it is not a file but a folder, a pipe or a device")
     return status
 
 
 def read_text(path: Path) -> str:
-    """A file of UTF-8 text, with or without byte order mark. Raises InputError if it is none, or larger than any list or table."""
+    """Text of a file in UTF-8, with or without byte order mark. Raises InputError if it is not such a text, or over MAX_TEXT bytes."""
     size = file_status(path).st_size
     if size > MAX_TEXT:
         raise InputError(f"{path}: has {size} bytes; expected a text of at most {MAX_TEXT}")
@@ -70,9 +71,9 @@ def read_text(path: Path) -> str:
 
 
 def read_table(path: Path, *columns: str) -> pd.DataFrame:
-    """A CSV file as strings, empty where a row is short, without its empty rows. The index n stands for row n + 2 of a spreadsheet.
+    """A CSV file as strings, empty where a row is short, without its empty rows. Index n is row n + 2 of a spreadsheet.
 
-    Raises InputError if a column is missing or stands twice, or if rows are longer than the header.
+    Raises InputError if one of the columns is missing or occurs twice, or if rows are longer than the header.
     """
     text = read_text(path)
     try:
@@ -80,20 +81,22 @@ def read_table(path: Path, *columns: str) -> pd.DataFrame:
                             skip_blank_lines=False).fillna("")
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path}: cannot be read as a table: {brief(error)}") from error
-    if not isinstance(table.index, pd.RangeIndex):         # pandas takes the surplus for row names, and every column shifts
-        raise InputError(f"{path}: its rows have more fields than its header has columns; is a comma missing there, or one too much below?")
+    if not isinstance(table.index, pd.RangeIndex):         # pandas takes a surplus field for a row name, and shifts every column
+        raise InputError(f"{path}: its rows have more fields than its header has columns; is a comma missing in the header, or is "
+                         "there one too many in the rows?")
     table = table[(table != "").any(axis=1)]
     if missing := set(columns) - set(table.columns):
         raise InputError(f"{path}: column(s) {', '.join(sorted(missing))} missing, found {brief(', '.join(table.columns))}")
-    if twice := [name for name in columns if f"{name}.1" in table.columns]:                  # so pandas names the second
+    twice = [name for name in columns if f"{name}.1" in table.columns]                       # pandas renames the second
+    if twice:
         raise InputError(f"{path}: column(s) {', '.join(twice)} stand twice; keep one")
     return table
 
 
 def read_own_table(path: Path, columns: list[str], again: str, **kinds: type) -> pd.DataFrame:
-    """A CSV of ours with its numbers, without half rows; kinds: of columns that might be taken for numbers.
+    """A CSV that this project wrote, without incomplete rows. kinds: types of columns that might be taken for numbers.
 
-    Raises InputError if it is not there, damaged, or without these columns; again: what makes it.
+    Raises InputError if the file is missing or damaged, or lacks one of the columns. again: for the message, how to make it again.
     """
     try:
         return pd.read_csv(path, dtype=kinds).dropna(subset=columns)
@@ -101,23 +104,24 @@ def read_own_table(path: Path, columns: list[str], again: str, **kinds: type) ->
         raise InputError(f"{path}: not there or damaged; {again}") from error
 
 
-# ---------------------------------------------------------------- files that appear whole or not at all
+# ---------------------------------------------------------------- writing whole files
 
 def _readable(size: int) -> str:
     return f"{size / 2 ** 30:.2f} GiB" if size > 2 ** 27 else f"{size / 2 ** 20:.2f} MiB"
 
 
-def _room(folder: Path) -> int:
-    """Free bytes on the disk of a folder, or of its nearest parent that is there."""
-    return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.is_dir())).free
+def _free_bytes(folder: Path) -> int:
+    """Free bytes on the disk of a folder, or of its nearest existing parent."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    return shutil.disk_usage(nearest).free
 
 
 @contextmanager
 def atomic(path: Path, size: int = 0) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it takes the place of `path`, safe on the disk, when the block ends without an error.
+    """A block that writes to a temporary path beside `path`, which replaces `path` when the block ends without an error.
 
-    The folder of `path` must be there. size: bytes that will be written, for the message. Signals wait for the end of the block.
-    Raises WriteError that says what stands in the way; what was at `path` before is then still there.
+    The folder of `path` must exist. size: bytes that will be written, for the message. Signals are deferred to the end of the block,
+    and the file is then on the disk. Raises WriteError with the reason; the file that was at `path` before is then unchanged.
     """
     partial = None
     with defer_signals():
@@ -128,8 +132,8 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
             os.replace(partial, path)
             sync(path.parent)
         except Exception as error:
-            cause = next((e for e in (error, error.__context__) if isinstance(e, OSError)), None)   # torch.save follows it by another
-            if cause is None:
+            cause = error if isinstance(error, OSError) else error.__context__               # torch.save raises another after it
+            if not isinstance(cause, OSError):
                 raise
             raise _explained(cause, path, partial, size) from error
         finally:
@@ -138,10 +142,10 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    folder = path.is_dir()
-    with suppress(OSError) if folder else nullcontext():   # not every file system has that for folders
-        descriptor = os.open(path, os.O_RDONLY if folder else os.O_RDWR)
+    """Wait until a file, or the list of names in a folder, is on the disk."""
+    is_folder = path.is_dir()
+    with suppress(OSError) if is_folder else nullcontext():                                  # not every file system can sync folders
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
             os.fsync(descriptor)
         finally:
@@ -149,7 +153,7 @@ def sync(path: Path) -> None:
 
 
 def _explained(error: OSError, path: Path, partial: Path | None, size: int) -> WriteError:
-    """The error with what a user needs to know of it."""
+    """A WriteError with what the user needs to know."""
     if isinstance(error, WriteError):
         return error
     reason = error.strerror or str(error)
@@ -158,7 +162,7 @@ def _explained(error: OSError, path: Path, partial: Path | None, size: int) -> W
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         written = partial.stat().st_size if partial and partial.is_file() else 0
         needed = f"{_readable(size)} are needed" if size else f"more than {_readable(written)} are needed"
-        reason += f"; {needed}, {_readable(_room(path.parent))} are free"
+        reason += f"; {needed}, {_readable(_free_bytes(path.parent))} are free"
     before = "; the file that was there before is intact" if path.is_file() else ""
     return WriteError(error.errno, f"{path}: cannot be written: {reason}{before}")
 
@@ -176,9 +180,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_together(folder: Path, texts: dict[str, str]) -> None:
-    """Write files of one folder, name -> text, which belong together: all are safe on the disk before the first takes its place.
+    """Write files of one folder that belong together, name -> text. All are on the disk before the first replaces an old one.
 
-    Those that were there before go first, so that not even a killed run leaves old ones among the new. Signals wait meanwhile.
+    The old files are removed first, so that not even a killed run leaves old ones among the new. Signals are deferred meanwhile.
     """
     make_folder(folder)
     with defer_signals(), atomic(folder / next(iter(texts))) as first:
@@ -193,7 +197,7 @@ def write_together(folder: Path, texts: dict[str, str]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, with those that it lies in, and see that files can be written to it. Raises WriteError."""
+    """Make a folder and its parents, and write a file there as a test. Raises WriteError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -203,36 +207,42 @@ def make_folder(folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Raise WriteError if a folder is not there and cannot be made either, or cannot be written to."""
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise WriteError(errno.EACCES, f"{folder}: cannot be written to: {place} is {'not writable' if place.is_dir() else 'no folder'}")
+    """Raise WriteError if a folder cannot be written to, or does not exist and cannot be made."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise WriteError(errno.EACCES, f"{folder}: cannot be written to: {nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise WriteError(errno.EACCES, f"{folder}: cannot be written to: {nearest} is not writable")
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
-    """Raise WriteError if the disk of the folder has not so many bytes left."""
-    if (free := _room(folder)) < needed:
+    """Raise WriteError if the disk of the folder has fewer free bytes than needed."""
+    free = _free_bytes(folder)
+    if free < needed:
         raise WriteError(errno.ENOSPC, f"{folder}: {what} need {_readable(needed)}, {_readable(free)} are free on its disk")
 
 
 def remove_leftovers(root: Path, everyones: bool = False) -> None:
-    """Remove, in all folders under root, what killed runs were writing: of dead processes of this machine, of others after a day.
+    """Remove the half-written files of killed runs in all folders under root: those of dead processes here, and any after a day.
 
-    everyones: without that caution, because nobody else writes here.
+    everyones: remove all of them, because nobody else writes here.
     """
-    found = [Path(place) / name for place, folders, _ in os.walk(root) for name in folders if name.startswith(PARTIAL)]
-    for folder in found:                                   # os.walk, because another run's may vanish meanwhile
+    found = []
+    for place, folders, _ in os.walk(root):                # not rglob, which fails if another run's folder vanishes meanwhile
+        found += [Path(place) / name for name in folders if name.startswith(PARTIAL)]
+    for folder in found:
         host, _, pid = folder.name.removeprefix(PARTIAL).rpartition("-")[0].rpartition("-")
         with suppress(OSError, ValueError):                # gone meanwhile, or not named by this program
-            if everyones or folder.stat().st_mtime < time.time() - DAY or (host == PROCESSES and not _is_alive(pid)):
+            is_old = folder.stat().st_mtime < time.time() - DAY
+            if everyones or is_old or (host == PROCESSES and not _is_alive(pid)):
                 shutil.rmtree(folder)
 
 
 def _is_alive(pid: str | int) -> bool:
-    """Whether another process of this machine has that number."""
+    """Whether another process of this machine has that ID."""
     if int(pid) == os.getpid():
         return False
-    if os.name == "nt":                                    # there the question itself would end the process
+    if os.name == "nt":                                    # on Windows os.kill would end the process
         return True
     try:
         os.kill(int(pid), 0)
@@ -243,20 +253,20 @@ def _is_alive(pid: str | int) -> bool:
     return True
 
 
-# ---------------------------------------------------------------- one run a folder
+# ---------------------------------------------------------------- one run in a folder
 
 class FolderLock:
-    """Keeps a second run out of a folder. The system frees it with the process, so that none is left behind by a killed run.
+    """A lock that keeps a second run out of a folder. The system frees it when the process ends, even if that is killed.
 
     While it is held, running.json in the folder says by whom.
     """
 
     def __init__(self, folder: Path):
         self.folder, self.note, self.lock = folder, folder / "running.json", FileLock(folder / ".lock")
-        self.left_by = ""                                  # whose killed run left it behind
+        self.left_by = ""                                  # the killed run, if one left its note behind
 
     def __enter__(self) -> "FolderLock":
-        if self.folder.is_dir():                           # otherwise nobody works there; it is made when there is something to write
+        if self.folder.is_dir():                           # else nobody works there; acquire is called once it is made
             self.acquire()
         return self
 
@@ -267,29 +277,31 @@ class FolderLock:
             self.lock.release()
 
     def acquire(self) -> None:
-        """Take the lock, if this run does not hold it yet. Raises BusyError with who holds it."""
+        """Take the lock, unless this run holds it already. Raises BusyError that names the holder."""
         if self.lock.is_locked:
             return
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            raise BusyError(f"{self.folder}: another run works here ({self._describe(self._owner())}); wait for it, stop it, or work in "
-                            "another folder") from None
+            raise BusyError(f"{self.folder}: another run works here ({_describe(self._owner())}); wait for it, stop it, or work "
+                            "in another folder") from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):                          # a disk without locks
                 raise WriteError(error.errno, f"{self.folder}: cannot be locked: {error.strerror or error}") from error
-            say("check", f"{self.folder}: its disk has no locks; see to it that no second run works there")
+            say("check", f"{self.folder}: its disk has no locks; make sure that no second run works there")
             return
-        self.left_by = self._describe(self._owner()) if self.note.is_file() else ""
-        write_text(self.note, json.dumps({"host": HOST, "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
+        self.left_by = _describe(self._owner()) if self.note.is_file() else ""
+        owner = {"host": HOST, "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        write_text(self.note, json.dumps(owner))
 
     def _owner(self) -> dict:
+        """The content of running.json, empty if it cannot be read."""
         try:
             owner = json.loads(self.note.read_text())
             return {"host": str(owner["host"]), "pid": int(owner["pid"]), "since": str(owner["since"])}
         except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return {}
 
-    @staticmethod
-    def _describe(owner: dict) -> str:
-        return "process {pid} on {host}, since {since}".format(**owner) if owner else "it has not said which"
+
+def _describe(owner: dict) -> str:
+    return "process {pid} on {host}, since {since}".format(**owner) if owner else "it has not said which"

@@ -1,4 +1,4 @@
-"""The run's log: lines on the screen, and with the time in a file of the experiment."""
+"""The log of a run: lines on the screen, and with the time in a file of the experiment."""
 import logging
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,38 +8,46 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from runtime.ranks import is_rank_0, rank, ranks
+from runtime.ranks import is_rank_0, rank, world_size
 
 LOG = logging.getLogger("il_cldm")
 EARLY_LINES = 10_000                                       # kept in memory until the log has its file
 
 
 class _Silent:
-    """A handler that says nothing of a full disk or of a screen that is gone: what matters the run says itself."""
+    """A handler that ignores a full disk and a closed screen: errors that matter are reported by the run itself."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        pass
+        """Do nothing."""
 
 
 class _Screen(_Silent, logging.StreamHandler):
-    pass
+    """Lines on the screen."""
 
 
 class _File(_Silent, logging.FileHandler):
-    pass
+    """Lines in a file."""
+
+
+def _is_shown(record: logging.LogRecord) -> bool:
+    return record.levelno == logging.INFO and is_rank_0()
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno == logging.ERROR
 
 
 @contextmanager
 def logging_run() -> Iterator[None]:
-    """A block whose lines go to the screen (errors to stderr), and are kept for the file that keep_log names.
+    """A block whose lines go to the screen (errors to stderr), and are kept in memory for the file that keep_log names.
 
-    Of several ranks all tell their errors, but only rank 0 the rest.
+    Every rank reports its errors, but only rank 0 the other lines.
     """
     screen, errors = _Screen(sys.stdout), _Screen(sys.stderr)
     early = MemoryHandler(EARLY_LINES, flushLevel=logging.CRITICAL + 1)
-    screen.addFilter(lambda record: record.levelno == logging.INFO and is_rank_0())
-    errors.addFilter(lambda record: record.levelno == logging.ERROR)
-    if ranks() > 1:
+    screen.addFilter(_is_shown)
+    errors.addFilter(_is_error)
+    if world_size() > 1:
         errors.setFormatter(logging.Formatter(f"rank {rank()}: %(message)s"))
     LOG.setLevel(logging.DEBUG)
     LOG.propagate = False
@@ -55,7 +63,7 @@ def logging_run() -> Iterator[None]:
 
 
 def keep_log(path: Path) -> None:
-    """Append the log to a file, with the lines that came before this call. Raises OSError if it cannot be written to."""
+    """Append the log to a file, beginning with the lines before this call. Raises OSError if the file cannot be written."""
     file = _File(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
     early = next(handler for handler in LOG.handlers if isinstance(handler, MemoryHandler))
@@ -65,10 +73,28 @@ def keep_log(path: Path) -> None:
 
 
 def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
-    """A progress bar of rank 0 on a terminal, gone at its end; quiet elsewhere. Options as tqdm takes them."""
+    """A progress bar of rank 0 on a terminal, removed at its end; invisible elsewhere. Options as tqdm takes them."""
     return tqdm(iterable, leave=False, disable=None if is_rank_0() else True, **options)
 
 
 def say(stage: str, text: str) -> None:
-    """One line of the run's log."""
+    """Write one line to the log of the run."""
     LOG.info("%s", f"{stage:6} {text}")
+
+
+def time_left(seconds_per_step: float, steps: int) -> str:
+    """A sentence on how long so many steps will take, such as "about 3 h 20 min left for 26,667 steps (0.45 s a step)"."""
+    return f"about {_duration(seconds_per_step * steps)} left for {steps:,} steps ({seconds_per_step:.2g} s a step)"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds in the two largest units that say something: 40 s, 12 min, 3 h 20 min, 2 d 5 h."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 24 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24} d {hours % 24} h"

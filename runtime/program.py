@@ -1,21 +1,28 @@
-"""What every command of the project does around its work: the log, signals, and one message with an exit code for what ends it early."""
+"""The frame of every command: settings from its command line, its log, its signals, and one message with an exit code if it ends early."""
 import traceback
 from collections.abc import Callable
 
+from runtime.commandline import parse
 from runtime.failures import explain
 from runtime.logs import LOG, logging_run
-from runtime.signals import handle_signals
+from runtime.signals import handle_signals, leave
+
+__all__ = ["exit_code", "leave", "parse"]
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """Do the work. Returns the exit code: what it returns, 0 for None, or that of the error that ended it (docs/running.md)."""
+    """Do the work and return an exit code: what the work returns, 0 for None, or that of the error that ended it (docs/running.md).
+
+    A fault of the program is raised with its traceback.
+    """
     with logging_run():
         try:
             with handle_signals():
                 return work() or 0
         except BaseException as error:
             LOG.debug("%s", traceback.format_exc())
-            if (known := explain(error)) is None:
+            known = explain(error)
+            if known is None:
                 raise
             code, message = known
             LOG.error("%s", message)

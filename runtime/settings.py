@@ -1,6 +1,7 @@
-"""A setting: a field of a frozen dataclass with its explanation, its range and what depends on it, and the checks of its value."""
+"""Settings: fields of a frozen dataclass, each with an explanation, a range and what depends on it, and the check of their values."""
 import dataclasses
 import typing
+from collections.abc import Iterator
 
 UNPUBLISHED = object()                                     # the published method has no such setting, or the same value
 
@@ -10,9 +11,9 @@ def setting(default, explanation: str, *, section: str = "", affects: tuple[str,
     """A field of a dataclass of settings.
 
     section: title of the group of settings that begins with this one, for --help.
-    affects: results that are another one if the setting is another one; none for what changes speed or places alone.
-    low, high: inclusive range of the value, or of each of its entries. choices: the values that it may have.
-    published: its value in the published method, where the default departs from that.
+    affects: results that depend on the setting; none if it changes only speed or places.
+    low, high: inclusive range of the value, or of each of its entries. choices: the values that are allowed.
+    published: its value in the published method, where the default differs.
     extendable: may be raised while what it affects is trained. empty: a tuple of any length may have no entry.
     """
     default = tuple(default) if isinstance(default, list) else default                       # an edited default may be a list
@@ -22,13 +23,13 @@ def setting(default, explanation: str, *, section: str = "", affects: tuple[str,
 
 
 def same(kind: type, name: str) -> dataclasses.Field:
-    """The setting of another dataclass, for one that has it too: same default, explanation and range."""
+    """A copy of a setting of another dataclass, with the same default, explanation and range."""
     field = next(field for field in dataclasses.fields(kind) if field.name == name)
     return dataclasses.field(default=field.default, metadata={**field.metadata, "section": ""})
 
 
 def plain(value):
-    """A setting as JSON keeps it, so that a saved one equals a present one."""
+    """A setting as JSON saves it, so that a saved value equals a present one."""
     return list(value) if isinstance(value, tuple) else value
 
 
@@ -41,25 +42,37 @@ def element_type(annotation) -> tuple[type, int | None]:
 
 
 def value_problems(settings) -> list[str]:
-    """What is wrong with the values of a dataclass of settings one by one: type, number of entries, range."""
-    return [problem for field in dataclasses.fields(settings) for problem in _problems(field, getattr(settings, field.name))]
+    """Problems of the values of a dataclass of settings one by one: type, number of entries, range."""
+    problems = []
+    for field in dataclasses.fields(settings):
+        problems += _field_problems(field, getattr(settings, field.name))
+    return problems
 
 
-def _problems(field: dataclasses.Field, value):
+def _field_problems(field: dataclasses.Field, value) -> Iterator[str]:
     kind, count = element_type(field.type)
-    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
-    if (count != 0) != isinstance(value, tuple) or (count and len(value) != count):
-        yield f"{field.name} {value!r} must be {'a tuple of ' + str(count or 'several') if count != 0 else 'one'} {kind.__name__}"
+    is_tuple = count != 0
+    if is_tuple != isinstance(value, tuple) or (count and len(value) != count):
+        expected = f"a tuple of {count or 'several'}" if is_tuple else "one"
+        yield f"{field.name} {value!r} must be {expected} {kind.__name__}"
         return
     if count is None and not value and not field.metadata["empty"]:
         yield f"{field.name} must not be empty"
-    for entry in value if isinstance(value, tuple) else (value,):
-        if type(entry) is not kind and not (kind is float and type(entry) is int):
-            yield f"{field.name} {entry!r} must be {'true or false' if kind is bool else f'of type {kind.__name__}'}"
-        elif choices and entry not in choices:
-            yield f"{field.name} {entry!r} must be one of {', '.join(choices)}"
-        elif (low is not None and not entry >= low) or (high is not None and not entry <= high):
-            yield f"{field.name} {entry!r} must be {'at least ' + str(low) if high is None else f'between {low} and {high}'}"
+    for entry in value if is_tuple else (value,):
+        yield from _entry_problems(field, kind, entry)
+
+
+def _entry_problems(field: dataclasses.Field, kind: type, entry) -> Iterator[str]:
+    low, high, choices = (field.metadata[key] for key in ("low", "high", "choices"))
+    is_of_type = type(entry) is kind or (kind is float and type(entry) is int)
+    if not is_of_type:
+        expected = "true or false" if kind is bool else f"of type {kind.__name__}"
+        yield f"{field.name} {entry!r} must be {expected}"
+    elif choices and entry not in choices:
+        yield f"{field.name} {entry!r} must be one of {', '.join(choices)}"
+    elif (low is not None and not entry >= low) or (high is not None and not entry <= high):  # so that nan is refused
+        expected = f"at least {low}" if high is None else f"between {low} and {high}"
+        yield f"{field.name} {entry!r} must be {expected}"
 
 
 def refuse(problems: list[str]) -> None:

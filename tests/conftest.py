@@ -1,4 +1,4 @@
-"""A tiny cohort in MNI space, laid out as a user's, settings small enough for it, and the number of random cases."""
+"""Helpers of all tests: a tiny cohort in MNI space, settings small enough for it, numbers of random cases."""
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,26 +8,36 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 SHAPE = (22, 27, 22)                                       # the paper's field of view at 8 mm
 AFFINE = np.array([[8.0, 0, 0, -86.5], [0, 8, 0, -122.5], [0, 0, 8, -68.5], [0, 0, 0, 1]])
-LISTS = {"train": ["s01", "s02", "s03", "s04", "s05", "s06"], "validation": ["s07", "s08"], "test": ["s09", "s10"]}
+LISTS = {"train": ["s01", "s02", "s03", "s04", "s05", "s06"], "validation": ["s07", "s08"],
+         "test": ["s09", "s10"]}
 
-TINY = {"image_size": SHAPE, "crop_start": (3, 2, 3), "volume_size": (16, 24, 16), "crop_jitter": 1, "num_workers": 0, "device": "cpu",
-        "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 8), "aae_epochs": 2, "aae_lr": 1e-3,
-        "unet_channels": 8, "unet_mults": (1, 2), "unet_res_blocks": 1, "unet_norm_groups": 4, "ldm_epochs": 2, "ldm_lr": 1e-3,
-        "timesteps": 20, "ema_start": 2, "ema_decay": 0.5, "validation_steps": 2, "sampling_steps": 3, "samples_per_scan": 2,
-        "bootstrap_resamples": 100, "precision": "fp32"}            # alike on every machine
+TINY = {
+    "image_size": SHAPE, "crop_start": (3, 2, 3), "volume_size": (16, 24, 16), "crop_jitter": 1,
+    "num_workers": 0, "device": "cpu", "precision": "fp32",          # alike on every machine
+    "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 8), "aae_epochs": 2, "aae_lr": 1e-3,
+    "unet_channels": 8, "unet_mults": (1, 2), "unet_res_blocks": 1, "unet_norm_groups": 4, "ldm_epochs": 2,
+    "ldm_lr": 1e-3, "timesteps": 20, "ema_start": 2, "ema_decay": 0.5, "validation_steps": 2,
+    "sampling_steps": 3, "samples_per_scan": 2, "bootstrap_resamples": 100,
+}
 
 
 def pytest_addoption(parser):
-    parser.addoption("--thorough", action="store_true", help="draw many more random cases of damage and of hostile input")
+    """Add --thorough."""
+    parser.addoption("--thorough", action="store_true",
+                     help="draw many more random cases of damage and of hostile input")
 
 
 def pytest_terminal_summary(terminalreporter):
-    """What tests recorded as "trust": how many random cases they drew, and what became of them."""
-    reports = [report for group in terminalreporter.stats.values() for report in group if getattr(report, "when", "") == "call"]
-    lines = [text for report in reports for name, text in report.user_properties if name == "trust"]
+    """Print what tests recorded as "trust": the number of random cases they drew, and what became of them."""
+    lines = []
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", "") == "call":
+                lines += [text for name, text in report.user_properties if name == "trust"]
     if lines:
         terminalreporter.section("trust")
         terminalreporter.write("".join(f"{line}\n" for line in lines))
@@ -35,23 +45,45 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture
 def count(request) -> Callable[[int, int], int]:
-    """count(quick, thorough): how many random cases a test draws, without and with --thorough."""
-    return lambda quick, thorough: thorough if request.config.getoption("--thorough") else quick
+    """count(quick, thorough): number of random cases of a test, without and with --thorough."""
+    is_thorough = request.config.getoption("--thorough")
+
+    def choose(quick: int, thorough: int) -> int:
+        """The number that the command line asks for."""
+        return thorough if is_thorough else quick
+    return choose
 
 
 def arguments(settings: dict) -> list[str]:
     """Settings as main.py takes them on its command line."""
-    return [word for name, value in settings.items()
-            for word in [f"--{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]]
+    words = []
+    for name, value in settings.items():
+        words.append(f"--{name}")
+        words += [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
+    return words
 
 
 def write_volume(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
+    """Write a NIfTI file in the type of the voxels, and its folder if that is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(voxels, affine), path)
 
 
+def turned(image: nib.Nifti1Image, codes: str) -> nib.Nifti1Image:
+    """The image with axes that point to `codes`, such as LPS, at the same place in space."""
+    return image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(codes)))
+
+
+def reorient(path: Path, codes: str) -> None:
+    """Store a file's volume as float32 in another orientation, at the same place in space."""
+    image = turned(nib.load(path, mmap=False), codes)
+    voxels = image.get_fdata(dtype=np.float32)
+    path.unlink()
+    write_volume(path, voxels, image.affine)
+
+
 def header_that_claims(shape: tuple[int, int, int], dtype: type) -> nib.Nifti1Header:
-    """The header of a NIfTI file with voxels of that shape behind it, whatever then lies there."""
+    """Header of a NIfTI file that claims voxels of that shape after it, whatever then lies there."""
     header = nib.Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)
@@ -61,15 +93,17 @@ def header_that_claims(shape: tuple[int, int, int], dtype: type) -> nib.Nifti1He
 
 
 def write_cohort(root: Path, lists: dict[str, list[str]] = LISTS) -> None:
-    """MRI and PET of every ID under root/data, lists and labels (alternating) under root/data_info."""
+    """Write MRI and PET of every ID under root/data, lists and labels (alternating) under root/data_info."""
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in SHAPE], indexing="ij"))
     head = (grid ** 2).sum(0) < 0.8
     info = root / "data_info"
     info.mkdir(parents=True, exist_ok=True)
     rows = []
-    for i, scan_id in enumerate(scan_id for ids in lists.values() for scan_id in ids):
+    scan_ids = [scan_id for ids in lists.values() for scan_id in ids]
+    for i, scan_id in enumerate(scan_ids):
         rng, label = np.random.default_rng(i), i % 2
-        mri = head * (0.5 + 0.2 * np.sin(3 * grid[0] + i) + 0.1 * label * (grid[2] > 0) + 0.05 * rng.random(SHAPE))
+        brightness = 0.1 * label * (grid[2] > 0)
+        mri = head * (0.5 + 0.2 * np.sin(3 * grid[0] + i) + brightness + 0.05 * rng.random(SHAPE))
         pet = head * (0.3 + 0.3 * label * (grid[1] > 0) + 0.1 * mri + 0.05 * rng.random(SHAPE))
         write_volume(root / "data" / "whole_MRI" / f"{scan_id}.nii.gz", mri.astype(np.float32))
         write_volume(root / "data" / "whole_Abeta" / f"{scan_id}.nii", pet.astype(np.float32))
@@ -81,7 +115,7 @@ def write_cohort(root: Path, lists: dict[str, list[str]] = LISTS) -> None:
 
 @pytest.fixture(scope="session")
 def cohort_folder(tmp_path_factory) -> Path:
-    """A tiny cohort that tests copy: to write it takes as long as to check it."""
+    """A tiny cohort that tests copy, because writing it takes as long as checking it."""
     folder = tmp_path_factory.mktemp("cohort")
     write_cohort(folder)
     return folder
@@ -97,5 +131,5 @@ def root(tmp_path, monkeypatch, cohort_folder) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Tiny volumes are faster without threads, and two runs are compared bit for bit."""
+    """Compute in one thread: tiny volumes are faster so, and two runs are compared bit for bit."""
     torch.set_num_threads(1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.checkpoints import Progress, StageRun, check_settings, load_checkpoint, restore, write_stage_rows
+from runtime.checkpoints import FORMAT, Progress, StageRun, check_settings, load_checkpoint, restore, write_stage_rows
 from runtime.signals import Stopped
 from utils import InputError, NotFiniteError
 
@@ -27,6 +27,8 @@ def test_rows_of_a_stage_replace_only_that_stage(tmp_path):
 
 
 class Bomb:
+    """An object that makes a folder when it is unpickled."""
+
     def __reduce__(self):
         return os.mkdir, ("exploded",)
 
@@ -56,6 +58,26 @@ def test_a_published_checkpoint_in_its_place_is_named_as_such(tmp_path):
         load_checkpoint(tmp_path / "a.pth.tar")
 
 
+@pytest.mark.parametrize(("number", "described"), [(None, "no format number"), (FORMAT - 1, f"format {FORMAT - 1}"),
+                                                   (FORMAT + 1, f"format {FORMAT + 1}"), (str(FORMAT), "no format number")])
+def test_a_checkpoint_of_another_version_is_refused_with_what_to_do(tmp_path, number, described):
+    stage_run(tmp_path, nn.Linear(1, 1)).finish_epoch(1, {"rec": 1.0}, scores(20.0))
+    saved = load_checkpoint(tmp_path / "C_last.pth.tar")
+    assert saved["format"] == FORMAT
+    saved["format"] = number
+    if number is None:                                     # as before checkpoints had a number: with another name of the metadata
+        del saved["format"]
+        saved["facts"] = saved.pop("metadata")
+    for path in (tmp_path / "C.pth.tar", tmp_path / "C_last.pth.tar"):
+        torch.save(saved, path)
+        with pytest.raises(InputError) as error:
+            load_checkpoint(path)
+        assert str(error.value) == (f"{path} was written by another version of this project ({described}, expected format {FORMAT}); "
+                                    "train under another --exp, or use the version that wrote it")
+    with pytest.raises(InputError, match="C_last.pth.tar was written by another version"):
+        stage_run(tmp_path, nn.Linear(1, 1))
+
+
 def test_other_settings_are_listed_as_saved_and_now(tmp_path):
     with pytest.raises(InputError) as error:
         check_settings(tmp_path, {"settings": {"a": 1, "b": [1, 2], "c": "x"}}, {"a": 1, "b": [1, 3], "d": None, "c": "y"})
@@ -65,10 +87,11 @@ def test_other_settings_are_listed_as_saved_and_now(tmp_path):
 
 
 def scores(psnr):
+    """Scores of a validation list of one subject."""
     return pd.DataFrame({"PSNR": [psnr], "SSIM": [0.5]})
 
 
-def test_a_run_keeps_the_best_epoch_and_continues_behind_the_last(tmp_path):
+def test_a_run_keeps_the_best_epoch_and_continues_after_the_last(tmp_path):
     def new_run(workers=2):
         module = nn.Linear(1, 1)
         return module, StageRun(tmp_path, "aae", "C", {"m": module}, {"lr": 1}, {"num_workers": workers})
@@ -109,7 +132,7 @@ def test_a_run_may_start_with_epochs_that_are_not_validated(tmp_path):
 
 
 def test_an_optimizer_saved_in_another_memory_layout_goes_on_as_if_in_this_one():
-    """A fused update walks weight, gradient and moments as they lie in memory."""
+    """A fused update reads weight, gradient and moments in the order in which they lie in memory."""
     def train(network, opt, steps):
         for _ in range(steps):
             opt.zero_grad()
@@ -132,6 +155,7 @@ def test_an_optimizer_saved_in_another_memory_layout_goes_on_as_if_in_this_one()
 
 
 def stage_run(folder, module):
+    """The training of a module with Adam, new or continued."""
     return StageRun(folder, "aae", "C", {"m": module, "opt": torch.optim.Adam(module.parameters())}, {}, {})
 
 
@@ -168,7 +192,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
     assert (tmp_path / "C_last.pth.tar").read_bytes() == before
 
 
-def test_the_best_checkpoint_alone_is_no_reason_to_begin_anew(tmp_path):
+def test_the_best_checkpoint_alone_is_no_reason_to_begin_again(tmp_path):
     stage_run(tmp_path, nn.Linear(1, 1)).finish_epoch(1, {"rec": 1.0}, scores(20.0))
     (tmp_path / "C_last.pth.tar").unlink()
     with pytest.raises(InputError, match="C.pth.tar is there, but not C_last.pth.tar, from which its training would continue"):
@@ -213,14 +237,14 @@ def test_a_spoilt_csv_of_the_other_stage_is_named_and_not_overwritten(tmp_path):
 @pytest.mark.parametrize("spoil", [
     lambda saved: saved.update(progress={"x": 1}), lambda saved: saved["progress"]["random"].update(cpu=3),
     lambda saved: saved.update(epoch=-3), lambda saved: saved.update(losses=[[1]]),
-    lambda saved: saved.update(validations=[{"epoch": 1}]), lambda saved: saved.update(facts=None),
+    lambda saved: saved.update(validations=[{"epoch": 1}]), lambda saved: saved.update(metadata=None),
     lambda saved: saved["state"]["m"].update(bias=torch.tensor([float("nan")]))])
 def test_a_checkpoint_of_odd_content_is_refused(tmp_path, spoil):
     stage_run(tmp_path, nn.Linear(1, 1)).finish_epoch(1, {"rec": 1.0}, None)
     saved = load_checkpoint(tmp_path / "C_last.pth.tar")
     spoil(saved)
     torch.save(saved, tmp_path / "C_last.pth.tar")
-    with pytest.raises(InputError, match="no checkpoint of this project|not finite"):
+    with pytest.raises(InputError, match="not a checkpoint of this project|not finite"):
         stage_run(tmp_path, nn.Linear(1, 1))
 
 
@@ -239,5 +263,5 @@ def test_a_machine_that_cannot_load_a_checkpoint_is_not_told_that_it_is_damaged(
 
 def test_a_folder_in_place_of_a_checkpoint_is_named(tmp_path):
     (tmp_path / "C.pth.tar").mkdir()
-    with pytest.raises(InputError, match="it is no file but a folder"):
+    with pytest.raises(InputError, match="it is not a file but a folder"):
         load_checkpoint(tmp_path / "C.pth.tar")

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, the room for them, and the lock of a folder."""
+"""Files: read within bounds, written whole or not at all; free disk space; the lock of a folder."""
 import errno
 import json
 import os
@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,6 +28,8 @@ from runtime.files import (
 from runtime.signals import Stopped, handle_signals
 from utils import InputError
 
+ROOT = Path(__file__).parents[1]
+
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "a.txt"
@@ -45,10 +48,15 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
 def test_a_file_and_its_name_are_on_the_disk_before_the_block_ends(tmp_path, monkeypatch):
     events, fsync, replace = [], os.fsync, os.replace
 
-    def note(event, call):
-        return lambda *args: events.append((event, os.fstat(args[0]).st_ino if event == "sync" else None)) or call(*args)
-    monkeypatch.setattr(files.os, "fsync", note("sync", fsync))
-    monkeypatch.setattr(files.os, "replace", note("rename", replace))
+    def noted_sync(descriptor):
+        events.append(("sync", os.fstat(descriptor).st_ino))
+        fsync(descriptor)
+
+    def noted_replace(*paths):
+        events.append(("rename", None))
+        replace(*paths)
+    monkeypatch.setattr(files.os, "fsync", noted_sync)
+    monkeypatch.setattr(files.os, "replace", noted_replace)
     write_text(tmp_path / "a.txt", "text")
     assert events == [("sync", (tmp_path / "a.txt").stat().st_ino), ("rename", None), ("sync", tmp_path.stat().st_ino)]
 
@@ -60,22 +68,22 @@ def test_a_signal_does_not_cut_the_writing_of_a_file(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "whole"
 
 
-def test_a_full_disk_is_told_with_the_room_and_harms_nothing(tmp_path):
+def test_a_full_disk_is_reported_with_the_free_space_and_harms_nothing(tmp_path):
     path = tmp_path / "a.txt"
     write_text(path, "old")
     with pytest.raises(WriteError) as error, atomic(path, size=3 * 2 ** 30) as partial:
         partial.write_text("ne")
         raise OSError(errno.ENOSPC, "No space left on device")
     free = shutil.disk_usage(tmp_path).free / 2 ** 30
-    told = re.search(r"No space left on device; 3.00 GiB are needed, ([\d.]+) GiB are free", str(error.value))
+    reported = re.search(r"No space left on device; 3.00 GiB are needed, ([\d.]+) GiB are free", str(error.value))
     assert str(error.value).startswith(f"{path}: cannot be written: ")
-    assert float(told[1]) == pytest.approx(free, rel=0.1)  # others may write meanwhile
+    assert float(reported[1]) == pytest.approx(free, rel=0.1)  # others may write meanwhile
     assert "the file that was there before is intact" in str(error.value)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_folder_that_is_gone_is_not_made_anew(tmp_path):
+def test_a_folder_that_is_gone_is_not_made_again(tmp_path):
     with pytest.raises(WriteError, match="its folder is gone"):
         write_text(tmp_path / "gone" / "a.txt", "text")
     assert not (tmp_path / "gone").exists()
@@ -109,8 +117,8 @@ def test_what_dead_processes_were_writing_is_removed_and_what_others_write_is_no
 
 def test_a_second_run_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path):
     with FolderLock(tmp_path):
-        code = f"from pathlib import Path\nfrom files import FolderLock\nFolderLock(Path({str(tmp_path)!r})).acquire()"
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        code = f"from pathlib import Path\nfrom runtime.files import FolderLock\nFolderLock(Path({str(tmp_path)!r})).acquire()"
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
         assert f"BusyError: {tmp_path}: another run works here (process {os.getpid()} on {files.HOST}, since 2" in other.stderr
         with pytest.raises(BusyError):
             FolderLock(tmp_path).acquire()
@@ -120,11 +128,11 @@ def test_a_second_run_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path
 
 
 def test_the_lock_of_a_killed_run_is_recognised(tmp_path):
-    code = (f"import os, signal\nfrom pathlib import Path\nfrom files import FolderLock\n"
+    code = (f"import os, signal\nfrom pathlib import Path\nfrom runtime.files import FolderLock\n"
             f"lock = FolderLock(Path({str(tmp_path)!r}))\nlock.acquire()\n"
             "if os.fork() == 0:\n    import time; time.sleep(2); os._exit(0)\n"              # as a reading process, which outlives it
             "os.kill(os.getpid(), signal.SIGKILL)")
-    killed = subprocess.run([sys.executable, "-c", code], timeout=60, stdout=subprocess.DEVNULL)
+    killed = subprocess.run([sys.executable, "-c", code], timeout=60, stdout=subprocess.DEVNULL, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
     owner = json.loads((tmp_path / "running.json").read_text())
     with FolderLock(tmp_path) as lock:
@@ -174,7 +182,7 @@ def test_a_run_killed_between_files_that_belong_together_leaves_no_old_one_among
 
     def killed(*paths: object) -> None:
         if replaced:
-            raise SystemExit                               # as a kill: no line behind it is run
+            raise SystemExit                               # as a kill: no line after it is run
         replaced.append(replace(*paths))
     monkeypatch.setattr(files.os, "replace", killed)
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Several processes on one run: forked here as torchrun starts them, on a CPU with gloo."""
+"""Several processes on one run, on a CPU with gloo: they are forked here and get the variables that torchrun sets."""
 import json
 import os
 import pickle
@@ -20,8 +20,10 @@ import torch
 from conftest import SHAPE, TINY, arguments, write_cohort, write_volume
 
 import main
-from runtime import ranks, training
-from runtime.checkpoints import load_checkpoint
+from dataset import EpochOrder
+from runtime import fit, ranks
+from runtime.checkpoints import StageRun, load_checkpoint
+from runtime.signals import Stopped, handle_signals
 from utils import InputError
 
 ROOT = Path(main.__file__).parent
@@ -47,7 +49,7 @@ def project(cohort, tmp_path, monkeypatch) -> Path:
 
 
 def in_ranks(count: int, function: Callable[[], object], limit: float = 120) -> list:
-    """What the function returns in each of so many forked processes that know each other; an exception in its place."""
+    """Results of the function in so many forked processes with the variables of torchrun; an exception in place of its result."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
@@ -61,7 +63,7 @@ def in_ranks(count: int, function: Callable[[], object], limit: float = 120) -> 
             continue
         os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
                        "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        signal.alarm(int(limit))                           # whatever hangs ends
+        signal.alarm(int(limit))                           # ends a process that hangs
         try:
             result = function()
         except BaseException as error:
@@ -80,12 +82,12 @@ def in_ranks(count: int, function: Callable[[], object], limit: float = 120) -> 
     return results
 
 
-def process_group(function: Callable[[], object]) -> Callable[[], object]:
-    """The function between the beginning and the end of a run of several processes."""
+def in_process_group(count: int, function: Callable[[], object]) -> list:
+    """Results of the function in so many processes that can exchange data."""
     def run() -> object:
-        with ranks.joined(torch.device("cpu")):
+        with ranks.process_group(torch.device("cpu")):
             return function()
-    return run
+    return in_ranks(count, run)
 
 
 def run_main(count: int, *words: str, **settings) -> list[int]:
@@ -94,18 +96,21 @@ def run_main(count: int, *words: str, **settings) -> list[int]:
 
 
 def weights(exp: str, file: str = "CHECKPOINT_Unet_last") -> dict:
+    """The state of all networks and optimizers in a checkpoint."""
     return load_checkpoint(Path(f"result/{exp}/{file}.pth.tar"))["state"]
 
 
 # ---------------------------------------------------------------- what is computed
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_two_ranks_with_one_subject_each_take_the_steps_of_one_with_two(project, accumulation):
+def test_two_ranks_with_one_subject_each_take_the_steps_of_one_with_two(project):
     """By plain gradient descent, because Adam's first steps have the size of the learning rate however small the gradient is."""
-    settings = ONE_LAYER | {"aae_accumulation": accumulation, "ldm_accumulation": accumulation, "lambda_rec": 1.0}
+    settings = ONE_LAYER | {"lambda_rec": 1.0}
+
+    def plain_descent(parameters, lr, **_) -> torch.optim.SGD:
+        return torch.optim.SGD(parameters, lr)
 
     def descend(**more) -> int:
-        torch.optim.Adam = torch.optim.AdamW = lambda parameters, lr, **_: torch.optim.SGD(parameters, lr)
+        main.Adam = main.AdamW = plain_descent
         return main.main([*arguments(settings | more), "--stages", "aae", "encode", "ldm"])
     assert in_ranks(2, lambda: descend(exp="two", aae_batch_size=1, ldm_batch_size=1)) == [0, 0]
     assert in_ranks(1, lambda: descend(exp="one")) == [0]
@@ -124,7 +129,7 @@ def test_every_rank_holds_the_same_weights_after_every_epoch_and_says_which(proj
 
 def test_ranks_that_drift_apart_are_noticed(project):
     def drift() -> int:
-        step = training.aae_step
+        step = main.aae_step
 
         def stray(aae, *rest):
             losses = step(aae, *rest)
@@ -167,7 +172,7 @@ def test_validation_scores_and_loss_do_not_depend_on_the_number_of_ranks(project
 
     def freeze() -> int:
         torch.optim.Adam.step = torch.optim.AdamW.step = lambda *_: None
-        return main.main([*arguments(still | {"exp": f"of_{ranks.ranks()}"}), "--stages", "aae", "encode", "ldm"])
+        return main.main([*arguments(still | {"exp": f"of_{ranks.world_size()}"}), "--stages", "aae", "encode", "ldm"])
     for count in (1, 2, 3):
         assert in_ranks(count, freeze) == [0] * count
         losses = pd.read_csv(f"result/of_{count}/loss_curve.csv")["mse_validation"].dropna().tolist()
@@ -178,44 +183,109 @@ def test_validation_scores_and_loss_do_not_depend_on_the_number_of_ranks(project
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_the_ranks_share_out_every_step_of_an_epoch_and_nothing_twice(count):
-    from imaging.loading import EpochOrder
-
     def own() -> list:
-        order = EpochOrder(23, batch=2, parts=2, jitter=False)
+        order = EpochOrder(23, batch=2, jitter=False)
         order.seed, order.first = 7, 3
         return [list(order), len(order)]
     shares = in_ranks(count, own)
     [[alone, _]] = in_ranks(1, own)
-    steps = 20 // (4 * count)
-    assert [(len(share), length) for share, length in shares] == [(4 * steps, 4 * steps)] * count
-    together = [item for step in range(steps) for part in range(2)
-                for share, _ in shares for item in share[4 * step + 2 * part:4 * step + 2 * part + 2]]
-    assert together == alone[:4 * steps * count]
+    steps = 20 // (2 * count)
+    assert [(len(share), length) for share, length in shares] == [(2 * steps, 2 * steps)] * count
+    together = []
+    for step in range(steps):
+        for share, _ in shares:
+            together += share[2 * step:2 * step + 2]
+    assert together == alone[:2 * steps * count]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_what_is_gathered_stands_in_the_order_of_the_batches(count):
     def collect() -> list:
-        share = ranks.Share(7, 2, divided=True)
-        loader = torch.utils.data.DataLoader(range(7), batch_sampler=share)
-        return ranks.gathered([batch.tolist() for batch in loader], loader)
-    assert in_ranks(count, process_group(collect)) == [[[0, 1], [2, 3], [4, 5], [6]]] * count
+        loader = torch.utils.data.DataLoader(range(7), batch_sampler=ranks.DistributedBatches(7, 2, shared=True))
+        return ranks.gather_batches([batch.tolist() for batch in loader], loader)
+    assert in_process_group(count, collect) == [[[0, 1], [2, 3], [4, 5], [6]]] * count
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_is_not_shared_every_rank_has_whole(count):
+    def collect() -> list:
+        loader = torch.utils.data.DataLoader(range(7), batch_sampler=ranks.DistributedBatches(7, 3, shared=False))
+        assert not ranks.is_shared(loader)
+        return ranks.gather_batches([batch.tolist() for batch in loader], loader)
+    assert in_process_group(count, collect) == [[[0, 1, 2], [3, 4, 5], [6]]] * count
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_rank_0_alone_calls_a_function_and_all_get_its_result(count):
+    def call() -> tuple[object, object]:
+        return ranks.from_rank_0(divmod, 10 * (ranks.rank() + 1), 4), ranks.from_rank_0(lambda: ranks.rank())
+    assert in_process_group(count, call) == [((2, 2), 0)] * count
+
+
+def test_an_error_on_rank_0_is_raised_there_and_ends_the_others():
+    def fail() -> None:
+        ranks.from_rank_0(int, "no number")
+    first, second = in_process_group(2, fail)
+    assert isinstance(first, ValueError)
+    assert isinstance(second, SystemExit) and second.code == ranks.FAILED
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_gradients_are_averaged_over_the_ranks_in_the_update(count):
+    """Of the weight that has one; a weight that the loss does not reach keeps none, and other networks get none."""
+    def step() -> tuple[float, float, bool]:
+        used, unused, other = (torch.nn.Parameter(torch.ones(1)) for _ in range(3))
+        opt = torch.optim.SGD([used, unused], lr=1.0)
+        fit.update(opt, (used * other * (ranks.rank() + 1)).sum(), {})
+        return used.item(), unused.item(), other.grad is None
+    assert in_process_group(count, step) == [(1 - (count + 1) / 2, 1.0, True)] * count
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_running_statistics_of_batch_norms_are_averaged_and_nothing_else(count):
+    def average() -> tuple[list[float], list[float], int, list[float]]:
+        norm = torch.nn.BatchNorm3d(1)
+        norm.running_mean.fill_(ranks.rank())
+        norm.running_var.fill_(1 + ranks.rank())
+        norm.num_batches_tracked.fill_(5)
+        norm.weight.data.fill_(ranks.rank())
+        ranks.average_statistics([torch.nn.Sequential(norm), torch.nn.Linear(1, 1)])
+        return norm.running_mean.tolist(), norm.running_var.tolist(), norm.num_batches_tracked.item(), norm.weight.tolist()
+    middle = (count - 1) / 2
+    assert in_process_group(count, average) == [([middle], [1 + middle], 5, [float(rank)]) for rank in range(count)]
+
+
+def test_losses_are_averaged_and_a_signal_to_one_rank_is_known_to_all():
+    def exchange() -> tuple:
+        with handle_signals():
+            before = ranks.mean_over_ranks({"a": float(ranks.rank())})
+            with pytest.raises(Stopped), ranks.stop_together():
+                if ranks.rank() == 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                after = ranks.mean_over_ranks({"a": 2.0})
+            return before, after
+    assert in_process_group(3, exchange) == [(({"a": 1.0}, False), ({"a": 2.0}, True))] * 3
 
 
 # ---------------------------------------------------------------- interruption and failure
 
-def test_a_signal_to_one_rank_ends_all_behind_the_same_step_and_any_number_of_them_goes_on(project):
+def test_a_signal_to_one_rank_ends_all_after_the_same_step_and_any_number_of_them_goes_on(project):
     settings = TINY | {"exp": "cut", "aae_batch_size": 1, "ldm_batch_size": 1}
 
     def signalled() -> tuple[int, int, float]:
-        step, save, taken = training.aae_step, main.StageRun._save, []
+        step, save, taken = main.aae_step, StageRun._save, []
 
         def stepping(*args):
             taken.append(1)
             if len(taken) == 2 and ranks.rank() == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(*args)
-        main.aae_step, main.StageRun._save = stepping, lambda run: (time.sleep(3 * ranks.is_main()), save(run))
+
+        def slow_save(run):
+            if ranks.is_rank_0():
+                time.sleep(3)
+            save(run)
+        main.aae_step, StageRun._save = stepping, slow_save
         return main.main([*arguments(settings), "--stages", "aae", "encode", "ldm"]), len(taken), time.monotonic()
     (*ended, saved_at), (*other, left_at) = in_ranks(2, signalled)
     assert ended == other == [75, 2]
@@ -261,17 +331,14 @@ def test_what_is_left_of_an_epoch_is_taken_by_another_number_of_ranks(project):
     settings = TINY | {"exp": "a", "aae_batch_size": 1, "aae_epochs": 1}
 
     def recorded(stop_after: int) -> list:
-        step, batches = main.train_epoch, []
-        taken = training.aae_step
+        take_step, batches = fit._take_step, []
 
-        def stepping(*args):
+        def recording(run, batch, *rest):
+            batches.extend(batch["id"])
             if len(batches) == stop_after and ranks.rank() == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return taken(*args)
-
-        def epoch(loader, one, *rest):
-            return step(loader, lambda batch: batches.extend(batch["id"]) or one(batch), *rest)
-        main.aae_step, main.train_epoch = stepping, epoch
+            return take_step(run, batch, *rest)
+        fit._take_step = recording
         main.main([*arguments(settings), "--stages", "aae"])
         return batches
     for count, stop_after in ((2, 1), (3, -1)):
@@ -289,7 +356,7 @@ def test_bad_data_is_said_once_and_ends_all(project, capfd):
 
 def test_a_step_that_fails_on_one_rank_names_its_subjects_and_ends_all(project, capfd):
     def diverge() -> int:
-        step = training.aae_step
+        step = main.aae_step
 
         def poisoned(aae, disc, opt_g, opt_d, x, *rest):
             return step(aae, disc, opt_g, opt_d, x * float("nan") if ranks.rank() == 1 else x, *rest)
@@ -300,9 +367,12 @@ def test_a_step_that_fails_on_one_rank_names_its_subjects_and_ends_all(project, 
 
 
 def test_a_rank_that_fails_alone_takes_the_others_with_it(project, capfd):
+    def raise_error(*_) -> None:
+        raise InputError("one.nii.gz: truncated")
+
     def fail() -> int:
         if ranks.rank() == 1:
-            main.aae_step = lambda *_: (_ for _ in ()).throw(InputError("one.nii.gz: truncated"))
+            main.aae_step = raise_error
         return main.main([*arguments(TINY | {"exp": "a"}), "--stages", "aae"])
     assert in_ranks(2, fail) == [6, 2]
     said = capfd.readouterr().err
@@ -369,7 +439,7 @@ def test_gpus_starts_as_many_processes(project, monkeypatch):
 def test_launched_processes_end_together_with_their_exit_code(project, number, code):
     settings = TINY | {"exp": "a", "aae_epochs": 1 if number is None else 300}
     words = [*arguments(settings), "--stages", "aae"]
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import ranks; sys.exit(ranks.launch(2, {words!r}))"
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runtime.ranks import launch; sys.exit(launch(2, {words!r}))"
     run = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     last = project / "result/a/CHECKPOINT_AAE_last.pth.tar"
     while not last.exists() and run.poll() is None:
@@ -386,7 +456,7 @@ def test_launched_processes_end_together_with_their_exit_code(project, number, c
 
 
 def child_of(pid: int, rank: int) -> int:
-    """The process with that rank among the children of another."""
+    """ID of the process with that rank among the children of another."""
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return next(child for child in children if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes())
 

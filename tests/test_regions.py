@@ -1,24 +1,31 @@
-"""Masks through their affines, and the uptake measured in them."""
-import nibabel as nib
+"""Masks and label images on any grid, and the uptake measured inside them."""
 import numpy as np
 import pytest
-from conftest import AFFINE, SHAPE, write_volume
-from nibabel.affines import apply_affine
-from test_dataset import CROP, reorient
+from conftest import AFFINE, SHAPE, TINY, reorient, write_volume
+from nibabel.affines import apply_affine, from_matvec
 
 from imaging.regions import Regions, read_labels, read_mask, share_inside
+from imaging.volumes import Crop
 from utils import InputError
 
-# the two MNI conventions that share the shape 181x217x181 at 1 mm, one of them mirrored, and 2 mm voxels stored as LPI
-GRIDS = {"RAS from -90": ((181, 217, 181), np.array([[1.0, 0, 0, -90], [0, 1, 0, -126], [0, 0, 1, -72], [0, 0, 0, 1]])),
-         "mirrored, a voxel off": ((181, 217, 181), np.array([[-1.0, 0, 0, 90], [0, 1, 0, -125], [0, 0, 1, -71], [0, 0, 0, 1]])),
-         "2 mm, axes swapped": ((109, 91, 91), np.array([[0, 2.0, 0, -90], [2, 0, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]]))}
+CROP = Crop(TINY["crop_start"], TINY["volume_size"])
+AT_1_MM, AT_2_MM = (181, 217, 181), (109, 91, 91)
+# Shape and affine: the two MNI conventions that share a shape at 1 mm, one of them mirrored, and 2 mm as ARS.
+GRIDS = {
+    "RAS from -90": (AT_1_MM, from_matvec(np.eye(3), (-90, -126, -72))),
+    "mirrored, a voxel off": (AT_1_MM, from_matvec(np.diag([-1, 1, 1]), (90, -125, -71))),
+    "2 mm, axes swapped": (AT_2_MM, from_matvec([[0, 2, 0], [2, 0, 0], [0, 0, 2]], (-90, -126, -72))),
+}
+
+
+def places(shape, affine) -> np.ndarray:
+    """Centre of every voxel in mm, [X, Y, Z, 3]."""
+    return apply_affine(affine, np.moveaxis(np.indices(shape), 0, -1))
 
 
 def draw_ball(shape, affine, centre, radius) -> np.ndarray:
     """Voxels whose centres lie within radius (mm) of centre (mm)."""
-    world = apply_affine(affine, np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1))
-    return (((world - centre) ** 2).sum(-1) < radius ** 2).astype(np.uint8)
+    return (((places(shape, affine) - centre) ** 2).sum(-1) < radius ** 2).astype(np.uint8)
 
 
 def test_brain_mask_goes_through_the_affine(tmp_path):
@@ -31,7 +38,7 @@ def test_brain_mask_goes_through_the_affine(tmp_path):
     mirrored = np.array([[-1.0, 0, 0, 50], [0, 1, 0, -30], [0, 0, 1, -40], [0, 0, 0, 1]])
     write_volume(tmp_path / "mask.nii.gz", fine, mirrored)
     found = read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP)
-    world = nib.affines.apply_affine(CROP.affine(AFFINE), np.argwhere(found))
+    world = apply_affine(CROP.affine(AFFINE), np.argwhere(found))
     assert len(world) > 8
     assert (world.min(0) >= [10.5, -0.5, 19.5]).all()
     assert (world.max(0) <= [30.5, 19.5, 49.5]).all()
@@ -48,15 +55,16 @@ def test_a_brain_mask_that_is_damaged_or_4d_is_refused(tmp_path):
 
 
 def test_a_brain_mask_elsewhere_is_refused(tmp_path):
-    write_volume(tmp_path / "mask.nii.gz", np.ones((4, 4, 4), np.uint8), nib.affines.from_matvec(np.eye(3), (900, 0, 0)))
+    elsewhere = from_matvec(np.eye(3), (900, 0, 0))
+    write_volume(tmp_path / "mask.nii.gz", np.ones((4, 4, 4), np.uint8), elsewhere)
     with pytest.raises(InputError, match="nothing of it lies inside"):
         read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_region_is_the_same_whatever_grid_stores_it(tmp_path, grid):
-    """Two balls, left front and right back: the SUVR of a PET that knows left from right, from masks on any grid."""
-    centres = {"cortex": (-34, 30, 20), "cerebellum": (30, -62, -30)}
+    """Two balls, left front and right back: the SUVR of a PET that differs between left and right."""
+    centres = {"cortex": np.array([-34, 30, 20]), "cerebellum": np.array([30, -62, -30])}
     masks = {}
     for name, centre in centres.items():
         write_volume(tmp_path / f"{name}.nii.gz", draw_ball(*GRIDS[grid], centre, 22), GRIDS[grid][1])
@@ -65,10 +73,11 @@ def test_a_region_is_the_same_whatever_grid_stores_it(tmp_path, grid):
         np.testing.assert_allclose(centre_found, centre, atol=2.5)
         expected = draw_ball(CROP.size, CROP.affine(AFFINE), centre, 22)
         assert (masks[name] == expected).mean() > 0.998
-    x, y, z = np.moveaxis(apply_affine(CROP.affine(AFFINE), np.stack(np.meshgrid(*map(np.arange, CROP.size), indexing="ij"), -1)), -1, 0)
-    pet = 0.5 + (0.5 * x + y + 2 * z) / 1000
-    by_hand = (0.5 + (0.5 * -34 + 30 + 2 * 20) / 1000) / (0.5 + (0.5 * 30 - 62 - 2 * 30) / 1000)
-    assert Regions(masks["cortex"], masks["cerebellum"], {}).measure(pet)["SUVR"] == pytest.approx(by_hand, rel=0.02)
+    slope = np.array([0.5, 1, 2]) / 1000
+    pet = 0.5 + places(CROP.size, CROP.affine(AFFINE)) @ slope
+    by_hand = (0.5 + centres["cortex"] @ slope) / (0.5 + centres["cerebellum"] @ slope)
+    suvr = Regions(masks["cortex"], masks["cerebellum"], {}).measure(pet)["SUVR"]
+    assert suvr == pytest.approx(by_hand, rel=0.02)
 
 
 def test_uptake_by_hand():
@@ -82,31 +91,59 @@ def test_uptake_by_hand():
     assert found["SUVR"] == pytest.approx(0.4 / 0.2)
     assert found["CL"] == pytest.approx(188.22 * 2 - 189.16)
     assert found["SUVR_pons"] == pytest.approx(0.5 / 0.2)
-    assert Regions(cortex, reference, {}).measure(3 * pet)["SUVR"] == pytest.approx(2)       # one constant for all changes no ratio
-    assert np.isnan(Regions(cortex, reference, {}).measure(0 * pet)["SUVR"])
+    bare = Regions(cortex, reference, {})
+    assert bare.measure(3 * pet)["SUVR"] == pytest.approx(2)         # one factor for all changes no ratio
+    assert list(bare.measure(pet)) == ["SUVR"]
+
+
+@pytest.mark.parametrize("level", [0.0, -0.1, np.nan])
+def test_without_uptake_in_the_reference_region_nothing_is_measured(level):
+    pet, cortex = np.ones((2, 2, 2), np.float32), np.ones((2, 2, 2), bool)
+    reference = np.zeros((2, 2, 2), bool)
+    pet[0], reference[0] = level, True
+    found = Regions(cortex, reference, {"pons": cortex}, (100.0, -100.0)).measure(pet)
+    assert list(found) == ["SUVR", "CL", "SUVR_pons"]
+    assert np.isnan(list(found.values())).all()
+
+
+def test_regions_of_one_uptake_have_an_suvr_of_1_whatever_their_shape_and_the_level():
+    rng = np.random.default_rng(0)
+    cortex, reference, other = rng.random((3, 5, 6, 7)) < 0.3
+    for level in (0.01, 0.7):
+        found = Regions(cortex, reference, {"other": other}).measure(np.full((5, 6, 7), level, np.float32))
+        assert found == pytest.approx({"SUVR": 1, "SUVR_other": 1})
 
 
 def test_a_mask_with_soft_edges_counts_from_half_its_maximum(tmp_path):
     soft = np.zeros(SHAPE, np.float32)
     soft[8:14, 8:14, 8:14], soft[10:12, 10:12, 10:12] = 0.4, 1.0
     write_volume(tmp_path / "mask.nii.gz", soft, AFFINE)
-    np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP), (soft >= 0.5)[CROP.slices()])
+    found = read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP)
+    np.testing.assert_array_equal(found, (soft >= 0.5)[CROP.slices()])
 
 
 def test_nan_around_a_mask_is_outside_it(tmp_path):
     mask = np.full(SHAPE, np.nan, np.float32)
     mask[8:12, 8:12, 8:12] = 1
     write_volume(tmp_path / "mask.nii.gz", mask, AFFINE)
-    np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP), (mask == 1)[CROP.slices()])
+    found = read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP)
+    np.testing.assert_array_equal(found, (mask == 1)[CROP.slices()])
     assert share_inside(tmp_path / "mask.nii.gz", AFFINE, CROP) == 1
 
 
-@pytest.mark.parametrize(("values", "expected"), [([0, 5, 12], "holds 3 different integers"), ([0, 0, 0], "no voxel is above 0"),
-                                                  ([-1, -1, 0], "no voxel is above 0")])
-def test_what_is_no_mask_is_refused_with_the_reason(tmp_path, values, expected):
+@pytest.mark.parametrize(("values", "expected"), [
+    ([0, 5, 12], "holds 3 different integers"), ([0, 0, 0], "no voxel is above 0"),
+    ([-1, -1, 0], "no voxel is above 0")])
+def test_a_file_that_is_not_a_mask_is_refused_with_the_reason(tmp_path, values, expected):
     write_volume(tmp_path / "mask.nii.gz", np.resize(np.array(values, np.int16), SHAPE), AFFINE)
     with pytest.raises(InputError, match=expected):
         read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP)
+
+
+def test_a_mask_that_is_not_there_is_named_with_its_setting(tmp_path):
+    for path in (tmp_path / "none.nii.gz", tmp_path / ("a" * 5000)):
+        with pytest.raises(InputError, match=r"^cortex_mask .*: not there$"):
+            read_mask(path, AFFINE, CROP, "cortex_mask")
 
 
 def test_the_share_of_a_region_inside_the_crop_is_known(tmp_path):
@@ -118,29 +155,52 @@ def test_the_share_of_a_region_inside_the_crop_is_known(tmp_path):
     assert share_inside(tmp_path / "mask.nii.gz", AFFINE, CROP) == 0.5
 
 
-def test_named_regions_come_from_a_label_image_with_a_table(tmp_path):
-    labels = np.zeros(SHAPE, np.int16)
-    labels[5, 5, 5], labels[6, 6, 6:8] = 3, 12
-    write_volume(tmp_path / "labels.nii.gz", labels, AFFINE)
-    (tmp_path / "table.csv").write_text("index,name,lobe\n12,precuneus,parietal\n3,frontal_pole,frontal\n")
-    found = read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)
-    assert {name: mask.sum() for name, mask in found.items()} == {"precuneus": 2, "frontal_pole": 1}
-    assert found["frontal_pole"][2, 3, 2]
+@pytest.fixture
+def labels(tmp_path):
+    """A function that reads the regions of a label image from the content of a table."""
+    voxels = np.zeros(SHAPE, np.int16)
+    voxels[5, 5, 5], voxels[6, 6, 6:8] = 3, 12
+    write_volume(tmp_path / "labels.nii.gz", voxels, AFFINE)
 
-    (tmp_path / "table.csv").write_text("index,name\n3,a\n3,a\n7,b\nx,c\n12,two words\n")
+    def read(table: bytes) -> dict[str, np.ndarray]:
+        """The regions of the label image that a table names."""
+        (tmp_path / "table.csv").write_bytes(table)
+        return read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)
+    return read
+
+
+def test_named_regions_come_from_a_label_image_with_a_table(labels):
+    found = labels(b"index,name,lobe\n12,precuneus,parietal\n3,frontal_pole,frontal\n")
+    assert {name: mask.sum() for name, mask in found.items()} == {"precuneus": 2, "frontal_pole": 1}
+    assert list(found) == ["precuneus", "frontal_pole"]    # in the order of the table
+    assert found["frontal_pole"][2, 3, 2]
+    assert list(labels(b"\xef\xbb\xbfindex,name\n3,a\n")) == ["a"]         # as Excel writes it
+
+
+def test_a_label_image_that_is_stored_otherwise_holds_the_same_regions(tmp_path, labels):
+    table = b"index,name\n12,a\n3,b\n"
+    expected = labels(table)
+    reorient(tmp_path / "labels.nii.gz", "PIL")
+    found = labels(table)
+    assert list(found) == list(expected)
+    for name, mask in expected.items():
+        np.testing.assert_array_equal(found[name], mask)
+
+
+def test_all_problems_of_regions_are_named_at_once(tmp_path, labels):
     with pytest.raises(InputError) as error:
-        read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)
-    for part in ("4 problem(s)", "the name a stands twice", "no voxel of region 7 (b)", "row 'x', 'c'", "row '12', 'two words'"):
+        labels(b"index,name\n3,a\n3,a\n7,b\nx,c\n12,two words\n")
+    for part in ("4 problem(s)", "the name a stands twice", "no voxel of region 7 (b)", "row 'x', 'c'",
+                 "row '12', 'two words'"):
         assert part in str(error.value)
-    (tmp_path / "table.csv").write_text("index,name\n")
     with pytest.raises(InputError, match="holds no region"):
-        read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)
-    (tmp_path / "table.csv").write_text("index,name\n3\n" + "9" * 5000 + ",a\n16777217,b\n3," + "a" * 10 ** 6 + "\n")
+        labels(b"index,name\n")
+    with pytest.raises(InputError, match="regions_table .*index missing, found number, name"):
+        labels(b"number,name\n3,a\n")
+
+
+def test_a_hostile_table_of_regions_makes_no_long_message(tmp_path, labels):
+    rows = ["index,name", "3", "9" * 5000 + ",a", "16777217,b", "3," + "a" * 10 ** 6]
     with pytest.raises(InputError, match=r"4 problem\(s\)") as error:
-        read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)
+        labels("\n".join([*rows, ""]).encode())
     assert len(str(error.value)) < 4 * (300 + len(str(tmp_path)))
-    (tmp_path / "table.csv").write_bytes(b"\xef\xbb\xbfindex,name\n3,a\n")                  # as Excel writes it
-    assert list(read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)) == ["a"]
-    (tmp_path / "table.csv").write_text("number,name\n3,a\n")
-    with pytest.raises(InputError, match="index missing, found number, name"):
-        read_labels(tmp_path / "labels.nii.gz", tmp_path / "table.csv", AFFINE, CROP)

@@ -1,4 +1,4 @@
-"""Signals: where they stop a run, and where they wait."""
+"""Signals: where they stop a run, and where they are deferred."""
 import os
 import signal
 import subprocess
@@ -9,7 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from runtime.signals import AGAIN, CTRL_C, SIGNALS, Stopped, abandoned_on_error, acknowledge_stop, defer_signals, handle_signals, serve_parent, stop_if_requested
+from runtime.signals import (
+    AGAIN,
+    CTRL_C,
+    SIGNALS,
+    Stopped,
+    abandoned_on_error,
+    acknowledge_stop,
+    defer_signals,
+    handle_signals,
+    serve_parent,
+    stop_if_requested,
+)
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_python(code: str, **options) -> subprocess.CompletedProcess:
+    """A process of its own that runs this code in the project."""
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, **options)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -21,7 +39,7 @@ def test_a_signal_stops_at_once_and_has_its_exit_code(number):
     assert stop.value.exit_code == (CTRL_C if number == signal.SIGINT else AGAIN)
 
 
-def test_a_signal_waits_for_the_end_of_held_blocks():
+def test_a_signal_waits_for_the_end_of_deferring_blocks():
     done = []
     with handle_signals(), pytest.raises(Stopped), defer_signals():
         with defer_signals():
@@ -31,38 +49,38 @@ def test_a_signal_waits_for_the_end_of_held_blocks():
     assert done == ["inner", "outer"]
 
 
-def test_an_error_of_a_held_block_is_not_hidden_by_a_signal():
+def test_an_error_of_a_deferring_block_is_not_hidden_by_a_signal():
     with handle_signals(), pytest.raises(ZeroDivisionError), defer_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         print(1 / 0)
 
 
-def test_handlers_are_as_before_behind_the_block():
+def test_handlers_are_as_before_after_the_block():
     before = [signal.getsignal(number) for number in SIGNALS]
     with handle_signals():
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_a_second_signal_ends_at_once_even_in_a_held_block():
-    code = ("import os, signal, time\nfrom stopping import held, listening\n"
-            "with handle_signals(), defer_signals():\n    os.kill(os.getpid(), signal.SIGUSR1)\n    print('held', flush=True)\n"
+def test_a_second_signal_ends_at_once_even_in_a_deferring_block():
+    code = ("import os, signal, time\nfrom runtime.signals import defer_signals, handle_signals\n"
+            "with handle_signals(), defer_signals():\n    os.kill(os.getpid(), signal.SIGUSR1)\n    print('deferred', flush=True)\n"
             "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n")
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
-    assert (ended.returncode, ended.stdout) == (AGAIN, "held\n")
+    ended = run_python(code, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stdout) == (AGAIN, "deferred\n")
     assert "SIGUSR1: finishing what is being done; a second signal ends at once" in ended.stderr
 
 
-def test_a_process_that_reads_leaves_signals_to_its_parent_but_can_be_ended():
-    code = ("import os, signal\nfrom stopping import serve_parent\nserve_parent()\n"
+def test_a_worker_leaves_signals_to_its_parent_but_can_be_ended():
+    code = ("import os, signal\nfrom runtime.signals import serve_parent\nserve_parent()\n"
             "os.kill(os.getpid(), signal.SIGINT)\nos.kill(os.getpid(), signal.SIGUSR1)\nprint('alive', flush=True)\n"
             "os.kill(os.getpid(), signal.SIGTERM)\nprint('still alive')\n")
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    ended = run_python(code, capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stdout) == (0, "alive\n")
-    assert serve_parent.__defaults__            # a loader calls it with the number of the process, a pool without
+    assert serve_parent.__defaults__                       # a loader calls it with the number of the worker, a pool without
 
 
-def test_the_waiting_tasks_of_a_pool_are_given_up_with_an_error():
+def test_the_waiting_tasks_of_a_pool_are_cancelled_after_an_error():
     done = []
 
     def task(number):
@@ -88,10 +106,10 @@ def test_a_stop_that_python_swallowed_is_raised_at_the_next_chance():
             pass
 
 
-def test_a_screen_that_is_gone_changes_no_exit(tmp_path):
-    code = ("import os, signal\nfrom stopping import Stopped, leave, listening\nos.close(2)\ntry:\n    with handle_signals():\n"
+def test_a_closed_screen_changes_no_exit_code(tmp_path):
+    code = ("import os, signal\nfrom runtime.signals import Stopped, handle_signals, leave\nos.close(2)\ntry:\n    with handle_signals():\n"
             "        os.kill(os.getpid(), signal.SIGTERM)\nexcept Stopped as stop:\n    leave(stop.exit_code)\n")
-    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, timeout=30).returncode == AGAIN
+    assert run_python(code, stdout=subprocess.DEVNULL, timeout=30).returncode == AGAIN
 
 
 def test_what_is_saved_for_a_stop_is_not_stopped_again():
@@ -106,11 +124,11 @@ def test_what_is_saved_for_a_stop_is_not_stopped_again():
     assert done == ["saved"]
 
 
-def test_a_process_that_serves_ends_with_its_parent_however_that_ended():
-    code = ("import os, signal, time\nfrom stopping import serve_parent\nchild = os.fork()\n"
+def test_a_worker_ends_with_its_parent_however_that_ended():
+    code = ("import os, signal, time\nfrom runtime.signals import serve_parent\nchild = os.fork()\n"
             "if child:\n    print(child, flush=True)\n    time.sleep(0.5)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
             "serve_parent()\ntime.sleep(60)\n")
-    child = int(subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=70).stdout)
+    child = int(run_python(code, stdout=subprocess.PIPE, text=True, timeout=70).stdout)
     for _ in range(100):
         if not Path(f"/proc/{child}").exists() or " Z " in Path(f"/proc/{child}/stat").read_text():
             return

@@ -1,0 +1,36 @@
+"""Latent regression: the denoiser's network, called once, from the MRI to the latent of the PET; without noise and without label.
+
+What the diffusion is better at than this, diffusion adds; the rest any regression of the latents on the MRI gives.
+"""
+import torch
+from torch import Tensor
+
+from model import LatentSpace, UNet
+
+
+class LatentRegression:
+    """The denoiser's network with z_t = 0 at t = T - 1 for everyone, trained by the mean squared error of z_0.
+
+    latents: ID -> z_0 [C, d, h, w], of the training list; empty for a trained one. space: of these latents.
+    """
+
+    name, modalities = "latent_regression", ("mri",)
+
+    def __init__(self, network: UNet, space: LatentSpace, latents: dict[str, Tensor], timesteps: int, num_classes: int,
+                 latent_shape: tuple[int, ...]):
+        self.network, self.space, self.latents = network, space, latents
+        self.timesteps, self.num_classes, self.latent_shape = timesteps, num_classes, latent_shape
+
+    def target(self, batch: dict) -> Tensor:
+        """z_0 of the batch, [B, C, d, h, w]."""
+        return torch.stack([self.latents[name] for name in batch["id"]])
+
+    def output(self, network: UNet, mri: Tensor) -> Tensor:
+        """mri [B, 1, D, H, W] -> the estimate of z_0 [B, C, d, h, w]."""
+        z_t = mri.new_zeros(len(mri), *self.latent_shape)
+        t = torch.full((len(mri),), self.timesteps - 1, device=mri.device)
+        return network(z_t, mri, t, mri.new_zeros(len(mri), self.num_classes))
+
+    def to_pet(self, output: Tensor) -> Tensor:
+        """The network's output as a PET [B, 1, D, H, W], not clamped."""
+        return self.space.decode(output.float())

@@ -1,0 +1,159 @@
+"""Tables of a study as they were downloaded: columns by any of their names, and strict dates and numbers."""
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from datetime import date
+from pathlib import Path
+
+import pandas as pd
+
+from cohort.dates import DATE_FORMS, DateReader
+from runtime.files import brief, read_table
+from utils import InputError
+
+MISSING = ("", "NA", "N/A", "NAN", "NONE", ".")
+MISSING_CODES = (*MISSING, "-4", "-4.0", "-1", "-1.0")     # ADNI's; a Centiloid may be -4, so not everywhere
+CHOSEN = ("id", "date", "label")                           # roles whose column a setting of prepare can name
+LISTED = 5                                                 # rows or names that a message shows
+
+
+def simplified(name: str) -> str:
+    """A column's name without case, blanks and punctuation, in which the releases of a table differ."""
+    return re.sub(r"[^A-Z0-9]", "", name.upper())
+
+
+def listed(items: Sequence, what: str = "row") -> str:
+    """Numbers of rows, or names, for a message: the first few of them, and how many more there are.
+
+    what: noun before them, in the plural where there are several; empty: none.
+    """
+    text = ", ".join(str(item) for item in items[:LISTED])
+    if len(items) > LISTED:
+        text += f" and {len(items) - LISTED} more"
+    if not what:
+        return text
+    return f"{what}s {text}" if len(items) > 1 else f"{what} {text}"
+
+
+class ClinicalTable:
+    """A CSV whose columns are asked for by their role. Problems are collected instead of raised.
+
+    used: role -> name of the column that was found for it. rows: number of each row in a spreadsheet.
+    remarks: how the table was read. frame: the cells as text; None if the file cannot be used.
+    """
+
+    def __init__(self, path: Path, setting: str, problems: list[str]):
+        """setting: its name, by which the file was given. problems: the list to which problems are added."""
+        self.name, self.setting, self.problems = f"{setting} {path}", setting, problems
+        self.used: dict[str, str] = {}
+        self.remarks: list[str] = []
+        try:
+            self.frame: pd.DataFrame | None = read_table(path)
+        except InputError as error:
+            self.frame = None
+            problems.append(f"{setting} {error}")
+            return
+        self.headings = _headings(self.frame)
+        self.rows = [int(index) + 2 for index in self.frame.index]      # as a spreadsheet counts them
+        if len(self.headings) == 1 and re.search(r"[;\t]", self.headings[0]):
+            self.frame = None
+            self.problem("its columns are not separated by commas; save it as CSV with commas")
+        elif self.frame.empty:
+            self.problem("holds no row")
+
+    def describe(self) -> list[str]:
+        """Sentences on which columns were read, and on what was found in them."""
+        columns = ", ".join(f"{role} from {column}" for role, column in self.used.items())
+        sentences = [f"{self.name}: {columns}"]
+        for remark in self.remarks:
+            sentences.append(f"{self.name}: {remark}")
+        return sentences
+
+    def problem(self, text: str) -> None:
+        """Add a problem of this file to the list."""
+        self.problems.append(f"{self.name}: {text}")
+
+    def column(self, role: str, names: Sequence[str], asked: str = "", needed: bool = False,
+               ranked: bool = False) -> list[str] | None:
+        """Values of the column for a role, stripped of blanks; None if there is no such column.
+
+        names: that the column goes by. asked: the one name that the user gave for it instead, which must be
+        there. needed: its absence is a problem. ranked: of several names the first one counts; without it,
+        several columns are a problem.
+        """
+        if self.frame is None:
+            return None
+        found = self._positions([asked] if asked else names, ranked)
+        if len(found) == 1:
+            self.used[role] = self.headings[found[0]]
+            return self.frame.iloc[:, found[0]].str.strip().tolist()
+        if found:
+            self.problem(self._ambiguous(role, found, asked))
+        elif needed or asked:
+            self.problem(self._missing(role, names, asked))
+        return None
+
+    def _positions(self, names: Sequence[str], ranked: bool) -> list[int]:
+        """Positions of the columns of these names; ranked: those of the first name that there is."""
+        found: list[int] = []
+        for name in dict.fromkeys(simplified(name) for name in names):
+            if not (ranked and found):
+                found += [i for i, heading in enumerate(self.headings) if simplified(heading) == name]
+        return found
+
+    def _ambiguous(self, role: str, found: list[int], asked: str) -> str:
+        places = ", ".join(f"{self.headings[i]} (column {i + 1})" for i in found)
+        can_choose = self.setting == "table" and role in CHOSEN and not asked
+        choose = f" or choose with --{role}_column" if can_choose else ""
+        return f"more than one column for the {role}: {places}; keep one{choose}"
+
+    def _missing(self, role: str, names: Sequence[str], asked: str) -> str:
+        headings = {simplified(heading): heading for heading in self.headings}
+        close = []
+        for wanted in [asked] if asked else names:
+            for name in difflib.get_close_matches(simplified(wanted), headings, n=2, cutoff=0.75):
+                close.append(headings[name])
+        hint = f"; did you mean {' or '.join(dict.fromkeys(close))}?" if close else ""
+        if close and self.setting == "table" and role in CHOSEN:
+            hint += f" Then --{role}_column {close[0]}"
+        expected = f"no column for the {role}; expected {' or '.join(names)}"
+        if asked:
+            expected = f"{role}_column {asked!r} is not there"
+        return f"{expected}, found {brief(', '.join(self.headings))}{hint}"
+
+    def parsed(self, role: str, values: list[str], parse: Callable, expected: str,
+               missing: Sequence[str] = MISSING_CODES) -> list:
+        """parse(value) for each value, None where it is missing.
+
+        Values for which parse raises ValueError or KeyError become None and are a problem that names their
+        rows. role: of the column. expected: values that parse takes, for the message.
+        """
+        result, bad = [], []
+        for row, value in zip(self.rows, values, strict=True):
+            try:
+                result.append(None if value.upper() in missing else parse(value))
+            except (ValueError, KeyError):
+                result.append(None)
+                bad.append(f"{row} ({brief(repr(value))})")
+        if bad:
+            self.problem(f"column {self.used[role]}: {listed(bad)}; expected {expected}")
+        return result
+
+    def dates(self, role: str, values: list[str]) -> list[date | None]:
+        """The dates of a column, None where there is none."""
+        return self.parsed(role, values, self.date_reader(role, values).read, f"a date such as {DATE_FORMS}")
+
+    def date_reader(self, role: str, values: list[str], short_century: int = 2000) -> DateReader:
+        """Reader of the dates of a column; a contradiction is a problem, how the order was found a remark."""
+        reader = DateReader(dict(zip(self.rows, values, strict=True)), short_century)
+        if reader.contradiction:
+            self.problem(f"column {self.used[role]}: {reader.contradiction}")
+        elif reader.remark:
+            self.remarks.append(f"{self.used[role]}: {reader.remark}")
+        return reader
+
+
+def _headings(frame: pd.DataFrame) -> list[str]:
+    """Names of the columns as in the file, where two may be the same: pandas numbers the second."""
+    unnumbered = {name: re.sub(r"\.\d+$", "", name) for name in frame.columns}
+    return [bare if bare in unnumbered else name for name, bare in unnumbered.items()]

@@ -1,0 +1,125 @@
+"""The measurement of a PET: image scores against the real one, what status and uptake are read from, and the masks behind them."""
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from nibabel.affines import voxel_sizes
+from torch import Tensor
+
+from imaging.regions import COVERED, Regions, read_labels, read_mask, share_inside
+from imaging.volumes import Crop
+from labels.linear import pool_volume, pool_width
+from utils import InputError, score_volume
+
+
+@dataclass(frozen=True)
+class MaskFiles:
+    """Where the masks lie, as the settings name them; empty paths for what is not given.
+
+    regions: setting -> file, of the SUVR's cortex_mask and reference_mask, or none. centiloid: slope and intercept, or None.
+    """
+    brain_mask: str
+    regions: dict[str, Path]
+    regions_image: str = ""
+    regions_table: str = ""
+    centiloid: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Masks on the crop, and what is measured through them.
+
+    brain: [D, H, W] bool. regions: of the SUVR, or None. voxel_mm: mean size of a voxel. files: where the masks come from.
+    """
+    brain: np.ndarray
+    regions: Regions | None
+    voxel_mm: float
+    files: MaskFiles
+
+    @classmethod
+    def read(cls, files: MaskFiles, affine: np.ndarray, crop: Crop) -> "Measurement":
+        """The masks, resampled through their affines onto the crop of volumes with this affine [4, 4].
+
+        Raises InputError with the problems of all files.
+        """
+        problems: list[str] = []
+
+        def attempt(reader, *arguments):
+            """The mask, or None with its problem noted."""
+            try:
+                return reader(*arguments)
+            except InputError as error:
+                problems.append(str(error))
+                return None
+
+        brain = attempt(read_mask, Path(files.brain_mask) if files.brain_mask else None, affine, crop)
+        masks = [attempt(read_mask, path, affine, crop, name) for name, path in files.regions.items()]
+        named = {}
+        if files.regions_image:
+            named = attempt(read_labels, Path(files.regions_image), Path(files.regions_table), affine, crop)
+        voxel_mm = float(np.mean(voxel_sizes(affine)))
+        if not masks and (files.regions_image or files.centiloid):
+            problems.append("regions_image and centiloid_slope need the SUVR's own regions: give cortex_mask and reference_mask")
+        if masks and all(mask is not None for mask in masks) and np.array_equal(*masks):
+            problems.append("cortex_mask and reference_mask are the same region, so every SUVR would be 1")
+        pool = pool_width(voxel_mm)
+        if brain is not None and not (pool_volume(torch.from_numpy(brain).float()[None, None], pool) >= 0.5).any():
+            problems.append(f"brain_mask {files.brain_mask}: too small or thin, no block of {pool}^3 voxels lies half inside")
+        if problems:
+            raise InputError("\n".join(problems))
+        return cls(brain, Regions(*masks, named, files.centiloid) if masks else None, voxel_mm, files)
+
+    @property
+    def pool(self) -> int:
+        """Voxels, along an axis, that become one of about 8 mm for the status classifiers."""
+        return pool_width(self.voxel_mm)
+
+    def image_scores(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict[str, float]:
+        """A measure for evaluate: PSNR, SSIM and MAE of x_hat [D, H, W] against volumes["pet"]."""
+        return score_volume(x_hat, volumes["pet"], self.brain)
+
+    def readable(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
+        """A measure for evaluate: what status and uptake are read from, the pooled MRI and PET [d, h, w], and SUVR and more if known."""
+        mri, pet = (pool_volume(volume[None, None], self.pool)[0, 0].numpy() for volume in (volumes["mri"], x_hat))
+        return {"mri": mri, "pet": pet, **self.uptake(x_hat)}
+
+    def all_measures(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
+        """A measure for evaluate: image_scores and readable together."""
+        return self.image_scores(x_hat, volumes) | self.readable(x_hat, volumes)
+
+    def uptake(self, x_hat: Tensor) -> dict[str, float]:
+        """SUVR, CL if asked for and SUVR_<name> of further regions, of a PET [D, H, W]; empty without regions."""
+        return self.regions.measure(x_hat.cpu().numpy()) if self.regions else {}
+
+    def suvr(self, pets: Tensor) -> Tensor:
+        """The composite SUVR alone of PETs [n, 1, D, H, W]: [n] float64, NaN where the reference holds no uptake."""
+        composite = Regions(self.regions.cortex, self.regions.reference, {})                 # further regions take their time
+        return torch.tensor([composite.measure(pet)["SUVR"] for pet in pets[:, 0].cpu().numpy()], dtype=torch.float64)
+
+    def mask_keys(self) -> dict[str, str]:
+        """8 hexadecimal digits that identify each mask on the crop."""
+        masks = {"brain": self.brain}
+        if self.regions:
+            masks |= {"cortex": self.regions.cortex, "reference": self.regions.reference}
+        return {name: hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=4).hexdigest() for name, mask in masks.items()}
+
+    def key(self) -> str:
+        """16 hexadecimal digits that identify all that is measured."""
+        named = {name: np.packbits(mask).tobytes() for name, mask in self.regions.named.items()} if self.regions else {}
+        digest = hashlib.blake2b(repr((self.mask_keys(), self.files.centiloid)).encode(), digest_size=8)
+        for name, mask in named.items():
+            digest.update(name.encode() + mask)
+        return digest.hexdigest()
+
+    def remarks(self, affine: np.ndarray, crop: Crop) -> list[str]:
+        """What a reader of the SUVR must know: that there is none, or that a region reaches beyond the crop."""
+        if not self.files.regions:
+            return ["no SUVR: give --cortex_mask FILE and --reference_mask FILE, NIfTI masks on any grid of the cohort's space (docs/status.md)"]
+        remarks = []
+        for name, path in self.files.regions.items():
+            share = share_inside(path, affine, crop)
+            if share < COVERED:
+                remarks.append(f"{name} {path}: {1 - share:.0%} of it lies outside the crop and is left out, in real and synthetic PET")
+        return remarks

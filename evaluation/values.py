@@ -1,0 +1,135 @@
+"""The values of one row of a table: every metric over the runs of the row, its spread and interval, and paired tests.
+
+The runs of a row are tables of subjects, indexed by ID, by (cohort, seed): several seeds on one list, or
+several lists.
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from evaluation.statistics import (
+    AGREEMENT,
+    STATUS_METRICS,
+    agreement,
+    bootstrap,
+    bootstrap_p,
+    interval,
+    mcnemar_p,
+    status_metrics,
+    wilcoxon_p,
+)
+from utils import METRICS, derived_seed
+
+Runs = dict[tuple[str, int], pd.DataFrame]
+
+
+@dataclass
+class Values:
+    """One metric of one row. spread: SD over seeds or subjects. low, high: ends of its 95 % interval."""
+    value: float
+    spread: float = np.nan
+    low: float = np.nan
+    high: float = np.nan
+
+
+def _over_seeds(values: list[float], std_over_subjects: float = np.nan) -> Values:
+    """Mean and SD over the seeds; with one seed the SD is that over subjects."""
+    spread = std_over_subjects if len(values) == 1 else float(np.std(values, ddof=1))
+    return Values(float(np.mean(values)), spread)
+
+
+def image_values(runs: Runs) -> dict[str, Values]:
+    """Every image score."""
+    frames = list(runs.values())
+    values = {}
+    for name in METRICS:
+        values[name] = _over_seeds([frame[name].mean() for frame in frames], frames[0][name].std())
+    return values
+
+
+def uptake_values(runs: Runs) -> dict[str, Values]:
+    """Agreement of a method's uptake (column value) with that of the real PET (column real).
+
+    With one seed, bias and MAE have an SD over subjects.
+    """
+    frames = list(runs.values())
+    found = [agreement(frame["real"].to_numpy(), frame["value"].to_numpy()) for frame in frames]
+    error = frames[0]["value"] - frames[0]["real"]
+    over_subjects = {"bias": error.std(), "MAE": error.abs().std()}
+    values = {}
+    for name in AGREEMENT:
+        values[name] = _over_seeds([one[name] for one in found], over_subjects.get(name, np.nan))
+    return values
+
+
+def status_values(runs: Runs, is_probability: bool, resamples: int) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
+    """Every status metric with its interval, and its bootstrap replicates [resamples].
+
+    is_probability: whether the column score is one. Values and replicates are averaged over the seeds, so
+    that the replicates of two rows of one list stay paired.
+    """
+    scores, replicates = [], []                            # of each run: [10] and [10, resamples]
+    for (cohort, _), frame in runs.items():
+        of_list, of_resamples = _status_of_list(frame, is_probability, resamples, derived_seed("bootstrap", cohort))
+        scores.append(of_list)
+        replicates.append(of_resamples)
+    mean_replicates = np.mean(replicates, axis=0)
+    low, high = interval(mean_replicates)
+    values = {}
+    for i, name in enumerate(STATUS_METRICS):
+        values[name] = _over_seeds([one[i] for one in scores])
+        values[name].low, values[name].high = low[i], high[i]
+    return values, dict(zip(STATUS_METRICS, mean_replicates, strict=True))
+
+
+def _status_of_list(frame: pd.DataFrame, is_probability: bool, resamples: int,
+                    seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """STATUS_METRICS of one list, [10], and their bootstrap replicates, [10, resamples]."""
+    label, score, positive = (frame[name].to_numpy(float) for name in ("label", "score", "positive"))
+
+    def metrics(index: np.ndarray) -> np.ndarray:
+        return status_metrics(label[index], score[index], positive[index], is_probability)
+    return metrics(np.arange(len(frame))), bootstrap(metrics, len(frame), resamples, seed)
+
+
+# ---------------------------------------------------------------- paired tests of two rows
+
+def per_subject(runs: Runs, value: Callable[[pd.DataFrame], pd.Series]) -> np.ndarray:
+    """The value of every subject, averaged over the seeds, in the order of (cohort, ID): [n]."""
+    series = [value(frame) for frame in runs.values()]
+    stacked = pd.concat(series, keys=[cohort for cohort, _ in runs])
+    return stacked.groupby(level=[0, 1]).mean().to_numpy()
+
+
+def absolute_error(frame: pd.DataFrame) -> pd.Series:
+    """Absolute error of the uptake of each subject."""
+    return (frame["value"] - frame["real"]).abs()
+
+
+def correct(frame: pd.DataFrame) -> pd.Series:
+    """1 where the decision on the status is right, 0 where not, NaN where there is no threshold."""
+    return 1 - (frame["positive"] - frame["label"]).abs()
+
+
+def value_p(a: Runs, b: Runs, value: Callable[[pd.DataFrame], pd.Series]) -> float:
+    """p of the Wilcoxon test of a value per subject."""
+    return wilcoxon_p(per_subject(a, value), per_subject(b, value))
+
+
+def accuracy_p(a: Runs, b: Runs, replicates_a: np.ndarray, replicates_b: np.ndarray) -> float:
+    """p of McNemar's test, which takes one decision a subject; of the bootstrap where several seeds give several.
+
+    replicates_a, replicates_b: bootstrap replicates of the accuracy, [R].
+    """
+    if _has_several_seeds(a) or _has_several_seeds(b):
+        return bootstrap_p(replicates_a, replicates_b)
+    correct_a, correct_b = per_subject(a, correct), per_subject(b, correct)
+    if not (np.isfinite(correct_a).all() and np.isfinite(correct_b).all()):
+        return np.nan
+    return mcnemar_p(correct_a == 1, correct_b == 1)
+
+
+def _has_several_seeds(runs: Runs) -> bool:
+    return len(runs) > len({cohort for cohort, _ in runs})

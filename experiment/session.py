@@ -1,0 +1,196 @@
+"""The session of an experiment: the check of its cohort, its folder and lock, its stages in order, its tables and report."""
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+from torch.utils.data import DataLoader
+
+from config import PRESETS, Config
+from dataset import Cohort, check_cohort, read_demographics
+from evaluation.results import forget_run, load_run, load_runs
+from experiment.experiment import PHANTOM_NOTICE, Experiment
+from phantom.cohort import build_phantom
+from runtime.checkpoints import StageRun
+from runtime.commandline import parse
+from runtime.files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
+from runtime.logs import LOG, keep_log, say
+from runtime.program import exit_code
+from runtime.ranks import barrier, check_environment, from_rank_0, is_rank_0, launch, local_rank, process_group, world_size
+from utils import InputError, pick_device
+
+Stage = Callable[[Experiment], None]
+
+
+def run_experiment(argv: list[str], stages: dict[str, Stage], about: str) -> int:
+    """Run the stages that a command line asks for. Returns the exit code (docs/running.md)."""
+    cfg = parse(Config, argv, "main.py", about, PRESETS)
+    return exit_code(partial(_run, cfg, argv, stages))
+
+
+def _run(cfg: Config, argv: list[str], stages: dict[str, Stage]) -> int | None:
+    """Run the stages, in a process for each GPU if the settings ask for several."""
+    check_environment(cfg.gpus, cfg.device)
+    if cfg.gpus > 1 and world_size() == 1:
+        return launch(cfg.gpus, argv)
+    device = pick_device(cfg.device, local_rank())
+    with process_group(device):
+        from_rank_0(_check_results, cfg)
+        if set(cfg.stages) <= {"check", "tables"}:         # which need no trained experiment
+            from_rank_0(_check_and_tables, cfg)
+            return None
+        lock = FolderLock(cfg.result_dir) if is_rank_0() else nullcontext()
+        with lock:
+            exp = Experiment(cfg, from_rank_0(check, cfg), device, shlex.join(["python", "main.py", *argv]))
+            from_rank_0(_begin, exp, lock)
+            for name in stages:
+                if name in cfg.stages:
+                    with naming(name):
+                        _run_stage(exp, name, stages[name])
+                        barrier()
+    return None
+
+
+def _run_stage(exp: Experiment, name: str, stage: Stage) -> None:
+    if exp.cfg.pretrained_from(name):
+        say(name, f"not trained here: {exp.networks.best_path(name)} is used")
+        return
+    stage(exp)
+
+
+@contextmanager
+def naming(stage: str) -> Iterator[None]:
+    """A block whose errors carry the stage's name for their message."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(stage)
+        raise
+
+
+# ---------------------------------------------------------------- before the first stage
+
+def _check_results(cfg: Config) -> None:
+    """What can be known before the cohort is read: that no earlier result is spoilt which this run needs, and that it can write."""
+    if "tables" in cfg.stages:
+        load_runs(cfg.result_dir.parent, but=cfg.exp if "test" in cfg.stages else "")
+    if not set(cfg.stages) <= {"check", "tables"}:
+        check_place(cfg.result_dir)
+
+
+def _check_and_tables(cfg: Config) -> None:
+    if "check" in cfg.stages:
+        with naming("check"):
+            check(cfg)
+    if "tables" in cfg.stages:
+        with naming("tables"):
+            make_all_tables(cfg)
+
+
+def check(cfg: Config) -> Cohort:
+    """Read the whole cohort once, a phantom being simulated first, and print what is in it. Raises InputError with all problems."""
+    if cfg.is_phantom:
+        try:
+            build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+    cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
+                          smallest_training_list=max(cfg.aae_batch_size, cfg.ldm_batch_size) * world_size(),
+                          least_of_each_label=cfg.least_of_each_label)
+    notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
+    say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
+    if cfg.predicts_label and not cfg.knows_regions:
+        say("check", "no regions are known (cortex_mask, reference_mask): the UNet is trained with the true label and sampled with the "
+                     "one predicted from the MRI (label_in_training true, label_at_sampling mixed)")
+    return cohort
+
+
+def _begin(exp: Experiment, lock: FolderLock) -> None:
+    """Find out what could stop the run later, make the experiment's folder its own, and write down there what is run."""
+    cfg = exp.cfg
+    exp.refuse_conflicts()
+    folders = {"encode": exp.latents_folder, "test": cfg.result_dir / "synthesized", "report": cfg.result_dir / "figures",
+               "tables": cfg.result_dir.parent / "tables"}
+    for folder in [cfg.result_dir, *(folders[stage] for stage in folders if stage in cfg.stages)]:
+        make_folder(folder)
+        remove_leftovers(folder)
+    lock.acquire()
+    if lock.left_by:
+        say("check", f"an earlier run here ({lock.left_by}) was killed; what it was writing is removed, what it had saved is used")
+    remove_leftovers(cfg.result_dir, everyones=True)
+    check_room(cfg.result_dir, exp.checkpoint_room(), "the checkpoints (the best, the last, and the next while it is written)")
+    keep_log(cfg.result_dir / "run.log")
+    write_text(cfg.result_dir / "config.json", cfg.to_json())
+    LOG.debug("%s", exp.command)
+    networks = exp.networks
+    say("check", f"{exp.cache.describe()}; networks compute in {networks.precision} on {exp.device}{networks.slow_precision}")
+
+
+def begin_training(exp: Experiment, run: StageRun, batches: DataLoader, epochs: int) -> None:
+    """Say what a training does, where it continues, and which settings are no longer those of its beginning; results of earlier networks
+    count no longer."""
+    processes = f" of {world_size()} processes together" if world_size() > 1 else ""
+    steps = f" and {len(run.progress.losses)} steps" if run.progress.losses else ""
+    say(run.stage, f"{len(exp.cohort.train)} subjects, {batches.sampler.step_items} a step{processes}, {run.epoch} of {epochs} epochs"
+                   f"{steps} done, writes {run.best_path}")
+    if run.remarks:
+        say(run.stage, "continues under settings that may change its numbers, but not the method (saved -> now): "
+            + "; ".join(run.remarks))
+    if run.epochs_left(epochs) and is_rank_0():
+        forget_run(exp.cfg.result_dir)
+
+
+# ---------------------------------------------------------------- pictures, tables and report
+
+def plot_history(exp: Experiment) -> None:
+    """Draw the losses and scores of both stages, and of the baselines."""
+    if is_rank_0():
+        from evaluation.figures import plot_curves         # here, so that training needs no matplotlib until then
+        plot_curves(exp.cfg.result_dir, exp.cfg.result_dir / "loss_curve", exp.notice, (".png",))
+
+
+def plot_shown_scans(exp: Experiment) -> None:
+    """Draw real and synthetic PET of the first test scans of each label."""
+    if is_rank_0():
+        from evaluation.figures import plot_synthesized
+        rows = [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan)) for scan in exp.shown_scans()]
+        plot_synthesized(exp.cfg.result_dir / "synthesized", rows, exp.notice)
+
+
+def tables(exp: Experiment) -> None:
+    """Write the tables of all experiments under result/, from their CSVs alone."""
+    if is_rank_0():
+        make_all_tables(exp.cfg)
+
+
+def make_all_tables(cfg: Config) -> None:
+    """Write result/tables. Raises InputError if no experiment has scores, or if those of one were changed."""
+    from evaluation.layout import write_tables
+    from evaluation.tables import group_runs, make_tables
+    runs, without = load_runs(cfg.result_dir.parent)
+    for name in without:
+        say("tables", f"{name} has no scores yet (--stages test writes them) and is left out")
+    groups, remarks = group_runs(runs)
+    for remark in remarks:
+        say("tables", remark)
+    if not groups:
+        raise InputError(f"{cfg.result_dir.parent} holds no experiment with scores; --stages test writes them")
+    for path in write_tables(cfg.result_dir.parent / "tables", make_tables(groups)):
+        say("tables", f"{len(runs)} experiments, wrote {path} (and .md, .tex)")
+
+
+def report(exp: Experiment) -> None:
+    """Write the figures and the report of this experiment, from its CSVs and volumes."""
+    if not is_rank_0():
+        return
+    from evaluation.report import cohort_table, read_subjects, write_figures, write_report
+    from evaluation.tables import group_runs, make_tables
+    cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
+    say("report", f"writes {folder}/figures/ and {folder}/report.html")
+    result = load_run(folder)
+    subjects = read_subjects(exp.shown_scans(), folder / "synthesized", exp.crop)
+    figures = write_figures(folder, result, subjects)
+    demographics, _ = read_demographics(cfg.info_folder, cohort.train + cohort.validation + cohort.test)
+    write_report(folder / "report.html", result, make_tables(group_runs([result])[0]), figures, cohort_table(cohort, demographics),
+                 subjects, cohort.affine)

@@ -1,0 +1,124 @@
+"""The training loop: the epochs of one training, whatever it trains, with resume, ranks, signals, saving and a line a epoch."""
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from runtime.checkpoints import StageRun
+from runtime.logs import progress_bar, say, time_left
+from runtime.ranks import all_reduce_mean, average_statistics, mean_over_ranks, rank, stop_together, world_size
+from runtime.signals import defer_signals
+from utils import NotFiniteError, derived_seed, seed_everything
+
+ENOUGH_STEPS = 20                                          # after which a run says how long it will take
+
+
+def fit(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, float]], *, epochs: int, seed: int, rate: float,
+        decay: bool = False, validate: Callable[[str], tuple[dict[str, float], pd.DataFrame]], validate_every: int = 1) -> None:
+    """Take the epochs of a training that are left.
+
+    step: updates on a batch, and returns its losses. rate, decay: the learning rate of all optimizers of the run, as in set_rate.
+    validate: takes a title, and returns further losses of the epoch and the scores of the validation list, a row a subject with the columns
+    PSNR and SSIM; asked every validate_every epochs. All that is random in an epoch follows from seed, stage and its number alone.
+    Raises NotFiniteError with epoch, step and subjects, and Stopped after a signal, when what was done is saved.
+    """
+    with run.saved_when_stopped():
+        for epoch in run.epochs_left(epochs):
+            title = f"{run.stage} epoch {epoch}"
+            set_rate(run.optimizers, rate, epoch, epochs, decay)
+            for network in run.networks:
+                network.train()
+            losses, waiting = train_epoch(run, batches, step, derived_seed(seed, run.stage, epoch), title, epochs)
+            for network in run.networks:
+                network.eval()
+            scores = None
+            if epoch % validate_every == 0:
+                further, scores = validate(f"{title}, validation")
+                losses |= further
+            run.finish_epoch(epoch, losses, scores)
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
+            validated = "" if scores is None else f"  validation PSNR {scores['PSNR'].mean():.2f} dB, SSIM {scores['SSIM'].mean():.4f}"
+            say(run.stage, f"epoch {epoch}/{epochs}  {shown}  waiting for data {waiting:.1%}{validated}")
+
+
+def train_epoch(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, float]], seed: int, title: str,
+                epochs: int) -> tuple[dict[str, float], float]:
+    """Take the steps of an epoch that are left; a signal waits for the end of the present one, and then ends all ranks.
+
+    seed: from which the epoch's order, crops, times and noise follow. Returns the mean of each loss over all steps of the epoch, those of
+    before an interruption too, and the share of the time that was spent waiting for data.
+    """
+    progress = run.progress
+    seed_everything(seed)
+    progress.restore_random()
+    batches.sampler.seed, batches.sampler.first = seed, progress.items
+    waited, started, total = 0.0, time.perf_counter(), len(progress.losses) + len(batches)
+    epochs_after = len(run.epochs_left(epochs)) - 1
+    bar = iter(progress_bar(batches, desc=title, unit="step", initial=len(progress.losses), total=total))
+    with stop_together():
+        stop = False
+        while not stop:
+            began = time.perf_counter()
+            batch = next(bar, None)
+            waited += time.perf_counter() - began
+            if batch is None:
+                break
+            with defer_signals():
+                stop = _take_step(run, batch, step, batches.sampler.step_items, title)
+            run.steps_now += 1
+            if run.steps_now == ENOUGH_STEPS:
+                left = total - len(progress.losses) + epochs_after * total
+                say(run.stage, time_left((time.perf_counter() - started) / run.steps_now, left))
+        mean_over_ranks({})
+    means = {name: float(np.mean([row[name] for row in progress.losses])) for name in progress.losses[0]}
+    return means, waited / (time.perf_counter() - started)
+
+
+def _take_step(run: StageRun, batch: dict, step: Callable[[dict], dict[str, float]], items: int, title: str) -> bool:
+    """Take one step and note it. Returns whether all ranks must stop after it."""
+    run.step += 1
+    try:
+        losses, stop = mean_over_ranks(step(batch))
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{title}, step {len(run.progress.losses) + 1}: {error} on {', '.join(batch['id'])}; "
+                             "the last checkpoint is kept") from error
+    average_statistics(run.networks)
+    run.progress.add(losses, items)
+    return stop
+
+
+def update(opt: Optimizer, loss: Tensor, losses: dict[str, float]) -> None:
+    """Take the optimizer's step down the loss, with gradients that are averaged over the ranks.
+
+    Weights of other networks that the loss goes through get no gradient. losses: the terms, for the message.
+    Raises NotFiniteError before the step if a loss or the norm of the gradient is not finite.
+    """
+    weights = [weight for group in opt.param_groups for weight in group["params"]]
+    opt.zero_grad(set_to_none=True)
+    loss.backward(inputs=weights)
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    all_reduce_mean(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients).item()
+    if not np.isfinite([norm, *losses.values()]).all():
+        raise NotFiniteError(f"loss {losses}, norm of the gradient {norm}")
+    opt.step()
+
+
+def set_rate(optimizers: list[Optimizer], rate: float, epoch: int, epochs: int, decay: bool) -> None:
+    """Give the optimizers the learning rate of an epoch, counted from 1: the same for all, or with decay half a cosine that would
+    reach 0 after the last of them."""
+    factor = (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2 if decay else 1.0
+    for opt in optimizers:
+        for group in opt.param_groups:
+            group["lr"] = rate * factor
+
+
+def drawn_for_all_ranks(draw: Callable[..., Tensor], n: int, *arguments, **options) -> Tensor:
+    """This rank's n rows of draw(n of all ranks, ...): what is drawn does not depend on the number of ranks."""
+    return draw(n * world_size(), *arguments, **options)[rank() * n:(rank() + 1) * n]
