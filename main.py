@@ -151,7 +151,6 @@ def ldm_step(unet: UNet, opt: Optimizer, stage_2: Stage2, batch: LatentBatch, ca
     z_0 = batch.z_0
     t = drawn_for_all_ranks(stage_2.diffusion.draw_times, len(z_0), stage_2.time_shift)      # [B], in 1 .. T - 1
     eps = drawn_for_all_ranks(torch.randn, *z_0.shape, device=z_0.device)
-    drawn_for_all_ranks(torch.rand, len(z_0), 1, device=z_0.device)                          # keeps the random stream of an earlier draw
     with cast():
         losses = ldm_loss(unet, stage_2, batch, t, eps)
     loss = losses.pop("loss")

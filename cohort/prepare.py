@@ -41,8 +41,8 @@ class PrepareSettings:
     Raises ValueError that lists all values which are out of range or do not fit together.
     """
 
-    table: str = setting("", "CSV with a row a PET or a scan: ADNI's amyloid table as downloaded, or any with "
-                             "a column of IDs and one of labels", section="files")
+    table: str = setting("", "CSV with a row a PET or a scan: ADNI's amyloid table as downloaded, or any "
+                             "with a column of IDs and one of labels", section="files")
     data_dir: str = setting("data", "folder with whole_MRI and whole_Abeta")
     info_dir: str = setting("data_info", "folder to which data_info.csv and the three lists are written")
     demographics: str = setting("", "CSV with age and sex, such as ADNI's PTDEMOG or ADNIMERGE; empty: the "
@@ -308,8 +308,8 @@ def _read_columns(cfg: PrepareSettings, table: ClinicalTable) -> dict[str, list]
         columns["date"] = table.dates("date", dates)
     if labels:
         label_numbers = {text: k for k in range(cfg.num_classes) for text in (str(k), f"{k}.0")}
-        expected = (f"a label in 0 .. {cfg.num_classes - 1}; a SUVR is none, because its threshold depends on "
-                    "the tracer")
+        expected = (f"a label in 0 .. {cfg.num_classes - 1}; a SUVR is none, because its threshold depends "
+                    "on the tracer")
         columns["label"] = table.parsed("label", labels, label_numbers.__getitem__, expected)
     if centiloids:
         columns["centiloids"] = table.parsed("Centiloids", centiloids, finite, "a number", MISSING)

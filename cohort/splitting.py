@@ -92,7 +92,7 @@ def _level_codes(factors: pd.DataFrame) -> np.ndarray:
 
 def _exchange(lists: np.ndarray, stratum: np.ndarray, codes: np.ndarray, shares: np.ndarray,
               rng: np.random.Generator) -> None:
-    """Exchange subjects of one stratum between lists, in place, while that brings levels nearer to their shares.
+    """Exchange subjects of one stratum between lists, in place, while levels come nearer to their shares.
 
     codes: from _level_codes. shares: of the subjects in each list, with sum 1.
     """

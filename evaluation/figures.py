@@ -1,4 +1,4 @@
-"""The pictures of an experiment: losses, the sampling curve, PETs beside each other, status and uptake on the test list."""
+"""The pictures of an experiment: losses, sampling curve, PETs beside each other, status and uptake."""
 import itertools
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +27,8 @@ CURVES = {
     "latent_regression": ("Baseline, latent regression", {"mse": "training"}),
     "image_regression": ("Baseline, image regression", {"mse": "training"}),
 }
-PANELS = {"PSNR_brain": "PSNR in the brain (dB)", "SSIM_brain": "SSIM in the brain", "SUVR_r": "correlation of SUVR"}
+PANELS = {"PSNR_brain": "PSNR in the brain (dB)", "SSIM_brain": "SSIM in the brain",
+          "SUVR_r": "correlation of SUVR"}
 SAMPLERS = {"ddpm": ("", "s"), "ddim": ("-", "o"), "dpm": ("--", "^")}        # line style, marker
 PLANES_MM = {                                              # slices through the brain, in MNI space
     "z": (-40, -20, 0, 20, 40, 60), "y": (-80, -55, -30, -5, 20, 45), "x": (-50, -30, -10, 10, 30, 50)}
@@ -68,15 +69,16 @@ def _save(figure: "Figure", stem: Path, notice: str, suffixes: tuple[str, ...] =
 # ---------------------------------------------------------------- training and sampling
 
 def plot_curves(folder: Path, stem: Path, notice: str, suffixes: tuple[str, ...] = (".png", ".pdf")) -> None:
-    """Draw losses and validation PSNR of the stages trained so far, from loss_curve.csv and validation.csv in the folder.
+    """Draw losses and validation PSNR of the stages trained so far, the chosen epoch marked.
 
-    The chosen epoch is marked.
+    folder: where loss_curve.csv and validation.csv lie.
     """
     from matplotlib.ticker import MaxNLocator
 
     losses, validation = read_history(folder / "loss_curve.csv"), read_history(folder / "validation.csv")
     trained = [stage for stage in CURVES if stage in set(losses["stage"])]
-    figure, axes = pyplot().subplots(len(trained), 2, figsize=(9, 3 * len(trained)), layout="constrained", squeeze=False)
+    size = (9, 3 * len(trained))
+    figure, axes = pyplot().subplots(len(trained), 2, figsize=size, layout="constrained", squeeze=False)
     for (left, right), stage in zip(axes, trained, strict=True):
         title, columns = CURVES[stage]
         loss, scores = losses[losses["stage"] == stage], validation[validation["stage"] == stage]
@@ -99,22 +101,22 @@ def plot_curves(folder: Path, stem: Path, notice: str, suffixes: tuple[str, ...]
 def plot_sampling(table: pd.DataFrame, chosen: tuple[str, int, int], stem: Path, note: str) -> None:
     """Draw scores against network evaluations (NFE): a colour a number of latent samples, a line a sampler.
 
-    table: columns sampler, steps, draws (latent samples a scan), calls (NFE a latent sample) and the scores.
-    chosen: sampler, steps and draws of the setting, which gets a ring.
+    table: columns sampler, steps, samples (latent samples a scan), NFE (of one latent sample) and the scores.
+    chosen: sampler, steps and samples of the setting, which gets a ring.
     """
     panels = {column: title for column, title in PANELS.items() if column in table}
     size = (4.2 * len(panels), 4.2)
     figure, axes = pyplot().subplots(1, len(panels), figsize=size, layout="constrained")
-    colours = dict(zip(sorted(table["draws"].unique()), itertools.cycle(COLOURS), strict=False))
-    is_chosen = (table[["sampler", "steps", "draws"]] == list(chosen)).all(axis=1)
+    colours = dict(zip(sorted(table["samples"].unique()), itertools.cycle(COLOURS), strict=False))
+    is_chosen = (table[["sampler", "steps", "samples"]] == list(chosen)).all(axis=1)
     for axis, (column, title) in zip(axes, panels.items(), strict=True):
-        for (sampler, samples), rows in table.groupby(["sampler", "draws"]):
+        for (sampler, samples), rows in table.groupby(["sampler", "samples"]):
             line, marker = SAMPLERS[sampler]
             label = f"{sampler}, {samples} latent sample{'s' if samples > 1 else ''}"
-            axis.plot(rows["calls"], rows[column], linestyle=line, marker=marker, markersize=5, color=colours[samples],
-                      label=label)
+            axis.plot(rows["NFE"], rows[column], linestyle=line, marker=marker, markersize=5,
+                      color=colours[samples], label=label)
         setting = table[is_chosen]
-        axis.plot(setting["calls"], setting[column], "o", markersize=13, fillstyle="none", color="#009E73",
+        axis.plot(setting["NFE"], setting[column], "o", markersize=13, fillstyle="none", color="#009E73",
                   label="the setting")
         axis.set(xscale="log", xlabel="network evaluations a latent sample", title=title)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
@@ -124,7 +126,7 @@ def plot_sampling(table: pd.DataFrame, chosen: tuple[str, int, int], stem: Path,
 # ---------------------------------------------------------------- PETs
 
 def _planes(voxels: np.ndarray) -> np.ndarray:
-    """Sagittal, coronal and axial slice through the middle of [D, H, W] in RAS, side by side as one picture."""
+    """Sagittal, coronal and axial slice through the middle of [D, H, W] in RAS, side by side."""
     planes = [np.rot90(np.take(voxels, n // 2, axis)) for axis, n in enumerate(voxels.shape)]
     height = max(plane.shape[0] for plane in planes)
     padded = []
@@ -135,7 +137,7 @@ def _planes(voxels: np.ndarray) -> np.ndarray:
 
 
 def plot_synthesized(stem: Path, rows: list[tuple[str, Path, Path]], notice: str) -> None:
-    """Draw a PNG with a row a subject, real PET left and synthetic PET right, three planes each, one colour scale.
+    """Draw a PNG with a row a subject: real and synthetic PET, three planes each, one colour scale.
 
     rows: (title of the subject, real PET file, synthetic PET file), whatever their orientation.
     """
@@ -156,8 +158,9 @@ def plot_synthesized(stem: Path, rows: list[tuple[str, Path, Path]], notice: str
     _save(figure, stem, notice, (".png",))
 
 
-def plot_overlay(path: Path, mri: np.ndarray, pet: np.ndarray, affine: np.ndarray, title: str, notice: str) -> None:
-    """Draw a PNG with a PET in colour over its MRI in grey, six slices a plane through the brain, at MNI millimetres.
+def plot_overlay(path: Path, mri: np.ndarray, pet: np.ndarray, affine: np.ndarray, title: str,
+                 notice: str) -> None:
+    """Draw a PNG with a PET in colour over its MRI in grey, six slices a plane at their MNI millimetres.
 
     mri, pet: [X, Y, Z] on one grid, axes in RAS order; affine: [4, 4].
     """
@@ -181,7 +184,7 @@ def plot_overlay(path: Path, mri: np.ndarray, pet: np.ndarray, affine: np.ndarra
 
 def _overlay_slice(panel: "Axes", mri: np.ndarray, pet: np.ndarray, affine: np.ndarray, name: str, mm: float,
                    top: float):
-    """Draw the slice nearest to `mm` along the axis called `name` (x, y or z). Returns the picture of the PET."""
+    """Draw the slice nearest to `mm` along the axis `name` (x, y or z). Returns the picture of the PET."""
     axis = "xyz".index(name)
     spacing, origin = affine[axis, axis], affine[axis, 3]
     index = int(np.clip(round((mm - origin) / spacing), 0, mri.shape[axis] - 1))
@@ -214,8 +217,10 @@ def plot_volumes(stem: Path, rows: list[tuple[str, np.ndarray, np.ndarray]], not
             axis.set(xticks=[], yticks=[])
     for axis, title in zip(axes[0], ("real PET", "synthetic PET", "absolute error"), strict=True):
         axis.set_title(title)
-    figure.colorbar(uptake, ax=axes[:, :2], location="bottom", shrink=0.5, aspect=40, label="uptake, as stored in [0, 1]")
-    figure.colorbar(error, ax=axes[:, 2], location="bottom", shrink=0.9, aspect=36, label="absolute error of the uptake")
+    figure.colorbar(uptake, ax=axes[:, :2], location="bottom", shrink=0.5, aspect=40,
+                    label="uptake, as stored in [0, 1]")
+    figure.colorbar(error, ax=axes[:, 2], location="bottom", shrink=0.9, aspect=36,
+                    label="absolute error of the uptake")
     _save(figure, stem, notice)
 
 
@@ -238,7 +243,7 @@ def _predictions_of(predictions: pd.DataFrame, classifier: str, method: str) -> 
 
 
 def plot_roc(stem: Path, predictions: pd.DataFrame, notice: str) -> None:
-    """Draw the ROC curves of the STATUS_CLASSIFIERS on the test list. predictions: as read_status gives them."""
+    """Draw ROC curves of STATUS_CLASSIFIERS on the test list. predictions: as read_status gives them."""
     figure, axis = _square(
         f"ROC, test list, n = {predictions['ID'].nunique()}", xlabel="1 - specificity", ylabel="sensitivity",
         xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
@@ -247,8 +252,8 @@ def plot_roc(stem: Path, predictions: pd.DataFrame, notice: str) -> None:
         part = _predictions_of(predictions, classifier, method)
         if len(part):
             false_positives, true_positives, _ = roc_curve(part["label"], part["score"])
-            area = roc_auc_score(part["label"], part["score"])
-            axis.plot(false_positives, true_positives, line, color=colour, linewidth=2, label=f"{name}: AUC {area:.2f}")
+            label = f"{name}: AUC {roc_auc_score(part['label'], part['score']):.2f}"
+            axis.plot(false_positives, true_positives, line, color=colour, linewidth=2, label=label)
     _save_with_legend(figure, stem, notice)
 
 
@@ -263,7 +268,8 @@ def plot_calibration(stem: Path, predictions: pd.DataFrame, notice: str) -> None
     for (classifier, method), (name, colour, line) in STATUS_CLASSIFIERS.items():
         part = _predictions_of(predictions, classifier, method)
         if len(part) and method != "mean_pet":             # which has one probability for everybody
-            share, predicted = calibration_curve(part["label"], part["score"], n_bins=bins, strategy="quantile")
+            share, predicted = calibration_curve(
+                part["label"], part["score"], n_bins=bins, strategy="quantile")
             axis.plot(predicted, share, line, marker="o", color=colour, label=name)
     _save_with_legend(figure, stem, notice)
 
@@ -280,8 +286,8 @@ def plot_suvr(stem: Path, real: np.ndarray, synthetic: np.ndarray, label: np.nda
     found = agreement(real, synthetic)
     ends = np.array([min(real.min(), synthetic.min()) - 0.05, max(real.max(), synthetic.max()) + 0.05])
     figure, axis = _square(
-        f"SUVR, test list, n = {len(real)}", xlabel="SUVR of the real PET", ylabel="SUVR of the synthetic PET",
-        xlim=ends, ylim=ends, aspect="equal")
+        f"SUVR, test list, n = {len(real)}", xlabel="SUVR of the real PET",
+        ylabel="SUVR of the synthetic PET", xlim=ends, ylim=ends, aspect="equal")
     axis.plot(ends, ends, color="0.6", linewidth=1, label="identity")
     axis.plot(ends, synthetic.mean() + found["slope"] * (ends - real.mean()), "--", color="0.3",
               label=f"fit: slope {found['slope']:.2f}, CCC {found['CCC']:.2f}")
@@ -289,7 +295,8 @@ def plot_suvr(stem: Path, real: np.ndarray, synthetic: np.ndarray, label: np.nda
     _save_with_legend(figure, stem, notice)
 
 
-def plot_bland_altman(stem: Path, real: np.ndarray, synthetic: np.ndarray, label: np.ndarray, notice: str) -> None:
+def plot_bland_altman(stem: Path, real: np.ndarray, synthetic: np.ndarray, label: np.ndarray,
+                      notice: str) -> None:
     """Draw the difference against the mean of the two SUVRs, with bias and limits of agreement. All [n]."""
     found = agreement(real, synthetic)
     figure, axis = _square(

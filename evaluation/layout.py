@@ -1,4 +1,4 @@
-"""The layout of the tables: CSV with every number, and Markdown, LaTeX and HTML text as a reader sees them."""
+"""The layout of the tables: CSV with every number, and Markdown, LaTeX and HTML as a reader sees them."""
 import hashlib
 import json
 from collections.abc import Callable
@@ -14,10 +14,10 @@ from runtime.files import make_folder, write_csv, write_text
 
 LEVEL = 0.05                                               # of significance, after Holm's correction
 DIGITS = {"PSNR": 2, "PSNR_brain": 2, "MAE": 4, "MAE_brain": 4}               # 3 of all others
-CSV_COLUMNS = {"value": "", "spread": "_sd", "low": "_low", "high": "_high", "p_holm": "_p_holm"}  # -> suffix of the metric
-TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}",
-       "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$", "<": r"$<$",
-       ">": r"$>$", "|": r"\textbar{}"}
+SUFFIXES = {"value": "", "spread": "_sd", "low": "_low", "high": "_high", "p_holm": "_p_holm"}   # in the CSV
+TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{",
+       "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$",
+       "<": r"$<$", ">": r"$>$", "|": r"\textbar{}"}
 
 
 def describe_section(section: str) -> str:
@@ -41,8 +41,8 @@ def describe_section(section: str) -> str:
     if of["centiloid_slope"]:
         regions += f"; CL = {of['centiloid_slope']:g} SUVR {of['centiloid_intercept']:+g}"
     key = hashlib.blake2b(section.encode(), digest_size=2).hexdigest()        # two sections never read alike
-    return (f"{data}; split: {split}; box of {size} voxels from {start}; brain: {brain}{regions}; data range 1; "
-            f"SSIM window 7, uniform [{key}]")
+    return (f"{data}; split: {split}; box of {size} voxels from {start}; brain: {brain}{regions}; "
+            f"data range 1; SSIM window 7, uniform [{key}]")
 
 
 # ---------------------------------------------------------------- CSV
@@ -59,7 +59,7 @@ def to_csv(table: Table) -> pd.DataFrame:
         row = {"data": describe_section(first["section"])}
         row |= {name: first[name] for name in ("experiment", *table.keys, "n", "seeds")}
         for record in metrics.to_dict("records"):
-            for column, suffix in CSV_COLUMNS.items():
+            for column, suffix in SUFFIXES.items():
                 row[record["metric"] + suffix] = record[column]
         row["made_by"] = " ; ".join(first["made_by"])
         rows.append(row)
@@ -125,7 +125,8 @@ def _comparison_text(tidy: pd.DataFrame, markup: Markup) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def _row_text(row: pd.DataFrame, keys: tuple[str, ...], commands: list[str], markup: Markup) -> dict[str, str]:
+def _row_text(row: pd.DataFrame, keys: tuple[str, ...], commands: list[str],
+              markup: Markup) -> dict[str, str]:
     """A row of a table as text, by column. row: its records, one a metric."""
     first, texts = row.iloc[0], {}
     for name in ("experiment", *keys, "n", "seeds"):
@@ -137,7 +138,7 @@ def _row_text(row: pd.DataFrame, keys: tuple[str, ...], commands: list[str], mar
 
 
 def _cell(record: dict, markup: Markup) -> str:
-    """A value with its spread and interval; bold if it is the best, and with a dagger if its difference is significant."""
+    """A value with its spread and interval; bold if best, with a dagger if its difference is significant."""
     metric = record["metric"]
     value, rest = markup.escape(_number(metric, record["value"])), ""
     if record["best"]:
@@ -162,7 +163,8 @@ def _p_value(p: float) -> str:
 def _markdown(table: Table) -> str:
     lines = [f"# {table.name.replace('_', ' ').capitalize()}", "", table.caption]
     for section in display(table, MARKDOWN):
-        lines += ["", f"## {section.description}", "", section.table.to_markdown(index=False, disable_numparse=True)]
+        text = section.table.to_markdown(index=False, disable_numparse=True)
+        lines += ["", f"## {section.description}", "", text]
         if section.commands:
             lines += ["", "Made by:", ""]
             lines += [f"{i}. `{command}`" for i, command in enumerate(section.commands, 1)]
@@ -174,9 +176,10 @@ def _latex(table: Table) -> str:
     for section in display(table, LATEX):
         body = section.table.to_latex(index=False, escape=False)              # its texts are escaped already
         made_by = ""
-        if section.commands:
-            numbered = [f" ({i}) \\texttt{{{escape_tex(command)}}}" for i, command in enumerate(section.commands, 1)]
-            made_by = f"\n\\smallskip\\footnotesize Made by:{''.join(numbered)}\n"
+        for i, command in enumerate(section.commands, 1):
+            made_by += f" ({i}) \\texttt{{{escape_tex(command)}}}"
+        if made_by:
+            made_by = f"\n\\smallskip\\footnotesize Made by:{made_by}\n"
         caption = escape_tex(f"{table.caption} {section.description}.")
         parts.append("\\begin{table*}\n\\centering\n\\caption{" + caption + "}\n"
                      f"\\resizebox{{\\textwidth}}{{!}}{{%\n{body}}}\n{made_by}\\end{{table*}}")
@@ -186,7 +189,7 @@ def _latex(table: Table) -> str:
 # ---------------------------------------------------------------- files
 
 def write_tables(folder: Path, tables: list[Table]) -> list[Path]:
-    """Write every table as .csv, .md and .tex; tables of an earlier time that are no longer made go. Returns the CSVs."""
+    """Write every table as .csv, .md and .tex; earlier ones that are no longer made go. Returns the CSVs."""
     make_folder(folder)
     made = {table.name for table in tables}
     for name in CAPTIONS:

@@ -1,4 +1,4 @@
-"""The report of an experiment: figures for print, and one HTML file that holds everything and loads nothing else."""
+"""The report of an experiment: figures for print, and one HTML file that needs no other file."""
 import base64
 import html
 import json
@@ -30,12 +30,12 @@ from runtime.files import make_folder, write_text
 from utils import InputError
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-VIEWER_VOXELS = 1_000_000                                  # of a volume in the viewer; larger ones are averaged over blocks
+VIEWER_VOXELS = 1_000_000                                  # of a volume; larger ones are averaged over blocks
 COLOUR_MAPS = {"MRI": "gray", "PET": "inferno", "error": "viridis"}
 HTML = Markup("<b>{}</b>", html.escape)
 CAPTIONS = {
-    "volumes": "Real PET, synthetic PET and absolute error of the first test subjects of each label; sagittal, coronal "
-               "and axial slice; left of the picture is the subject's left, or the back.",
+    "volumes": "Real PET, synthetic PET and absolute error of the first test subjects of each label; "
+               "sagittal, coronal and axial slice; left of the picture is the subject's left, or the back.",
     "roc": "ROC curves on the test list of classifiers fitted on the training list.",
     "calibration": "Calibration of the predicted probability of amyloid positivity on the test list.",
     "suvr": "SUVR of synthetic against real PET on the test list.",
@@ -87,7 +87,8 @@ def write_figures(folder: Path, run: Run, subjects: list[Subject]) -> dict[str, 
         plot_suvr(figures / "suvr", real, synthetic, label, notice)
         plot_bland_altman(figures / "bland_altman", real, synthetic, label, notice)
         drawn |= {"suvr", "bland_altman"}
-    if not run.metadata["settings"]["ldm_from"] or (folder / "loss_curve.csv").exists():     # else nothing was trained here
+    was_trained_here = not run.metadata["settings"]["ldm_from"] or (folder / "loss_curve.csv").exists()
+    if was_trained_here:
         plot_curves(folder, figures / "curves", notice)
         drawn.add("curves")
     for name in CAPTIONS:
@@ -143,15 +144,17 @@ def _viewer_data(subjects: list[Subject], affine: np.ndarray) -> dict:
     top = float(max(volumes["real PET"].max() for _, volumes in subjects))
     shown = []
     for scan, volumes in subjects:
-        texts = {name: _encode(volume, 1.0 if name == "MRI" else top, block) for name, volume in volumes.items()}
+        texts = {}
+        for name, volume in volumes.items():
+            texts[name] = _encode(volume, 1.0 if name == "MRI" else top, block)
         shown.append({"title": f"{scan.id}, label {scan.label}", "volumes": texts})
     colours = {}
     for name, colour_map in COLOUR_MAPS.items():
         rgb = colormaps[colour_map](np.arange(256))[:, :3] * 255
         colours[name] = rgb.round().astype(int).tolist()
     voxel_mm = nib.affines.voxel_sizes(affine) * block
-    return {"shape": [n // block for n in shape], "voxel_mm": voxel_mm.tolist(), "top": top, "colours": colours,
-            "subjects": shown}
+    return {"shape": [n // block for n in shape], "voxel_mm": voxel_mm.tolist(), "top": top,
+            "colours": colours, "subjects": shown}
 
 
 def _encode(volume: np.ndarray, top: float, block: int) -> str:
@@ -164,22 +167,27 @@ def _encode(volume: np.ndarray, top: float, block: int) -> str:
 
 def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, Path], cohort: pd.DataFrame,
                  subjects: list[Subject], affine: np.ndarray) -> None:
-    """Write the self-contained report.html. cohort: as cohort_table gives it; affine: [4, 4], of the cohort's volumes."""
+    """Write the self-contained report.html.
+
+    figures: as write_figures gives them. cohort: as cohort_table gives it. affine: [4, 4], of the volumes.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     shown = {}
     for table in tables:
         parts = []
         for section in display(table, HTML):
-            frame = section.table.drop(columns="made by", errors="ignore")    # one experiment: always the same command
+            frame = section.table.drop(columns="made by", errors="ignore")    # always the same command
             parts.append((section.description, _to_html(frame, escape=False)))
         shown[table.name] = {"caption": table.caption, "parts": parts}
     settings = [(name, json.dumps(value)) for name, value in run.metadata["settings"].items()]
     pictures = {name: base64.b64encode(file.read_bytes()).decode() for name, file in figures.items()}
-    environment = Environment(loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined)
+    loader = FileSystemLoader(TEMPLATE.parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     text = environment.get_template(TEMPLATE.name).render(
-        name=run.name, phantom=run.metadata["phantom"], note=run.metadata["note"], command=run.metadata["command"],
-        cohort=_to_html(cohort), tables=shown, figures=pictures, captions=CAPTIONS,
+        name=run.name, phantom=run.metadata["phantom"], note=run.metadata["note"],
+        command=run.metadata["command"], cohort=_to_html(cohort), tables=shown, figures=pictures,
+        captions=CAPTIONS,
         settings=_to_html(pd.DataFrame(settings, columns=["setting", "value"])),
         versions=_to_html(pd.DataFrame(run.metadata["versions"].items(), columns=["package", "version"])),
         viewer=_viewer_data(subjects, affine))
@@ -187,5 +195,5 @@ def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, P
 
 
 def _to_html(frame: pd.DataFrame, escape: bool = True) -> str:
-    """A table in HTML, which the template must not escape again. escape: whether its texts are still to be escaped."""
+    """A table in HTML, which the template must not escape again. escape: whether its texts need it."""
     return frame.to_html(index=False, escape=escape, border=0)

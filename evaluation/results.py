@@ -1,4 +1,4 @@
-"""The results of an experiment on its test list: CSVs with a row a subject, and an index that says what they were made with.
+"""The results of an experiment on its test list: CSVs with a row a subject, and an index of what made them.
 
 Test stage and tables meet in these files alone. They are written together and read back only if nobody has
 changed them.
@@ -17,7 +17,7 @@ from utils import InputError
 
 FORMAT = 2                                                 # raise it when a column changes its meaning
 INDEX = "scores.json"
-FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty")  # the CSVs; the first is always there
+FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty")  # the first is always there
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ def _digest(content: bytes) -> str:
 
 
 def forget_run(folder: Path) -> None:
-    """Remove the results in the folder, because its networks or synthetic PETs are about to change: the index first."""
+    """Remove the results in the folder, the index first: networks or synthetic PETs are about to change."""
     for name in (INDEX, *(f"{frame}.csv" for frame in FRAMES)):
         (folder / name).unlink(missing_ok=True)
 
 
 def save_run(folder: Path, metadata: dict, frames: dict[str, pd.DataFrame]) -> None:
-    """Write <name>.csv of each frame, then scores.json, without which no CSV counts; CSVs of an earlier run go."""
+    """Write <name>.csv of each frame, then scores.json, without which no CSV counts; older CSVs go."""
     forget_run(folder)
     digests = {}
     for name, frame in frames.items():
@@ -69,14 +69,18 @@ def save_run(folder: Path, metadata: dict, frames: dict[str, pd.DataFrame]) -> N
 
 
 def load_run(folder: Path) -> Run:
-    """The results in an experiment's folder. Raises InputError if a file is missing or not as the test stage wrote it."""
+    """The results in an experiment's folder.
+
+    Raises InputError if a file is missing or not as the test stage wrote it.
+    """
     metadata = _read_index(folder)
     problems = []
     for name, digest in metadata["files"].items():
         if not (folder / name).is_file():
             problems.append(f"{folder / name}: not there")
         elif _digest((folder / name).read_bytes()) != digest:
-            problems.append(f"{folder / name}: not as --stages test wrote it (a row, a column or a value was changed)")
+            problems.append(f"{folder / name}: not as --stages test wrote it (a row, a column or a value was "
+                            "changed)")
     if problems:
         raise InputError("\n  ".join([*problems, _remedy(folder)]))
     frames = {}
@@ -87,7 +91,7 @@ def load_run(folder: Path) -> Run:
 
 
 def _read_index(folder: Path) -> dict:
-    """The content of scores.json. Raises InputError if it is damaged, changed, or of another version of this project."""
+    """The content of scores.json. Raises InputError if it is damaged, changed, or of another version."""
     path = folder / INDEX
     try:
         index = json.loads(path.read_text())
@@ -98,8 +102,8 @@ def _read_index(folder: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not there, damaged or changed; {_remedy(folder)}") from error
     if found != FORMAT:
-        raise InputError(f"{path}: written by another version of this project, in format {found} instead of {FORMAT}; "
-                         f"{_remedy(folder)}")
+        raise InputError(f"{path}: written by another version of this project, in format {found} instead of "
+                         f"{FORMAT}; {_remedy(folder)}")
     if settings != {field.name for field in dataclasses.fields(Config)}:
         raise InputError(f"{path}: written by another version of this project, which has other settings; "
                          f"{_remedy(folder)}")
@@ -111,11 +115,11 @@ def _remedy(folder: Path) -> str:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, dtype={"ID": str}, keep_default_na=False, na_values=[""])       # an ID may read NA
+    return pd.read_csv(path, dtype={"ID": str}, keep_default_na=False, na_values=[""])    # an ID may read NA
 
 
 def load_runs(root: Path, but: str = "") -> tuple[list[Run], list[str]]:
-    """All experiments with results under root, by name, and the names of those without; `but` is not looked at.
+    """The experiments with results under root, by name, and the names of those without; `but` is left out.
 
     Raises InputError with the problems of all experiments.
     """

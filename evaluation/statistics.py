@@ -11,7 +11,7 @@ from numpy import ndarray
 
 STATUS_METRICS = ("AUC", "ACC", "balanced_ACC", "SEN", "SPE", "PPV", "NPV", "F1", "MCC", "Brier")
 AGREEMENT = ("bias", "MAE", "RMSE", "Pearson", "CCC", "LoA_low", "LoA_high", "slope")
-DEFINED = 0.95                                             # share of the resamples in which a metric must exist to get an interval
+DEFINED = 0.95                                             # least share of the replicates
 
 
 def _ratio(numerator: ndarray, denominator: ndarray) -> ndarray:
@@ -21,7 +21,10 @@ def _ratio(numerator: ndarray, denominator: ndarray) -> ndarray:
 
 
 def area_under_roc(label: ndarray, score: ndarray) -> ndarray:
-    """AUC over the last axis, ties counted half (Mann-Whitney); NaN with one label only. label, score: [..., n] -> [...]."""
+    """AUC over the last axis, ties counted half (Mann-Whitney); NaN with one label only.
+
+    label: [..., n] of 0 and 1; score: [..., n]. Returns [...].
+    """
     positives, negatives = label.sum(-1), (1 - label).sum(-1)
     ranks = scipy.stats.rankdata(score, axis=-1)
     return _ratio((ranks * label).sum(-1) - positives * (positives + 1) / 2, positives * negatives)
@@ -64,14 +67,15 @@ def agreement(real: ndarray, synthetic: ndarray) -> dict[str, float]:
     slope = float(_ratio(cov, var_real))
     if np.ptp(synthetic) == 0:                             # rounding would give a constant some correlation
         pearson, concordance, slope = np.nan, 0.0, 0.0
-    return {"bias": bias, "MAE": np.abs(error).mean(), "RMSE": np.sqrt((error ** 2).mean()), "Pearson": pearson,
-            "CCC": concordance, "LoA_low": bias - 1.96 * sd, "LoA_high": bias + 1.96 * sd, "slope": slope}
+    return {"bias": bias, "MAE": np.abs(error).mean(), "RMSE": np.sqrt((error ** 2).mean()),
+            "Pearson": pearson, "CCC": concordance,
+            "LoA_low": bias - 1.96 * sd, "LoA_high": bias + 1.96 * sd, "slope": slope}
 
 
 # ---------------------------------------------------------------- bootstrap
 
 def bootstrap(statistic: Callable[[ndarray], ndarray], n: int, resamples: int, seed: int) -> ndarray:
-    """The statistic of `resamples` lists of n subjects drawn with replacement: its replicates, [..., resamples].
+    """Replicates of a statistic, [..., resamples]: its values on lists of n subjects drawn with replacement.
 
     statistic: indices of subjects [R, n] -> [..., R]; NaN for fewer than two subjects. The indices depend on
     n and seed alone, so that the replicates of two statistics of one list are paired.
@@ -80,10 +84,10 @@ def bootstrap(statistic: Callable[[ndarray], ndarray], n: int, resamples: int, s
         return np.full_like(statistic(np.zeros((resamples, n), int)), np.nan)
 
     def statistic_over_last_axis(indices: ndarray, axis: int) -> ndarray:
-        return statistic(indices)                          # SciPy hands over the axis of the subjects, here always the last
+        return statistic(indices)                          # the axis of the subjects is always the last here
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)    # of a constant; its interval is a point
+        warnings.simplefilter("ignore", scipy.stats.DegenerateDataWarning)    # of a constant
         result = scipy.stats.bootstrap(
             (np.arange(n),), statistic_over_last_axis, n_resamples=resamples, method="percentile", batch=500,
             rng=np.random.default_rng(seed))
@@ -91,7 +95,7 @@ def bootstrap(statistic: Callable[[ndarray], ndarray], n: int, resamples: int, s
 
 
 def interval(replicates: ndarray) -> tuple[ndarray, ndarray]:
-    """95 % percentile interval over the last axis; NaN where less than the share DEFINED of the replicates is defined."""
+    """95 % percentile interval over the last axis; NaN where fewer than DEFINED of them exist."""
     defined = np.isfinite(replicates).mean(-1) >= DEFINED
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)    # of a metric without any defined replicate
@@ -100,9 +104,9 @@ def interval(replicates: ndarray) -> tuple[ndarray, ndarray]:
 
 
 def bootstrap_p(replicates_a: ndarray, replicates_b: ndarray) -> float:
-    """Two-sided p of "no difference" from paired bootstrap replicates [R]: share of differences beyond 0, doubled.
+    """Two-sided p of "no difference" from paired bootstrap replicates [R].
 
-    NaN if less than the share DEFINED of the differences is defined.
+    It is the share of differences beyond 0, doubled; NaN if fewer than DEFINED of them exist.
     """
     difference = replicates_a - replicates_b
     difference = difference[np.isfinite(difference)]
@@ -122,7 +126,7 @@ def wilcoxon_p(a: ndarray, b: ndarray) -> float:
 
 
 def mcnemar_p(correct_a: ndarray, correct_b: ndarray) -> float:
-    """Two-sided p of the exact McNemar test. correct_a, correct_b: [n] bool, whether two methods decide correctly."""
+    """Two-sided p of the exact McNemar test. correct_a, correct_b: [n] bool, whether one is right."""
     only_a, only_b = int((correct_a & ~correct_b).sum()), int((~correct_a & correct_b).sum())
     if only_a + only_b == 0:
         return 1.0

@@ -1,4 +1,4 @@
-"""Amyloid status, read from volumes: status classifiers, fitted on the training list, thresholds from the validation list.
+"""Amyloid status by status classifiers: fitted on the training list, thresholds from the validation list.
 
 A list of subjects is a table with the columns ID, label (0 or 1), mri and pet (arrays [d, h, w], pooled to
 about 8 mm), SUVR if there are regions, age and sex if data_info.csv has them. Labels are used by
@@ -23,10 +23,10 @@ from labels.linear import LabelClassifier
 from runtime.files import atomic, brief, file_status
 from utils import InputError
 
-# Linear classifiers of volumes -> the volumes that each sees. The PET is the real one in training, a method's own in the test.
+# Linear classifier -> the volumes that it sees. The PET is real in training, that of a method in the test.
 CLASSIFIERS = {"mri": ("mri",), "mri_pet": ("mri", "pet"), "pet": ("pet",)}
 NEEDS_PET = ("mri_pet", "pet", "suvr")
-NO_METHOD = "none"                                         # the method of a status classifier that sees no PET
+NO_METHOD = "none"                                         # the method of a classifier that sees no PET
 STATE = ("coef", "intercept", "voxels", "pool")            # of a linear classifier
 
 Score = Callable[[pd.DataFrame], np.ndarray]
@@ -55,7 +55,8 @@ def _score_by_age_and_sex(subjects: pd.DataFrame, model: Pipeline) -> np.ndarray
     return model.predict_proba(subjects[["age", "sex"]])[:, 1]
 
 
-def _score_by_volumes(subjects: pd.DataFrame, classifier: LabelClassifier, modalities: tuple[str, ...]) -> np.ndarray:
+def _score_by_volumes(subjects: pd.DataFrame, classifier: LabelClassifier,
+                      modalities: tuple[str, ...]) -> np.ndarray:
     return classifier.of_pooled(_stack(subjects, modalities))[:, 1].numpy()
 
 
@@ -76,7 +77,7 @@ def mean_level(pooled: np.ndarray, classifier: LabelClassifier) -> float:
 # ---------------------------------------------------------------- fit
 
 def choose_threshold(label: np.ndarray, score: np.ndarray, otherwise: float) -> float:
-    """The threshold with the best balanced accuracy, midway between two scores; of several equally good ones the middle one.
+    """The threshold with the best balanced accuracy, midway between two scores; the middle of equal ones.
 
     label: [n] of 0 and 1; score: [n]. `otherwise` where there is nothing to choose from: one label only, or
     one score for everybody.
@@ -92,7 +93,7 @@ def choose_threshold(label: np.ndarray, score: np.ndarray, otherwise: float) -> 
 
 def fit_status_classifiers(train: pd.DataFrame, validation: pd.DataFrame, brain: np.ndarray, pool: int,
                            seed: int) -> dict[str, StatusClassifier]:
-    """Name -> status classifier: majority, age_sex (if known), mri, mri_pet, pet, suvr (if there are regions).
+    """Name -> status classifier: majority, age_sex (if known), mri, mri_pet, pet, suvr (with regions).
 
     Both lists hold real PETs; the training list needs both labels. brain: [D, H, W] bool. pool: voxels of a
     volume per voxel of a pooled one, along each axis.
@@ -117,7 +118,8 @@ def fit_status_classifiers(train: pd.DataFrame, validation: pd.DataFrame, brain:
 
 
 def _fit_age_and_sex(train: pd.DataFrame) -> Pipeline:
-    columns = make_column_transformer((StandardScaler(), ["age"]), (OneHotEncoder(handle_unknown="ignore"), ["sex"]))
+    columns = make_column_transformer(
+        (StandardScaler(), ["age"]), (OneHotEncoder(handle_unknown="ignore"), ["sex"]))
     return make_pipeline(columns, LogisticRegression()).fit(train[["age", "sex"]], train["label"].to_numpy())
 
 
@@ -147,8 +149,9 @@ def read_status(classifiers: dict[str, StatusClassifier], methods: dict[str, pd.
 
 # ---------------------------------------------------------------- for new scans
 
-def save_status_classifiers(path: Path, classifiers: dict[str, StatusClassifier], bound_to: dict[str, str]) -> None:
-    """Write the status classifiers that bound_to names as plain arrays: for new scans, of which only volumes are known.
+def save_status_classifiers(path: Path, classifiers: dict[str, StatusClassifier],
+                            bound_to: dict[str, str]) -> None:
+    """Write the status classifiers that bound_to names, as plain arrays.
 
     bound_to: name of a status classifier -> what it is valid for.
     """

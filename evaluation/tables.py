@@ -38,7 +38,7 @@ SHARED = "all"                                             # experiment of a met
 
 LOWER_IS_BETTER = ("MAE", "MAE_brain", "RMSE", "Brier")
 TARGETS = {"bias": 0.0, "slope": 1.0}                      # the nearest is best
-UNRATED = ("LoA_low", "LoA_high", "SEN", "SPE", "PPV", "NPV")                 # who decides always alike wins one of two
+UNRATED = ("LoA_low", "LoA_high", "SEN", "SPE", "PPV", "NPV")   # one decision for everybody wins one of two
 
 
 # ---------------------------------------------------------------- settings that must be equal
@@ -49,7 +49,7 @@ def settings_affecting(results: set[str]) -> list[str]:
 
 
 def _row_settings() -> list[str]:
-    """Names of the settings in which all runs of a row agree: those that affect its numbers, but for the seeds.
+    """Names of the settings in which all runs of a row agree: those that affect its numbers, without seeds.
 
     Only settings of new scans affect no number of the test list. Precision has no mark, because a network
     that was trained in one may be used in another; but it rounds the numbers.
@@ -77,13 +77,13 @@ class Row:
     """One row of a table.
 
     key: (method,), (classifier, method) or (measure, method). runs: (cohort, seed) -> the subjects of a run,
-    by ID. commands: of the runs, as they were given.
+    by ID. commands: name of a run -> its command, as it was given.
     """
     section: str
     experiment: str
     key: tuple[str, ...]
     runs: Runs
-    commands: list[str]
+    commands: dict[str, str]
 
     @property
     def method(self) -> str:
@@ -115,7 +115,7 @@ def row_label(key: tuple[str, ...], experiment: str) -> str:
 # ---------------------------------------------------------------- runs to groups
 
 def group_runs(runs: list[Run]) -> tuple[list[Group], list[str]]:
-    """The runs that differ in their seeds alone, group by group, and remarks on runs that are left out as repetitions."""
+    """The runs that differ in their seeds alone, by group, and remarks on repetitions, which are left out."""
     groups: list[list[Run]] = []
     remarks = []
     for run in runs:
@@ -125,7 +125,8 @@ def group_runs(runs: list[Run]) -> tuple[list[Group], list[str]]:
             continue
         repeated = [other for other in group if (_lists(other), other.seed) == (_lists(run), run.seed)]
         if repeated:
-            remarks.append(f"{run.name} repeats {repeated[0].name} (same settings, seed and lists) and is left out")
+            why = f"repeats {repeated[0].name} (same settings, seed and lists)"
+            remarks.append(f"{run.name} {why} and is left out")
         else:
             group.append(run)
     for group in groups:
@@ -170,7 +171,7 @@ def _section(group: list[Run]) -> str:
 
 
 def _names(groups: list[list[Run]]) -> list[str]:
-    """The common beginning of the names of each group's runs; where it is empty or not unique, the first of them."""
+    """The common beginning of the names in each group; if it is empty or not unique, the first name."""
     beginnings = [os.path.commonprefix([run.name for run in group]).rstrip("_-.") for group in groups]
     names = []
     for group, beginning in zip(groups, beginnings, strict=True):
@@ -182,7 +183,7 @@ def _names(groups: list[list[Run]]) -> list[str]:
 # ---------------------------------------------------------------- groups to rows
 
 def collect_rows(groups: list[Group], frame: str, keys: tuple[str, ...], order: tuple[str, ...]) -> list[Row]:
-    """A row for each experiment and method of one of the CSVs; a method that several experiments share is one row.
+    """A row for each experiment and method of a CSV; a method that several experiments share is one row.
 
     frame: name of the CSV. keys: its columns that tell rows apart, "method" last. order: the parts of a key
     in the order of the table.
@@ -195,7 +196,7 @@ def collect_rows(groups: list[Group], frame: str, keys: tuple[str, ...], order: 
                 rows.append(row)
             else:
                 shared.runs |= row.runs
-                shared.commands += [command for command in row.commands if command not in shared.commands]
+                shared.commands |= row.commands
     for row in rows:
         for cohort in {cohort for cohort, _ in row.runs}:
             _keep_common_subjects(row, cohort)
@@ -211,14 +212,14 @@ def _rows_of_group(group: Group, frame: str, keys: tuple[str, ...]) -> list[Row]
         if table is None:
             continue
         for key, subjects in table.groupby(list(keys), sort=False):
-            row = rows.setdefault(key, Row(group.section, group.name, key, {}, []))
+            row = rows.setdefault(key, Row(group.section, group.name, key, {}, {}))
             row.runs[run.metadata["cohort"], run.seed] = subjects.set_index("ID").sort_index()
-            row.commands.append(run.metadata["command"])
+            row.commands[run.name] = run.metadata["command"]
     return list(rows.values())
 
 
 def _is_shared(row: Row, other: Row) -> bool:
-    """Whether the rows of two experiments are one: not of il_cldm, and equal wherever they have a run in common.
+    """Whether the rows of two experiments are one: not of il_cldm, and equal in the runs that both have.
 
     Of a trained method all runs must be in common: nothing says that other seeds were trained in the same
     way.
@@ -258,12 +259,12 @@ def _keep_one_of_equal_seeds(row: Row, cohort: str) -> None:
 
 
 def _name_shared(rows: list[Row]) -> None:
-    """Call the experiment of a method SHARED if it has one row in its section; of a baseline, if all experiments have it."""
+    """Call the experiment SHARED where a method has one row; of a baseline only if all runs have it."""
     for row in rows:
         section = [other for other in rows if other.section == row.section]
         is_only = [other.key for other in section].count(row.key) == 1
-        of_all = {command for other in section for command in other.commands} == set(row.commands)
-        if is_only and row.method != "il_cldm" and (of_all or row.method not in BASELINES):
+        of_all_runs = all(other.commands.keys() <= row.commands.keys() for other in section)
+        if is_only and row.method != "il_cldm" and (of_all_runs or row.method not in BASELINES):
             row.experiment = SHARED
 
 
@@ -298,18 +299,19 @@ def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, l
         if row.is_contender and row.key[0] != "majority" and row.method != "mean_pet":
             contenders.append(row)
     pairs = [pair for pair in itertools.combinations(contenders, 2) if _is_status_question(*pair)]
-    tests = {"AUC": partial(_auc_p, replicates=replicates), "ACC": partial(_accuracy_p, replicates=replicates)}
+    tests = {"AUC": partial(_auc_p, replicates=replicates),
+             "ACC": partial(_accuracy_p, replicates=replicates)}
     return _tidy(rows, ("classifier", "method"), values), _compare("amyloid_status", pairs, tests)
 
 
 def _is_status_question(a: Row, b: Row) -> bool:
-    """Whether one is the classifier of the MRI, or both are that of the PET and one sees the synthetic PET."""
+    """Whether one is the classifier of the MRI, or both are that of the PET and one sees a synthetic PET."""
     classifiers = {a.key[0], b.key[0]}
     return "mri" in classifiers or (classifiers == {"pet"} and "il_cldm" in (a.method, b.method))
 
 
 def quantification(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
-    """Tidy table of the agreement of uptake with the real PET, and comparisons of the absolute errors of the SUVR."""
+    """Tidy table of the agreement of uptake with the real PET, and comparisons of the errors of the SUVR."""
     paired = [Group(group.name, group.section, [_pair_uptake(run) for run in group.runs]) for group in groups]
     rows = collect_rows(paired, "uptake", ("measure", "method"), ("SUVR", "CL", *METHODS))
     contenders = [row for row in rows if row.is_contender and row.key[0] == "SUVR"]
@@ -335,16 +337,19 @@ def _tidy(rows: list[Row], keys: tuple[str, ...], values: list[dict[str, Values]
     """A record a row and metric."""
     records = []
     for row, metrics in zip(rows, values, strict=True):
-        key = dict(zip(keys, row.key, strict=True))
+        key, commands = dict(zip(keys, row.key, strict=True)), list(dict.fromkeys(row.commands.values()))
         for metric, found in metrics.items():
             records.append({
                 "section": row.section, "experiment": row.experiment, **key, "n": len(row.subjects),
                 "seeds": len(row.runs), "is_contender": row.is_contender, "metric": metric, **vars(found),
-                "made_by": row.commands})
+                "made_by": commands})
     return pd.DataFrame(records)
 
 
 # ---------------------------------------------------------------- comparisons
+
+Test = Callable[[Row, Row], float]                         # p of "no difference" between two rows
+
 
 def _value_p(a: Row, b: Row, value: Callable[[pd.DataFrame], pd.Series]) -> float:
     return value_p(a.runs, b.runs, value)
@@ -358,15 +363,19 @@ def _accuracy_p(a: Row, b: Row, replicates: dict[Row, dict[str, np.ndarray]]) ->
     return accuracy_p(a.runs, b.runs, replicates[a]["ACC"], replicates[b]["ACC"])
 
 
-def _compare(table: str, pairs: Iterable[tuple[Row, Row]], tests: dict[str, Callable[[Row, Row], float]]) -> list[dict]:
-    """A record a pair and metric; pairs of other subjects are left out. Holm over the pairs of a section and metric."""
+def _compare(table: str, pairs: Iterable[tuple[Row, Row]], tests: dict[str, Test]) -> list[dict]:
+    """A record a pair and metric, with p of the metric's test, Holm-corrected over the pairs of a section.
+
+    A pair of other sections or other subjects is left out.
+    """
     records = []
     for a, b in pairs:
         if a.section != b.section or a.subjects != b.subjects:
             continue
         for metric, test in tests.items():
-            records.append({"section": a.section, "table": table, "metric": metric, "a": a.label, "b": b.label,
-                            "n": len(a.subjects), "p": test(a, b)})
+            records.append({
+                "section": a.section, "table": table, "metric": metric, "a": a.label, "b": b.label,
+                "n": len(a.subjects), "p": test(a, b)})
     frame = pd.DataFrame(records, columns=["section", "table", "metric", "a", "b", "n", "p"])
     for _, family in frame.groupby(["section", "metric"]):
         frame.loc[family.index, "p_holm"] = holm(family["p"])
@@ -386,26 +395,27 @@ class Table:
 
 CAPTIONS = {
     "image_quality":
-        "Image quality on the test list: mean ± SD over subjects, or over the seeds where there are several. MAE, "
-        "PSNR (dB) and SSIM on the box and, with _brain, inside the brain mask. Bold: best of what needs no PET. "
-        "†: differs from mean_pet (paired Wilcoxon over subjects, Holm-corrected, p < 0.05). aae and oracle see the "
-        "PET or the truth: upper bounds.",
+        "Image quality on the test list: mean ± SD over subjects, or over the seeds where there are several. "
+        "MAE, PSNR (dB) and SSIM on the box and, with _brain, inside the brain mask. Bold: best of what "
+        "needs no PET. †: differs from mean_pet (paired Wilcoxon over subjects, Holm-corrected, p < 0.05). "
+        "aae and oracle see the PET or the truth: upper bounds.",
     "amyloid_status":
-        "Amyloid status on the test list, with 95 % bootstrap intervals over subjects ({resamples} resamples; ± SD "
-        "over seeds where there are several). Every status classifier is fitted on the training list (pet and mri_pet "
-        "on real PET), its threshold chosen on the validation list's real volumes. Bold: best of what needs no PET. "
-        "†: differs from the classifier of the MRI (AUC: paired bootstrap; ACC: exact McNemar, or the bootstrap over "
-        "several seeds; Holm-corrected, p < 0.05). real, aae and oracle see the PET or the truth: upper bounds. A "
-        "value of 0 or 1 has an interval of no width, because resampling cannot leave it.",
+        "Amyloid status on the test list, with 95 % bootstrap intervals over subjects ({resamples} "
+        "resamples; ± SD over seeds where there are several). Every status classifier is fitted on the "
+        "training list (pet and mri_pet on real PET), its threshold chosen on the validation list's real "
+        "volumes. Bold: best of what needs no PET. †: differs from the classifier of the MRI (AUC: paired "
+        "bootstrap; ACC: exact McNemar, or the bootstrap over several seeds; Holm-corrected, p < 0.05). "
+        "real, aae and oracle see the PET or the truth: upper bounds. A value of 0 or 1 has an interval of "
+        "no width, because resampling cannot leave it.",
     "quantification":
-        "Uptake of the synthetic against the real PET on the test list. ± is the SD over subjects, or over the seeds "
-        "where there are several; bias, MAE, RMSE and the Bland-Altman limits in units of the measure; slope below 1: "
-        "compressed toward the mean. Bold: best of what needs no PET. †: absolute errors differ from those of "
-        "mean_pet (paired Wilcoxon over subjects, Holm-corrected, p < 0.05).",
+        "Uptake of the synthetic against the real PET on the test list. ± is the SD over subjects, or over "
+        "the seeds where there are several; bias, MAE, RMSE and the Bland-Altman limits in units of the "
+        "measure; slope below 1: compressed toward the mean. Bold: best of what needs no PET. †: absolute "
+        "errors differ from those of mean_pet (paired Wilcoxon over subjects, Holm-corrected, p < 0.05).",
     "comparisons":
-        "Paired comparisons on the test list: Wilcoxon signed-rank for image scores and absolute errors, paired "
-        "bootstrap for AUC, exact McNemar (over several seeds the bootstrap) for ACC; {resamples} resamples; "
-        "two-sided p, and Holm-corrected within a metric.",
+        "Paired comparisons on the test list: Wilcoxon signed-rank for image scores and absolute errors, "
+        "paired bootstrap for AUC, exact McNemar (over several seeds the bootstrap) for ACC; {resamples} "
+        "resamples; two-sided p, and Holm-corrected within a metric.",
 }
 
 
@@ -416,10 +426,10 @@ def make_tables(groups: list[Group]) -> list[Table]:
              ("amyloid_status", ("classifier", "method"), "mri none", amyloid_status(groups, resamples)),
              ("quantification", ("measure", "method"), "SUVR mean_pet", quantification(groups))]
     tables, comparisons = [], []
-    for name, keys, compared_with, (tidy, records) in parts:
+    for name, keys, reference, (tidy, records) in parts:
         comparisons += records
         if len(tidy):
-            tidy = _mark_best(_add_p(tidy, keys, records, compared_with), keys)
+            tidy = _mark_best(_add_p(tidy, keys, records, reference), keys)
             tables.append(Table(name, tidy, keys, CAPTIONS[name].format(resamples=resamples)))
     if comparisons:
         caption = CAPTIONS["comparisons"].format(resamples=resamples)
@@ -444,12 +454,13 @@ def _mark_best(tidy: pd.DataFrame, keys: tuple[str, ...]) -> pd.DataFrame:
     return tidy
 
 
-def _add_p(tidy: pd.DataFrame, keys: tuple[str, ...], comparisons: list[dict], compared_with: str) -> pd.DataFrame:
-    """The table with a column p_holm: of the comparison of each row with that of the label compared_with, or NaN."""
+def _add_p(tidy: pd.DataFrame, keys: tuple[str, ...], comparisons: list[dict],
+           reference: str) -> pd.DataFrame:
+    """The table with a column p_holm: of the comparison with the row labelled `reference`, or NaN."""
     p = {}                                                 # (section, metric, label of a row) -> p
     for record in comparisons:
         for one, other in (("a", "b"), ("b", "a")):
-            if record[one] == compared_with:
+            if record[one] == reference:
                 p[record["section"], record["metric"], record[other]] = record["p_holm"]
     found = []
     for record in tidy.to_dict("records"):

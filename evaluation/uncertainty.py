@@ -1,4 +1,4 @@
-"""How far to trust the SUVR of a synthetic PET: an interval with a stated coverage, and the probability of positive amyloid status.
+"""The uncertainty of a synthetic PET: an interval of its SUVR, and the probability of amyloid status.
 
 Both are calibrated on the validation list alone. A list of subjects is a table with the columns ID, label,
 SUVR (of the PET that is written), SUVR_sd (standard deviation over its decoded latent samples) and SUVR_real.
@@ -26,7 +26,7 @@ from runtime.files import atomic, brief, file_status
 from utils import InputError
 
 COVERAGE = 90                                              # percent
-LEAST = -(-COVERAGE // (100 - COVERAGE))                   # validation subjects without which there is no such quantile
+LEAST = -(-COVERAGE // (100 - COVERAGE))                   # validation subjects that such a quantile needs
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Calibration:
 
     @property
     def rank(self) -> int:
-        """Position of the quantile among the sorted validation scores, counted from 1; above n it does not exist."""
+        """Position of the quantile among the sorted validation scores, counted from 1; it may be above n."""
         return -(-(len(self.error) + 1) * COVERAGE // 100)
 
     @property
@@ -98,19 +98,20 @@ def calibrate(validation: pd.DataFrame, binary: bool) -> Calibration:
 
 
 def fit_odds(label: ndarray, suvr: ndarray) -> tuple[float, float]:
-    """Slope and intercept of the log odds of label 1 in the SUVR (Platt 1999): logistic regression, L2, standardised SUVR.
+    """Slope and intercept of the log odds of label 1 in the SUVR (Platt 1999).
 
+    By logistic regression on the standardised SUVR, with an L2 penalty.
     label: [n] of 0 and 1, both there; suvr: [n]. A higher SUVR never speaks against amyloid: a slope that a
     short list turns round becomes 0, which leaves the share of label 1.
     """
-    share_of_label_1 = 0.0, float(logit(label.mean()))
+    flat = 0.0, float(logit(label.mean()))
     if np.ptp(suvr) == 0:
-        return share_of_label_1
+        return flat
     mean, std = suvr.mean(), suvr.std()
     model = LogisticRegression().fit(((suvr - mean) / std)[:, None], label)
     slope = float(model.coef_[0, 0] / std)
     if slope <= 0:
-        return share_of_label_1
+        return flat
     return slope, float(model.intercept_[0] - slope * mean)
 
 
@@ -139,15 +140,16 @@ def describe(calibration: Calibration, assessed: pd.DataFrame) -> str:
     else:
         hits, width = int(assessed["covered"].sum()), (assessed["high"] - assessed["low"]).mean()
         limits = binomtest(hits, n).proportion_ci(method="wilson")
-        interval = (f"{COVERAGE} % interval of the SUVR, {calibrated_on}: holds the real one in {hits} of {n} test "
-                    f"subjects ({hits / n:.0%}, 95 % interval {limits.low:.0%} to {limits.high:.0%}), "
-                    f"mean width {width:.3f}")
+        interval = (f"{COVERAGE} % interval of the SUVR, {calibrated_on}: holds the real one in {hits} of "
+                    f"{n} test subjects ({hits / n:.0%}, 95 % interval {limits.low:.0%} to "
+                    f"{limits.high:.0%}), mean width {width:.3f}")
     if np.isnan(calibration.slope):
-        return f"{interval}; no probability of status: it needs num_classes 2 and both labels in the validation list"
+        return (f"{interval}; no probability of status: it needs num_classes 2 and both labels in the "
+                "validation list")
     brier = ((assessed["probability"] - assessed["label"]) ** 2).mean()
     of_prevalence = ((calibration.prevalence - assessed["label"]) ** 2).mean()
-    return (f"{interval}; probability of status, {calibrated_on}: Brier score {brier:.3f}, that of their prevalence "
-            f"alone {of_prevalence:.3f}")
+    return (f"{interval}; probability of status, {calibrated_on}: Brier score {brier:.3f}, that of their "
+            f"prevalence alone {of_prevalence:.3f}")
 
 
 # ---------------------------------------------------------------- for new scans
@@ -159,7 +161,7 @@ def save_calibration(path: Path, calibration: Calibration, bound_to: dict) -> No
 
 
 def load_calibration(path: Path, bound_to: dict) -> tuple[Calibration | None, str]:
-    """The calibration in a file of save_calibration if it is valid for what bound_to says; if not, None and why.
+    """The calibration in a file of save_calibration if it is valid for what bound_to says; else None and why.
 
     Raises InputError if the file is damaged.
     """
@@ -170,12 +172,14 @@ def load_calibration(path: Path, bound_to: dict) -> tuple[Calibration | None, st
         with np.load(path, allow_pickle=False) as file:    # numpy compares the archive's checksums
             arrays = {name: file[name] for name in file.files}
         saved = json.loads(str(arrays.pop("bound_to")))
-        calibration = Calibration(**{name: value if value.ndim else float(value) for name, value in arrays.items()})
+        numbers = {name: value if value.ndim else float(value) for name, value in arrays.items()}
+        calibration = Calibration(**numbers)
         changes = []
         for name, value in bound_to.items():
             if saved.get(name) != value:
                 changes.append(f"{name}: {saved.get(name)} -> {value}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
+            zlib.error) as error:
         raise InputError(f"{path}: damaged ({brief(error)}); --stages test writes it again") from error
     if changes:
         return None, f"calibrated for others (saved -> now): {'; '.join(changes)}"

@@ -1,4 +1,4 @@
-"""The values of one row of a table: every metric over the runs of the row, its spread and interval, and paired tests.
+"""The values of one row of a table: every metric over its runs, with spread and interval, and paired tests.
 
 The runs of a row are tables of subjects, indexed by ID, by (cohort, seed): several seeds on one list, or
 several lists.
@@ -64,7 +64,8 @@ def uptake_values(runs: Runs) -> dict[str, Values]:
     return values
 
 
-def status_values(runs: Runs, is_probability: bool, resamples: int) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
+def status_values(runs: Runs, is_probability: bool,
+                  resamples: int) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
     """Every status metric with its interval, and its bootstrap replicates [resamples].
 
     is_probability: whether the column score is one. Values and replicates are averaged over the seeds, so
@@ -72,7 +73,8 @@ def status_values(runs: Runs, is_probability: bool, resamples: int) -> tuple[dic
     """
     scores, replicates = [], []                            # of each run: [10] and [10, resamples]
     for (cohort, _), frame in runs.items():
-        of_list, of_resamples = _status_of_list(frame, is_probability, resamples, derived_seed("bootstrap", cohort))
+        seed = derived_seed("bootstrap", cohort)
+        of_list, of_resamples = _status_of_list(frame, is_probability, resamples, seed)
         scores.append(of_list)
         replicates.append(of_resamples)
     mean_replicates = np.mean(replicates, axis=0)
@@ -119,7 +121,7 @@ def value_p(a: Runs, b: Runs, value: Callable[[pd.DataFrame], pd.Series]) -> flo
 
 
 def accuracy_p(a: Runs, b: Runs, replicates_a: np.ndarray, replicates_b: np.ndarray) -> float:
-    """p of McNemar's test, which takes one decision a subject; of the bootstrap where several seeds give several.
+    """p of McNemar's test, which takes one decision a subject; of the bootstrap if seeds give several.
 
     replicates_a, replicates_b: bootstrap replicates of the accuracy, [R].
     """

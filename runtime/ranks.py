@@ -245,7 +245,7 @@ def check_equal(key: str, what: str) -> None:
 @torch.no_grad()
 def all_reduce_mean(tensors: list[torch.Tensor]) -> None:
     """Replace each tensor by its mean over the ranks, in place."""
-    if world_size() > 1:
+    if world_size() > 1 and tensors:
         pending = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
         for work in pending:
             work.wait()

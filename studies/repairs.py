@@ -1,10 +1,11 @@
-"""What brings the diagnosis back: every repair of the method in its own row, beside its controls, on the benchmark phantom.
+"""Study of the repairs: what brings the diagnosis back, every repair of the method in its own row, beside its controls.
 
-The default, its controls and what one seed did not decide are run with three seeds, each with a cohort of its own; the published
-settings, and every other repair in turn, added or taken away, with the first. python study.py runs and scores all of it and writes
-result/study/; --quick takes the first seed alone. What is finished stays, so the same command goes on where it was interrupted.
+    python main.py study            all of it; the same command goes on after an interruption
+    python main.py study --quick    seed 0 alone
+
+On the benchmark phantom. The default and its controls are run with three seeds, each with a cohort of its own; the published settings, and
+every repair in turn taken away or added, with the first. Writes result/study/.
 """
-from runtime import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import argparse
 import shlex
 import signal
@@ -16,82 +17,70 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from runtime.commandline import parse_args
-from config import Config
+from config import PRESETS, Config
+from evaluation.results import load_run
+from runtime.commandline import parse
 from runtime.files import make_folder, write_csv, write_text
 from runtime.logs import LOG, logging_run, say
-from evaluation.results import load_run
-from runtime.settings import plain
 from studies.repairs_table import make_bars, make_table, read_gains, read_scores, to_markdown
 from utils import InputError
 
+MAIN = Path(__file__).parents[1] / "main.py"
 SEEDS = (0, 1, 2)
 FOLDER = Path("result") / "study"
 FIRST_COHORT = 1000                                        # phantom_seed of seed 0; the demo's is 0
+TRAINING_STAGES = {"aae": ["check", "aae", "encode", "ldm"], "ldm": ["check", "ldm"], "nothing": []}
 
 
 class Row(NamedTuple):
-    """A row of the study. change: the settings that differ from those of the row `of`; source: whose idea it is.
+    """A row of the study.
 
-    trains: what it trains anew, 'aae' both stages, 'ldm' the second, 'nothing' where it only samples that row's networks otherwise.
+    change: the settings that differ from those of the row `of`. source: whose idea it is. trains: what it trains itself, 'aae' both stages,
+    'ldm' the second, 'nothing' where it only samples that row's networks otherwise. always: with every seed; the others with the first,
+    unless they are named on the command line.
     """
     name: str
     change: str
     source: str = ""
     trains: str = "ldm"
     of: str = "default"
-    always: bool = False                                   # with every seed; the others with the first, unless asked for by name
+    always: bool = False
 
 
-EARLIER = "earlier"                                        # the default before its last three choices, beside which the rest was tried
 ROWS = (
     Row("default", "", trains="aae", of="", always=True),
     Row("published", "--preset benchmark published --sampler ddim --sampling_steps 50", "Ou et al. 2025", "aae", ""),
-    Row("earlier", "--image_loss 0 --mri_deviations true --label_dropout 0.1", "before the last choices", always=True),
-    Row("image_loss", "--image_loss 1", "CoCoLIT 2025", of=EARLIER, always=True),
-    Row("intensities", "--mri_deviations false", "Ou et al. 2025", of=EARLIER, always=True),
-    Row("no_dropout", "--label_dropout 0", "Ou et al. 2025", of=EARLIER, always=True),
+    Row("fallback", "--label_in_training true --label_at_sampling mixed", "default without regions"),
+    # null controls
     Row("shuffled", "--shuffle_labels", "control", always=True),
-    # nothing to be known
     Row("link_0", "--phantom_link 0", "control", "aae", "", always=True),
     Row("link_0_shuffled", "--shuffle_labels", "control", of="link_0", always=True),
     # the loss
-    Row("eps", "--prediction eps --validation_steps 20 --sampling_steps 20", "Ho et al. 2020", of=EARLIER),
-    Row("x0", "--prediction x0", "Salimans and Ho 2022", of=EARLIER),
-    Row("even_times", "--time_shift 1", "Ou et al. 2025", of=EARLIER),
-    Row("min_snr", "--min_snr 5", "Hang et al. 2023", of=EARLIER),
-    Row("zero_snr", "--zero_terminal_snr", "Lin et al. 2024", of=EARLIER),
-    Row("image_signal", "--image_loss_over_time signal", "CoCoLIT 2025"),
-    Row("cortex_loss", "--cortex_loss 1", "CoCoLIT 2025, inside the cortex", of=EARLIER),
-    Row("falling_rate", "--ldm_lr_decay", of=EARLIER),
-    # the MRI
-    Row("one_channel", "--conditioning input", "Ou et al. 2025", of=EARLIER),
-    Row("no_mri", "--image_conditioning false", "ablation", of=EARLIER),
-    # the label
-    Row("no_label", "--label_conditioning false --label_in_training true --label_at_sampling none", "ablation", of=EARLIER),
-    Row("cross_fitted", "--label_in_training predicted --label_at_sampling mixed", "as uncertain as in sampling", of=EARLIER),
-    Row("linear", "--label_in_training predicted --label_predictor linear --label_at_sampling mixed", "PCA, logistic", of=EARLIER),
-    Row("network", "--label_in_training predicted --label_predictor network --label_at_sampling mixed", "small 3D networks", of=EARLIER),
+    Row("no_image_loss", "--image_loss 0", "Ou et al. 2025"),
+    Row("eps", "--prediction eps --validation_steps 20 --sampling_steps 20", "Ho et al. 2020"),
+    Row("x0", "--prediction x0", "Salimans and Ho 2022"),
+    Row("even_times", "--time_shift 1", "Ou et al. 2025"),
+    Row("min_snr", "--min_snr 5", "Hang et al. 2023"),
+    Row("zero_snr", "--zero_terminal_snr", "Lin et al. 2024"),
+    Row("falling_rate", "--ldm_lr_decay"),
+    # the MRI and the label
+    Row("one_channel", "--conditioning input", "Ou et al. 2025"),
+    Row("no_mri", "--conditioning none", "ablation"),
+    Row("no_label", "--label_in_training none", "ablation"),
     Row("mixed", "--label_at_sampling mixed", "", "nothing"),
-    Row("true_label", "--label_in_training true --label_at_sampling mixed", "Ou et al. 2025", of=EARLIER),
-    Row("true_none", "--label_at_sampling none", "Ou et al. 2025", "nothing", "true_label"),
-    Row("true_class", "--label_at_sampling class", "", "nothing", "true_label"),
-    Row("true_split", "--label_at_sampling split", "", "nothing", "true_label"),
-    Row("true_weighted", "--label_at_sampling weighted", "", "nothing", "true_label"),
-    Row("dropout_half", "--label_dropout 0.5", "Ho and Salimans 2022", of=EARLIER),
-    Row("guided", "--guidance 2", "Ho and Salimans 2022", "nothing", EARLIER),
+    Row("true_none", "--label_at_sampling none", "Ou et al. 2025", "nothing", "fallback"),
     # the latents
-    Row("voxel_mean", "--latent_mean voxel --zero_terminal_snr", "Lin et al. 2024, on what differs from the mean", of=EARLIER, always=True),
-    Row("latents_1", "--latent_channels 1", "Ou et al. 2025", "aae", EARLIER),
-    Row("block_norm", "--aae_block_norm true", "Ou et al. 2025", "aae", EARLIER, always=True),
-    Row("aae_constant_rate", "--aae_lr_decay false", "Ou et al. 2025", "aae", EARLIER),
+    Row("unscaled", "--latent_scaling false", "Ou et al. 2025"),
+    Row("latents_1", "--latent_channels 1", "Ou et al. 2025", "aae"),
+    Row("output_norm", "--aae_output_norm true", "Ou et al. 2025", "aae"),
+    Row("block_norm", "--aae_block_norm true", "Ou et al. 2025", "aae"),
+    Row("aae_constant_rate", "--aae_lr_decay false", "Ou et al. 2025", "aae"),
     # sampling
-    Row("shared_noise", "--shared_noise", "common random numbers", "nothing"),
-    Row("draws_1", "--samples_per_scan 1", "", "nothing"),
-    Row("draws_16", "--samples_per_scan 16", "", "nothing"),
-    Row("calls_1", "--sampling_steps 1", "", "nothing"),
-    Row("calls_5", "--sampling_steps 5", "", "nothing"),
-    Row("calls_20", "--sampling_steps 20", "", "nothing"),
+    Row("samples_1", "--samples_per_scan 1", "", "nothing"),
+    Row("samples_16", "--samples_per_scan 16", "", "nothing"),
+    Row("steps_1", "--sampling_steps 1", "", "nothing"),
+    Row("steps_5", "--sampling_steps 5", "", "nothing"),
+    Row("steps_20", "--sampling_steps 20", "", "nothing"),
 )
 BY_NAME = {row.name: row for row in ROWS}
 
@@ -103,7 +92,8 @@ def experiment(seed: int, row: str) -> str:
 
 def change_of(row: Row) -> list[str]:
     """The settings that differ from those of the preset, as words of a command line."""
-    return [*(change_of(BY_NAME[row.of]) if row.of else []), *row.change.split()]
+    before = change_of(BY_NAME[row.of]) if row.of else []
+    return before + row.change.split()
 
 
 def words(row: Row, seed: int) -> list[str]:
@@ -112,16 +102,16 @@ def words(row: Row, seed: int) -> list[str]:
     preset = [] if "--preset" in change else ["--preset", "benchmark"]
     cohort = f"data/benchmark{seed}{'_link0' if '--phantom_link' in change else ''}"
     own = ["--exp", experiment(seed, row.name), "--seed", str(seed), "--phantom_seed", str(FIRST_COHORT + seed), "--data_dir", cohort]
-    return [*preset, *own, *lent_to(row, seed), *change]
+    return [*preset, *own, *pretrained(row, seed), *change]
 
 
-def lent_to(row: Row, seed: int) -> list[str]:
+def pretrained(row: Row, seed: int) -> list[str]:
     """The settings that say whose trained stages a row uses, as words of a command line."""
     if row.trains == "aae":
         return []
     if row.trains == "ldm":
         return ["--aae_from", experiment(seed, with_stage_1(BY_NAME[row.of]).name)]
-    return ["--ldm_from", experiment(seed, row.of), *lent_to(BY_NAME[row.of], seed)]
+    return ["--ldm_from", experiment(seed, row.of), *pretrained(BY_NAME[row.of], seed)]
 
 
 def with_stage_1(row: Row) -> Row:
@@ -131,13 +121,23 @@ def with_stage_1(row: Row) -> Row:
 
 def stages(row: Row) -> list[list[str]]:
     """The stages of a row: those that train, then those that score. The regressions are trained beside the default."""
-    train = {"aae": ["check", "aae", "encode", "ldm"], "ldm": ["check", "ldm"], "nothing": []}[row.trains]
-    return [part for part in (train + (["controls"] if row.name == "default" else []), ["test"]) if part]
+    train = TRAINING_STAGES[row.trains] + (["baselines"] if row.name == "default" else [])
+    return [train, ["test"]] if train else [["test"]]
 
 
 def planned(seeds: list[int], names: list[str] | None) -> list[tuple[Row, int]]:
     """What is to be run, in order: the rows of these names with every seed, or all that belong to the study."""
-    return [(row, seed) for seed in seeds for row in ROWS if (row.name in names if names else row.always or seed == SEEDS[0])]
+    plan = []
+    for seed in seeds:
+        for row in ROWS:
+            if (row.name in names) if names else (row.always or seed == SEEDS[0]):
+                plan.append((row, seed))
+    return plan
+
+
+def settings_of(row: Row, seed: int) -> Config:
+    """The settings of a row's experiment."""
+    return parse(Config, words(row, seed), "main.py", "", PRESETS)
 
 
 def is_done(cfg: Config) -> bool:
@@ -146,13 +146,15 @@ def is_done(cfg: Config) -> bool:
         there = load_run(cfg.result_dir).metadata["settings"]
     except InputError:
         return False
-    return all(there[name] == plain(getattr(cfg, name)) for name in there if name not in ("stages", "precision", "device"))
+    wanted = cfg.settings_of("aae", "ldm", "latent_regression", "image_regression", "synthesis", "scores")
+    epochs = {"aae_epochs": cfg.aae_epochs, "ldm_epochs": cfg.ldm_epochs}
+    return all(there[name] == value for name, value in (wanted | epochs).items())
 
 
 def run_row(row: Row, seed: int) -> None:
     """Train and score a row, and note its seconds. Raises Failed if a command fails."""
     for part in stages(row):
-        command = [sys.executable, "main.py", *words(row, seed), "--stages", *part]
+        command = [sys.executable, str(MAIN), *words(row, seed), "--stages", *part]
         started = time.perf_counter()
         code = call(command)
         note_seconds(experiment(seed, row.name), "test" if part == ["test"] else "train", time.perf_counter() - started)
@@ -168,13 +170,17 @@ def call(command: list[str]) -> int:
     """The exit code of a command. It answers signals itself, and saves what it has: Ctrl-C reaches it from the terminal, SIGTERM from
     here."""
     child = subprocess.Popen(command)
-    before = {number: signal.signal(number, answer) for number, answer in (
-        (signal.SIGINT, lambda *_: None), (signal.SIGTERM, lambda number, _: child.send_signal(number)))}
+
+    def pass_on(number: int, _frame) -> None:
+        if number == signal.SIGTERM:
+            child.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return child.wait()
     finally:
-        for number, answer in before.items():
-            signal.signal(number, answer)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def note_seconds(name: str, part: str, seconds: float) -> None:
@@ -189,10 +195,10 @@ def write_study(seeds: list[int]) -> None:
     """study.csv, bars.csv and study.md of the rows that are finished."""
     seconds = pd.read_csv(FOLDER / "seconds.csv").groupby(["experiment", "part"])["seconds"].sum() if (FOLDER / "seconds.csv").is_file() \
         else pd.Series(dtype=float)
-    runs = {(row.name, seed): parse_args(words(row, seed)) for row in ROWS for seed in seeds}
+    runs = {(row.name, seed): settings_of(row, seed) for row in ROWS for seed in seeds}
     folders = {run: cfg.result_dir for run, cfg in runs.items() if is_done(cfg)}
     if not folders:
-        raise Failed(2, f"no row of seeds {', '.join(map(str, seeds))} is finished; python study.py runs them")
+        raise Failed(2, f"no row of seeds {', '.join(map(str, seeds))} is finished; python main.py study runs them")
     scores = pd.concat([read_scores(folder, row, seed, seconds) for (row, seed), folder in folders.items()])
     about = {row.name: (f"{row.of} {row.change}".strip(), row.source) for row in ROWS}
     table, bars = make_table(scores, read_gains(folders, {row.name: row.of or "default" for row in ROWS}), about), make_bars(scores)
@@ -203,21 +209,21 @@ def write_study(seeds: list[int]) -> None:
     say("study", f"wrote {FOLDER}/study.md, study.csv, bars.csv and scores.csv (every seed)")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Run the study. Returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="main.py study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="seed 0 alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), choices=SEEDS, help="seeds to run")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="rows to run; those that others build on first")
     parser.add_argument("--tables", action="store_true", help="run nothing, write the tables of what is finished")
     arguments = parser.parse_args(argv)
     seeds = [0] if arguments.quick else arguments.seeds
-    make_folder(FOLDER)
     plan = [] if arguments.tables else planned(seeds, arguments.rows)
+    make_folder(FOLDER)
     with logging_run():
         try:
             for number, (row, seed) in enumerate(plan, start=1):
-                if not is_done(parse_args(words(row, seed))):
+                if not is_done(settings_of(row, seed)):
                     say("study", f"{number} of {len(plan)}: {row.name}, seed {seed}   {row.change}")
                     run_row(row, seed)
             write_study(seeds)
@@ -226,7 +232,3 @@ def main(argv: list[str] | None = None) -> int:
             LOG.error("%s", message)
             return code
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,10 +1,13 @@
 """Quality against cost: the validation list synthesized by every sampler with few and many network evaluations and latent samples.
 
+    python main.py sweep --exp NAME
+
 The defaults of sampler, sampling_steps and samples_per_scan were chosen from this table, and never from the test list.
 """
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -12,23 +15,27 @@ import torch
 from torch import Tensor
 
 from config import Config
-from diffusion import Synthesizer
-from evaluation.figures import plot_sampling
-from evaluation.metrics import METRICS, evaluate
+from evaluation.scores import evaluate
 from experiment.experiment import Experiment
-from labels.ridge import RidgeClassifier
-from newscans.synthesize import changeable, saved_settings
-from runtime.commandline import build, given
+from experiment.networks import LatentSampler
+from experiment.saved import parse_for_experiment
+from experiment.session import check
+from labels.ridge import LabelPredictor
+from model import Synthesizer
 from runtime.files import make_folder, read_own_table, write_csv
 from runtime.logs import progress_bar, say
 from runtime.program import exit_code
 from runtime.settings import refuse, setting, value_problems
 from runtime.signals import stop_if_requested
-from utils import derived_seed, pick_device, weights_key
+from utils import METRICS, derived_seed, pick_device, weights_key
+
+STEPS = (1, 2, 5, 10, 20, 50, 100)                         # of ddim and dpm; ddpm takes T - 1
+SAMPLES = (1, 4, 16)                                       # latent samples a scan
+KEY = ["measured_on", "sampler", "steps", "samples"]       # columns that tell rows apart
 
 
 @dataclass(frozen=True)
-class Settings:
+class SweepSettings:
     """The settings of `python main.py sweep` beside those of the experiment."""
 
     exp: str = setting("", "name of the trained experiment; its settings are read from result/<exp>/config.json", section="sweep")
@@ -39,94 +46,104 @@ class Settings:
 
 def main(argv: list[str]) -> int:
     """Sweep the samplers of a trained experiment. Returns the exit code."""
-    words = given([*dataclasses.fields(Settings), *changeable()], argv, "main.py sweep",
-                  "Score the validation list with every sampler, number of network evaluations and number of latent samples.")
-    settings = build(Settings, {name: value for name, value in words.items() if name == "exp"})
-    cfg = build(Config, saved_settings(settings.exp) | words | {"stages": ("check",)})
-    return exit_code(lambda: sweep(cfg))
+    about = "Score the validation list with every sampler, number of network evaluations and number of latent samples."
+    _, cfg = parse_for_experiment(SweepSettings, argv, "main.py sweep", about)
+    return exit_code(partial(sweep, dataclasses.replace(cfg, stages=("check",))))
 
 
 def sweep(cfg: Config) -> None:
-    """Write result/<exp>/sweep."""
-    from main import check
-    exp = Experiment(cfg, check(cfg), pick_device(cfg.device, 0))
-    exp.refuse_conflicts()
+    """Write result/<exp>/sweep. Raises InputError if the experiment is not trained."""
+    exp = Experiment(cfg, check(cfg), pick_device(cfg.device))
+    exp.refuse_conflicts(needs=("aae", "ldm"))
     folder = cfg.result_dir / "sweep"
-    synthesizer, classifier, _ = exp.best_synthesizer()
     say("sweep", f"{len(exp.cohort.validation)} subjects of the validation list, writes {folder}; what is there already stays")
-    measure_sweep(exp, synthesizer, classifier, folder)
+    measure_sweep(exp, *exp.networks.best_synthesizer(), folder)
 
 
-CALLS = (1, 2, 5, 10, 20, 50, 100)                         # of ddim and dpm; ddpm takes T - 1
-DRAWS = (1, 4, 16)
+def measure_sweep(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor | None, folder: Path) -> None:
+    """Write sampling_sweep.csv, a row for each sampler, number of steps and number of samples, and its picture.
 
-
-def measure_sweep(exp: Experiment, synthesizer: Synthesizer, classifier: RidgeClassifier | None, folder: Path) -> None:
-    """Write sampling_sweep.csv, a row for each sampler, number of calls and number of draws, and its picture.
-
-    A row holds the mean scores over the validation list and the correlation of synthetic with real SUVR. The present setting of the
-    sampler is one of the rows. Rows of the same networks, settings and scans that are there already stay, so that the same command goes on.
+    A row holds the mean scores over the validation list and the correlation of synthetic with real SUVR; NFE counts the network evaluations
+    of one latent sample. The present setting of the sampler is one of the rows. Rows of the same networks, settings and scans that are there
+    already stay, so that the same command goes on.
     """
     make_folder(folder)
     cfg, path = exp.cfg, folder / "sampling_sweep.csv"
-    longest = cfg.timesteps - 1
-    plan = [("ddpm", longest)] + [(sampler, steps) for sampler in ("ddim", "dpm") for steps in CALLS if steps <= longest]
-    setting = (cfg.sampler, longest if cfg.sampler == "ddpm" else cfg.sampling_steps)
-    if setting not in plan:
-        plan.append(setting)
+    setting, plan = _plan(cfg)
     measured_on = _measured_on(exp, synthesizer)
-    columns = ["measured_on", "sampler", "steps", "draws"]
-    table = pd.DataFrame(columns=columns)
-    if path.is_file():
-        table = read_own_table(path, [*columns, "calls"], "remove it, and python main.py sweep makes it again", measured_on=str)
-    table = table[table["measured_on"] == measured_on]
-    real = evaluate(lambda batch: batch["pet"], exp.batches(exp.cohort.validation, "pet"), lambda x, _: _uptake(exp, x), "sweep, real PET")
-    for sampler, steps in reversed(plan):                                                    # the long one last
-        draws = sorted({*DRAWS, *((cfg.samples_per_scan,) if (sampler, steps) == setting else ())})
-        if set(draws) <= set(table.loc[(table["sampler"] == sampler) & (table["steps"] == steps), "draws"]):
+    table = _read(path, measured_on)
+    real = evaluate(lambda batch: batch["pet"], exp.batches(exp.cohort.validation, "pet"), lambda x, _: _suvr(exp, x), "sweep, real PET")
+    for sampler, steps in plan:
+        samples = set(SAMPLES) | ({cfg.samples_per_scan} if (sampler, steps) == setting else set())
+        there = table.loc[(table["sampler"] == sampler) & (table["steps"] == steps), "samples"]
+        if samples <= set(there):
             continue
-        for scores in _score(exp, synthesizer, classifier, sampler, steps, draws, real):
-            row = {"sampler": sampler, "steps": steps, "calls": synthesizer.diffusion.evaluations(sampler, steps), **scores}
+        for scores in _score(exp, synthesizer, predictor, sampler, steps, sorted(samples), real):
+            row = {"sampler": sampler, "steps": steps, "NFE": synthesizer.diffusion.evaluations(sampler, steps), **scores}
             new = pd.DataFrame([row]).assign(measured_on=measured_on)
             table = pd.concat([table, new]) if len(table) else new
-            table = table.drop_duplicates(columns, keep="last").sort_values(["sampler", "draws", "calls"], kind="stable")
+            table = table.drop_duplicates(KEY, keep="last").sort_values(["sampler", "samples", "NFE"], kind="stable")
             write_csv(path, table)
+    from evaluation.figures import plot_sampling           # here, because it needs matplotlib
     note = f"validation list, {exp.scores_note(len(exp.cohort.validation))}"
     plot_sampling(table, (*setting, cfg.samples_per_scan), folder / "sampling_sweep", note)
 
 
+def _plan(cfg: Config) -> tuple[tuple[str, int], list[tuple[str, int]]]:
+    """Sampler and steps of the settings, and all that are to be measured, the long one last."""
+    longest = cfg.timesteps - 1
+    setting = (cfg.sampler, longest if cfg.sampler == "ddpm" else cfg.sampling_steps)
+    plan = [(sampler, steps) for sampler in ("dpm", "ddim") for steps in reversed(STEPS) if steps <= longest]
+    if setting not in plan and setting[0] != "ddpm":
+        plan.insert(0, setting)
+    return setting, [*plan, ("ddpm", longest)]
+
+
+def _read(path: Path, measured_on: str) -> pd.DataFrame:
+    """The rows of these networks that are there already."""
+    if not path.is_file():
+        return pd.DataFrame(columns=KEY)
+    table = read_own_table(path, [*KEY, "NFE"], "remove it, and python main.py sweep makes it again", measured_on=str)
+    return table[table["measured_on"] == measured_on]
+
+
 def _measured_on(exp: Experiment, synthesizer: Synthesizer) -> str:
     """16 hexadecimal digits that identify what a row depends on besides its sampler."""
-    cfg = exp.cfg
-    facts = (weights_key(synthesizer.unet, synthesizer.decoder), exp.cohort.fingerprint("validation"), exp.identity()["masks"], cfg.seed,
-             cfg.label_at_sampling, exp.precision)
-    return f"{derived_seed(*facts):016x}"
+    networks = weights_key(synthesizer.unet, synthesizer.space.decoder)
+    parts = (networks, exp.cohort.fingerprint("validation"), exp.measurement.mask_keys(), exp.cfg.seed, exp.cfg.settings_of("validation"),
+             exp.networks.precision)
+    return f"{derived_seed(*parts):016x}"
 
 
-def _uptake(exp: Experiment, x: Tensor) -> dict[str, float]:
+def _suvr(exp: Experiment, x: Tensor) -> dict[str, float]:
     """The SUVR of a volume [D, H, W], if there are regions."""
-    return {"SUVR": exp.regions.measure(x.cpu().numpy())["SUVR"]} if exp.regions else {}
+    return {"SUVR": exp.measurement.uptake(x)["SUVR"]} if exp.measurement.regions else {}
 
 
-def _score(exp: Experiment, synthesizer: Synthesizer, classifier: RidgeClassifier | None, sampler: str, steps: int, draws: list[int],
+def _score(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor | None, sampler: str, steps: int, counts: list[int],
            real: pd.DataFrame) -> Iterator[dict]:
-    """The mean scores with each number of draws. More draws go on from fewer ones, as a run with so many makes them."""
-    title, scans, first = f"sweep, {sampler} {steps}", exp.cohort.validation, 0
-    drawn = {scan.id: [] for scan in scans}                                                  # ID -> draws of one scan
-    for m in draws:
-        sample = exp.sampler(synthesizer, classifier, sampler, steps, range(first, m))
-        at_once = max(1, exp.cfg.sampling_batch // (m - first))
-        with progress_bar(desc=f"{title}, {m} draws", unit="scan", total=len(scans)) as bar:
-            for batch in exp.batches(scans, "mri", batch=at_once):
+    """The mean scores with each number of latent samples. More samples go on from fewer ones, as a run with so many makes them."""
+    title, scans, cfg = f"sweep, {sampler} {steps}", exp.cohort.validation, exp.cfg
+    drawn: dict[str, list[Tensor]] = {scan.id: [] for scan in scans}                         # ID -> samples [., C, d, h, w]
+
+    def predict(batch: dict) -> Tensor:
+        """The PETs decoded from the means of what is drawn."""
+        return synthesizer.decode(torch.stack([torch.cat(drawn[name]).mean(dim=0) for name in batch["id"]]))
+
+    def measure(x_hat: Tensor, volumes: dict[str, Tensor]) -> dict[str, float]:
+        """Image scores and SUVR."""
+        return exp.measurement.image_scores(x_hat, volumes) | _suvr(exp, x_hat)
+
+    first = 0
+    for count in counts:
+        latents = LatentSampler(cfg, synthesizer, predictor, exp.measurement, sampler, steps, range(first, count))
+        with progress_bar(desc=f"{title}, {count} samples", unit="scan", total=len(scans)) as bar:
+            for batch in exp.batches(scans, "mri", batch=max(1, cfg.sampling_batch // (count - first))):
                 stop_if_requested()
-                for name, z_0 in zip(batch["id"], sample(batch).z_0, strict=True):
+                for name, z_0 in zip(batch["id"], latents(batch), strict=True):
                     drawn[name].append(z_0)
                 bar.update(len(batch["id"]))
-        first = m
-
-        def predict(batch: dict) -> Tensor:
-            return synthesizer.decode(torch.stack([torch.cat(drawn[name]).mean(dim=0) for name in batch["id"]]))
-        scores = evaluate(predict, exp.batches(scans, "pet"), lambda x_hat, volumes: exp.image_scores(x_hat, volumes) | _uptake(exp, x_hat),
-                          f"{title}, {m} draws")
-        correlation = {"SUVR_r": scores["SUVR"].corr(real["SUVR"])} if exp.regions else {}
-        yield {"draws": m, "n": len(scores), **scores[list(METRICS)].mean(), **correlation}
+        first = count
+        scores = evaluate(predict, exp.batches(scans, "pet"), measure, f"{title}, {count} samples")
+        correlation = {"SUVR_r": scores["SUVR"].corr(real["SUVR"])} if exp.measurement.regions else {}
+        yield {"samples": count, "n": len(scores), **scores[list(METRICS)].mean(), **correlation}

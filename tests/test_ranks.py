@@ -21,6 +21,7 @@ from conftest import SHAPE, TINY, arguments, write_cohort, write_volume
 
 import main
 from dataset import EpochOrder
+from experiment import session
 from runtime import fit, ranks
 from runtime.checkpoints import StageRun, load_checkpoint
 from runtime.signals import Stopped, handle_signals
@@ -429,8 +430,12 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 
 def test_gpus_starts_as_many_processes(project, monkeypatch):
     started = []
+
+    def note(*arguments: object) -> int:
+        started.append(arguments)
+        return 75
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(main, "launch", lambda *arguments: started.append(arguments) or 75)
+    monkeypatch.setattr(session, "launch", note)
     assert main.main(["--gpus", "3", "--exp", "a"]) == 75
     assert started == [(3, ["--gpus", "3", "--exp", "a"])]
 
@@ -463,7 +468,7 @@ def child_of(pid: int, rank: int) -> int:
 
 def test_the_global_batch_is_said_and_must_be_filled(project, capfd):
     assert run_main(3, "--stages", "aae", **TINY | {"exp": "a", "aae_epochs": 1}) == [0, 0, 0]
-    assert "8 PET volumes, 6 a step of 3 processes together" in capfd.readouterr().out
+    assert "8 subjects, 6 a step of 3 processes together" in capfd.readouterr().out
     assert json.loads(Path("result/a/config.json").read_text())["settings"]["aae_batch_size"] == 2
     codes = run_main(3, "--stages", "aae", **TINY | {"exp": "b", "aae_batch_size": 3})
     assert codes[0] == 2 and "8 usable subjects do not fill the 9 of one step" in capfd.readouterr().err
