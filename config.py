@@ -1,7 +1,8 @@
 """Every setting of an experiment: edit a default here, or pass `--field value` to main.py.
 
-The defaults are this project's own. Where they depart from the published method (Ou et al., IEEE JBHI 2025), the field says
-`published=VALUE`; --preset published sets all of these back (docs/published.md). "paper" marks a value that is the paper's.
+The defaults are this project's own. Where they depart from the published method (Ou et al., IEEE JBHI 2025),
+the field says `published=VALUE`; --preset published sets all of these back (docs/published.md). "paper" marks
+a value that is the paper's.
 """
 import dataclasses
 import json
@@ -17,8 +18,10 @@ VERSION = "0.2.0"
 STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")
 OPTIONAL_STAGES = ("baselines",)                           # run only where they are asked for
 
-# What a setting affects: the four trainings, the choice of stage 2's best epoch, the synthetic PETs, the scores, the rows of new scans,
-# and what rows of a table must share to be compared. Checkpoints, latents, calibration, sweep and study are bound to these marks.
+# What a setting affects: the four trainings, the choice of stage 2's best epoch, the synthetic PETs, the
+# scores, the rows of new scans,
+# and what rows of a table must share to be compared. Checkpoints, latents, calibration, sweep and study are
+# bound to these marks.
 AAE, LDM = ("aae",), ("ldm",)
 DENOISER = ("ldm", "latent_regression")                    # the UNet on latents
 STAGE_2 = ("ldm", "latent_regression", "image_regression")
@@ -30,144 +33,219 @@ BASELINES = ("latent_regression", "image_regression")      # those that are trai
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of an experiment. Raises ValueError that lists all values which are out of range or do not fit together."""
+    """Every setting of an experiment. Raises ValueError that lists all values which are out of range or do
+    not fit together."""
 
     exp: str = setting("default", "name of the experiment; outputs go to result/<exp>", section="the run")
-    aae_from: str = setting("", "experiment whose trained stage 1 is used instead of an own one; empty: its own")
-    ldm_from: str = setting("", "experiment whose trained stage 2 is used, to sample it otherwise, with its stage 1 unless "
-                                "aae_from says whose; empty: its own")
-    stages: tuple[str, ...] = setting(STAGES, "stages to run, in the paper's order whatever theirs; baselines, the regressions that "
-                                              "the diffusion is compared with, only where asked for", choices=STAGES + OPTIONAL_STAGES)
-    seed: int = setting(0, "seed of weights, order, noise and crops; paper: 0", affects=ALL, low=0, high=2 ** 32 - 1)
-    resume: str = setting("auto", "yes: continue a run, an error if there is none in result/<exp>; no: begin one, an error if there "
-                                  "is; auto: continue if there is one", choices=("auto", "yes", "no"))
-    device: str = setting("auto", "auto is the GPU if there is one, else the CPU", choices=("auto", "cpu", "cuda"))
-    gpus: int = setting(0, "GPUs of this machine to train on, a process for each; 0: one, or as torchrun says (docs/running.md)", low=0)
+    aae_from: str = setting("",
+        "experiment whose trained stage 1 is used instead of an own one; empty: its own")
+    ldm_from: str = setting("",
+        "experiment whose trained stage 2 is used, to sample it otherwise, with its stage 1 unless aae_from "
+        "says whose; empty: its own")
+    stages: tuple[str, ...] = setting(STAGES,
+        "stages to run, in the paper's order whatever theirs; baselines, the regressions that the diffusion "
+        "is compared with, only where asked for", choices=STAGES + OPTIONAL_STAGES)
+    seed: int = setting(0,
+        "seed of weights, order, noise and crops; paper: 0", affects=ALL, low=0, high=2 ** 32 - 1)
+    resume: str = setting("auto",
+        "yes: continue a run, an error if there is none in result/<exp>; no: begin one, an error if there "
+        "is; auto: continue if there is one", choices=("auto", "yes", "no"))
+    device: str = setting("auto",
+        "auto is the GPU if there is one, else the CPU", choices=("auto", "cpu", "cuda"))
+    gpus: int = setting(0,
+        "GPUs of this machine to train on, a process for each; 0: one, or as torchrun says (docs/running.md)",
+        low=0)
     num_workers: int = setting(2, "processes that read volumes; 0 reads in the main process", low=0)
-    cache: str = setting("auto", "where decoded .nii.gz crops are kept during a run: ram, file (in the folder for temporary files), "
-                                 "off; auto: the first of these with room enough", choices=("auto", "ram", "file", "off"))
-    precision: str = setting("auto", "bf16: networks compute in bfloat16 (autocast; TF32 for the rest), weights stay float32; fp32: all "
-                                     "in float32; auto: bf16 where the device has instructions for it",
-                             choices=("auto", "fp32", "bf16"), published="fp32")
-    recompute: bool = setting(False, "recompute activations in the backward pass instead of keeping them: less memory, more time")
+    cache: str = setting("auto",
+        "where decoded .nii.gz crops are kept during a run: ram, file (in the folder for temporary files), "
+        "off; auto: the first of these with room enough", choices=("auto", "ram", "file", "off"))
+    precision: str = setting("auto",
+        "bf16: networks compute in bfloat16 (autocast; TF32 for the rest), weights stay float32; fp32: all "
+        "in float32; auto: bf16 where the device has instructions for it", choices=("auto", "fp32", "bf16"),
+        published="fp32")
+    recompute: bool = setting(False,
+        "recompute activations in the backward pass instead of keeping them: less memory, more time")
 
-    data_dir: str = setting("data", "folder with whole_MRI and whole_Abeta; latent_Abeta is written there", section="the cohort")
-    info_dir: str = setting("data_info", "folder with data_info.csv, train.txt, validation.txt and test.txt; a phantom's own lie in "
-                                         "data_dir/data_info")
-    brain_mask: str = setting("", "NIfTI mask of the brain, for scores and for the prediction of the label, any grid of the same space; "
-                                  "empty: the MNI152 mask that nilearn carries", affects=COHORT)
-    image_size: tuple[int, int, int] = setting((181, 217, 181), "voxels of every volume, in RAS order; paper", affects=ALL, low=8)
-    crop_start: tuple[int, int, int] = setting((10, 18, 10), "first voxel of the crop, in RAS order; paper", affects=COHORT, low=0)
-    volume_size: tuple[int, int, int] = setting((160, 192, 160), "D, H, W in voxels, after the crop; paper", affects=COHORT, low=8)
-    crop_jitter: int = setting(2, "stage 1 shifts the training crop by up to this many voxels an axis; paper: 2", affects=AAE, low=0)
-    num_classes: int = setting(2, "number of labels K; labels are 0 .. K - 1; paper: 2, amyloid negative and positive", affects=ALL, low=2)
-    subject_pattern: str = setting(r"^.*?(\d{3}_?S_?\d{4,5})|^sub-([A-Za-z0-9]+)|"
-                                   r"^(.+?)[_-](?:ses-\w+|bl|sc|[mvy]\d+|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d)$",
-                                   "regular expression whose group is the subject of an ID, so that two visits of a subject cannot lie "
-                                   "in two lists; an ID that does not match is its own subject")
+    data_dir: str = setting("data",
+        "folder with whole_MRI and whole_Abeta; latent_Abeta is written there", section="the cohort")
+    info_dir: str = setting("data_info",
+        "folder with data_info.csv, train.txt, validation.txt and test.txt; a phantom's own lie in "
+        "data_dir/data_info")
+    brain_mask: str = setting("",
+        "NIfTI mask of the brain, for scores and for the prediction of the label, any grid of the same "
+        "space; empty: the MNI152 mask that nilearn carries", affects=COHORT)
+    image_size: tuple[int, int, int] = setting((181, 217, 181),
+        "voxels of every volume, in RAS order; paper", affects=ALL, low=8)
+    crop_start: tuple[int, int, int] = setting((10, 18, 10),
+        "first voxel of the crop, in RAS order; paper", affects=COHORT, low=0)
+    volume_size: tuple[int, int, int] = setting((160, 192, 160),
+        "D, H, W in voxels, after the crop; paper", affects=COHORT, low=8)
+    crop_jitter: int = setting(2,
+        "stage 1 shifts the training crop by up to this many voxels an axis; paper: 2", affects=AAE, low=0)
+    num_classes: int = setting(2,
+        "number of labels K; labels are 0 .. K - 1; paper: 2, amyloid negative and positive", affects=ALL,
+        low=2)
+    subject_pattern: str = setting(
+        r"^.*?(\d{3}_?S_?\d{4,5})|^sub-([A-Za-z0-9]+)|"
+        r"^(.+?)[_-](?:ses-\w+|bl|sc|[mvy]\d+|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d)$",
+        "regular expression whose group is the subject of an ID, so that two visits of a subject cannot lie "
+        "in two lists; an ID that does not match is its own subject",
+    )
 
-    phantom_subjects: tuple[int, int, int] = setting((0, 0, 0), "simulate a cohort of so many training, validation and test subjects in "
-                                                                "data_dir; 0 0 0: use your own", section="the digital phantom",
-                                                     affects=COHORT, low=0)
+    phantom_subjects: tuple[int, int, int] = setting(
+        (0, 0, 0),
+        "simulate a cohort of so many training, validation and test subjects in data_dir; 0 0 0: use your "
+        "own",
+        section="the digital phantom",
+        affects=COHORT,
+        low=0,
+    )
     phantom_voxel: int = setting(1, "voxel size in mm", affects=COHORT, low=1, high=8)
-    phantom_link: float = setting(0.6, "correlation of atrophy (seen in the MRI) with amyloid load; 0: the MRI knows nothing",
-                                  affects=COHORT, low=0.0, high=0.95)
+    phantom_link: float = setting(0.6,
+        "correlation of atrophy (seen in the MRI) with amyloid load; 0: the MRI knows nothing",
+        affects=COHORT, low=0.0, high=0.95)
     phantom_seed: int = setting(0, "seed of the simulated cohort", affects=ALL, low=0)
 
-    aae_channels: tuple[int, ...] = setting((16, 32, 64), "channels at each resolution, each half the one before; paper",
-                                            section="stage 1, the adversarial autoencoder (AAE)", affects=AAE, low=1)
-    latent_channels: int = setting(4, "channels C of the latent: more of the PET survives the autoencoder", affects=(*AAE, *DENOISER),
-                                   low=1, published=1)
+    aae_channels: tuple[int, ...] = setting((16, 32, 64),
+        "channels at each resolution, each half the one before; paper",
+        section="stage 1, the adversarial autoencoder (AAE)", affects=AAE, low=1)
+    latent_channels: int = setting(4,
+        "channels C of the latent: more of the PET survives the autoencoder", affects=(*AAE, *DENOISER),
+        low=1, published=1)
     aae_norm_groups: int = setting(16, "groups of every GroupNorm; paper: 16", affects=AAE, low=1)
-    aae_output_norm: bool = setting(False, "GroupNorm before the last convolution of encoder and decoder: it hides the absolute level of "
-                                           "uptake, and that level is the diagnosis", affects=AAE, published=True)
-    aae_block_norm: bool = setting(False, "GroupNorms in the residual blocks of encoder and decoder: no gain, and a step takes 1.6 "
-                                          "times as long", affects=AAE, published=True)
-    disc_channels: tuple[int, ...] = setting((16, 32, 64, 128), "channels of the discriminator; paper", affects=AAE, low=1)
-    lambda_rec: float = setting(100.0, "weight of the L1 reconstruction against the adversarial term; paper: 100", affects=AAE, low=0.0)
+    aae_output_norm: bool = setting(False,
+        "GroupNorm before the last convolution of encoder and decoder: it hides the absolute level of "
+        "uptake, and that level is the diagnosis", affects=AAE, published=True)
+    aae_block_norm: bool = setting(False,
+        "GroupNorms in the residual blocks of encoder and decoder: no gain, and a step takes 1.6 times as "
+        "long", affects=AAE, published=True)
+    disc_channels: tuple[int, ...] = setting((16, 32, 64, 128),
+        "channels of the discriminator; paper", affects=AAE, low=1)
+    lambda_rec: float = setting(100.0,
+        "weight of the L1 reconstruction against the adversarial term; paper: 100", affects=AAE, low=0.0)
     aae_lr: float = setting(1e-4, "learning rate of Adam; paper: 1e-4", affects=AAE, low=1e-8, high=1.0)
-    aae_lr_decay: bool = setting(True, "let the learning rates of stage 1 fall to 0 along half a cosine, epoch by epoch: the last epochs "
-                                       "settle", affects=AAE, published=False)
-    aae_betas: tuple[float, float] = setting((0.5, 0.999), "betas of Adam; paper", affects=AAE, low=0.0, high=0.99999)
-    aae_batch_size: int = setting(2, "volumes a step and process; paper: 2, in one process", affects=AAE, low=1)
-    aae_epochs: int = setting(1000, "epochs; paper: 1000; may be raised later", affects=AAE, low=1, extendable=True)
+    aae_lr_decay: bool = setting(True,
+        "let the learning rates of stage 1 fall to 0 along half a cosine, epoch by epoch: the last epochs "
+        "settle", affects=AAE, published=False)
+    aae_betas: tuple[float, float] = setting((0.5, 0.999),
+        "betas of Adam; paper", affects=AAE, low=0.0, high=0.99999)
+    aae_batch_size: int = setting(2,
+        "volumes a step and process; paper: 2, in one process", affects=AAE, low=1)
+    aae_epochs: int = setting(1000,
+        "epochs; paper: 1000; may be raised later", affects=AAE, low=1, extendable=True)
 
-    unet_channels: int = setting(128, "width of the first UNet level; paper: 128", section="stage 2, the latent diffusion model (LDM)",
-                                 affects=DENOISER, low=1)
-    unet_mults: tuple[int, ...] = setting((1, 2, 2, 4), "width of each UNet level in multiples of the first; paper", affects=STAGE_2, low=1)
+    unet_channels: int = setting(128,
+        "width of the first UNet level; paper: 128", section="stage 2, the latent diffusion model (LDM)",
+        affects=DENOISER, low=1)
+    unet_mults: tuple[int, ...] = setting((1, 2, 2, 4),
+        "width of each UNet level in multiples of the first; paper", affects=STAGE_2, low=1)
     unet_res_blocks: int = setting(2, "residual blocks a level; paper: 2", affects=DENOISER, low=1)
-    unet_attention_levels: tuple[int, ...] = setting((), "levels with attention, 0 the finest; paper: none but the middle",
-                                                     affects=DENOISER, low=0, empty=True)
+    unet_attention_levels: tuple[int, ...] = setting((),
+        "levels with attention, 0 the finest; paper: none but the middle", affects=DENOISER, low=0,
+        empty=True)
     unet_norm_groups: int = setting(32, "groups of every GroupNorm; paper: 32", affects=STAGE_2, low=1)
-    time_dim: int = setting(128, "width of the time and label embedding, even; paper: 128", affects=STAGE_2, low=4)
+    time_dim: int = setting(128,
+        "width of the time and label embedding, even; paper: 128", affects=STAGE_2, low=4)
     timesteps: int = setting(1000, "T, steps of the diffusion; paper: 1000", affects=DENOISER, low=10)
-    beta: tuple[float, float] = setting((1e-4, 0.02), "first and last noise variance, linear in between; paper", affects=LDM,
-                                        low=1e-8, high=0.5)
-    zero_terminal_snr: bool = setting(False, "shrink the schedule until the last step is pure noise (Lin et al. 2024), as sampling "
-                                             "begins; needs prediction v or x0 and sampler ddim", affects=LDM)
-    prediction: str = setting("v", "what the UNet predicts: the noise eps, v or z_0 (x0): at high noise a small error of the noise swamps "
-                                   "the overall level of uptake", affects=LDM, choices=("eps", "v", "x0"), published="eps")
-    min_snr: float = setting(0.0, "gamma of the Min-SNR weights of the loss over time (Hang et al. 2023, who take 5); 0: none, as "
-                                  "in the paper", affects=LDM, low=0.0)
-    time_shift: float = setting(10.0, "training draws times t = s u / (1 + (s - 1) u) of T, u uniform (Esser et al. 2024, Eq. 23): the "
-                                      "level of uptake is decided at high noise", affects=LDM, low=0.01, high=100.0, published=1.0)
-    image_loss: float = setting(1.0, "weight of the L1 between PET and decoded estimate of z_0, in units of the PET's standard deviation "
-                                     "over the training list (an idea of CoCoLIT, 2025); 0: none", affects=LDM, low=0.0, published=0.0)
-    conditioning: str = setting("multiscale", "where the UNet sees the MRI; input: as one channel beside z_t; multiscale: also as features "
-                                              "at every resolution; none: an ablation, in which only the label's prediction does",
-                                affects=DENOISER, choices=("input", "multiscale", "none"), published="input")
-    latent_scaling: bool = setting(True, "shift and scale the latents to mean 0 and standard deviation 1 over the training list, which the "
-                                         "noise schedule assumes", affects=DENOISER, published=False)
-    label_in_training: str = setting("auto", "label that the UNet is trained with; suvr: where the SUVR of the subject's own PET lies between "
-                                             "the means of the labels; true: the label; none: an ablation; auto: suvr if the regions of the "
-                                             "SUVR are known (cortex_mask, or a phantom), else true", affects=LDM,
-                                     choices=("auto", "suvr", "true", "none"), published="true")
-    shuffle_labels: bool = setting(False, "a null control: the labels of the training list change places at random before stage 2",
-                                   affects=LDM)
+    beta: tuple[float, float] = setting((1e-4, 0.02),
+        "first and last noise variance, linear in between; paper", affects=LDM, low=1e-8, high=0.5)
+    zero_terminal_snr: bool = setting(False,
+        "shrink the schedule until the last step is pure noise (Lin et al. 2024), as sampling begins; needs "
+        "prediction v or x0 and sampler ddim", affects=LDM)
+    prediction: str = setting("v",
+        "what the UNet predicts: the noise eps, v or z_0 (x0): at high noise a small error of the noise "
+        "swamps the overall level of uptake", affects=LDM, choices=("eps", "v", "x0"), published="eps")
+    min_snr: float = setting(0.0,
+        "gamma of the Min-SNR weights of the loss over time (Hang et al. 2023, who take 5); 0: none, as in "
+        "the paper", affects=LDM, low=0.0)
+    time_shift: float = setting(10.0,
+        "training draws times t = s u / (1 + (s - 1) u) of T, u uniform (Esser et al. 2024, Eq. 23): the "
+        "level of uptake is decided at high noise", affects=LDM, low=0.01, high=100.0, published=1.0)
+    image_loss: float = setting(1.0,
+        "weight of the L1 between PET and decoded estimate of z_0, in units of the PET's standard deviation "
+        "over the training list (an idea of CoCoLIT, 2025); 0: none", affects=LDM, low=0.0, published=0.0)
+    conditioning: str = setting("multiscale",
+        "where the UNet sees the MRI; input: as one channel beside z_t; multiscale: also as features at "
+        "every resolution; none: an ablation, in which only the label's prediction does", affects=DENOISER,
+        choices=("input", "multiscale", "none"), published="input")
+    latent_scaling: bool = setting(True,
+        "shift and scale the latents to mean 0 and standard deviation 1 over the training list, which the "
+        "noise schedule assumes", affects=DENOISER, published=False)
+    label_in_training: str = setting("auto",
+        "label that the UNet is trained with; suvr: where the SUVR of the subject's own PET lies between the "
+        "means of the labels; true: the label; none: an ablation; auto: suvr if the regions of the SUVR are "
+        "known (cortex_mask, or a phantom), else true", affects=LDM, choices=("auto", "suvr", "true", "none"),
+        published="true")
+    shuffle_labels: bool = setting(False,
+        "a null control: the labels of the training list change places at random before stage 2", affects=LDM)
     ldm_lr: float = setting(1e-4, "learning rate of AdamW; paper: 1e-4", affects=STAGE_2, low=1e-8, high=1.0)
-    ldm_lr_decay: bool = setting(False, "let the learning rate of stage 2 fall to 0 along half a cosine, epoch by epoch; paper: constant",
-                                 affects=STAGE_2)
-    ldm_batch_size: int = setting(2, "subjects a step and process; paper: 2, in one process", affects=STAGE_2, low=1)
-    ldm_epochs: int = setting(1000, "epochs; paper: 1000; may be raised later", affects=STAGE_2, low=1, extendable=True)
-    ema_decay: float = setting(0.9999, "decay of the moving average of the weights; paper: 0.9999", affects=STAGE_2, low=0.0, high=0.999999)
-    ema_start: int = setting(2000, "steps for which the average is a plain copy; paper: 2000", affects=STAGE_2, low=0)
-    validation_every: int = setting(1, "epochs from one validation to the next; paper: 1", affects=STAGE_2, low=1)
-    validation_sampler: str = setting("ddim", "sampler of the validation; paper: ddpm, 999 network evaluations a subject and epoch",
-                                      affects=LDM, choices=("ddim", "dpm", "ddpm"))
-    validation_steps: int = setting(2, "network evaluations a validation scan with ddim and dpm; the published preset takes 50, because eps "
-                                       "says too little of z_0 at the first", affects=LDM, low=1, published=50)
+    ldm_lr_decay: bool = setting(False,
+        "let the learning rate of stage 2 fall to 0 along half a cosine, epoch by epoch; paper: constant",
+        affects=STAGE_2)
+    ldm_batch_size: int = setting(2,
+        "subjects a step and process; paper: 2, in one process", affects=STAGE_2, low=1)
+    ldm_epochs: int = setting(1000,
+        "epochs; paper: 1000; may be raised later", affects=STAGE_2, low=1, extendable=True)
+    ema_decay: float = setting(0.9999,
+        "decay of the moving average of the weights; paper: 0.9999", affects=STAGE_2, low=0.0, high=0.999999)
+    ema_start: int = setting(2000,
+        "steps for which the average is a plain copy; paper: 2000", affects=STAGE_2, low=0)
+    validation_every: int = setting(1,
+        "epochs from one validation to the next; paper: 1", affects=STAGE_2, low=1)
+    validation_sampler: str = setting("ddim",
+        "sampler of the validation; paper: ddpm, 999 network evaluations a subject and epoch", affects=LDM,
+        choices=("ddim", "dpm", "ddpm"))
+    validation_steps: int = setting(2,
+        "network evaluations a validation scan with ddim and dpm; the published preset takes 50, because eps "
+        "says too little of z_0 at the first", affects=LDM, low=1, published=50)
 
-    regression_channels: int = setting(16, "width of the first level of the UNet that regresses the PET on the MRI; further levels as in "
-                                           "unet_mults", section="baselines (--stages baselines), trained as stage 2 is",
-                                       affects=("image_regression",), low=1)
+    regression_channels: int = setting(16,
+        "width of the first level of the UNet that regresses the PET on the MRI; further levels as in "
+        "unet_mults", section="baselines (--stages baselines), trained as stage 2 is",
+        affects=("image_regression",), low=1)
 
-    sampler: str = setting("ddim", "ddim: deterministic, few evaluations; dpm: DPM-Solver++(2M), the same with fewer; ddpm: ancestral, T - 1",
-                           section="sampling, after training", affects=SAMPLING, choices=("ddim", "dpm", "ddpm"), published="ddpm")
-    sampling_steps: int = setting(2, "network evaluations a latent sample with ddim and dpm (docs/speed.md says why so few)",
-                                  affects=SAMPLING, low=1)
-    samples_per_scan: int = setting(4, "latent samples a scan, whose mean is decoded: one carries its own variance", affects=SAMPLING, low=1,
-                                    published=1)
-    sampling_batch: int = setting(8, "latent samples, of one or several scans, that go through the denoiser at once; less takes less memory",
-                                  low=1)
-    label_at_sampling: str = setting("auto", "label of a scan in sampling, predicted from its MRI, never the true one; mixed: the predicted "
-                                             "probabilities, or amount of amyloid, mix the label embeddings; matched: then once more, with "
-                                             "what the SUVR of the first synthetic PET lacks; none: no label; auto: matched if the label in "
-                                             "training is suvr, else mixed", affects=("validation", *SAMPLING),
-                                     choices=("auto", "matched", "mixed", "none"), published="none")
-    save_std: bool = setting(False, "also write the standard deviation of the decoded latent samples of each scan, <ID>_sd.nii.gz",
-                                   affects=NEW_SCANS)
+    sampler: str = setting("ddim",
+        "ddim: deterministic, few evaluations; dpm: DPM-Solver++(2M), the same with fewer; ddpm: ancestral, "
+        "T - 1", section="sampling, after training", affects=SAMPLING, choices=("ddim", "dpm", "ddpm"),
+        published="ddpm")
+    sampling_steps: int = setting(2,
+        "network evaluations a latent sample with ddim and dpm (docs/speed.md says why so few)",
+        affects=SAMPLING, low=1)
+    samples_per_scan: int = setting(4,
+        "latent samples a scan, whose mean is decoded: one carries its own variance", affects=SAMPLING, low=1,
+        published=1)
+    sampling_batch: int = setting(8,
+        "latent samples, of one or several scans, that go through the denoiser at once; less takes less "
+        "memory", low=1)
+    label_at_sampling: str = setting("auto",
+        "label of a scan in sampling, predicted from its MRI, never the true one; mixed: the predicted "
+        "probabilities, or amount of amyloid, mix the label embeddings; matched: then once more, with what "
+        "the SUVR of the first synthetic PET lacks; none: no label; auto: matched if the label in training "
+        "is suvr, else mixed", affects=("validation", *SAMPLING),
+        choices=("auto", "matched", "mixed", "none"), published="none")
+    save_std: bool = setting(False,
+        "also write the standard deviation of the decoded latent samples of each scan, <ID>_sd.nii.gz",
+        affects=NEW_SCANS)
 
-    cortex_mask: str = setting("", "NIfTI mask of the cortical target of the SUVR, any grid of the same space; empty: no SUVR, but a phantom "
-                                   "brings its own", section="scores, tables and report of the test list", affects=SCORES)
-    reference_mask: str = setting("", "NIfTI mask of the reference region of the SUVR, usually the whole cerebellum", affects=SCORES)
-    regions_image: str = setting("", "NIfTI label image of further regions whose SUVR is measured", affects=NEW_SCANS)
-    regions_table: str = setting("", "CSV of regions_image with the columns index and name", affects=NEW_SCANS)
-    centiloid_slope: float = setting(0.0, "a of CL = a SUVR + b, valid only with its own pipeline, tracer and masks (docs/status.md); 0: no CL",
-                                     affects=(*SCORES, *NEW_SCANS), low=0.0, high=1000.0)
-    centiloid_intercept: float = setting(0.0, "b of CL = a SUVR + b", affects=(*SCORES, *NEW_SCANS), low=-1000.0, high=1000.0)
-    bootstrap_resamples: int = setting(2000, "resamples of subjects behind every 95 % interval", low=100, high=100_000)
-    shown_subjects: int = setting(2, "subjects of each label, first in the test list, in pictures and in the viewer of the report", low=1,
-                                  high=8)
+    cortex_mask: str = setting("",
+        "NIfTI mask of the cortical target of the SUVR, any grid of the same space; empty: no SUVR, but a "
+        "phantom brings its own", section="scores, tables and report of the test list", affects=SCORES)
+    reference_mask: str = setting("",
+        "NIfTI mask of the reference region of the SUVR, usually the whole cerebellum", affects=SCORES)
+    regions_image: str = setting("",
+        "NIfTI label image of further regions whose SUVR is measured", affects=NEW_SCANS)
+    regions_table: str = setting("",
+        "CSV of regions_image with the columns index and name", affects=NEW_SCANS)
+    centiloid_slope: float = setting(0.0,
+        "a of CL = a SUVR + b, valid only with its own pipeline, tracer and masks (docs/status.md); 0: no CL",
+        affects=(*SCORES, *NEW_SCANS), low=0.0, high=1000.0)
+    centiloid_intercept: float = setting(0.0,
+        "b of CL = a SUVR + b", affects=(*SCORES, *NEW_SCANS), low=-1000.0, high=1000.0)
+    bootstrap_resamples: int = setting(2000,
+        "resamples of subjects behind every 95 % interval", low=100, high=100_000)
+    shown_subjects: int = setting(2,
+        "subjects of each label, first in the test list, in pictures and in the viewer of the report", low=1,
+        high=8)
 
     def __post_init__(self):
         problems = value_problems(self)
@@ -177,9 +255,11 @@ class Config:
         refuse(problems)
 
     def _resolve_labels(self) -> None:
-        """Put the labels that are meant in the place of auto, so that all that is saved says what was done."""
+        """Put the labels that are meant in the place of auto, so that all that is saved says what was
+        done."""
         if self.label_in_training == "auto":
-            object.__setattr__(self, "label_in_training", "suvr" if self.knows_regions and self.num_classes == 2 else "true")
+            object.__setattr__(self, "label_in_training",
+                               "suvr" if self.knows_regions and self.num_classes == 2 else "true")
         if self.label_at_sampling == "auto":
             meant = {"suvr": "matched", "true": "mixed", "none": "none"}[self.label_in_training]
             object.__setattr__(self, "label_at_sampling", meant)
@@ -216,7 +296,8 @@ class Config:
 
     @property
     def least_of_each_label(self) -> int:
-        """Subjects that the training list must have with every label: the predictor of the label is cross-fitted."""
+        """Subjects that the training list must have with every label: the predictor of the label is
+        cross-fitted."""
         return 2 if self.predicts_label else 0
 
     @property
@@ -239,20 +320,27 @@ class Config:
                 if set(results) & set(f.metadata["affects"]) and not f.metadata["extendable"]}
 
     def noted_settings(self, stage: str) -> dict:
-        """The settings that may change while the stage is trained, as JSON values: what a run notes when it continues."""
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)
-                if f.name not in ("exp", "stages", "resume")
-                and (not f.metadata["affects"] or (f.metadata["extendable"] and stage in f.metadata["affects"]))}
+        """The settings that may change while the stage is trained, as JSON values: what a run notes when it
+        continues."""
+        return {
+            f.name: plain(getattr(self, f.name))
+            for f in dataclasses.fields(self)
+            if f.name not in ("exp", "stages", "resume")
+            and (not f.metadata["affects"] or (f.metadata["extendable"] and stage in f.metadata["affects"]))
+        }
 
     def to_json(self) -> str:
         """All settings, with the versions of what produces the results."""
-        packages = ("torch", "numpy", "nibabel", "scipy", "pandas", "scikit-learn", "scikit-image", "nilearn", "statsmodels")
-        versions = {"il_cldm": VERSION, "python": platform.python_version(), **{name: version(name) for name in packages}}
+        packages = ("torch", "numpy", "nibabel", "scipy", "pandas", "scikit-learn", "scikit-image", "nilearn",
+                    "statsmodels")
+        versions = {"il_cldm": VERSION, "python": platform.python_version(),
+                    **{name: version(name) for name in packages}}
         settings = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return json.dumps({"settings": settings, "versions": versions}, indent=2) + "\n"
 
 
-# ---------------------------------------------------------------- values that are in range one by one, but do not fit together
+# ---------------------------------------------------------------- values that are in range one by one, but do
+# not fit together
 
 def _misfits(cfg: Config):
     """Yield, as sentences, what in a Config does not fit together."""
@@ -279,23 +367,24 @@ def _size_misfits(cfg: Config):
         yield (f"volume_size {cfg.volume_size} must be divisible by {cfg.downscale}, "
                f"because aae_channels has {len(cfg.aae_channels)} levels")
     elif any(n % 2 ** (len(cfg.unet_mults) - 1) for n in cfg.latent_size):
-        yield (f"volume_size {cfg.volume_size} gives latents of {cfg.latent_size}, which must be divisible by "
-               f"{2 ** (len(cfg.unet_mults) - 1)}, because unet_mults has {len(cfg.unet_mults)} levels")
+        yield (f"volume_size {cfg.volume_size} gives latents of {cfg.latent_size}, which must be divisible "
+               f"by {2 ** (len(cfg.unet_mults) - 1)}, because unet_mults has {len(cfg.unet_mults)} levels")
     smallest = 2 ** (len(cfg.disc_channels) + 1)
     if min(cfg.volume_size) < smallest:
         yield (f"volume_size {cfg.volume_size} must be at least {smallest} along each axis, "
                f"because disc_channels has {len(cfg.disc_channels)} layers")
     for n, start, size in zip(cfg.image_size, cfg.crop_start, cfg.volume_size, strict=True):
         if start < cfg.crop_jitter or start + size + cfg.crop_jitter > n:
-            yield (f"the crop [{start}, {start + size}) with crop_jitter {cfg.crop_jitter} leaves the image_size "
-                   f"{cfg.image_size}; change crop_start, volume_size or crop_jitter")
+            yield (f"the crop [{start}, {start + size}) with crop_jitter {cfg.crop_jitter} leaves the "
+                   f"image_size {cfg.image_size}; change crop_start, volume_size or crop_jitter")
     unet_widths = [cfg.unet_channels * m for m in (1, *cfg.unet_mults)]
     for name, widths, groups in (("aae_channels", cfg.aae_channels, cfg.aae_norm_groups),
                                  ("unet_channels and its multiples", unet_widths, cfg.unet_norm_groups)):
         if any(width % groups for width in widths):
             yield f"{name} {tuple(widths)} must be divisible by the {groups} groups of their GroupNorm"
     if any(level >= len(cfg.unet_mults) for level in cfg.unet_attention_levels):
-        yield f"unet_attention_levels {cfg.unet_attention_levels} must be below the {len(cfg.unet_mults)} of unet_mults"
+        yield (f"unet_attention_levels {cfg.unet_attention_levels} must be below the {len(cfg.unet_mults)} "
+               "of unet_mults")
     if cfg.time_dim % 2:
         yield f"time_dim {cfg.time_dim} must be even: half sines, half cosines"
 
@@ -309,9 +398,11 @@ def _sampling_misfits(cfg: Config):
                "so that the last epoch is validated")
     if cfg.save_std and cfg.samples_per_scan < 2:
         yield "save_std needs samples_per_scan of at least 2"
-    if cfg.zero_terminal_snr and (cfg.prediction == "eps" or {cfg.sampler, cfg.validation_sampler} != {"ddim"}):
-        yield (f"zero_terminal_snr needs prediction v or x0 and sampler ddim, not {cfg.prediction} and {cfg.sampler}: of pure noise, "
-               "the noise says nothing about z_0")
+    if cfg.zero_terminal_snr and (
+        cfg.prediction == "eps" or {cfg.sampler, cfg.validation_sampler} != {"ddim"}
+    ):
+        yield (f"zero_terminal_snr needs prediction v or x0 and sampler ddim, not {cfg.prediction} and "
+               f"{cfg.sampler}: of pure noise, the noise says nothing about z_0")
     if cfg.label_in_training == "suvr" and not cfg.knows_regions:
         yield "label_in_training suvr needs a cortex_mask and a reference_mask; without them take true"
     if cfg.label_in_training == "suvr" and cfg.num_classes != 2:
@@ -319,7 +410,8 @@ def _sampling_misfits(cfg: Config):
     if cfg.label_at_sampling == "matched" and cfg.label_in_training != "suvr":
         yield f"label_at_sampling matched needs label_in_training suvr, not {cfg.label_in_training}"
     if cfg.label_in_training == "none" and cfg.predicts_label:
-        yield f"label_at_sampling {cfg.label_at_sampling} needs a UNet that was trained with labels, not label_in_training none"
+        yield (f"label_at_sampling {cfg.label_at_sampling} needs a UNet that was trained with labels, not "
+               "label_in_training none")
 
 
 def _region_misfits(cfg: Config):
@@ -337,24 +429,37 @@ def _phantom_misfits(cfg: Config):
         yield f"phantom_subjects {cfg.phantom_subjects} must be at least 2 in each list, or all 0"
     grid = tuple(n // cfg.phantom_voxel for n in (181, 217, 181))
     if cfg.image_size != grid:
-        yield f"image_size {cfg.image_size} must be {grid}, the phantom's at phantom_voxel {cfg.phantom_voxel}"
+        yield (f"image_size {cfg.image_size} must be {grid}, the phantom's at phantom_voxel "
+               f"{cfg.phantom_voxel}")
     if Path(cfg.data_dir) == Path("data"):
-        yield "data_dir data is the place of your own cohort; give the phantom another, such as --data_dir data/phantom"
+        yield ("data_dir data is the place of your own cohort; give the phantom another, such as --data_dir "
+               "data/phantom")
 
 
-# ---------------------------------------------------------------- presets: settings that differ from the defaults above
+# ---------------------------------------------------------------- presets: settings that differ from the
+# defaults above
 
-PUBLISHED = {f.name: f.metadata["published"] for f in dataclasses.fields(Config) if f.metadata["published"] is not UNPUBLISHED}
+PUBLISHED = {
+    f.name: f.metadata["published"]
+    for f in dataclasses.fields(Config)
+    if f.metadata["published"] is not UNPUBLISHED
+}
 
 # Small enough for two CPU cores and a few minutes; every choice was made on the validation list.
 DEMO = {"data_dir": "data/phantom", "num_workers": 0, "phantom_subjects": (80, 10, 20), "phantom_voxel": 4,
         "image_size": (45, 54, 45), "crop_start": (2, 4, 2), "volume_size": (40, 48, 40), "crop_jitter": 1,
-        "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3, "aae_epochs": 20,
-        "unet_channels": 16, "unet_mults": (1, 2, 2), "unet_res_blocks": 1, "unet_norm_groups": 8, "ldm_lr": 1e-3, "ldm_epochs": 16,
-        "ema_decay": 0.99, "ema_start": 100, "validation_every": 4, "regression_channels": 8}
+        "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3,
+        "aae_epochs": 20, "unet_channels": 16, "unet_mults": (1, 2, 2), "unet_res_blocks": 1,
+        "unet_norm_groups": 8, "ldm_lr": 1e-3, "ldm_epochs": 16, "ema_decay": 0.99, "ema_start": 100,
+        "validation_every": 4, "regression_channels": 8}
 
 # A phantom cohort large enough to tell repairs of the method apart (docs/study.md); choices as in the demo.
-BENCHMARK = DEMO | {"exp": "phantom_benchmark",           # result/benchmark is that of the benchmark of speed
-                    "data_dir": "data/benchmark", "phantom_subjects": (160, 60, 80), "phantom_seed": 1000, "ldm_epochs": 12}
+BENCHMARK = DEMO | {
+    "exp": "phantom_benchmark",  # result/benchmark is that of the benchmark of speed
+    "data_dir": "data/benchmark",
+    "phantom_subjects": (160, 60, 80),
+    "phantom_seed": 1000,
+    "ldm_epochs": 12,
+}
 
 PRESETS = {"demo": DEMO, "benchmark": BENCHMARK, "published": PUBLISHED}

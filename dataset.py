@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imaging.cache import VolumeCache
-from imaging.volumes import SAME_PLACE_MM, Crop, Grid, orientation_problem, read_header, read_volume, save_nifti
+from imaging.volumes import (SAME_PLACE_MM, Crop, Grid, orientation_problem, read_header, read_volume,
+                             save_nifti)
 from runtime.files import brief, read_table, read_text
 from runtime.logs import progress_bar
 from runtime.ranks import DistributedBatches, rank, world_size
@@ -27,8 +28,9 @@ from runtime.signals import abandoned_on_error, serve_parent
 from utils import InputError, derived_seed
 
 SPLITS = ("train", "validation", "test")
-ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")            # file systems take names of 255 bytes
-RANGE_TOLERANCE = 1e-5                                     # integers times a float32 scale factor may end at 1.0000001
+# file systems take names of 255 bytes
+ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+RANGE_TOLERANCE = 1e-5                            # integers times a float32 scale factor may end at 1.0000001
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,8 @@ class Scan:
 def parse_id(scan_id: str, pattern: re.Pattern) -> tuple[str, str]:
     """Subject of an ID, and what else the ID says: visit, session, date; '' where it names the subject alone.
 
-    pattern: setting subject_pattern; an ID that does not match is its own subject. ADNI's 037_S_6046, 037S6046 and sub-ADNI037S6046
-    are one subject.
+    pattern: setting subject_pattern; an ID that does not match is its own subject. ADNI's 037_S_6046,
+    037S6046 and sub-ADNI037S6046 are one subject.
     """
     match = pattern.search(scan_id)
     group = next((i for i, found in enumerate(match.groups(), start=1) if found), 0) if match else 0
@@ -55,7 +57,8 @@ def parse_id(scan_id: str, pattern: re.Pattern) -> tuple[str, str]:
 
 
 def find_volume(data_dir: Path, folder: str, scan_id: str) -> Path:
-    """The file of an ID in whole_MRI or whole_Abeta. Raises InputError if there is none, or two, or a link to somewhere else."""
+    """The file of an ID in whole_MRI or whole_Abeta. Raises InputError if there is none, or two, or a link to
+    somewhere else."""
     home = data_dir / folder
     candidates = [home / f"{scan_id}{suffix}" for suffix in (".nii", ".nii.gz")]
     found = [path for path in candidates if os.path.lexists(path)]
@@ -63,15 +66,19 @@ def find_volume(data_dir: Path, folder: str, scan_id: str) -> Path:
         raise InputError(f"{candidates[0]}[.gz]: not there")
     if len(found) == 2:
         raise InputError(f"{found[0]} and {found[1].name}: both are there; keep one")
-    if found[0].is_symlink() and not os.path.realpath(found[0]).startswith(os.path.join(os.path.realpath(home), "")):
-        raise InputError(f"{found[0]}: is a link that leaves its folder; copy the file, or make the whole folder a link")
+    if found[0].is_symlink() and not os.path.realpath(found[0]).startswith(
+        os.path.join(os.path.realpath(home), "")
+    ):
+        raise InputError(f"{found[0]}: is a link that leaves its folder; copy the file, or make the whole "
+                         "folder a link")
     return found[0]
 
 
 # ---------------------------------------------------------------- lists and labels
 
 class CohortReader:
-    """Reads a cohort's lists, labels and file names, and collects every problem on the way instead of stopping at one."""
+    """Reads a cohort's lists, labels and file names, and collects every problem on the way instead of
+    stopping at one."""
 
     def __init__(self, data_dir: Path, info_dir: Path, num_classes: int, subject_pattern: str):
         self.data_dir, self.info_dir, self.num_classes = data_dir, info_dir, num_classes
@@ -108,9 +115,17 @@ class CohortReader:
         if not counts:
             self.problems.append(f"{path}: holds no ID")
         usable = {scan_id: count for scan_id, count in counts.items() if ID_PATTERN.fullmatch(scan_id)}
-        self.problems += [f"{path}: {scan_id} stands {count} times in this list" for scan_id, count in usable.items() if count > 1]
-        self.problems += [f"{path}: {brief(repr(scan_id))} is not an ID; expected a file name without folder and without .nii or .nii.gz, "
-                          "of at most 200 letters, digits, '.', '_' and '-'" for scan_id in counts if scan_id not in usable]
+        self.problems += [
+            f"{path}: {scan_id} stands {count} times in this list"
+            for scan_id, count in usable.items()
+            if count > 1
+        ]
+        self.problems += [
+            f"{path}: {brief(repr(scan_id))} is not an ID; expected a file name without folder and without "
+            ".nii or .nii.gz, of at most 200 letters, digits, '.', '_' and '-'"
+            for scan_id in counts
+            if scan_id not in usable
+        ]
         return list(usable)
 
     def _overlaps(self, ids: dict[str, list[str]]) -> None:
@@ -125,7 +140,8 @@ class CohortReader:
                                      "keep all its scans in one")
 
     def _scan(self, scan_id: str, labels: dict[str, list[str]] | None) -> Scan | None:
-        label, mri, pet = self._label(scan_id, labels), self._file("whole_MRI", scan_id), self._file("whole_Abeta", scan_id)
+        label, mri, pet = (self._label(scan_id, labels), self._file("whole_MRI", scan_id),
+                           self._file("whole_Abeta", scan_id))
         return None if label is None or mri is None or pet is None else Scan(scan_id, label, mri, pet)
 
     def _label(self, scan_id: str, labels: dict[str, list[str]] | None) -> int | None:
@@ -135,8 +151,11 @@ class CohortReader:
         valid = {str(k): k for k in range(self.num_classes)} | {f"{k}.0": k for k in range(self.num_classes)}
         if len(found) == 1 and found[0] in valid:
             return valid[found[0]]
-        what = f"has the label {brief(repr(found[0]))}" if len(found) == 1 else f"has {len(found) or 'no'} rows"
-        self.problems.append(f"{path}: {scan_id} {what}; expected one row with a label in 0 .. {self.num_classes - 1}")
+        what = (
+            f"has the label {brief(repr(found[0]))}" if len(found) == 1 else f"has {len(found) or 'no'} rows"
+        )
+        self.problems.append(f"{path}: {scan_id} {what}; expected one row with a label in 0 .. "
+                             f"{self.num_classes - 1}")
         return None
 
     def _file(self, folder: str, scan_id: str) -> Path | None:
@@ -148,7 +167,8 @@ class CohortReader:
 
 
 def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame | None, str]:
-    """ID, age (years) and sex of the scans, if data_info.csv has these columns with a value for each; else None and why."""
+    """ID, age (years) and sex of the scans, if data_info.csv has these columns with a value for each; else
+    None and why."""
     path = info_dir / "data_info.csv"
     table = read_table(path, "ID")
     table.columns = [name if name == "ID" else name.strip().lower() for name in table.columns]
@@ -157,10 +177,17 @@ def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame |
         return None, f"{path} has no column {' and no column '.join(sorted(missing))}"
     table = table.assign(ID=table["ID"].str.strip(), age=pd.to_numeric(table["age"], errors="coerce"),
                          sex=table["sex"].str.strip().str.upper())
-    table = table.drop_duplicates("ID").set_index("ID").reindex([scan.id for scan in scans])[["age", "sex"]].reset_index()
-    bad = table.loc[~table["age"].between(1, 120) | table["sex"].isin(["", "NA", "NAN", "-4", "-1"]), "ID"]   # ADNI writes -4 for missing
+    table = (
+        table.drop_duplicates("ID")
+        .set_index("ID")
+        .reindex([scan.id for scan in scans])[["age", "sex"]]
+        .reset_index()
+    )
+    # ADNI writes -4 for missing
+    bad = table.loc[~table["age"].between(1, 120) | table["sex"].isin(["", "NA", "NAN", "-4", "-1"]), "ID"]
     if len(bad):
-        return None, f"{path}: {len(bad)} scans have no sex or no age from 1 to 120 years ({', '.join(bad[:5])})"
+        return (None,
+                f"{path}: {len(bad)} scans have no sex or no age from 1 to 120 years ({', '.join(bad[:5])})")
     return table, ""
 
 
@@ -168,8 +195,8 @@ def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame |
 
 @dataclass(frozen=True)
 class Cohort:
-    """A checked cohort: the scans of each split, the RAS affine [4, 4] that all volumes share, a checksum of the voxels of every file
-    (whatever their storage), and a report of one screen."""
+    """A checked cohort: the scans of each split, the RAS affine [4, 4] that all volumes share, a checksum of
+    the voxels of every file (whatever their storage), and a report of one screen."""
     train: list[Scan]
     validation: list[Scan]
     test: list[Scan]
@@ -178,47 +205,62 @@ class Cohort:
     report: str
 
     def fingerprint(self, *splits: str) -> str:
-        """16 hexadecimal digits that identify these lists: who is in them, with which label and which voxels."""
-        lists = [[(scan.id, scan.label, self.checksums[scan.mri], self.checksums[scan.pet]) for scan in getattr(self, split)]
-                 for split in splits]                      # in their order, which training follows
-        return hashlib.blake2b(repr((lists, self.affine.round(2).tolist())).encode(), digest_size=8).hexdigest()
+        """16 hexadecimal digits that identify these lists: who is in them, with which label and which
+        voxels."""
+        lists = [
+            [
+                (scan.id, scan.label, self.checksums[scan.mri], self.checksums[scan.pet])
+                for scan in getattr(self, split)
+            ]
+            for split in splits
+        ]  # in their order, which training follows
+        return hashlib.blake2b(repr((lists, self.affine.round(2).tolist())).encode(),
+                               digest_size=8).hexdigest()
 
 
-def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], num_classes: int, subject_pattern: str,
-                 smallest_training_list: int = 1, least_of_each_label: int = 0) -> Cohort:
+def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], num_classes: int,
+                 subject_pattern: str, smallest_training_list: int = 1,
+                 least_of_each_label: int = 0) -> Cohort:
     """Read the whole cohort once and vouch for it: headers first, then every voxel, in parallel.
 
-    image_size: voxels of every volume in RAS order. Intensities must lie in [0, 1].
-    least_of_each_label: subjects that the training list must have with every label, so that labels can be predicted from the MRI.
+    image_size: voxels of every volume in RAS order. Intensities must lie in [0, 1]. least_of_each_label:
+    subjects that the training list must have with every label, so that labels can be predicted from the MRI.
     Raises InputError that lists every problem found: file, what was found, what is expected.
     """
-    if not any((data_dir / folder).is_dir() and any((data_dir / folder).glob("*.nii*")) for folder in ("whole_MRI", "whole_Abeta")):
-        raise InputError(
-            f"{data_dir} holds no cohort. Place the volumes as {data_dir}/whole_MRI/<ID>.nii[.gz] and "
-            f"{data_dir}/whole_Abeta/<ID>.nii[.gz],\nthe labels in {info_dir}/data_info.csv (columns ID,label) and one ID a line in "
-            f"{info_dir}/train.txt, validation.txt and test.txt.\nTo see everything run on a digital phantom first: "
-            "python main.py --preset demo")
+    if not any(
+        (data_dir / folder).is_dir() and any((data_dir / folder).glob("*.nii*"))
+        for folder in ("whole_MRI", "whole_Abeta")
+    ):
+        raise InputError(f"{data_dir} holds no cohort. Place the volumes as "
+                         f"{data_dir}/whole_MRI/<ID>.nii[.gz] and {data_dir}/whole_Abeta/<ID>.nii[.gz],\nthe "
+                         f"labels in {info_dir}/data_info.csv (columns ID,label) and one ID a line in "
+                         f"{info_dir}/train.txt, validation.txt and test.txt.\nTo see everything run on a "
+                         "digital phantom first: python main.py --preset demo")
     reader = CohortReader(data_dir, info_dir, num_classes, subject_pattern)
     splits = reader.read()
     problems = reader.problems
     if splits["train"] and len(splits["train"]) < smallest_training_list:
-        problems.append(f"{info_dir / 'train.txt'}: {len(splits['train'])} usable subjects do not fill the {smallest_training_list} of one "
-                        "step (batch size x processes)")
+        problems.append(f"{info_dir / 'train.txt'}: {len(splits['train'])} usable subjects do not fill the "
+                        f"{smallest_training_list} of one step (batch size x processes)")
     there = [scan.label for scan in splits["train"]]
     if there and min(map(there.count, range(num_classes))) < least_of_each_label:
-        problems.append(f"{info_dir / 'train.txt'}: not all of the {num_classes} labels occur at least {least_of_each_label} times, so none "
-                        "can be left out to see how well the MRI predicts it; --label_at_sampling none goes without a prediction")
+        problems.append(f"{info_dir / 'train.txt'}: not all of the {num_classes} labels occur at least "
+                        f"{least_of_each_label} times, so none can be left out to see how well the MRI "
+                        "predicts it; --label_at_sampling none goes without a prediction")
 
     scans = [scan for split in SPLITS for scan in splits[split]]
     grids, stored = _check_headers(scans, image_size, problems)
-    ranges = _check_voxels([path for scan in scans for path in (scan.mri, scan.pet) if path in grids], problems)
+    ranges = _check_voxels([path for scan in scans for path in (scan.mri, scan.pet) if path in grids],
+                           problems)
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s) in the data:", *problems]))
     affine, checksums = grids[scans[0].mri], {path: checksum for path, (_, _, checksum) in ranges.items()}
-    return Cohort(**splits, affine=affine, checksums=checksums, report=_report(splits, affine, image_size, stored, ranges, scans))
+    return Cohort(**splits, affine=affine, checksums=checksums,
+                  report=_report(splits, affine, image_size, stored, ranges, scans))
 
 
-def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: list[str]) -> tuple[dict[Path, np.ndarray], Counter]:
+def _check_headers(scans: list[Scan], image_size: tuple[int, ...],
+                   problems: list[str]) -> tuple[dict[Path, np.ndarray], Counter]:
     """RAS affine of every file whose header is right, and how often each orientation is stored."""
     grids, stored = {}, Counter()
     for path in (path for scan in scans for path in (scan.mri, scan.pet)):
@@ -229,7 +271,8 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: lis
             continue
         shape = header.get_data_shape()
         if len(shape) != 3:
-            problems.append(f"{path}: has {len(shape)} dimensions {shape}; expected one 3D volume {image_size}")
+            problems.append(f"{path}: has {len(shape)} dimensions {shape}; expected one 3D volume "
+                            f"{image_size}")
         elif problem := orientation_problem(header):
             problems.append(f"{path}: {problem}")
         else:
@@ -244,11 +287,14 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: lis
     return grids, stored
 
 
-def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size: tuple[int, ...], problems: list[str]) -> None:
-    """All volumes must lie on the grid that most of them share; a pair that differs in itself is named as a pair."""
+def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size: tuple[int, ...],
+                   problems: list[str]) -> None:
+    """All volumes must lie on the grid that most of them share; a pair that differs in itself is named as a
+    pair."""
     if not grids:
         return
-    keys = {path: tuple(np.round(affine / SAME_PLACE_MM).astype(int).ravel()) for path, affine in grids.items()}
+    keys = {path: tuple(np.round(affine / SAME_PLACE_MM).astype(int).ravel()) for path,
+            affine in grids.items()}
     common_key = Counter(keys.values()).most_common(1)[0][0]
     common = next(affine for path, affine in grids.items() if keys[path] == common_key)
 
@@ -262,11 +308,13 @@ def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size:
     for scan in scans:
         mri, pet = grids.get(scan.mri), grids.get(scan.pet)
         if mri is not None and pet is not None and not same(mri, pet):
-            problems.append(f"{scan.id}: MRI ({origin(mri)}) and PET ({origin(pet)}) are not on one grid; resample one onto the other")
+            problems.append(f"{scan.id}: MRI ({origin(mri)}) and PET ({origin(pet)}) are not on one grid; "
+                            "resample one onto the other")
             continue
         for path, affine in ((scan.mri, mri), (scan.pet, pet)):
             if affine is not None and not same(affine, common):
-                problems.append(f"{path}: {origin(affine)}, most of the cohort {origin(common)}; bring all to one grid")
+                problems.append(f"{path}: {origin(affine)}, most of the cohort {origin(common)}; bring all "
+                                "to one grid")
 
 
 def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[float, float, int]]:
@@ -281,7 +329,11 @@ def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[fl
 
     ranges = {}
     with abandoned_on_error(ThreadPoolExecutor(os.cpu_count())) as pool:
-        for path, found in zip(paths, progress_bar(pool.map(extremes, paths), total=len(paths), desc="check", unit="file"), strict=True):
+        for path, found in zip(
+            paths,
+            progress_bar(pool.map(extremes, paths), total=len(paths), desc="check", unit="file"),
+            strict=True,
+        ):
             if isinstance(found, str):
                 problems.append(found)
             elif not np.isfinite(found).all():
@@ -289,8 +341,8 @@ def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[fl
             elif found[0] == found[1]:
                 problems.append(f"{path}: every voxel is {found[0]:g}")
             elif found[0] < -RANGE_TOLERANCE or found[1] > 1 + RANGE_TOLERANCE:
-                problems.append(f"{path}: intensities from {found[0]:g} to {found[1]:g}; expected within [0, 1], PET scaled by one "
-                                "constant for all")
+                problems.append(f"{path}: intensities from {found[0]:g} to {found[1]:g}; expected within [0, "
+                                "1], PET scaled by one constant for all")
             ranges[path] = found
     return ranges
 
@@ -300,7 +352,9 @@ def _report(splits, affine, image_size, stored, ranges, scans) -> str:
     lines = [f"  {'list':12}{'subjects':>9}" + "".join(f"{'label ' + str(label):>9}" for label in labels)]
     for split in SPLITS:
         counts = Counter(scan.label for scan in splits[split])
-        lines.append(f"  {split:12}{len(splits[split]):9}" + "".join(f"{counts[label]:9}" for label in labels))
+        lines.append(
+            f"  {split:12}{len(splits[split]):9}" + "".join(f"{counts[label]:9}" for label in labels)
+        )
     voxel = " x ".join(f"{size:g}" for size in nib.affines.voxel_sizes(affine))
     lines.append(f"  grid        {' x '.join(map(str, image_size))} voxels of {voxel} mm, first at "
                  f"({', '.join(f'{c:g}' for c in affine[:3, 3])}) mm")
@@ -317,8 +371,8 @@ def _report(splits, affine, image_size, stored, ranges, scans) -> str:
 class VolumeDataset(Dataset):
     """Items {id, label, and each of the modalities ('mri', 'pet') as [1, D, H, W] float32 in [0, 1]}.
 
-    An item is asked for by its index, or by (index, seed): its crop is then shifted by a random integer in {-margin..margin} an axis,
-    drawn from the seed and the scan's ID.
+    An item is asked for by its index, or by (index, seed): its crop is then shifted by a random integer in
+    {-margin..margin} an axis, drawn from the seed and the scan's ID.
     """
 
     def __init__(self, scans: list[Scan], cache: VolumeCache, modalities: tuple[str, ...]):
@@ -333,17 +387,22 @@ class VolumeDataset(Dataset):
         index, seed = key if isinstance(key, tuple) else (key, None)
         scan, margin, shift = self.scans[index], self.cache.margin, np.zeros(3, int)
         if seed is not None:
-            shift = np.random.default_rng(derived_seed(seed, scan.id)).integers(-margin, margin, size=3, endpoint=True)
+            shift = np.random.default_rng(derived_seed(seed, scan.id)).integers(-margin, margin, size=3,
+                                                                                endpoint=True)
         box = Crop((margin,) * 3, self.cache.crop.size).slices(shift)
-        volumes = {name: torch.from_numpy(self.cache.read(getattr(scan, name))[box][None].copy()) for name in self.modalities}
+        volumes = {
+            name: torch.from_numpy(self.cache.read(getattr(scan, name))[box][None].copy())
+            for name in self.modalities
+        }
         return {"id": scan.id, "label": scan.label, **volumes}
 
 
 class EpochOrder(Sampler):
-    """The items of an epoch in an order drawn from .seed, each as its index, or with the seed if its crop is to be shifted.
+    """The items of an epoch in an order drawn from .seed, each as its index, or with the seed if its crop is
+    to be shifted.
 
-    batch: items of a step, a rank; consecutive items make a step of all ranks. Items that do not fill a last step are left out (paper).
-    .first: how many are left out because they were seen before an interruption.
+    batch: items of a step, a rank; consecutive items make a step of all ranks. Items that do not fill a last
+    step are left out (paper). .first: how many are left out because they were seen before an interruption.
     """
 
     def __init__(self, length: int, batch: int, jitter: bool):
@@ -361,39 +420,53 @@ class EpochOrder(Sampler):
     def __iter__(self) -> Iterator[int | tuple[int, int]]:
         """The items of this rank in their order."""
         order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed))[self.first:]
-        order = order[:len(order) // self.step_items * self.step_items].reshape(-1, world_size(), self.batch)[:, rank()].flatten().tolist()
-        return iter([(index, self.seed) if self.jitter else index for index in order])       # with the item, the seed reaches any process
+        order = (
+            order[: len(order) // self.step_items * self.step_items]
+            .reshape(-1, world_size(), self.batch)[:, rank()]
+            .flatten()
+            .tolist()
+        )
+        # with the item, the seed reaches any process
+        return iter([(index, self.seed) if self.jitter else index for index in order])
 
 
-def volume_loader(dataset: VolumeDataset, order: DistributedBatches | EpochOrder, num_workers: int, pin_memory: bool) -> DataLoader:
+def volume_loader(dataset: VolumeDataset, order: DistributedBatches | EpochOrder, num_workers: int,
+                  pin_memory: bool) -> DataLoader:
     """The batches of a share, or for training the steps of an epoch.
 
     The processes that read live as long as the loader. pin_memory: for faster copies to a GPU.
     """
-    batches = {"batch_sampler": order} if isinstance(order, DistributedBatches) else {"sampler": order, "batch_size": order.batch}
-    context = "fork" if num_workers and sys.platform == "linux" else None                    # what is forked shares the cache
-    return DataLoader(dataset, **batches, num_workers=num_workers, pin_memory=pin_memory, persistent_workers=num_workers > 0,
-                      multiprocessing_context=context, worker_init_fn=serve_parent, generator=torch.Generator())
+    batches = (
+        {"batch_sampler": order}
+        if isinstance(order, DistributedBatches)
+        else {"sampler": order, "batch_size": order.batch}
+    )
+    context = "fork" if num_workers and sys.platform == "linux" else None  # what is forked shares the cache
+    return DataLoader(dataset, **batches, num_workers=num_workers, pin_memory=pin_memory,
+                      persistent_workers=num_workers > 0, multiprocessing_context=context,
+                      worker_init_fn=serve_parent, generator=torch.Generator())
 
 
 # ---------------------------------------------------------------- the latent cache
 
 LATENTS = "latent_Abeta"                                   # folder of all of them in data_dir
-LATENT_FORMAT = 2                                          # raise it when what a latent file holds changes its meaning
+LATENT_FORMAT = 2                                 # raise it when what a latent file holds changes its meaning
 
 
 class LatentCache:
-    """Latents as NIfTI files in data_dir/latent_Abeta/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
+    """Latents as NIfTI files in data_dir/latent_Abeta/<autoencoder>/<ID>.nii.gz, each bound to what it was
+    made from.
 
-    autoencoder: key of the weights and of the precision that they encode in. checksums: of the voxels of every PET, as they were checked.
-    A file's header names the key of autoencoder, crop and checksum; a latent whose key is another, which cannot be read to its end, or
-    which is not finite, is not there.
+    autoencoder: key of the weights and of the precision that they encode in. checksums: of the voxels of
+    every PET, as they were checked. A file's header names the key of autoencoder, crop and checksum; a latent
+    whose key is another, which cannot be read to its end, or which is not finite, is not there.
     """
 
-    def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...], affine: np.ndarray,
-                 checksums: dict[Path, int]):
+    def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...],
+                 affine: np.ndarray, checksums: dict[Path, int]):
         self.folder = data_dir / LATENTS / autoencoder
-        self.autoencoder, self.crop, self.shape, self.affine, self.checksums = autoencoder, crop, shape, affine, checksums
+        self.autoencoder, self.crop, self.shape, self.affine, self.checksums = (autoencoder, crop, shape,
+                                                                                affine, checksums)
 
     def _note(self, scan: Scan) -> str:
         made_from = f"{self.autoencoder} {self.crop} {self.checksums[scan.pet]}".encode()
@@ -410,7 +483,9 @@ class LatentCache:
         path = self.folder / f"{scan.id}.nii.gz"
         try:
             header = read_header(path)
-            if header["descrip"].item() != self._note(scan).encode() or math.prod(header.get_data_shape()) != math.prod(self.shape):
+            if header["descrip"].item() != self._note(scan).encode() or math.prod(
+                header.get_data_shape()
+            ) != math.prod(self.shape):
                 return None                                # before anything is read that might be large
             voxels, _ = read_volume(path)
         except InputError:

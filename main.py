@@ -1,8 +1,8 @@
 """IL-CLDM: synthesize amyloid PET from T1 MRI (Ou et al., IEEE JBHI 29(2):1221-1231, 2025).
 
-The stages in the paper's order: an adversarial autoencoder (AAE) learns PET volumes (stage 1) and encodes them; a UNet conditioned on the
-MRI and the label learns to denoise the latents (stage 2, the latent diffusion model, LDM); sampled and decoded they are the synthetic PET.
-Symbols and dimension letters as in model.py.
+The stages in the paper's order: an adversarial autoencoder (AAE) learns PET volumes (stage 1) and encodes
+them; a UNet conditioned on the MRI and the label learns to denoise the latents (stage 2, the latent diffusion
+model, LDM); sampled and decoded they are the synthetic PET. Symbols and dimension letters as in model.py.
 """
 from runtime import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import importlib
@@ -23,11 +23,12 @@ from evaluation.scores import evaluate, mean_over_scans
 from experiment.baselines import reference_methods, train_baselines
 from experiment.experiment import Experiment
 from experiment.networks import LatentSampler, build_aae, build_diffusion, build_discriminator, build_unet
-from experiment.scoring import ScanSynthesis, TestScores, clear_results, fit_status, read_real, trained_epochs, write_results
+from experiment.scoring import (ScanSynthesis, TestScores, clear_results, fit_status, read_real,
+                                trained_epochs, write_results)
 from experiment.session import begin_training, plot_history, plot_shown_scans, report, run_experiment, tables
 from model import AAE, Diffusion, Discriminator, LatentSpace, UNet
 from runtime.checkpoints import StageRun
-from runtime.fit import drawn_for_all_ranks, fit, update
+from runtime.fit import draw_rows, fit, update
 from runtime.logs import progress_bar, say
 from runtime.signals import leave
 from utils import EMA, NotFiniteError, seed_everything, weights_key
@@ -48,7 +49,7 @@ def aae_step(aae: AAE, disc: Discriminator, opt_g: Optimizer, opt_d: Optimizer, 
     update(opt_g, lambda_rec * loss_rec + loss_adv, losses)                                  # lambda_rec 100
 
     with cast():
-        real, fake = disc(x).float(), disc(x_hat.detach()).float()                           # the hinge loss stops at x_hat
+        real, fake = disc(x).float(), disc(x_hat.detach()).float()             # the hinge loss stops at x_hat
         loss_disc = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
     losses["disc"] = loss_disc.item()
     update(opt_d, loss_disc, losses)
@@ -56,11 +57,13 @@ def aae_step(aae: AAE, disc: Discriminator, opt_g: Optimizer, opt_d: Optimizer, 
 
 
 def train_aae(exp: Experiment) -> None:
-    """Train the autoencoder against the discriminator on the training PETs; keep the epoch with the best validation score."""
+    """Train the autoencoder against the discriminator on the training PETs; keep the epoch with the best
+    validation score."""
     cfg = exp.cfg
     seed_everything(cfg.seed, "aae")
     aae, disc = build_aae(cfg, exp.device), build_discriminator(cfg, exp.device)
-    opt_g, opt_d = (Adam(network.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True) for network in (aae, disc))
+    opt_g = Adam(aae.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True)
+    opt_d = Adam(disc.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True)
     run = exp.stage_run("aae", {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d})
 
     volumes = exp.training_batches(cfg.aae_batch_size, "pet", jitter=True)
@@ -74,7 +77,8 @@ def train_aae(exp: Experiment) -> None:
         return {}, evaluate(reconstruct(exp, aae), validation, exp.measurement.image_scores, title)
 
     begin_training(exp, run, volumes, cfg.aae_epochs)
-    fit(run, volumes, step, validate=validate, epochs=cfg.aae_epochs, seed=cfg.seed, rate=cfg.aae_lr, decay=cfg.aae_lr_decay)
+    fit(run, volumes, step, validate=validate, epochs=cfg.aae_epochs, seed=cfg.seed, rate=cfg.aae_lr,
+        decay=cfg.aae_lr_decay)
     plot_history(exp)
 
 
@@ -94,10 +98,11 @@ def encode(exp: Experiment) -> None:
     """Encode the PETs that stage 2 needs with the best autoencoder; latents that are there already stay."""
     aae = exp.networks.best_aae()
     cache, needed, missing = exp.latents_to_make(aae)
-    say("encode", f"{len(missing)} of {len(exp.cohort.train + exp.cohort.validation)} latents are to be made, writes {cache.folder}")
+    say("encode", f"{len(missing)} of {len(exp.cohort.train + exp.cohort.validation)} latents are to be "
+                  f"made, writes {cache.folder}")
     for batch in progress_bar(exp.batches(needed, "pet", divided=True), desc="encode", unit="batch"):
         with exp.cast():
-            latents = aae.encoder(batch["pet"].to(exp.device)).float().cpu()                 # E(x), [B, C, d, h, w]
+            latents = aae.encoder(batch["pet"].to(exp.device)).float().cpu()           # E(x), [B, C, d, h, w]
         for name, latent in zip(batch["id"], latents, strict=True):
             if not torch.isfinite(latent).all():
                 raise NotFiniteError(f"the latent of {name} is not finite")
@@ -108,8 +113,8 @@ def encode(exp: Experiment) -> None:
 # ---------------------------------------------------------------- stage 2: the conditioned denoiser
 
 class LatentBatch(NamedTuple):
-    """A batch of stage 2: z_0 [B, C, d, h, w], mri [B, 1, D, H, W], label [B, K] weights of the label embeddings, and pet [B, 1, D, H, W],
-    or None where no image is compared."""
+    """A batch of stage 2: z_0 [B, C, d, h, w], mri [B, 1, D, H, W], label [B, K] weights of the label
+    embeddings, and pet [B, 1, D, H, W], or None where no image is compared."""
     z_0: Tensor
     mri: Tensor
     label: Tensor
@@ -121,7 +126,7 @@ class Stage2:
     """Process, latents and weights behind the loss of stage 2; the weights are settings of config.py."""
     diffusion: Diffusion
     space: LatentSpace
-    pet_std: float                                         # standard deviation of the PETs of the training list, over all voxels
+    pet_std: float                      # standard deviation of the PETs of the training list, over all voxels
     image_loss: float = 1.0                                # published: 0
     time_shift: float = 10.0                               # published: 1
     min_snr: float = 0.0
@@ -130,8 +135,8 @@ class Stage2:
 def ldm_loss(unet: UNet, stage_2: Stage2, batch: LatentBatch, t: Tensor, eps: Tensor) -> dict[str, Tensor]:
     """The loss of the denoiser and its terms, at steps t [B] with noise eps [B, C, d, h, w].
 
-    mse: squared error of its prediction of v, or of eps as published (Ho et al. 2020, Eq. 14); with min_snr 0 all weights are 1.
-    image: L1 between the decoded estimate of z_0 and the PET, in units of pet_std.
+    mse: squared error of its prediction of v, or of eps as published (Ho et al. 2020, Eq. 14); with min_snr 0
+    all weights are 1. image: L1 between the decoded estimate of z_0 and the PET, in units of pet_std.
     """
     diffusion = stage_2.diffusion
     z_t = diffusion.q_sample(batch.z_0, t, eps)
@@ -146,11 +151,12 @@ def ldm_loss(unet: UNet, stage_2: Stage2, batch: LatentBatch, t: Tensor, eps: Te
     return {"loss": mse + image, "mse": mse, "image": image}
 
 
-def ldm_step(unet: UNet, opt: Optimizer, stage_2: Stage2, batch: LatentBatch, cast: Callable = nullcontext) -> dict[str, float]:
+def ldm_step(unet: UNet, opt: Optimizer, stage_2: Stage2, batch: LatentBatch,
+             cast: Callable = nullcontext) -> dict[str, float]:
     """Update the denoiser on a batch at random steps and noise. Returns the terms of its loss."""
     z_0 = batch.z_0
-    t = drawn_for_all_ranks(stage_2.diffusion.draw_times, len(z_0), stage_2.time_shift)      # [B], in 1 .. T - 1
-    eps = drawn_for_all_ranks(torch.randn, *z_0.shape, device=z_0.device)
+    t = draw_rows(stage_2.diffusion.draw_times, len(z_0), stage_2.time_shift)   # [B], in 1 .. T - 1
+    eps = draw_rows(torch.randn, *z_0.shape, device=z_0.device)
     with cast():
         losses = ldm_loss(unet, stage_2, batch, t, eps)
     loss = losses.pop("loss")
@@ -165,8 +171,8 @@ def train_ldm(exp: Experiment) -> None:
     seed_everything(cfg.seed, "ldm")
     unet = build_unet(cfg, exp.device)
     ema, opt = EMA(unet, cfg.ema_decay, cfg.ema_start), AdamW(unet.parameters(), cfg.ldm_lr, fused=True)
-    run = exp.stage_run("ldm", {"unet": unet, "ema": ema.module, "opt": opt}, autoencoder=weights_key(aae), aae_epochs=cfg.aae_epochs,
-                        **cfg.settings_of("validation"))
+    run = exp.stage_run("ldm", {"unet": unet, "ema": ema.module, "opt": opt}, autoencoder=weights_key(aae),
+                        aae_epochs=cfg.aae_epochs, **cfg.settings_of("validation"))
     subjects = exp.training_batches(cfg.ldm_batch_size, "mri", *(["pet"] if cfg.image_loss else []))
 
     begin_training(exp, run, subjects, cfg.ldm_epochs)
@@ -175,12 +181,14 @@ def train_ldm(exp: Experiment) -> None:
     plot_history(exp)
 
 
-def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA, opt: Optimizer, subjects: DataLoader) -> None:
+def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA, opt: Optimizer,
+                 subjects: DataLoader) -> None:
     """Take the epochs of stage 2 that are left."""
     cfg, latents, survey = exp.cfg, exp.load_latents(aae), exp.survey()
     run.metadata = run.metadata or exp.stage_2_metadata(aae, latents, survey)
     space = LatentSpace(aae, run.metadata["latent_mean"], run.metadata["latent_std"])
-    stage_2 = Stage2(build_diffusion(cfg, exp.device), space, survey.pet_std, cfg.image_loss, cfg.time_shift, cfg.min_snr)
+    stage_2 = Stage2(build_diffusion(cfg, exp.device), space, survey.pet_std, cfg.image_loss, cfg.time_shift,
+                     cfg.min_snr)
     to_latents = exp.latent_batches(space, latents, run.metadata["soft_labels"])
 
     def step(batch: dict) -> dict[str, float]:
@@ -189,20 +197,25 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
         return losses
 
     validation = exp.batches(exp.cohort.validation, "mri", "pet", batch=cfg.sampling_batch, divided=True)
-    synthesizer, predictor = exp.networks.synthesizer(space, ema.module), exp.networks.label_predictor(run.metadata)
-    sampler = LatentSampler(cfg, synthesizer, predictor, exp.measurement, cfg.validation_sampler, cfg.validation_steps, range(1))
+    synthesizer, predictor = (exp.networks.synthesizer(space, ema.module),
+                              exp.networks.label_predictor(run.metadata))
+    sampler = LatentSampler(cfg, synthesizer, predictor, exp.measurement, cfg.validation_sampler,
+                            cfg.validation_steps, range(1))
 
     def validate(title: str) -> tuple[dict[str, float], pd.DataFrame]:
         mse = validation_loss(exp, ema.module, stage_2, to_latents, validation)
-        return {"mse_validation": mse}, evaluate(sampler.synthesize, validation, exp.measurement.image_scores, title)
+        return {"mse_validation": mse}, evaluate(sampler.synthesize, validation, exp.measurement.image_scores,
+                                                 title)
 
-    fit(run, subjects, step, validate=validate, epochs=cfg.ldm_epochs, seed=cfg.seed, rate=cfg.ldm_lr, decay=cfg.ldm_lr_decay,
-        validate_every=cfg.validation_every)
+    fit(run, subjects, step, validate=validate, epochs=cfg.ldm_epochs, seed=cfg.seed, rate=cfg.ldm_lr,
+        decay=cfg.ldm_lr_decay, validate_every=cfg.validation_every)
 
 
 @torch.no_grad()
-def validation_loss(exp: Experiment, unet: UNet, stage_2: Stage2, to_latents: Callable, validation: DataLoader) -> float:
-    """Squared error of the validation list, at steps and noise that are the same in every epoch and for any number of ranks."""
+def validation_loss(exp: Experiment, unet: UNet, stage_2: Stage2, to_latents: Callable,
+                    validation: DataLoader) -> float:
+    """Squared error of the validation list, at steps and noise that are the same in every epoch and for any
+    number of ranks."""
     def mse_of(batch: dict) -> float:
         latent_batch = LatentBatch(*to_latents(batch))
         seed_everything(exp.cfg.seed, "validation loss", *batch["id"])
@@ -215,19 +228,22 @@ def validation_loss(exp: Experiment, unet: UNet, stage_2: Stage2, to_latents: Ca
 # ---------------------------------------------------------------- test
 
 def test(exp: Experiment) -> None:
-    """Reconstruct and synthesize the test list with the best checkpoints; score image, uptake and status beside the baselines."""
+    """Reconstruct and synthesize the test list with the best checkpoints; score image, uptake and status
+    beside the baselines."""
     cfg, cohort, measurement = exp.cfg, exp.cohort, exp.measurement
     synthesizer, predictor = exp.networks.best_synthesizer()
     sampler, survey, epochs = exp.latent_sampler(synthesizer, predictor), exp.survey(), trained_epochs(exp)
-    say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} latent samples by {cfg.sampler}, {sampler.evaluations} network "
-                f"evaluations a scan, writes {cfg.result_dir}/*.csv and synthesized/")
+    say("test", f"{len(cohort.test)} subjects, {cfg.samples_per_scan} latent samples by {cfg.sampler}, "
+                f"{sampler.evaluations} network evaluations a scan, writes {cfg.result_dir}/*.csv and "
+                "synthesized/")
     for remark in measurement.remarks(cohort.affine, exp.crop):
         say("test", remark)
     real = read_real(exp, survey)
     classifiers = fit_status(exp, real, synthesizer)
 
     aae = exp.networks.best_aae()
-    methods = {"aae": reconstruct(exp, aae), "il_cldm": ScanSynthesis(exp, sampler, cohort.test)} | reference_methods(exp, aae, survey)
+    methods = {"aae": reconstruct(exp, aae), "il_cldm": ScanSynthesis(exp, sampler, cohort.test)}
+    methods |= reference_methods(exp, aae, survey)
     clear_results(exp)
     subjects = {}
     for method, predict in methods.items():
@@ -235,7 +251,8 @@ def test(exp: Experiment) -> None:
         batches = exp.batches(cohort.test, "mri", "pet", batch=at_once, divided=True)
         subjects[method] = evaluate(predict, batches, measurement.all_measures, f"test {method}")
     batches = exp.batches(cohort.validation, "mri", "pet", batch=cfg.scans_at_once, divided=True)
-    validation = evaluate(methods["il_cldm"], batches, measurement.all_measures, "test il_cldm, validation list")
+    validation = evaluate(methods["il_cldm"], batches, measurement.all_measures,
+                          "test il_cldm, validation list")
 
     write_results(exp, synthesizer, TestScores(subjects, validation, real, classifiers, epochs))
     plot_shown_scans(exp)
@@ -243,19 +260,20 @@ def test(exp: Experiment) -> None:
 
 # ---------------------------------------------------------------- the run
 
-STAGES = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "baselines": train_baselines, "test": test, "report": report,
-          "tables": tables}                                # after the check of the cohort, in this order
+STAGES = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "baselines": train_baselines, "test": test,
+          "report": report, "tables": tables}  # after the check of the cohort, in this order
 
 # First word after main.py -> the module whose main() has settings of its own.
-WORDS = {"preprocess": "cohort.preprocess", "prepare": "cohort.prepare", "synthesize": "newscans.synthesize", "sweep": "studies.sweep",
-         "study": "studies.repairs", "benchmark": "studies.benchmark"}
-ABOUT = ("IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes result/<exp>/. Running the same command "
-         f"again continues where it stopped. With settings of their own: main.py {', '.join(WORDS)}.")
+WORDS = {"preprocess": "cohort.preprocess", "prepare": "cohort.prepare", "synthesize": "newscans.synthesize",
+         "sweep": "studies.sweep", "study": "studies.repairs", "benchmark": "studies.benchmark"}
+ABOUT = ("IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes "
+         "result/<exp>/. Running the same command again continues where it stopped. With settings of their "
+         f"own: main.py {', '.join(WORDS)}.")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the stages with a command line's settings, or hand it to the tool that its first word names. Returns the exit code
-    (docs/running.md)."""
+    """Run the stages with a command line's settings, or hand it to the tool that its first word names.
+    Returns the exit code (docs/running.md)."""
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in WORDS:
         return importlib.import_module(WORDS[argv[0]]).main(argv[1:])

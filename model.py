@@ -1,8 +1,8 @@
 """The networks and the diffusion process of IL-CLDM (Ou et al., IEEE JBHI 29(2):1221-1231, 2025).
 
-Dimension key: B batch, C latent channels, K labels, D H W volume voxels, d h w latent voxels, T diffusion steps.
-Symbols: x PET, x_hat reconstruction, m MRI, y label, z_0 latent, z_t latent noised to step t, eps noise.
-The defaults of the classes are the published networks.
+Dimension key: B batch, C latent channels, K labels, D H W volume voxels, d h w latent voxels, T diffusion
+steps. Symbols: x PET, x_hat reconstruction, m MRI, y label, z_0 latent, z_t latent noised to step t, eps
+noise. The defaults of the classes are the published networks.
 """
 import math
 import re
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-FEW_VOXELS = 2 ** 17                                       # so few that synthetic volumes of both memory layouts agree within 1e-5
+FEW_VOXELS = 2 ** 17                  # so few that synthetic volumes of both memory layouts agree within 1e-5
 
 
 def conv3(in_channels: int, out_channels: int) -> nn.Conv3d:
@@ -36,7 +36,8 @@ def up(channels: int) -> nn.ConvTranspose3d:
 class GroupNorm(nn.GroupNorm):
     """nn.GroupNorm that stays exact on large volumes, whatever their memory layout.
 
-    torch's CPU kernel for channels_last adds up in plain float32: on 160x192x160 voxels it is off by 1e-2, on 40x48x40 by 1e-4.
+    torch's CPU kernel for channels_last adds up in plain float32: on 160x192x160 voxels it is off by 1e-2, on
+    40x48x40 by 1e-4.
     """
 
     def forward(self, h: Tensor) -> Tensor:
@@ -44,7 +45,8 @@ class GroupNorm(nn.GroupNorm):
 
 
 class RecomputedBlock(nn.Module):
-    """A block whose activations can be recomputed in the backward pass instead of kept; see recompute_activations."""
+    """A block whose activations can be recomputed in the backward pass instead of kept; see
+    recompute_activations."""
 
     recomputed = False
 
@@ -55,7 +57,8 @@ class RecomputedBlock(nn.Module):
 
 
 def recompute_activations(network: nn.Module) -> None:
-    """Trade time for memory in training: every residual block keeps its inputs alone (Chen et al. 2016, arXiv 1604.06174)."""
+    """Trade time for memory in training: every residual block keeps its inputs alone (Chen et al. 2016, arXiv
+    1604.06174)."""
     for block in network.modules():
         if isinstance(block, RecomputedBlock):
             block.recomputed = True
@@ -81,13 +84,14 @@ class ResBlock(RecomputedBlock):
 
 
 class AAE(nn.Module):
-    """3D autoencoder of PET volumes, trained against a Discriminator; one entry of channels a resolution level.
+    """3D autoencoder of PET volumes, trained against a Discriminator; one entry of channels a resolution
+    level.
 
-    aae(x) reconstructs x: [B, 1, D, H, W] in [0, 1] -> the same shape, not clamped. aae.encoder(x) is the latent
-    [B, C, d, h, w] with d = D / 2**(len(channels) - 1); aae.decoder turns it back.
-    output_norm: the GroupNorm before the last convolution of encoder and decoder (published: True). It removes the
-    absolute level of the features and with it the level of uptake, so the project's default leaves it out.
-    block_norm: the GroupNorms of the residual blocks (published: True), which leave the level to the paths beside them.
+    aae(x) reconstructs x: [B, 1, D, H, W] in [0, 1] -> the same shape, not clamped. aae.encoder(x) is the
+    latent [B, C, d, h, w] with d = D / 2**(len(channels) - 1); aae.decoder turns it back. output_norm: the
+    GroupNorm before the last convolution of encoder and decoder (published: True). It removes the absolute
+    level of the features and with it the level of uptake, so the project's default leaves it out. block_norm:
+    the GroupNorms of the residual blocks (published: True), which leave the level to the paths beside them.
     """
 
     def __init__(self, channels: tuple[int, ...] = (16, 32, 64), latent_channels: int = 1,
@@ -119,7 +123,8 @@ class AAE(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Patch discriminator: [B, 1, D, H, W] -> one logit a patch [B, 1, D / 2**n, ...], n = len(channels) + 1."""
+    """Patch discriminator: [B, 1, D, H, W] -> one logit a patch [B, 1, D / 2**n, ...], n = len(channels) +
+    1."""
 
     def __init__(self, channels: tuple[int, ...] = (16, 32, 64, 128)):
         super().__init__()
@@ -138,16 +143,19 @@ class Discriminator(nn.Module):
 class Extractor(nn.Module):
     """Image conditioning: the MRI [B, 1, D, H, W] as one channel on the latent grid, [B, 1, d, h, w].
 
-    downscale = D / d, a power of two. The published network halves the grid in its first and last convolution.
+    downscale = D / d, a power of two. The published network halves the grid in its first and last
+    convolution.
     """
 
     def __init__(self, downscale: int = 4, channels: int = 16):
         super().__init__()
         halvings = int(math.log2(downscale))
-        layers: list[nn.Module] = [(down if halvings >= 1 else conv3)(1, channels), ResBlock(channels, channels)]
+        layers: list[nn.Module] = [(down if halvings >= 1 else conv3)(1, channels),
+                                   ResBlock(channels, channels)]
         for _ in range(halvings - 2):
             layers += [down(channels, channels), ResBlock(channels, channels)]
-        layers += [GroupNorm(16, channels, eps=1e-6), nn.SiLU(), (down if halvings >= 2 else conv3)(channels, 1)]
+        layers += [GroupNorm(16, channels, eps=1e-6), nn.SiLU(),
+                   (down if halvings >= 2 else conv3)(channels, 1)]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, mri: Tensor) -> Tensor:
@@ -171,14 +179,18 @@ class NoExtractor(nn.Module):
 class Pyramid(nn.Module):
     """Multi-scale image conditioning: features of the MRI at every level of the UNet.
 
-    mri [B, 1, D, H, W] -> a list of [B, channels, d, h, w], the first on the latent grid, each further one at half the one before.
+    mri [B, 1, D, H, W] -> a list of [B, channels, d, h, w], the first on the latent grid, each further one at
+    half the one before.
     """
 
     def __init__(self, downscale: int, levels: int, channels: int = 16):
         super().__init__()
         halvings = int(math.log2(downscale))
-        first = [conv3(1, channels), *(down(channels, channels) for _ in range(halvings)), ResBlock(channels, channels)]
-        further = [nn.Sequential(down(channels, channels), ResBlock(channels, channels)) for _ in range(levels - 1)]
+        first = [conv3(1, channels), *(down(channels, channels) for _ in range(halvings)),
+                 ResBlock(channels, channels)]
+        further = [
+            nn.Sequential(down(channels, channels), ResBlock(channels, channels)) for _ in range(levels - 1)
+        ]
         self.levels = nn.ModuleList([nn.Sequential(*first), *further])
 
     def forward(self, mri: Tensor) -> list[Tensor]:
@@ -193,15 +205,17 @@ class Pyramid(nn.Module):
 class Projector(nn.Module):
     """Label conditioning: the time step and, if given, the label as one embedding [B, time_dim].
 
-    t: [B] int64. label: None (no label), [B] int64 in [0, K), or [B, K] float weights of the K label embeddings:
-    a one-hot row is a label, a row of probabilities mixes the embeddings, a row of zeros is no label.
+    t: [B] int64. label: None (no label), [B] int64 in [0, K), or [B, K] float weights of the K label
+    embeddings: a one-hot row is a label, a row of probabilities mixes the embeddings, a row of zeros is no
+    label.
     """
 
     def __init__(self, time_dim: int = 128, num_classes: int = 2):
         super().__init__()
         k = torch.arange(time_dim // 2, dtype=torch.float32)
         self.register_buffer("frequencies", torch.exp(-math.log(10000.0) * 2 * k / time_dim))
-        self.time = nn.Sequential(nn.Linear(time_dim, 4 * time_dim), nn.SiLU(), nn.Linear(4 * time_dim, time_dim))
+        self.time = nn.Sequential(nn.Linear(time_dim, 4 * time_dim), nn.SiLU(),
+                                  nn.Linear(4 * time_dim, time_dim))
         self.label = nn.Embedding(num_classes, time_dim)
 
     def forward(self, t: Tensor, label: Tensor | None = None) -> Tensor:
@@ -226,15 +240,18 @@ class Attention(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """h [B, channels, d, h, w] -> the same shape."""
-        q, k, v = self.qkv(self.norm(h)).flatten(2).transpose(1, 2).chunk(3, dim=2)          # each [B, d*h*w, channels]
+        # each [B, d*h*w, channels]
+        q, k, v = self.qkv(self.norm(h)).flatten(2).transpose(1, 2).chunk(3, dim=2)
         attended = F.scaled_dot_product_attention(q, k, v)
-        return h + self.out(attended.transpose(1, 2).reshape(h.shape))                       # [B, channels, d, h, w]
+        return h + self.out(attended.transpose(1, 2).reshape(h.shape))                # [B, channels, d, h, w]
 
 
 class UNetBlock(RecomputedBlock):
-    """Residual block that adds the time-and-label embedding to every channel, with attention after it if wanted."""
+    """Residual block that adds the time-and-label embedding to every channel, with attention after it if
+    wanted."""
 
-    def __init__(self, in_channels: int, out_channels: int, time_dim: int, norm_groups: int, attention: bool = False):
+    def __init__(self, in_channels: int, out_channels: int, time_dim: int, norm_groups: int,
+                 attention: bool = False):
         super().__init__()
         self.norm1 = GroupNorm(norm_groups, in_channels)
         self.conv1 = conv3(in_channels, out_channels)
@@ -255,18 +272,20 @@ class UNetBlock(RecomputedBlock):
 class UNet(nn.Module):
     """The denoiser: the network that predicts noise or v from z_t, the MRI, the time step and the label.
 
-    unet(z_t, mri, t, label): z_t [B, C, d, h, w], mri [B, 1, D, H, W] in [0, 1], t [B] int64 in [0, T), label as in
-    Projector; returns [B, C, d, h, w]. What it sees of the MRI is the same at every step of a sampling run, so
-    samplers call unet.condition(mri) once and then unet.denoise(z_t, condition, t, label).
-    downscale = D / d. attention_levels: levels of channel_mults with attention in every block (the middle always has it).
-    image_conditioning False leaves the MRI out. multiscale: features of the MRI are added at every level (not published).
-    regression: a network from MRI to PET, whose input is the MRI itself; then z_t has no channels and C is 1.
+    unet(z_t, mri, t, label): z_t [B, C, d, h, w], mri [B, 1, D, H, W] in [0, 1], t [B] int64 in [0, T), label
+    as in Projector; returns [B, C, d, h, w]. What it sees of the MRI is the same at every step of a sampling
+    run, so samplers call unet.condition(mri) once and then unet.denoise(z_t, condition, t, label). downscale
+    = D / d. attention_levels: levels of channel_mults with attention in every block (the middle always has
+    it). image_conditioning False leaves the MRI out. multiscale: features of the MRI are added at every level
+    (not published). regression: a network from MRI to PET, whose input is the MRI itself; then z_t has no
+    channels and C is 1.
     """
 
-    def __init__(self, latent_channels: int = 1, base_channels: int = 128, channel_mults: tuple[int, ...] = (1, 2, 2, 4),
-                 res_blocks: int = 2, time_dim: int = 128, num_classes: int = 2, norm_groups: int = 32,
-                 attention_levels: tuple[int, ...] = (), downscale: int = 4, image_conditioning: bool = True,
-                 multiscale: bool = False, regression: bool = False):
+    def __init__(self, latent_channels: int = 1, base_channels: int = 128,
+                 channel_mults: tuple[int, ...] = (1, 2, 2, 4), res_blocks: int = 2, time_dim: int = 128,
+                 num_classes: int = 2, norm_groups: int = 32, attention_levels: tuple[int, ...] = (),
+                 downscale: int = 4, image_conditioning: bool = True, multiscale: bool = False,
+                 regression: bool = False):
         super().__init__()
         if regression:
             self.extractor, inputs = nn.Identity(), 1
@@ -283,7 +302,7 @@ class UNet(nn.Module):
         self.multiscale = multiscale and image_conditioning
         if self.multiscale:
             self.pyramid = Pyramid(downscale, len(widths))
-            first_widths = (base_channels, *widths[:-1])                                     # with which each level begins
+            first_widths = (base_channels, *widths[:-1])                        # with which each level begins
             self.inject = nn.ModuleList(nn.Conv3d(16, width, 1) for width in first_widths)
 
         layers: list[nn.Module] = [conv3(inputs, base_channels)]
@@ -314,25 +333,30 @@ class UNet(nn.Module):
         return self.denoise(z_t, self.condition(mri), t, label)
 
     def condition(self, mri: Tensor) -> list[Tensor]:
-        """What the denoiser sees of the MRI: the Extractor's channel [B, 1, d, h, w], and with multiscale the features of all levels."""
+        """What the denoiser sees of the MRI: the Extractor's channel [B, 1, d, h, w], and with multiscale the
+        features of all levels."""
         return [self.extractor(mri), *(self.pyramid(mri) if self.multiscale else [])]
 
     def denoise(self, z_t: Tensor, condition: list[Tensor], t: Tensor, label: Tensor | None = None) -> Tensor:
         """As forward, with condition(mri) in place of the MRI."""
         embedding = self.projector(t, label)                                                 # [B, time_dim]
-        h, skips = torch.cat([z_t, condition[0]], dim=1), []                                 # [B, C + 1, d, h, w]
+        h, skips = torch.cat([z_t, condition[0]], dim=1), []                             # [B, C + 1, d, h, w]
         features = []
         if self.multiscale:
             features = [inject(one) for inject, one in zip(self.inject, condition[1:], strict=True)]
         for layer in self.down:
             h = layer(h, embedding) if isinstance(layer, UNetBlock) else layer(h)
-            if features and not isinstance(layer, UNetBlock):                                # a new level begins
+            if features and not isinstance(layer, UNetBlock):                             # a new level begins
                 h = h + features.pop(0)
             skips.append(h)
         for layer in self.mid:
             h = layer(h, embedding)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(layer, UNetBlock) else layer(h)
+            h = (
+                layer(torch.cat([h, skips.pop()], dim=1), embedding)
+                if isinstance(layer, UNetBlock)
+                else layer(h)
+            )
         return self.out(h)                                                                   # [B, C, d, h, w]
 
 
@@ -341,16 +365,18 @@ class UNet(nn.Module):
 class Diffusion(nn.Module):
     """The Gaussian diffusion with linear beta (Ho et al. 2020) and its samplers.
 
-    prediction: what the network's output means: 'eps' the noise (published), 'v' = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) z_0
-    (Salimans and Ho 2022), or 'x0' the clean latent. zero_terminal_snr: shrink sqrt(alpha_bar) until it ends at 0 (Lin et al. 2024,
-    Algorithm 1); for DDIM and for v and x0 alone. A denoise function takes z_t [B, C, d, h, w] and t [B] int64.
+    prediction: what the network's output means: 'eps' the noise (published), 'v' = sqrt(alpha_bar) eps -
+    sqrt(1 - alpha_bar) z_0 (Salimans and Ho 2022), or 'x0' the clean latent. zero_terminal_snr: shrink
+    sqrt(alpha_bar) until it ends at 0 (Lin et al. 2024, Algorithm 1); for DDIM and for v and x0 alone. A
+    denoise function takes z_t [B, C, d, h, w] and t [B] int64.
     """
 
     def __init__(self, T: int = 1000, beta: tuple[float, float] = (1e-4, 0.02), prediction: str = "eps",
                  zero_terminal_snr: bool = False):
         super().__init__()
         assert prediction in ("eps", "v", "x0"), prediction
-        assert not (zero_terminal_snr and prediction == "eps"), "of pure noise, the noise says nothing about z_0"
+        assert not (zero_terminal_snr and prediction == "eps"), ("of pure noise, the noise says nothing "
+                                                                 "about z_0")
         self.T, self.prediction = T, prediction
         beta_t = torch.linspace(*beta, T, dtype=torch.float64)
         alpha_bar = torch.cumprod(1 - beta_t, dim=0)
@@ -365,7 +391,8 @@ class Diffusion(nn.Module):
         return self.alpha_bar[t].view(-1, 1, 1, 1, 1)                                        # [B, 1, 1, 1, 1]
 
     def q_sample(self, z_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Draw z_t ~ q(z_t | z_0) (Ho et al. 2020, Eq. 4). z_0, eps: [B, C, d, h, w]; t: [B] int64 in [0, T)."""
+        """Draw z_t ~ q(z_t | z_0) (Ho et al. 2020, Eq. 4). z_0, eps: [B, C, d, h, w]; t: [B] int64 in [0,
+        T)."""
         alpha_bar_t = self._alpha_bar(t)
         return alpha_bar_t.sqrt() * z_0 + (1 - alpha_bar_t).sqrt() * eps
 
@@ -389,26 +416,29 @@ class Diffusion(nn.Module):
         return signal * z_t - noise * output, noise * z_t + signal * output
 
     def draw_times(self, n: int, shift: float = 1.0) -> Tensor:
-        """Random steps for training, [n] int64 in 1 .. T - 1 (paper); uniform at shift 1, above it more of them at high noise: the u of
-        T u becomes shift u / (1 + (shift - 1) u) (Esser et al. 2024, Eq. 23)."""
+        """Random steps for training, [n] int64 in 1 .. T - 1 (paper); uniform at shift 1, above it more of
+        them at high noise: the u of T u becomes shift u / (1 + (shift - 1) u) (Esser et al. 2024, Eq. 23)."""
         if shift == 1:
             return torch.randint(1, self.T, (n,), device=self.beta.device)
         u = torch.rand(n, device=self.beta.device)
         return 1 + (shift * u / (1 + (shift - 1) * u) * (self.T - 1)).long().clamp(max=self.T - 2)
 
     def loss_weight(self, t: Tensor, gamma: float) -> Tensor:
-        """Min-SNR-gamma weight of the squared error of the network's output at t (Hang et al. 2023, Section 3.4), [B]: that of z_0 is
-        min(SNR, gamma). gamma 0: no weights."""
+        """Min-SNR-gamma weight of the squared error of the network's output at t (Hang et al. 2023, Section
+        3.4), [B]: that of z_0 is min(SNR, gamma). gamma 0: no weights."""
         if not gamma:
             return torch.ones_like(self.alpha_bar[t])
         snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])
-        of_z_0 = {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.prediction]     # how the output's error counts in z_0's
+        # how the output's error counts in z_0's
+        of_z_0 = {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.prediction]
         return snr.clamp(max=gamma) / of_z_0
 
-    def ddpm(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, noise: Iterator[Tensor]) -> Tensor:
+    def ddpm(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor,
+             noise: Iterator[Tensor]) -> Tensor:
         """Ancestral sampling (Ho et al. 2020, Algorithm 2, variance beta_t) over t = T - 1, ..., 1.
 
-        z_T: [B, C, d, h, w]. noise gives T - 2 further tensors of that shape, one a step but the last. Returns z_0.
+        z_T: [B, C, d, h, w]. noise gives T - 2 further tensors of that shape, one a step but the last.
+        Returns z_0.
         """
         z_t = z_T
         for t in range(self.T - 1, 0, -1):
@@ -421,7 +451,8 @@ class Diffusion(nn.Module):
         return z_t
 
     def ddim(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, steps: int) -> Tensor:
-        """Deterministic DDIM (Song et al. 2021, Eq. 12, eta 0) with `steps` network evaluations, evenly spaced in t.
+        """Deterministic DDIM (Song et al. 2021, Eq. 12, eta 0) with `steps` network evaluations, evenly
+        spaced in t.
 
         z_T: [B, C, d, h, w]. Returns z_0; the estimate of the last evaluation is the result.
         """
@@ -434,10 +465,12 @@ class Diffusion(nn.Module):
         return z_t
 
     def dpm(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, steps: int) -> Tensor:
-        """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2): deterministic, second order, `steps` network evaluations.
+        """DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, Algorithm 2): deterministic, second order,
+        `steps` network evaluations.
 
-        z_T: [B, C, d, h, w]. Returns z_0; the estimate of the last evaluation is the result. The steps are even in
-        lambda = log(alpha / sigma), half the log of the signal-to-noise ratio; where two would fall on one t, there is one less.
+        z_T: [B, C, d, h, w]. Returns z_0; the estimate of the last evaluation is the result. The steps are
+        even in lambda = log(alpha / sigma), half the log of the signal-to-noise ratio; where two would fall
+        on one t, there is one less.
         """
         alpha_bar, lambda_t = self.alpha_bar.double(), self._lambda()
         times = self._even_in_lambda(steps)
@@ -461,7 +494,8 @@ class Diffusion(nn.Module):
     def _even_in_lambda(self, steps: int) -> list[int]:
         """Times from T - 1 down to 1, as even in lambda as whole steps can be."""
         lambda_t = self._lambda()
-        even = torch.linspace(lambda_t[-1].item(), lambda_t[1].item(), steps, dtype=torch.float64, device=lambda_t.device)
+        even = torch.linspace(lambda_t[-1].item(), lambda_t[1].item(), steps, dtype=torch.float64,
+                              device=lambda_t.device)
         return torch.unique((lambda_t[1:, None] - even).abs().argmin(dim=0) + 1).flip(0).tolist()
 
     def evaluations(self, sampler: str, steps: int) -> int:
@@ -469,10 +503,12 @@ class Diffusion(nn.Module):
         return {"ddpm": self.T - 1, "ddim": steps, "dpm": len(self._even_in_lambda(steps))}[sampler]
 
 
-# ---------------------------------------------------------------- latents, and the synthesis of a PET from them
+# ---------------------------------------------------------------- latents, and the synthesis of a PET from
+# them
 
 class LatentSpace:
-    """The latents that the diffusion sees, z_0 = (E(x) - mean) / std, with the frozen autoencoder that they belong to.
+    """The latents that the diffusion sees, z_0 = (E(x) - mean) / std, with the frozen autoencoder that they
+    belong to.
 
     mean, std: of E(x) over the training list, or 0 and 1 where latents are taken as they come (published).
     """
@@ -492,18 +528,22 @@ class LatentSpace:
 class Synthesizer:
     """From MRIs to their PETs: sample latents, average them, decode.
 
-    batch: latent samples that go through the denoiser at once. cast: gives the context, such as autocast, in which the networks compute.
+    batch: latent samples that go through the denoiser at once. cast: gives the context, such as autocast, in
+    which the networks compute.
     """
 
-    def __init__(self, space: LatentSpace, unet: UNet, diffusion: Diffusion, batch: int = 8, cast: Callable = nullcontext):
+    def __init__(self, space: LatentSpace, unet: UNet, diffusion: Diffusion, batch: int = 8,
+                 cast: Callable = nullcontext):
         self.space, self.unet, self.diffusion, self.batch, self.cast = space, unet, diffusion, batch, cast
 
     @torch.no_grad()
-    def sample(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str, steps: int) -> Tensor:
+    def sample(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str,
+               steps: int) -> Tensor:
         """mri [B, 1, D, H, W] in [0, 1] -> m samples of each z_0, [B, m, C, d, h, w].
 
-        label: weights of the label embeddings of each scan [B, K], or None. noise[b][k] gives tensors [C, d, h, w] for sample k of scan b,
-        z_T first. sampler: 'ddpm' (T - 1 evaluations), 'ddim' or 'dpm' (`steps` evaluations). The Extractor sees each MRI once.
+        label: weights of the label embeddings of each scan [B, K], or None. noise[b][k] gives tensors [C, d,
+        h, w] for sample k of scan b, z_T first. sampler: 'ddpm' (T - 1 evaluations), 'ddim' or 'dpm' (`steps`
+        evaluations). The Extractor sees each MRI once.
         """
         m, streams = len(noise[0]), []
         for scan in noise:
@@ -516,11 +556,14 @@ class Synthesizer:
         z_0 = []
         for first in range(0, len(streams), self.batch):
             part = slice(first, first + self.batch)
-            z_0.append(self._sample([one[part] for one in condition], None if label is None else label[part], streams[part],
-                                    sampler, steps))
+            z_0.append(
+                self._sample([one[part] for one in condition], None if label is None else label[part],
+                             streams[part], sampler, steps)
+            )
         return torch.cat(z_0).unflatten(0, (len(mri), m))
 
-    def _sample(self, condition: list[Tensor], label: Tensor | None, streams: list[Iterator[Tensor]], sampler: str, steps: int) -> Tensor:
+    def _sample(self, condition: list[Tensor], label: Tensor | None, streams: list[Iterator[Tensor]],
+                sampler: str, steps: int) -> Tensor:
         """One sample for each stream of noise, all at once: [n, C, d, h, w]."""
         noise = (torch.stack(tensors).to(condition[0].device) for tensors in zip(*streams, strict=True))
 
@@ -537,7 +580,7 @@ class Synthesizer:
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:
         """z_0 [B, C, d, h, w] -> x_hat [B, 1, D, H, W], clamped to [0, 1]."""
-        with self.cast():                                  # two at a time: a decoder's activations are the largest of all
+        with self.cast():                      # two at a time: a decoder's activations are the largest of all
             return torch.cat([self.space.decode(part).clamp(0, 1) for part in z_0.split(2)])
 
     def decode_samples(self, z_0: Tensor) -> Tensor:
@@ -552,7 +595,7 @@ def std_over_samples(values: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- weights of the published code
 
-_PUBLISHED_NAMES = [                                       # (pattern in the published name, ours), applied in order
+_PUBLISHED_NAMES = [                                 # (pattern in the published name, ours), applied in order
     (r"^module\.", ""),
     (r"^(encoder|decoder)\.model\.", r"\1."),
     (r"^model\.", "layers."),
@@ -582,9 +625,10 @@ _PUBLISHED_NAMES = [                                       # (pattern in the pub
 def load_published(module: nn.Module, state_dict: dict) -> None:
     """Load weights under the published names into our AAE, Discriminator or UNet, in place.
 
-    state_dict: name -> tensor, or a whole published checkpoint {"state_dict", "optimizer"}; names may carry the prefix
-    `module.`. Running statistics of batch norms may be absent: the published code does not save the discriminator.
-    Raises ValueError that lists every missing, unknown or misshapen weight; the module is then unchanged.
+    state_dict: name -> tensor, or a whole published checkpoint {"state_dict", "optimizer"}; names may carry
+    the prefix `module.`. Running statistics of batch norms may be absent: the published code does not save
+    the discriminator. Raises ValueError that lists every missing, unknown or misshapen weight; the module is
+    then unchanged.
     """
     weights = {}
     for published, tensor in state_dict.get("state_dict", state_dict).items():
@@ -601,8 +645,12 @@ def load_published(module: nn.Module, state_dict: dict) -> None:
         if name not in own:
             problems.append(f"unknown: {published}, shape {tuple(tensor.shape)}")
         elif own[name].shape != tensor.shape:
-            problems.append(f"misshapen: {published} is {tuple(tensor.shape)}, the network has {tuple(own[name].shape)}")
+            problems.append(f"misshapen: {published} is {tuple(tensor.shape)}, the network has "
+                            f"{tuple(own[name].shape)}")
     if problems:
-        raise ValueError(f"these weights do not fit this {type(module).__name__}; check its channels, levels and norms:\n  "
-                         + "\n  ".join(problems))
+        raise ValueError(
+            f"these weights do not fit this {type(module).__name__}; check its channels, levels and norms:\n "
+            " "
+            + "\n  ".join(problems)
+        )
     module.load_state_dict({name: tensor for name, (_, tensor) in weights.items()}, strict=False)

@@ -12,19 +12,23 @@ from torch import Tensor
 
 
 class InputError(ValueError):
-    """Wrong data or settings of the user's: main prints the message without a traceback and exits with code 2."""
+    """Wrong data or settings of the user's: main prints the message without a traceback and exits with code
+    2."""
 
 
 class NotFiniteError(RuntimeError):
-    """A loss, a gradient, weights or a synthesized volume are NaN or infinite: main prints where, and exits with code 3."""
+    """A loss, a gradient, weights or a synthesized volume are NaN or infinite: main prints where, and exits
+    with code 3."""
 
 
 # ---------------------------------------------------------------- device, precision and randomness
 
 def pick_device(name: str, index: int = 0) -> torch.device:
-    """'auto', 'cpu' or 'cuda' as a device, the GPU with that index. Raises InputError for cuda where there is none."""
+    """'auto', 'cpu' or 'cuda' as a device, the GPU with that index. Raises InputError for cuda where there is
+    none."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda was asked for, but torch finds no CUDA GPU here; use --device auto or --device cpu")
+        raise InputError("device cuda was asked for, but torch finds no CUDA GPU here; use --device auto or "
+                         "--device cpu")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.set_device(index)                           # what says only "cuda" means this one too
@@ -35,17 +39,22 @@ def has_bf16(device: torch.device) -> bool:
     """Whether the device has instructions for bfloat16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return any(getattr(torch.cpu, has, bool)() for has in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(
+        getattr(torch.cpu, has, bool)() for has in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    )
 
 
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that networks compute in: bfloat16 for 'bf16', and for 'auto' where the device has instructions for it; else float32.
+    """The type that networks compute in: bfloat16 for 'bf16', and for 'auto' where the device has
+    instructions for it; else float32.
 
-    Also lets a GPU use TF32 for what stays in float32 beside bfloat16, and forbids it otherwise. Raises InputError for a GPU without bf16.
+    Also lets a GPU use TF32 for what stays in float32 beside bfloat16, and forbids it otherwise. Raises
+    InputError for a GPU without bf16.
     """
     native = has_bf16(device)
     if name == "bf16" and device.type == "cuda" and not native:
-        raise InputError("precision bf16 was asked for, but this GPU has no bfloat16; use --precision auto or --precision fp32")
+        raise InputError("precision bf16 was asked for, but this GPU has no bfloat16; use --precision auto "
+                         "or --precision fp32")
     dtype = torch.bfloat16 if name == "bf16" or (name == "auto" and native) else torch.float32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = dtype == torch.bfloat16
     return dtype
@@ -69,14 +78,16 @@ def seed_everything(*parts) -> None:
 
 
 def draw_noise(seed: int, subject: str, draw: int, shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """Endless standard normal tensors of that shape, on the CPU; they depend on seed, subject and number of the draw alone."""
+    """Endless standard normal tensors of that shape, on the CPU; they depend on seed, subject and number of
+    the draw alone."""
     generator = torch.Generator().manual_seed(derived_seed(seed, subject, draw))
     while True:
         yield torch.randn(shape, generator=generator)
 
 
 class EMA:
-    """Exponential moving average of a module's weights, in .module; a plain copy for the first `start` steps."""
+    """Exponential moving average of a module's weights, in .module; a plain copy for the first `start`
+    steps."""
 
     def __init__(self, module: nn.Module, decay: float, start: int):
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
@@ -106,10 +117,12 @@ WINDOW = 7                                                 # voxels of SSIM's un
 
 
 def score_volume(x_hat: Tensor, x: Tensor, brain: np.ndarray) -> dict[str, float]:
-    """PSNR (dB), SSIM and MAE of one volume on the whole box and inside the brain; data range 1, SSIM window 7, uniform.
+    """PSNR (dB), SSIM and MAE of one volume on the whole box and inside the brain; data range 1, SSIM window
+    7, uniform.
 
-    x_hat, x: [D, H, W] float32 in [0, 1]; brain: [D, H, W] bool. Inside the brain: errors over its voxels only, and the mean of
-    the SSIM map over them. Computed where x_hat is: by scikit-image on a CPU, by torch on a GPU.
+    x_hat, x: [D, H, W] float32 in [0, 1]; brain: [D, H, W] bool. Inside the brain: errors over its voxels
+    only, and the mean of the SSIM map over them. Computed where x_hat is: by scikit-image on a CPU, by torch
+    on a GPU.
     """
     if x_hat.device.type != "cpu":
         return score_on_device(x_hat, x.to(x_hat.device), brain)
@@ -119,7 +132,8 @@ def score_volume(x_hat: Tensor, x: Tensor, brain: np.ndarray) -> dict[str, float
     return {"PSNR": peak_signal_noise_ratio(x, x_hat, data_range=1.0), "SSIM": float(ssim),
             "MAE": float(np.abs(x - x_hat).mean()),
             "PSNR_brain": peak_signal_noise_ratio(inside, inside_hat, data_range=1.0),
-            "SSIM_brain": float(ssim_map[brain].mean()), "MAE_brain": float(np.abs(inside - inside_hat).mean())}
+            "SSIM_brain": float(ssim_map[brain].mean()),
+            "MAE_brain": float(np.abs(inside - inside_hat).mean())}
 
 
 def score_on_device(x_hat: Tensor, x: Tensor, brain: np.ndarray) -> dict[str, float]:
@@ -135,16 +149,22 @@ def score_on_device(x_hat: Tensor, x: Tensor, brain: np.ndarray) -> dict[str, fl
 
 
 def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
-    """SSIM of every voxel of [D, H, W] (Wang et al. 2004), the volumes mirrored at their faces, as scikit-image's full map."""
+    """SSIM of every voxel of [D, H, W] (Wang et al. 2004), the volumes mirrored at their faces, as
+    scikit-image's full map."""
     fields = torch.stack([x, y, x * x, y * y, x * y])[:, None]                               # [5, 1, D, H, W]
     for axis in range(3):                                  # a uniform window is separable
         n, rim = x.shape[axis], WINDOW // 2
         mirrored = [*reversed(range(rim)), *range(n), *reversed(range(n - rim, n))]
         kernel = tuple(WINDOW if i == axis else 1 for i in range(3))
-        fields = F.avg_pool3d(fields.index_select(axis + 2, torch.tensor(mirrored, device=x.device)), kernel, stride=1)
+        fields = F.avg_pool3d(fields.index_select(axis + 2, torch.tensor(mirrored, device=x.device)), kernel,
+                              stride=1)
     mean_x, mean_y, xx, yy, xy = fields[:, 0]
     unbiased = WINDOW ** 3 / (WINDOW ** 3 - 1)
     variances = unbiased * (xx - mean_x ** 2 + yy - mean_y ** 2)
     covariance = unbiased * (xy - mean_x * mean_y)
     c_1, c_2 = 0.01 ** 2, 0.03 ** 2
-    return (2 * mean_x * mean_y + c_1) * (2 * covariance + c_2) / ((mean_x ** 2 + mean_y ** 2 + c_1) * (variances + c_2))
+    return (
+        (2 * mean_x * mean_y + c_1)
+        * (2 * covariance + c_2)
+        / ((mean_x**2 + mean_y**2 + c_1) * (variances + c_2))
+    )

@@ -1,4 +1,5 @@
-"""Image regression: a plain 3D UNet from the MRI to the PET, without latents, without noise and without label."""
+"""Image regression: a plain 3D UNet from the MRI to the PET, without latents, without noise and without
+label."""
 import torch
 from torch import Tensor
 
@@ -6,7 +7,8 @@ from model import UNet
 
 
 class ImageRegression:
-    """The denoiser's architecture on the grid of the volumes, trained by the mean squared error of the PET."""
+    """The denoiser's architecture on the grid of the volumes, trained by the mean squared error of the
+    PET."""
 
     name, modalities = "image_regression", ("mri", "pet")
 

@@ -1,6 +1,8 @@
-"""Latent regression: the denoiser's network, called once, from the MRI to the latent of the PET; without noise and without label.
+"""Latent regression: the denoiser's network, called once, from the MRI to the latent of the PET; without
+noise and without label.
 
-What the diffusion is better at than this, diffusion adds; the rest any regression of the latents on the MRI gives.
+What the diffusion is better at than this, diffusion adds; the rest any regression of the latents on the MRI
+gives.
 """
 import torch
 from torch import Tensor
@@ -9,15 +11,16 @@ from model import LatentSpace, UNet
 
 
 class LatentRegression:
-    """The denoiser's network with z_t = 0 at t = T - 1 for everyone, trained by the mean squared error of z_0.
+    """The denoiser's network with z_t = 0 at t = T - 1 for everyone, trained by the mean squared error of
+    z_0.
 
     latents: ID -> z_0 [C, d, h, w], of the training list; empty for a trained one. space: of these latents.
     """
 
     name, modalities = "latent_regression", ("mri",)
 
-    def __init__(self, network: UNet, space: LatentSpace, latents: dict[str, Tensor], timesteps: int, num_classes: int,
-                 latent_shape: tuple[int, ...]):
+    def __init__(self, network: UNet, space: LatentSpace, latents: dict[str, Tensor], timesteps: int,
+                 num_classes: int, latent_shape: tuple[int, ...]):
         self.network, self.space, self.latents = network, space, latents
         self.timesteps, self.num_classes, self.latent_shape = timesteps, num_classes, latent_shape
 

@@ -1,4 +1,5 @@
-"""The oracle of a phantom: the PET expected from a subject's anatomy and atrophy alone, an upper bound for what an MRI can tell."""
+"""The oracle of a phantom: the PET expected from a subject's anatomy and atrophy alone, an upper bound for
+what an MRI can tell."""
 from collections.abc import Callable
 from pathlib import Path
 

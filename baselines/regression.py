@@ -1,4 +1,5 @@
-"""The update and the prediction of a regression baseline, whatever it regresses: one network evaluation makes a PET of the MRI.
+"""The update and the prediction of a regression baseline, whatever it regresses: one network evaluation makes
+a PET of the MRI.
 
 Optimizer, batches, epochs, moving average and the choice of the best epoch are those of stage 2.
 """
@@ -17,8 +18,10 @@ from runtime.fit import update
 Regression = LatentRegression | ImageRegression
 
 
-def regression_step(baseline: Regression, opt: Optimizer, mri: Tensor, target: Tensor, cast: Callable = nullcontext) -> dict[str, float]:
-    """Update the baseline's network on mri [B, 1, D, H, W] and the target of its batch (mean squared error)."""
+def regression_step(baseline: Regression, opt: Optimizer, mri: Tensor, target: Tensor,
+                    cast: Callable = nullcontext) -> dict[str, float]:
+    """Update the baseline's network on mri [B, 1, D, H, W] and the target of its batch (mean squared
+    error)."""
     with cast():
         loss = F.mse_loss(baseline.output(baseline.network, mri).float(), target)
     losses = {"mse": loss.item()}

@@ -56,12 +56,12 @@ class PrepareSettings:
                                    "name, such as SCANDATE, EXAMDATE")
     label_column: str = setting("", "column of the table with the labels; empty: found by its "
                                     "name, such as AMYLOID_STATUS, label")
-    label_from: str = setting("status", "status: the column of labels, which ADNI decides tracer by tracer; "
+    label_from: str = setting("status", "status: the column of labels, decided by ADNI tracer by tracer; "
                               "centiloids: 1 from centiloid_cutoff on", choices=("status", "centiloids"))
     centiloid_cutoff: float = setting(20.0, "Centiloids from which on a PET is positive, with label_from "
                                             "centiloids; ADNI, florbetapir: 20", low=-100.0, high=300.0)
-    grey_zone: tuple[float, float] = setting(
-        (0.0, 0.0), "leave out Centiloids from the first to below the second: 10 30", low=-100.0, high=300.0)
+    grey_zone: tuple[float, float] = setting((0.0, 0.0), "leave out scans whose Centiloids lie from the first "
+                                             "to below the second; equal: none", low=-100.0, high=300.0)
     qc_keep: tuple[int, ...] = setting((2,), "values of the column qc_flag that pass; ADNI: 2", low=-9)
     tracer: str = setting("", "keep one tracer, as the column TRACER writes it, such as FBP; empty: all")
     window_days: int = setting(180, "most days between a scan and its row; amyloid grows over years", low=0)

@@ -25,13 +25,13 @@ TO_LPS = np.diag([-1.0, -1.0, 1.0])                        # its own inverse
 SEARCH_MM, LINEAR_MM = 8, 4                                # mm, voxels at which heads are compared
 SYN_MM, BRAIN_MM = 3, 2                                    # mm, voxels at which brains are compared
 SYN_ITERATIONS = (20, 10)                                  # at half of SYN_MM, then at it; more gain nothing
-RIM_MM = 8.0                                               # around the brain, compared too: else it may take skull
-BRAIN_HEIGHT = 75.0                                        # mm from the top of a head to the middle of its brain
-SMALLER = 1.08                                             # the template's brain is larger than most; see find_brain
+RIM_MM = 8.0                                               # around the brain, compared too, to keep skull out
+BRAIN_HEIGHT = 75.0                                        # mm from the top of a head to its brain's middle
+SMALLER = 1.08                                             # the template over most brains; see find_brain
 REFINED = 3                                                # starts of the search that ANTs refines
 PITCHES, TURNS = (-30, -15, 0, 15, 30), (-15, 0, 15)       # degrees; heads nod more than they turn
 SHIFTS_Y, SHIFTS_Z = (-12, 0, 12), (-24, -12, 0, 12, 24)   # mm, of the middle of the brain
-N4_MM = 8.0                                                # mm, voxels at which the smooth bias field is fitted
+N4_MM = 8.0                                                # mm, voxels at which the bias field is fitted
 LINEAR = {"aff_metric": "mattes", "aff_sampling": 32, "aff_random_sampling_rate": 1.0, "random_seed": 1}
 
 
@@ -258,16 +258,16 @@ def register_head(image, voxel_mm: int, nonlinear: bool, folder: Path) -> Head:
 
 
 def find_brain(image, voxel_mm: int, folder: Path) -> tuple[object, list[str]]:
-    """Mask of the brain of a whole head, on the head's grid, and the affine transforms of the head to the template.
+    """Mask of the brain of a whole head, and the affine transforms of the head to the template.
 
     The head goes to the template by an affine transform, then by SyN, which brings the template's brain mask
-    back.
+    back to the grid of the head. Without SMALLER some starts would fit the template's brain to the scalp.
     """
     import ants
 
     template, mask = (load_template(max(voxel_mm, BRAIN_MM), what) for what in ("template", "brain_mask"))
     voxels = image.numpy()
-    without_fat = np.minimum(voxels, np.percentile(voxels, 99.9))                 # which would fill the histograms
+    without_fat = np.minimum(voxels, np.percentile(voxels, 99.9))         # or it would fill the histograms
     rough = coarse(like(image, without_fat), LINEAR_MM)
     rough = correct_bias(rough, like(rough, rough.numpy() > threshold_otsu(rough.numpy()) / 2))
     affine = align(template, mask, rough, head_centre(rough), SMALLER, ("Similarity", "Affine"), folder)

@@ -1,4 +1,5 @@
-"""The measurement of a PET: image scores against the real one, what status and uptake are read from, and the masks behind them."""
+"""The measurement of a PET: image scores against the real one, what status and uptake are read from, and the
+masks behind them."""
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from utils import InputError, score_volume
 class MaskFiles:
     """Where the masks lie, as the settings name them; empty paths for what is not given.
 
-    regions: setting -> file, of the SUVR's cortex_mask and reference_mask, or none. centiloid: slope and intercept, or None.
+    regions: setting -> file, of the SUVR's cortex_mask and reference_mask, or none. centiloid: slope and
+    intercept, or None.
     """
     brain_mask: str
     regions: dict[str, Path]
@@ -31,7 +33,8 @@ class MaskFiles:
 class Measurement:
     """Masks on the crop, and what is measured through them.
 
-    brain: [D, H, W] bool. regions: of the SUVR, or None. voxel_mm: mean size of a voxel. files: where the masks come from.
+    brain: [D, H, W] bool. regions: of the SUVR, or None. voxel_mm: mean size of a voxel. files: where the
+    masks come from.
     """
     brain: np.ndarray
     regions: Regions | None
@@ -61,12 +64,17 @@ class Measurement:
             named = attempt(read_labels, Path(files.regions_image), Path(files.regions_table), affine, crop)
         voxel_mm = float(np.mean(voxel_sizes(affine)))
         if not masks and (files.regions_image or files.centiloid):
-            problems.append("regions_image and centiloid_slope need the SUVR's own regions: give cortex_mask and reference_mask")
+            problems.append("regions_image and centiloid_slope need the SUVR's own regions: give "
+                            "cortex_mask and reference_mask")
         if masks and all(mask is not None for mask in masks) and np.array_equal(*masks):
             problems.append("cortex_mask and reference_mask are the same region, so every SUVR would be 1")
         pool = pool_width(voxel_mm)
-        if brain is not None and not (pool_volume(torch.from_numpy(brain).float()[None, None], pool) >= 0.5).any():
-            problems.append(f"brain_mask {files.brain_mask}: too small or thin, no block of {pool}^3 voxels lies half inside")
+        if (
+            brain is not None
+            and not (pool_volume(torch.from_numpy(brain).float()[None, None], pool) >= 0.5).any()
+        ):
+            problems.append(f"brain_mask {files.brain_mask}: too small or thin, no block of {pool}^3 voxels "
+                            "lies half inside")
         if problems:
             raise InputError("\n".join(problems))
         return cls(brain, Regions(*masks, named, files.centiloid) if masks else None, voxel_mm, files)
@@ -81,8 +89,11 @@ class Measurement:
         return score_volume(x_hat, volumes["pet"], self.brain)
 
     def readable(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
-        """A measure for evaluate: what status and uptake are read from, the pooled MRI and PET [d, h, w], and SUVR and more if known."""
-        mri, pet = (pool_volume(volume[None, None], self.pool)[0, 0].numpy() for volume in (volumes["mri"], x_hat))
+        """A measure for evaluate: what status and uptake are read from, the pooled MRI and PET [d, h, w], and
+        SUVR and more if known."""
+        mri, pet = (
+            pool_volume(volume[None, None], self.pool)[0, 0].numpy() for volume in (volumes["mri"], x_hat)
+        )
         return {"mri": mri, "pet": pet, **self.uptake(x_hat)}
 
     def all_measures(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
@@ -90,36 +101,52 @@ class Measurement:
         return self.image_scores(x_hat, volumes) | self.readable(x_hat, volumes)
 
     def uptake(self, x_hat: Tensor) -> dict[str, float]:
-        """SUVR, CL if asked for and SUVR_<name> of further regions, of a PET [D, H, W]; empty without regions."""
+        """SUVR, CL if asked for and SUVR_<name> of further regions, of a PET [D, H, W]; empty without
+        regions."""
         return self.regions.measure(x_hat.cpu().numpy()) if self.regions else {}
 
     def suvr(self, pets: Tensor) -> Tensor:
-        """The composite SUVR alone of PETs [n, 1, D, H, W]: [n] float64, NaN where the reference holds no uptake."""
-        composite = Regions(self.regions.cortex, self.regions.reference, {})                 # further regions take their time
-        return torch.tensor([composite.measure(pet)["SUVR"] for pet in pets[:, 0].cpu().numpy()], dtype=torch.float64)
+        """The composite SUVR alone of PETs [n, 1, D, H, W]: [n] float64, NaN where the reference holds no
+        uptake."""
+        # further regions take their time
+        composite = Regions(self.regions.cortex, self.regions.reference, {})
+        return torch.tensor([composite.measure(pet)["SUVR"] for pet in pets[:, 0].cpu().numpy()],
+                            dtype=torch.float64)
 
     def mask_keys(self) -> dict[str, str]:
         """8 hexadecimal digits that identify each mask on the crop."""
         masks = {"brain": self.brain}
         if self.regions:
             masks |= {"cortex": self.regions.cortex, "reference": self.regions.reference}
-        return {name: hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=4).hexdigest() for name, mask in masks.items()}
+        return {
+            name: hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=4).hexdigest()
+            for name, mask in masks.items()
+        }
 
     def key(self) -> str:
         """16 hexadecimal digits that identify all that is measured."""
-        named = {name: np.packbits(mask).tobytes() for name, mask in self.regions.named.items()} if self.regions else {}
+        named = (
+            {name: np.packbits(mask).tobytes() for name, mask in self.regions.named.items()}
+            if self.regions
+            else {}
+        )
         digest = hashlib.blake2b(repr((self.mask_keys(), self.files.centiloid)).encode(), digest_size=8)
         for name, mask in named.items():
             digest.update(name.encode() + mask)
         return digest.hexdigest()
 
     def remarks(self, affine: np.ndarray, crop: Crop) -> list[str]:
-        """What a reader of the SUVR must know: that there is none, or that a region reaches beyond the crop."""
+        """What a reader of the SUVR must know: that there is none, or that a region reaches beyond the
+        crop."""
         if not self.files.regions:
-            return ["no SUVR: give --cortex_mask FILE and --reference_mask FILE, NIfTI masks on any grid of the cohort's space (docs/status.md)"]
+            return [
+                "no SUVR: give --cortex_mask FILE and --reference_mask FILE, NIfTI masks on any grid of the "
+                "cohort's space (docs/status.md)"
+            ]
         remarks = []
         for name, path in self.files.regions.items():
             share = share_inside(path, affine, crop)
             if share < COVERED:
-                remarks.append(f"{name} {path}: {1 - share:.0%} of it lies outside the crop and is left out, in real and synthetic PET")
+                remarks.append(f"{name} {path}: {1 - share:.0%} of it lies outside the crop and is left out, "
+                               "in real and synthetic PET")
         return remarks

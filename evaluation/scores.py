@@ -23,22 +23,25 @@ class Prediction(NamedTuple):
 
 
 Predict = Callable[[dict], Tensor | Prediction]            # batch -> x_hat, or x_hat and further columns
-Measure = Callable[[Tensor, dict], dict]                   # x_hat [D, H, W] and the volumes of a scan -> values of its row
+Measure = Callable[[Tensor, dict], dict]      # x_hat [D, H, W] and the volumes of a scan -> values of its row
 
 
 @torch.no_grad()
 def evaluate(predict: Predict, loader: Iterable[dict], measure: Measure, title: str) -> pd.DataFrame:
-    """One row a subject: ID, label and what is measured, in the loader's order, of all ranks if it is shared out among them.
+    """One row a subject: ID, label and what is measured, in the loader's order, of all ranks if it is shared
+    out among them.
 
-    loader: gives batches {id, label, and volumes by name, each [B, 1, D, H, W]}. measure runs in threads beside the prediction of what
-    follows. Raises NotFiniteError that names the subjects whose PET is not finite.
+    loader: gives batches {id, label, and volumes by name, each [B, 1, D, H, W]}. measure runs in threads
+    beside the prediction of what follows. Raises NotFiniteError that names the subjects whose PET is not
+    finite.
     """
     with stop_together(is_shared(loader)):
         batches = gather_batches(_measure_batches(predict, loader, measure, title), loader)
     return pd.DataFrame([row for rows in batches for row in rows])
 
 
-def _measure_batches(predict: Predict, loader: Iterable[dict], measure: Measure, title: str) -> list[list[dict]]:
+def _measure_batches(predict: Predict, loader: Iterable[dict], measure: Measure,
+                     title: str) -> list[list[dict]]:
     """The rows of each batch of this rank, of fewer of them if a signal came; arguments as in evaluate."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     batches, waiting, workers = [], deque(), min(8, cores)
@@ -60,7 +63,7 @@ def _measure_batches(predict: Predict, loader: Iterable[dict], measure: Measure,
                 batches[-1].append(row)
                 waiting.append((row, pool.submit(measure, prediction.x_hat[i, 0], volumes)))
             on_cpu = prediction.x_hat.device.type == "cpu"
-            while len(waiting) > (2 * workers if on_cpu else 0):                             # no more volumes than keep the threads busy
+            while len(waiting) > (2 * workers if on_cpu else 0):  # no more volumes than keep the threads busy
                 row, values = waiting.popleft()
                 row |= values.result()
             bar.update(len(batch["id"]))
@@ -82,6 +85,11 @@ def mean_over_scans(value_of: Callable[[dict], float], loader: DataLoader) -> fl
 
 
 def summarize(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation (n - 1) and n over subjects, a row a method and metric, in the order of the scores."""
-    table = scores.groupby("method", sort=False)[list(METRICS)].agg(["mean", "std", "count"]).stack(level=0, future_stack=True)
+    """Mean, standard deviation (n - 1) and n over subjects, a row a method and metric, in the order of the
+    scores."""
+    table = (
+        scores.groupby("method", sort=False)[list(METRICS)]
+        .agg(["mean", "std", "count"])
+        .stack(level=0, future_stack=True)
+    )
     return table.rename(columns={"count": "n"}).rename_axis(["method", "metric"]).reset_index()

@@ -51,15 +51,17 @@ def settings_affecting(results: set[str]) -> list[str]:
 def _row_settings() -> list[str]:
     """Names of the settings in which all runs of a row agree: those that affect its numbers, without seeds.
 
-    Only settings of new scans affect no number of the test list. Precision has no mark, because a network
-    that was trained in one may be used in another; but it rounds the numbers.
+    Only settings of new scans affect no number of the test list.
     """
     results = {result for field in dataclasses.fields(Config) for result in field.metadata["affects"]}
-    names = [*settings_affecting(results - {"new_scans"}), "precision"]
+    names = [*settings_affecting(results - {"new_scans"}), *UNMARKED]
     return [name for name in names if name not in SEEDS]
 
 
 SEEDS = ("seed", "phantom_seed")
+# Not marked as affecting the test list: a network may be used in another precision than it was trained in, and
+# further regions may be added later. But precision rounds the numbers, and uptake.csv holds the regions.
+UNMARKED = ("precision", "regions_image", "regions_table")
 ROW_SETTINGS = _row_settings()
 SECTION_SETTINGS = settings_affecting({"comparison"})      # in which all rows of a section agree
 

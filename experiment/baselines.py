@@ -1,4 +1,5 @@
-"""The methods that the synthetic PET is scored beside: the trained regressions, the mean PET, and a phantom's oracle."""
+"""The methods that the synthetic PET is scored beside: the trained regressions, the mean PET, and a phantom's
+oracle."""
 from pathlib import Path
 
 import pandas as pd
@@ -23,7 +24,8 @@ from utils import EMA, InputError, seed_everything, weights_key
 
 
 def build_baseline(exp: Experiment, name: str, space: LatentSpace, latents: dict[str, Tensor]) -> Regression:
-    """The baseline of this name with an untrained network. latents: ID -> E(x), for training; empty for a trained one."""
+    """The baseline of this name with an untrained network. latents: ID -> E(x), for training; empty for a
+    trained one."""
     cfg = exp.cfg
     if name == ImageRegression.name:
         return ImageRegression(build_image_regression(cfg, exp.device), cfg.num_classes)
@@ -64,25 +66,28 @@ def train_baseline(exp: Experiment, baseline: Regression, aae: AAE) -> None:
 
     def step(batch: dict) -> dict[str, float]:
         """Update network and moving average on a batch."""
-        mri, target = batch["mri"].to(exp.device, non_blocking=True), baseline.target(batch).to(exp.device, non_blocking=True)
+        mri, target = (batch["mri"].to(exp.device, non_blocking=True),
+                       baseline.target(batch).to(exp.device, non_blocking=True))
         losses = regression_step(baseline, opt, mri, target, exp.cast)
         ema.update(network, run.step)
         return losses
 
     def validate(title: str) -> tuple[dict[str, float], pd.DataFrame]:
         """The scores of the moving average on the validation list."""
-        return {}, evaluate(predict_by(baseline, ema.module, exp.cast), validation, exp.measurement.image_scores, title)
+        return {}, evaluate(predict_by(baseline, ema.module, exp.cast), validation,
+                            exp.measurement.image_scores, title)
 
     begin_training(exp, run, subjects, cfg.ldm_epochs)
-    fit(run, subjects, step, validate=validate, epochs=cfg.ldm_epochs, seed=cfg.seed, rate=cfg.ldm_lr, decay=cfg.ldm_lr_decay,
-        validate_every=cfg.validation_every)
+    fit(run, subjects, step, validate=validate, epochs=cfg.ldm_epochs, seed=cfg.seed, rate=cfg.ldm_lr,
+        decay=cfg.ldm_lr_decay, validate_every=cfg.validation_every)
 
 
 # ---------------------------------------------------------------- for the test stage
 
 def reference_methods(exp: Experiment, aae: AAE, survey: Survey) -> dict[str, Predict]:
-    """Name -> predict function of every method beside il_cldm: trained regressions that fit this experiment (of others it says why not),
-    the mean PET, and the oracle where a phantom has one for the whole test list."""
+    """Name -> predict function of every method beside il_cldm: trained regressions that fit this experiment
+    (of others it says why not), the mean PET, and the oracle where a phantom has one for the whole test
+    list."""
     methods: dict[str, Predict] = {}
     for name in BASELINES:
         best, last = exp.networks.best_path(name), exp.networks.last_path(name)
@@ -95,7 +100,8 @@ def reference_methods(exp: Experiment, aae: AAE, survey: Survey) -> dict[str, Pr
             say("test", f"{name} is left out: {' '.join(line.strip() for line in str(error).splitlines())}")
             continue
         if epochs != exp.trained_epochs.get("ldm", epochs):
-            say("test", f"{name} is trained for {epochs} epochs, stage 2 for {exp.trained_epochs['ldm']}; --stages baselines goes on")
+            say("test", f"{name} is trained for {epochs} epochs, stage 2 for {exp.trained_epochs['ldm']}; "
+                        "--stages baselines goes on")
     methods[mean_pet.NAME] = mean_pet.predict_mean(survey.mean_pet)
     data_dir = Path(exp.cfg.data_dir)
     if all(oracle.oracle_file(data_dir, scan.id).is_file() for scan in exp.cohort.test):
@@ -104,7 +110,8 @@ def reference_methods(exp: Experiment, aae: AAE, survey: Survey) -> dict[str, Pr
 
 
 def _trained(exp: Experiment, name: str, aae: AAE) -> Predict:
-    """The prediction of a baseline by the moving average of its best epoch. Raises InputError if it is not of this experiment."""
+    """The prediction of a baseline by the moving average of its best epoch. Raises InputError if it is not of
+    this experiment."""
     path = exp.networks.best_path(name)
     saved = load_checkpoint(path)
     check_settings(path, saved, exp.settings(name) | _bound_to(name, aae))

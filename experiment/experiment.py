@@ -11,8 +11,8 @@ from config import BASELINES, Config
 from dataset import LATENTS, Cohort, EpochOrder, LatentCache, Scan, VolumeDataset, volume_loader
 from evaluation.measurement import MaskFiles, Measurement
 from evaluation.results import load_run
-from experiment.networks import CHECKPOINT, LatentSampler, Networks, build_aae, build_discriminator, build_image_regression, build_unet, \
-    checkpoint_name
+from experiment.networks import (CHECKPOINT, LatentSampler, Networks, build_aae, build_discriminator,
+                                 build_image_regression, build_unet, checkpoint_name)
 from experiment.survey import Survey, load_survey, make_survey, save_survey, survey_key
 from imaging.cache import VolumeCache
 from labels.linear import pool_volume, pool_width
@@ -66,16 +66,20 @@ class Experiment:
 
     # ------------------------------------------------------------ volumes and latents
 
-    def batches(self, scans: list[Scan], *modalities: str, batch: int = 0, divided: bool = False) -> DataLoader:
-        """The scans in order, with their centre crop, `batch` of them at once: by default as many as in a step of stage 1.
+    def batches(self, scans: list[Scan], *modalities: str, batch: int = 0,
+                divided: bool = False) -> DataLoader:
+        """The scans in order, with their centre crop, `batch` of them at once: by default as many as in a
+        step of stage 1.
 
         divided: shared out among the ranks, batch by batch, instead of all for each.
         """
         share = DistributedBatches(len(scans), batch or self.cfg.aae_batch_size, divided)
-        return volume_loader(VolumeDataset(scans, self.cache, modalities), share, self.cfg.num_workers, self.device.type == "cuda")
+        return volume_loader(VolumeDataset(scans, self.cache, modalities), share, self.cfg.num_workers,
+                             self.device.type == "cuda")
 
     def training_batches(self, batch_size: int, *modalities: str, jitter: bool = False) -> DataLoader:
-        """The training list in the order that follows from .sampler.seed, a batch a step, the crops shifted if asked for."""
+        """The training list in the order that follows from .sampler.seed, a batch a step, the crops shifted
+        if asked for."""
         order = EpochOrder(len(self.cohort.train), batch_size, jitter)
         dataset = VolumeDataset(self.cohort.train, self.cache, modalities)
         return volume_loader(dataset, order, self.cfg.num_workers, self.device.type == "cuda")
@@ -89,8 +93,8 @@ class Experiment:
         """Where the latents of this autoencoder, precision and crop are kept."""
         cfg, precision = self.cfg, self.networks.precision
         key = weights_key(aae) + ("" if precision == "fp32" else f"-{precision}")
-        return LatentCache(Path(cfg.data_dir), key, self.crop, (cfg.latent_channels, *cfg.latent_size), self.cohort.affine,
-                           self.cohort.checksums)
+        return LatentCache(Path(cfg.data_dir), key, self.crop, (cfg.latent_channels, *cfg.latent_size),
+                           self.cohort.affine, self.cohort.checksums)
 
     def load_latents(self, aae: AAE) -> dict[str, Tensor]:
         """ID -> E(x) [C, d, h, w] of training and validation list. Raises InputError if some are missing."""
@@ -98,12 +102,14 @@ class Experiment:
         latents = {scan.id: cache.load(scan) for scan in self.cohort.train + self.cohort.validation}
         missing = [name for name, latent in latents.items() if latent is None]
         if missing:
-            raise InputError(f"{cache.folder} lacks the latents of {len(missing)} subjects ({', '.join(missing[:5])} ...) made from the "
-                             "present PET files; run --stages encode")
+            raise InputError(f"{cache.folder} lacks the latents of {len(missing)} subjects "
+                             f"({', '.join(missing[:5])} ...) made from the present PET files; run --stages "
+                             "encode")
         return latents
 
     def latent_space(self, aae: AAE, latents: dict[str, Tensor]) -> LatentSpace:
-        """The latent space in which those of the training list have mean 0 and standard deviation 1, if the settings want that."""
+        """The latent space in which those of the training list have mean 0 and standard deviation 1, if the
+        settings want that."""
         if not self.cfg.latent_scaling:
             return LatentSpace(aae)
         values = torch.stack([latents[scan.id] for scan in self.cohort.train]).double()
@@ -111,11 +117,14 @@ class Experiment:
         return LatentSpace(aae, mean.float().item(), (values - mean).square().mean().sqrt().item())
 
     def latents_to_make(self, aae: AAE) -> tuple[LatentCache, list[Scan], dict[str, Scan]]:
-        """The latents of this autoencoder, the scans to encode, and those of them, by ID, that have no latent yet.
+        """The latents of this autoencoder, the scans to encode, and those of them, by ID, that have no latent
+        yet.
 
-        A scan is encoded in one batch with the same others as ever, so that its latent is the same to the last bit.
+        A scan is encoded in one batch with the same others as ever, so that its latent is the same to the
+        last bit.
         """
-        cache, scans, size = self.latent_cache(aae), self.cohort.train + self.cohort.validation, self.cfg.aae_batch_size
+        cache, scans, size = (self.latent_cache(aae), self.cohort.train + self.cohort.validation,
+                              self.cfg.aae_batch_size)
         missing, needed = from_rank_0(_missing_latents, cache, scans), []
         for first in range(0, len(scans), size):
             group = scans[first:first + size]
@@ -124,7 +133,8 @@ class Experiment:
         return cache, needed, missing
 
     def survey(self) -> Survey:
-        """What is known of the volumes of training and validation list; read from beside the latents, or made and written there."""
+        """What is known of the volumes of training and validation list; read from beside the latents, or made
+        and written there."""
         if self._survey is None:
             self._survey = load_survey(from_rank_0(self._survey_file))
         return self._survey
@@ -132,24 +142,30 @@ class Experiment:
     def _survey_file(self) -> Path:
         """The file of the survey, which is made if it is not there."""
         measurement, cohort = self.measurement, self.cohort
-        key = survey_key(cohort.fingerprint("train", "validation"), self.crop, self.cfg.aae_batch_size, measurement.key())
+        key = survey_key(cohort.fingerprint("train", "validation"), self.crop, self.cfg.aae_batch_size,
+                         measurement.key())
         path = self.latents_folder / f"survey-{key}.npz"
         if load_survey(path) is None:
             make_folder(path.parent)
-            training, validation = (self.batches(scans, "mri", "pet") for scans in (cohort.train, cohort.validation))
+            training, validation = (
+                self.batches(scans, "mri", "pet") for scans in (cohort.train, cohort.validation)
+            )
             save_survey(path, make_survey(training, validation, measurement))
         return path
 
     def stage_2_metadata(self, aae: AAE, latents: dict[str, Tensor], survey: Survey) -> dict:
-        """What training and sampling need of the training list: scale of its latents, soft labels, predictor of the label, grid."""
+        """What training and sampling need of the training list: scale of its latents, soft labels, predictor
+        of the label, grid."""
         space = self.latent_space(aae, latents)
         say("ldm", f"latents are shifted by {space.mean:.3f} and scaled by {space.std:.3f}")
         soft_labels, predictor = from_rank_0(self._labels, survey)
-        return {"latent_mean": space.mean, "latent_std": space.std, "soft_labels": soft_labels, "label_predictor": predictor,
-                "affine": torch.from_numpy(self.cohort.affine), "phantom": self.is_phantom}
+        return {"latent_mean": space.mean, "latent_std": space.std, "soft_labels": soft_labels,
+                "label_predictor": predictor, "affine": torch.from_numpy(self.cohort.affine),
+                "phantom": self.is_phantom}
 
     def _labels(self, survey: Survey) -> tuple[Tensor, dict | None]:
-        """Soft labels [n, K] of the training and then the validation list, and the state of the predictor of the label, or None."""
+        """Soft labels [n, K] of the training and then the validation list, and the state of the predictor of
+        the label, or None."""
         cfg, train, validation = self.cfg, self.cohort.train, self.cohort.validation
         order = label_order(len(train), cfg.seed, cfg.shuffle_labels)
         labels = np.array([scan.label for scan in train])
@@ -160,24 +176,29 @@ class Experiment:
             levels = suvr_levels(suvr[0], labels)
             soft_labels = suvr_soft_labels(np.concatenate([suvr[0][order], suvr[1]]), levels)
         else:
-            soft_labels = one_hot(np.concatenate([labels[order], [scan.label for scan in validation]]), cfg.num_classes)
+            soft_labels = one_hot(np.concatenate([labels[order], [scan.label for scan in validation]]),
+                                  cfg.num_classes)
         if cfg.label_in_training == "none":
             soft_labels = torch.zeros_like(soft_labels)
         if not cfg.predicts_label:
             return soft_labels, None
         pool = pool_width(self.measurement.voxel_mm, INPUT_MM)
         brain = pool_volume(torch.from_numpy(self.measurement.brain).float()[None, None], pool)[0, 0]
-        predictor = LabelPredictor.cross_fit(survey.mri, labels[order], soft_labels[:len(train)].numpy(), brain, pool, cfg.seed, levels)
+        predictor = LabelPredictor.cross_fit(survey.mri, labels[order], soft_labels[: len(train)].numpy(),
+                                             brain, pool, cfg.seed, levels)
         return soft_labels, predictor.state()
 
     def _refuse_without_suvr(self, suvr: np.ndarray) -> None:
         scans = self.cohort.train + self.cohort.validation
         without = [scan.id for scan, value in zip(scans, suvr, strict=True) if not np.isfinite(value)]
         if without:
-            raise InputError(f"label_in_training suvr: no uptake in the reference_mask in the PET of {', '.join(without)}")
+            raise InputError("label_in_training suvr: no uptake in the reference_mask in the PET of "
+                             f"{', '.join(without)}")
 
-    def latent_batches(self, space: LatentSpace, latents: dict[str, Tensor], soft_labels: Tensor) -> Callable[[dict], tuple]:
-        """A function: batch {id, mri, and pet where images are compared} -> (z_0, mri, soft label, pet or None) on the device.
+    def latent_batches(self, space: LatentSpace, latents: dict[str, Tensor],
+                       soft_labels: Tensor) -> Callable[[dict], tuple]:
+        """A function: batch {id, mri, and pet where images are compared} -> (z_0, mri, soft label, pet or
+        None) on the device.
 
         soft_labels: [n, K] of the training and then the validation list.
         """
@@ -190,37 +211,57 @@ class Experiment:
             z_0 = torch.stack([z_0_of[name] for name in batch["id"]])                        # [B, C, d, h, w]
             label = torch.stack([label_of[name] for name in batch["id"]])                    # [B, K]
             pet = batch["pet"].to(self.device, non_blocking=True) if self.cfg.image_loss else None
-            return z_0.to(self.device), batch["mri"].to(self.device, non_blocking=True), label.to(self.device), pet
+            return (z_0.to(self.device), batch["mri"].to(self.device, non_blocking=True),
+                    label.to(self.device), pet)
         return to_latents
 
     # ------------------------------------------------------------ trainings
 
     def stage_run(self, stage: str, parts: dict, **bound_to) -> StageRun:
-        """The training of a stage, or of a baseline, from its last checkpoint if there is one. parts, bound_to: as StageRun has them."""
-        noted = self.cfg.noted_settings(stage) | {"device": self.device.type, "precision": self.networks.precision,
+        """The training of a stage, or of a baseline, from its last checkpoint if there is one. parts,
+        bound_to: as StageRun has them."""
+        noted = self.cfg.noted_settings(stage) | {"device": self.device.type,
+                                                  "precision": self.networks.precision,
                                                   "torch": str(torch.__version__), "processes": world_size()}
-        return StageRun(self.cfg.result_dir, stage, checkpoint_name(stage), parts, self.settings(stage) | bound_to, noted)
+        return StageRun(self.cfg.result_dir, stage, checkpoint_name(stage), parts,
+                        self.settings(stage) | bound_to, noted)
 
     def settings(self, stage: str) -> dict:
-        """What a checkpoint of the stage is bound to: its settings, and the lists and labels that training sees."""
-        return self.cfg.settings_of(stage) | {"training and validation list": self.cohort.fingerprint("train", "validation")}
+        """What a checkpoint of the stage is bound to: its settings, and the lists and labels that training
+        sees."""
+        return self.cfg.settings_of(stage) | {
+            "training and validation list": self.cohort.fingerprint("train", "validation")
+        }
 
     def trainings(self) -> list[str]:
         """What this run trains, in order."""
-        own = [stage for stage in CHECKPOINT if stage in self.cfg.stages and not self.cfg.pretrained_from(stage)]
+        own = [
+            stage for stage in CHECKPOINT if stage in self.cfg.stages and not self.cfg.pretrained_from(stage)
+        ]
         return own + list(BASELINES if "baselines" in self.cfg.stages else ())
 
     def checkpoint_room(self) -> int:
         """Bytes that the trainings of this run may take on the disk in addition to what is there."""
         meta, room = torch.device("meta"), 0
         with meta:
-            networks = {"aae": [build_aae(self.cfg, meta), build_discriminator(self.cfg, meta)], "ldm": [build_unet(self.cfg, meta)],
-                        "latent_regression": [build_unet(self.cfg, meta)], "image_regression": [build_image_regression(self.cfg, meta)]}
+            networks = {"aae": [build_aae(self.cfg, meta), build_discriminator(self.cfg, meta)],
+                        "ldm": [build_unet(self.cfg, meta)],
+                        "latent_regression": [build_unet(self.cfg, meta)],
+                        "image_regression": [build_image_regression(self.cfg, meta)]}
         for stage in self.trainings():
-            if self.trained_epochs.get(stage, 0) < (self.cfg.aae_epochs if stage == "aae" else self.cfg.ldm_epochs):
-                there = {path.stat().st_ino for path in self.cfg.result_dir.glob(f"{checkpoint_name(stage)}*.pth.tar")}
-                copies = 3 if stage == "aae" else 4        # weights and two moments of Adam; the moving average
-                room += (3 - len(there)) * copies * sum(tensor_bytes(module.state_dict()) for module in networks[stage])
+            if self.trained_epochs.get(stage, 0) < (
+                self.cfg.aae_epochs if stage == "aae" else self.cfg.ldm_epochs
+            ):
+                there = {
+                    path.stat().st_ino
+                    for path in self.cfg.result_dir.glob(f"{checkpoint_name(stage)}*.pth.tar")
+                }
+                copies = 3 if stage == "aae" else 4  # weights and two moments of Adam; the moving average
+                room += (
+                    (3 - len(there))
+                    * copies
+                    * sum(tensor_bytes(module.state_dict()) for module in networks[stage])
+                )
         return room
 
     # ------------------------------------------------------------ sampling and results
@@ -228,18 +269,20 @@ class Experiment:
     def latent_sampler(self, synthesizer: Synthesizer, predictor: LabelPredictor | None) -> LatentSampler:
         """The sampling of the settings."""
         cfg = self.cfg
-        return LatentSampler(cfg, synthesizer, predictor, self.measurement, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan),
-                             cfg.label_at_sampling == "matched")
+        return LatentSampler(cfg, synthesizer, predictor, self.measurement, cfg.sampler, cfg.sampling_steps,
+                             range(cfg.samples_per_scan), cfg.label_at_sampling == "matched")
 
     def scores_note(self, n: int) -> str:
         """What every score of this experiment has to be read with."""
         mask = self.cfg.brain_mask or "MNI152 mask of nilearn"
-        return (f"{n} subjects ({self.notice}); box of {'x'.join(map(str, self.cfg.volume_size))} voxels, brain: {mask}; data range 1, "
-                f"SSIM window 7, seed {self.cfg.seed}")
+        return (f"{n} subjects ({self.notice}); box of {'x'.join(map(str, self.cfg.volume_size))} voxels, "
+                f"brain: {mask}; data range 1, SSIM window 7, seed {self.cfg.seed}")
 
     def identity(self) -> dict[str, str | dict]:
-        """What results must share to be compared: digests of the test list, of the lists of training, and of the masks on the crop."""
-        return {"cohort": self.cohort.fingerprint("test"), "training": self.cohort.fingerprint("train", "validation"),
+        """What results must share to be compared: digests of the test list, of the lists of training, and of
+        the masks on the crop."""
+        return {"cohort": self.cohort.fingerprint("test"),
+                "training": self.cohort.fingerprint("train", "validation"),
                 "masks": self.measurement.mask_keys()}
 
     def synthesized(self, scan: Scan) -> Path:
@@ -257,13 +300,21 @@ class Experiment:
     # ------------------------------------------------------------ what would stop a run later
 
     def refuse_conflicts(self, needs: tuple[str, ...] = ()) -> None:
-        """Raise InputError, before anything is written, if the stages and the checkpoints in the result folder do not go together.
+        """Raise InputError, before anything is written, if the stages and the checkpoints in the result
+        folder do not go together.
 
-        needs: stages that must be trained, whatever the settings ask for. Notes in .trained_epochs how many epochs the last checkpoints
-        have.
+        needs: stages that must be trained, whatever the settings ask for. Notes in .trained_epochs how many
+        epochs the last checkpoints have.
         """
         cfg = self.cfg
-        first = next((stage for stage in ("aae", "encode", "ldm", "baselines", "test", "report") if stage in cfg.stages), None)
+        first = next(
+            (
+                stage
+                for stage in ("aae", "encode", "ldm", "baselines", "test", "report")
+                if stage in cfg.stages
+            ),
+            None,
+        )
         aae, ldm = self.networks.best_path("aae"), self.networks.best_path("ldm")
         for stage, path in (("aae", aae), ("ldm", ldm)):
             if cfg.pretrained_from(stage) and not path.exists():
@@ -272,8 +323,11 @@ class Experiment:
             raise InputError(f"{aae} is not there; run --stages aae first")
         if ("ldm" in needs or first == "test") and not ldm.exists():
             raise InputError(f"{ldm} is not there; run --stages encode ldm first")
-        if first == "report" and load_run(cfg.result_dir).metadata["cohort"] != self.cohort.fingerprint("test"):
-            raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages test report")
+        if first == "report" and load_run(cfg.result_dir).metadata["cohort"] != self.cohort.fingerprint(
+            "test"
+        ):
+            raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages "
+                             "test report")
         for stage in (*CHECKPOINT, *(BASELINES if "baselines" in cfg.stages else ())):
             self._check_checkpoints(stage)
         self._refuse_resume()
@@ -281,7 +335,8 @@ class Experiment:
     def _check_checkpoints(self, stage: str) -> None:
         """Raise InputError if a checkpoint of the stage is bound to other settings than these."""
         settings = self.settings(stage)
-        if stage in ("ldm", "latent_regression") and "aae" in self.cfg.stages:               # its autoencoder must stay what it is
+        # its autoencoder must stay what it is
+        if stage in ("ldm", "latent_regression") and "aae" in self.cfg.stages:
             settings["aae_epochs"] = self.cfg.aae_epochs
         best, last = self.networks.best_path(stage), self.networks.last_path(stage)
         if last.exists():
@@ -292,15 +347,18 @@ class Experiment:
             check_settings(best, load_checkpoint(best), settings)
 
     def _refuse_resume(self) -> None:
-        """Raise InputError if the first training of this run is to continue and cannot, or is to begin and there is one already."""
+        """Raise InputError if the first training of this run is to continue and cannot, or is to begin and
+        there is one already."""
         stage = next(iter(self.trainings()), None)
         if stage is None:
             return
         last = self.networks.last_path(stage)
         if self.cfg.resume == "yes" and stage not in self.trained_epochs:
-            raise InputError(f"{last} is not there, so nothing can be continued; check --exp, or begin with --resume auto")
+            raise InputError(f"{last} is not there, so nothing can be continued; check --exp, or begin with "
+                             "--resume auto")
         if self.cfg.resume == "no" and stage in self.trained_epochs:
-            raise InputError(f"{last} is there, but --resume no begins anew; give another --exp, or move {self.cfg.result_dir} away")
+            raise InputError(f"{last} is there, but --resume no begins anew; give another --exp, or move "
+                             f"{self.cfg.result_dir} away")
 
 
 def _missing_latents(cache: LatentCache, scans: list[Scan]) -> dict[str, Scan]:

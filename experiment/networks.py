@@ -1,4 +1,5 @@
-"""The networks of the settings: untrained, and those of an experiment's best checkpoints, ready to synthesize."""
+"""The networks of the settings: untrained, and those of an experiment's best checkpoints, ready to
+synthesize."""
 import math
 from pathlib import Path
 from typing import TypeVar
@@ -29,7 +30,8 @@ def checkpoint_name(stage: str) -> str:
 
 def build_aae(cfg: Config, device: torch.device) -> AAE:
     """The autoencoder E, D."""
-    aae = AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups, cfg.aae_block_norm)
+    aae = AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups,
+              cfg.aae_block_norm)
     return place(aae, cfg, device)
 
 
@@ -40,22 +42,24 @@ def build_discriminator(cfg: Config, device: torch.device) -> Discriminator:
 
 def build_unet(cfg: Config, device: torch.device) -> UNet:
     """The denoiser with its Extractor and Projector."""
-    unet = UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim, cfg.num_classes,
-                cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale, image_conditioning=cfg.conditioning != "none",
-                multiscale=cfg.conditioning == "multiscale")
+    unet = UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim,
+                cfg.num_classes, cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale,
+                image_conditioning=cfg.conditioning != "none", multiscale=cfg.conditioning == "multiscale")
     return place(unet, cfg, device)
 
 
 def build_image_regression(cfg: Config, device: torch.device) -> UNet:
-    """The denoiser's architecture from MRI to PET: the MRI stands in the place of z_t, and there is no Extractor and no latent."""
+    """The denoiser's architecture from MRI to PET: the MRI stands in the place of z_t, and there is no
+    Extractor and no latent."""
     groups = math.gcd(cfg.unet_norm_groups, cfg.regression_channels)
-    unet = UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim, num_classes=cfg.num_classes,
-                norm_groups=groups, downscale=1, regression=True)
+    unet = UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim,
+                num_classes=cfg.num_classes, norm_groups=groups, downscale=1, regression=True)
     return place(unet, cfg, device)
 
 
 def place(network: Network, cfg: Config, device: torch.device) -> Network:
-    """The network on its device; on a CPU channels last, which its activations follow: training is faster so."""
+    """The network on its device; on a CPU channels last, which its activations follow: training is faster
+    so."""
     if cfg.recompute:
         recompute_activations(network)
     memory_format = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
@@ -70,7 +74,8 @@ def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
 # ---------------------------------------------------------------- trained
 
 class Networks:
-    """The networks of an experiment: where their checkpoints lie, in which precision they compute, and the best of them restored."""
+    """The networks of an experiment: where their checkpoints lie, in which precision they compute, and the
+    best of them restored."""
 
     def __init__(self, cfg: Config, device: torch.device):
         self.cfg, self.device = cfg, device
@@ -105,7 +110,8 @@ class Networks:
         return self.folder_of(stage) / f"{checkpoint_name(stage)}_last.pth.tar"
 
     def folder_of(self, stage: str) -> Path:
-        """Where the checkpoints of a stage lie: in this experiment's folder, or in that of the one whose stage it uses."""
+        """Where the checkpoints of a stage lie: in this experiment's folder, or in that of the one whose
+        stage it uses."""
         return self.cfg.result_dir.parent / (self.cfg.pretrained_from(stage) or self.cfg.exp)
 
     def best_aae(self) -> AAE:
@@ -116,10 +122,12 @@ class Networks:
 
     def synthesizer(self, space: LatentSpace, unet: UNet) -> Synthesizer:
         """The synthesis of a PET by a denoiser."""
-        return Synthesizer(space, unet, build_diffusion(self.cfg, self.device), self.cfg.sampling_batch, self.cast)
+        return Synthesizer(space, unet, build_diffusion(self.cfg, self.device), self.cfg.sampling_batch,
+                           self.cast)
 
     def best_synthesizer(self) -> tuple[Synthesizer, LabelPredictor | None]:
-        """The best checkpoints of both stages, ready to synthesize, and the predictor of the label if sampling has one.
+        """The best checkpoints of both stages, ready to synthesize, and the predictor of the label if
+        sampling has one.
 
         Raises InputError if they do not belong together, or if the denoiser holds no predictor.
         """
@@ -127,37 +135,42 @@ class Networks:
         check_settings(self.best_path("ldm"), saved, {"autoencoder": weights_key(aae)})
         metadata = saved["metadata"]
         if not {"latent_mean", "latent_std", "label_predictor"} <= metadata.keys():
-            raise InputError(f"{self.best_path('ldm')} does not say how its latents were scaled; restore it, or train stage 2 again")
+            raise InputError(f"{self.best_path('ldm')} does not say how its latents were scaled; restore it, "
+                             "or train stage 2 again")
         unet = build_unet(self.cfg, self.device).eval().requires_grad_(False)
         restore(unet, saved["state"].get("ema"), self.best_path("ldm"))
         space = LatentSpace(aae, metadata["latent_mean"], metadata["latent_std"])
         return self.synthesizer(space, unet), self.label_predictor(metadata)
 
     def label_predictor(self, metadata: dict) -> LabelPredictor | None:
-        """The predictor of the label that sampling is conditioned with, from the metadata of a denoiser; None if sampling has none.
+        """The predictor of the label that sampling is conditioned with, from the metadata of a denoiser; None
+        if sampling has none.
 
         Raises InputError if the denoiser was trained without one.
         """
         if not self.cfg.predicts_label:
             return None
         if metadata["label_predictor"] is None:
-            raise InputError("this denoiser was trained with --label_at_sampling none and holds no predictor of the label; "
-                             "sample it with --label_at_sampling none")
+            raise InputError("this denoiser was trained with --label_at_sampling none and holds no "
+                             "predictor of the label; sample it with --label_at_sampling none")
         return LabelPredictor.from_state(metadata["label_predictor"])
 
 
 # ---------------------------------------------------------------- from a batch of MRIs to latent samples
 
 class LatentSampler:
-    """Latent samples of MRIs, with the label that the settings give them in sampling (setting label_at_sampling).
+    """Latent samples of MRIs, with the label that the settings give them in sampling (setting
+    label_at_sampling).
 
-    sampler, steps: 'ddpm', 'ddim' or 'dpm' and its network evaluations. samples: numbers of the samples of a scan; the noise of a sample
-    depends on seed, ID and its number alone. matched: sample twice, the second time with what the SUVR of the first synthetic PET lacks.
+    sampler, steps: 'ddpm', 'ddim' or 'dpm' and its network evaluations. samples: numbers of the samples of a
+    scan; the noise of a sample depends on seed, ID and its number alone. matched: sample twice, the second
+    time with what the SUVR of the first synthetic PET lacks.
     """
 
-    def __init__(self, cfg: Config, synthesizer: Synthesizer, predictor: LabelPredictor | None, measurement: Measurement, sampler: str,
-                 steps: int, samples: range, matched: bool = False):
-        self.cfg, self.synthesizer, self.predictor, self.measurement = cfg, synthesizer, predictor, measurement
+    def __init__(self, cfg: Config, synthesizer: Synthesizer, predictor: LabelPredictor | None,
+                 measurement: Measurement, sampler: str, steps: int, samples: range, matched: bool = False):
+        self.cfg, self.synthesizer, self.predictor, self.measurement = (cfg, synthesizer, predictor,
+                                                                        measurement)
         self.sampler, self.steps, self.samples, self.matched = sampler, steps, samples, matched
 
     @property
@@ -167,14 +180,19 @@ class LatentSampler:
         return one * len(self.samples) * (2 if self.matched else 1)
 
     def label_probabilities(self, mri: Tensor) -> Tensor | None:
-        """Probabilities of the labels that are predicted from the MRIs [B, 1, D, H, W], [B, K]; None if sampling goes without."""
+        """Probabilities of the labels that are predicted from the MRIs [B, 1, D, H, W], [B, K]; None if
+        sampling goes without."""
         return self.predictor.probabilities(mri) if self.predictor else None
 
     def __call__(self, batch: dict) -> Tensor:
         """z_0 of a batch {id, mri}: [B, m, C, d, h, w]. Raises NotFiniteError that names the subjects."""
         if not self.predictor:
             return self._sample(batch, None)
-        predict = self.predictor.soft_labels if self.cfg.label_in_training == "suvr" else self.predictor.probabilities
+        predict = (
+            self.predictor.soft_labels
+            if self.cfg.label_in_training == "suvr"
+            else self.predictor.probabilities
+        )
         label = predict(batch["mri"])                                                        # [B, K]
         z_0 = self._sample(batch, label)
         if not self.matched:
@@ -183,7 +201,8 @@ class LatentSampler:
         return self._sample(batch, self.predictor.corrected(label, self.measurement.suvr(pets).float()))
 
     def synthesize(self, batch: dict) -> Tensor:
-        """A predict function for evaluate: MRI -> PET decoded from the mean of its samples, [B, 1, D, H, W] in [0, 1]."""
+        """A predict function for evaluate: MRI -> PET decoded from the mean of its samples, [B, 1, D, H, W]
+        in [0, 1]."""
         return self.synthesizer.decode(self(batch).mean(dim=1))
 
     def _sample(self, batch: dict, label: Tensor | None) -> Tensor:
@@ -194,7 +213,8 @@ class LatentSampler:
             noise.append([draw_noise(cfg.seed, subject, k, shape) for k in self.samples])
         mri = batch["mri"].to(next(self.synthesizer.unet.parameters()).device)
         z_0 = self.synthesizer.sample(mri, label, noise, self.sampler, self.steps)
-        bad = [subject for subject, own in zip(batch["id"], z_0, strict=True) if not torch.isfinite(own).all()]
+        bad = [subject for subject,
+               own in zip(batch["id"], z_0, strict=True) if not torch.isfinite(own).all()]
         if bad:
             raise NotFiniteError(f"the latents sampled by {self.sampler} for {', '.join(bad)} are not finite")
         return z_0

@@ -1,4 +1,5 @@
-"""The settings of an experiment that was run before, for tools that use its networks: nothing has to be typed again."""
+"""The settings of an experiment that was run before, for tools that use its networks: nothing has to be typed
+again."""
 import dataclasses
 import json
 from pathlib import Path
@@ -9,13 +10,17 @@ from experiment.networks import CHECKPOINT
 from runtime.commandline import build, given, leave
 
 Settings = TypeVar("Settings")
-OF_A_RUN = ("exp", "stages", "resume", "aae_from", "ldm_from", "gpus", "bootstrap_resamples", "shown_subjects")
+OF_A_RUN = ("exp", "stages", "resume", "aae_from", "ldm_from", "gpus", "bootstrap_resamples",
+            "shown_subjects")
 
 
-def parse_for_experiment(kind: type[Settings], argv: list[str], prog: str, about: str) -> tuple[Settings, Config]:
-    """The settings of a tool, and those of the experiment that its `exp` names, changed where the command line says so.
+def parse_for_experiment(kind: type[Settings], argv: list[str], prog: str,
+                         about: str) -> tuple[Settings, Config]:
+    """The settings of a tool, and those of the experiment that its `exp` names, changed where the command
+    line says so.
 
-    kind: the tool's dataclass of settings. Exits with code 2 on a wrong word or value, or if there is no such experiment.
+    kind: the tool's dataclass of settings. Exits with code 2 on a wrong word or value, or if there is no such
+    experiment.
     """
     own = {field.name for field in dataclasses.fields(kind)}
     values = given([*dataclasses.fields(kind), *changeable()], argv, prog, about)
@@ -31,7 +36,8 @@ def changeable() -> list[dataclasses.Field]:
 
 
 def read_settings(exp: str) -> dict:
-    """The settings that an experiment was run with. Exits with code 2 if there is none of that name, or one of another version."""
+    """The settings that an experiment was run with. Exits with code 2 if there is none of that name, or one
+    of another version."""
     path = Path("result") / exp / "config.json"
     try:
         saved = json.loads(path.read_text())["settings"]
@@ -40,8 +46,8 @@ def read_settings(exp: str) -> dict:
         trained = ", ".join(trained_experiments()) or "none"
         leave(f"{path} is not there or damaged: a trained experiment is needed; trained here: {trained}")
     if settings.keys() != {field.name for field in dataclasses.fields(Config)}:
-        leave(f"{path} was written by another version of this project, whose settings were others (docs/changes.md); train again under "
-              "another --exp, or use the version that wrote it")
+        leave(f"{path} was written by another version of this project, whose settings were others "
+              "(docs/changes.md); train again under another --exp, or use the version that wrote it")
     return settings
 
 

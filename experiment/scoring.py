@@ -1,4 +1,5 @@
-"""The test stage's parts: status classifiers, the synthetic PETs of the lists, their uncertainty, and the CSVs that hold the scores."""
+"""The test stage's parts: status classifiers, the synthetic PETs of the lists, their uncertainty, and the
+CSVs that hold the scores."""
 import json
 import shutil
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from torch import Tensor
 from dataset import SPLITS, Scan, read_demographics
 from evaluation.results import forget_run, save_run
 from evaluation.scores import Prediction, evaluate, summarize
-from evaluation.status import CLASSIFIERS, StatusClassifier, fit_status_classifiers, read_status, save_status_classifiers
+from evaluation.status import (CLASSIFIERS, StatusClassifier, fit_status_classifiers, read_status,
+                               save_status_classifiers)
 from evaluation.uncertainty import assess, calibrate, describe, save_calibration
 from experiment.experiment import PHANTOM_NOTICE, Experiment
 from experiment.networks import CHECKPOINT, LatentSampler
@@ -23,7 +25,8 @@ from runtime.logs import LOG, say
 from runtime.ranks import from_rank_0, is_rank_0
 from utils import METRICS, InputError, weights_key
 
-STATUS_CLASSIFIERS, CALIBRATION = "status_classifiers.npz", "calibration.npz"                # of the test stage, for new scans
+# of the test stage, for new scans
+STATUS_CLASSIFIERS, CALIBRATION = "status_classifiers.npz", "calibration.npz"
 
 
 def clear_results(exp: Experiment) -> None:
@@ -42,24 +45,28 @@ def _clear_results(exp: Experiment) -> None:
 
 
 def trained_epochs(exp: Experiment) -> dict[str, int]:
-    """How many epochs of each stage were trained, as the settings that ask for them; says so if they ask for another number."""
+    """How many epochs of each stage were trained, as the settings that ask for them; says so if they ask for
+    another number."""
     trained = {}
     for stage in CHECKPOINT:
         path = exp.networks.folder_of(stage) / "loss_curve.csv"
         try:
             trained[f"{stage}_epochs"] = int(read_history(path).groupby("stage")["epoch"].max()[stage])
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: not there or damaged; --stages aae ldm writes it again and trains nothing anew") from error
+            raise InputError(f"{path}: not there or damaged; --stages aae ldm writes it again and trains "
+                             "nothing anew") from error
     for name, number in trained.items():
         if number != getattr(exp.cfg, name):
-            say("test", f"{name} is {getattr(exp.cfg, name)}, but {number} are trained: the scores are those of {number}")
+            say("test", f"{name} is {getattr(exp.cfg, name)}, but {number} are trained: the scores are those "
+                        f"of {number}")
     return trained
 
 
 # ---------------------------------------------------------------- amyloid status
 
 def classifiers_bound_to(masks: dict[str, str], synthesizer: Synthesizer) -> dict[str, str]:
-    """What a status classifier is valid for: the networks, which are those of one training list, and the masks that it looks through.
+    """What a status classifier is valid for: the networks, which are those of one training list, and the
+    masks that it looks through.
 
     masks: as Measurement.mask_keys gives.
     """
@@ -71,21 +78,24 @@ def classifiers_bound_to(masks: dict[str, str], synthesizer: Synthesizer) -> dic
 
 
 def calibration_bound_to(sampling: dict, masks: dict[str, str], synthesizer: Synthesizer) -> dict:
-    """What a calibration of the SUVR is valid for: networks, masks and sampling. sampling: the settings that affect the synthesis."""
+    """What a calibration of the SUVR is valid for: networks, masks and sampling. sampling: the settings that
+    affect the synthesis."""
     return {"networks and masks": classifiers_bound_to(masks, synthesizer)["suvr"], **sampling}
 
 
 def read_real(exp: Experiment, survey: Survey) -> dict[str, pd.DataFrame]:
-    """What status and uptake are read from, of the real PETs of each list, with age and sex if they are known."""
+    """What status and uptake are read from, of the real PETs of each list, with age and sex if they are
+    known."""
     cohort, measurement = exp.cohort, exp.measurement
-    test = evaluate(lambda batch: batch["pet"], exp.batches(cohort.test, "mri", "pet", divided=True), measurement.readable, "read test list")
+    test = evaluate(lambda batch: batch["pet"], exp.batches(cohort.test, "mri", "pet", divided=True),
+                    measurement.readable, "read test list")
     real = {"train": survey.of(cohort.train), "validation": survey.of(cohort.validation), "test": test}
     if measurement.regions:
         for table in real.values():
             without = table.loc[~np.isfinite(table["SUVR"]), "ID"]
             if len(without):
-                raise InputError(f"reference_mask {measurement.files.regions['reference_mask']}: no uptake in it in the PET of "
-                                 f"{', '.join(without)}")
+                raise InputError(f"reference_mask {measurement.files.regions['reference_mask']}: no uptake "
+                                 f"in it in the PET of {', '.join(without)}")
     scans = [scan for split in SPLITS for scan in getattr(cohort, split)]
     demographics, why_not = read_demographics(exp.cfg.info_folder, scans)
     if demographics is None:
@@ -94,7 +104,8 @@ def read_real(exp: Experiment, survey: Survey) -> dict[str, pd.DataFrame]:
     return {split: table.merge(demographics, on="ID") for split, table in real.items()}
 
 
-def fit_status(exp: Experiment, real: dict[str, pd.DataFrame], synthesizer: Synthesizer) -> dict[str, StatusClassifier]:
+def fit_status(exp: Experiment, real: dict[str, pd.DataFrame],
+               synthesizer: Synthesizer) -> dict[str, StatusClassifier]:
     """The status classifiers, fitted before the long synthesis; none, and why, if status is not binary here.
 
     Writes those of volumes to status_classifiers.npz, for new scans.
@@ -106,7 +117,8 @@ def fit_status(exp: Experiment, real: dict[str, pd.DataFrame], synthesizer: Synt
     if exp.cfg.num_classes != 2 or real["train"]["label"].nunique() < 2:
         say("test", "amyloid status is not read: it needs num_classes 2 and both labels in the training list")
         return {}
-    classifiers = fit_status_classifiers(real["train"], real["validation"], measurement.brain, measurement.pool, exp.cfg.seed)
+    classifiers = fit_status_classifiers(real["train"], real["validation"], measurement.brain,
+                                         measurement.pool, exp.cfg.seed)
     save_status_classifiers(path, classifiers, classifiers_bound_to(measurement.mask_keys(), synthesizer))
     return classifiers
 
@@ -114,9 +126,11 @@ def fit_status(exp: Experiment, real: dict[str, pd.DataFrame], synthesizer: Synt
 # ---------------------------------------------------------------- synthesis
 
 class ScanSynthesis:
-    """Synthesis of the scans of a list for evaluate: MRI -> synthetic PET, with SUVR_sd and p_mri as further columns if they are known.
+    """Synthesis of the scans of a list for evaluate: MRI -> synthetic PET, with SUVR_sd and p_mri as further
+    columns if they are known.
 
-    saved: the scans whose PETs are written on their MRIs' grids, with the standard deviation of their samples if the settings ask for it.
+    saved: the scans whose PETs are written on their MRIs' grids, with the standard deviation of their samples
+    if the settings ask for it.
     """
 
     def __init__(self, exp: Experiment, sampler: LatentSampler, saved: list[Scan]):
@@ -126,11 +140,11 @@ class ScanSynthesis:
     def __call__(self, batch: dict) -> Prediction:
         """The PETs of a batch {id, mri [B, 1, D, H, W]}, written on the way."""
         cfg, measurement, columns = self.exp.cfg, self.exp.measurement, {}
-        z_0 = self.sampler(batch)                                                            # [B, m, C, d, h, w]
+        z_0 = self.sampler(batch)                                                         # [B, m, C, d, h, w]
         x_hat = self.synthesizer.decode(z_0.mean(dim=1))                                     # [B, 1, D, H, W]
         self._save(x_hat, batch, "synthesized")
         if measurement.regions or cfg.save_std:
-            decoded = self.synthesizer.decode_samples(z_0)                                   # [B, m, 1, D, H, W]
+            decoded = self.synthesizer.decode_samples(z_0)                                # [B, m, 1, D, H, W]
             if cfg.save_std:
                 self._save(std_over_samples(decoded), batch, "std")
             if measurement.regions:
@@ -143,10 +157,12 @@ class ScanSynthesis:
 
     def _save(self, volumes: Tensor, batch: dict, folder: str) -> None:
         exp = self.exp
-        note = f"{PHANTOM_NOTICE if exp.is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"      # NIfTI holds 79 bytes
+        # NIfTI holds 79 bytes
+        note = f"{PHANTOM_NOTICE if exp.is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"
         for name, volume in zip(batch["id"], volumes[:, 0].cpu().numpy(), strict=True):
             if name in self.saved:
-                save_synthesis(exp.cfg.result_dir / folder / f"{name}.nii.gz", volume, self.saved[name].mri, exp.crop, note)
+                save_synthesis(exp.cfg.result_dir / folder / f"{name}.nii.gz", volume, self.saved[name].mri,
+                               exp.crop, note)
 
 
 # ---------------------------------------------------------------- what is written
@@ -155,8 +171,9 @@ class ScanSynthesis:
 class TestScores:
     """The scores of the test stage.
 
-    subjects: method -> a row a test subject; validation: a row a validation subject of il_cldm; real: split -> a row a subject of the real
-    PETs; classifiers: those of status; epochs: trained, by the setting that asks for them.
+    subjects: method -> a row a test subject; validation: a row a validation subject of il_cldm; real: split
+    -> a row a subject of the real PETs; classifiers: those of status; epochs: trained, by the setting that
+    asks for them.
     """
     subjects: dict[str, pd.DataFrame]
     validation: pd.DataFrame
@@ -165,33 +182,43 @@ class TestScores:
     epochs: dict[str, int]
 
 
-def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer, scores: TestScores) -> dict[str, pd.DataFrame]:
-    """The content of validation_list.csv, and of uncertainty.csv if there are regions: how good the calibration on the validation list is
-    on the test list. Prints that, and saves the calibration for new scans."""
+def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer,
+                        scores: TestScores) -> dict[str, pd.DataFrame]:
+    """The content of validation_list.csv, and of uncertainty.csv if there are regions: how good the
+    calibration on the validation list is on the test list. Prints that, and saves the calibration for new
+    scans."""
     validation, test, real = scores.validation, scores.subjects["il_cldm"], scores.real
-    status = {f"score_{name}": scores.classifiers[name].score(validation) for name in CLASSIFIERS if name in scores.classifiers}
+    status = {
+        f"score_{name}": scores.classifiers[name].score(validation)
+        for name in CLASSIFIERS
+        if name in scores.classifiers
+    }
     if not exp.measurement.regions:
         return {"validation_list": validation[["ID", "label", *METRICS]].assign(**status)}
     validation = validation.assign(SUVR_real=validation["ID"].map(real["validation"].set_index("ID")["SUVR"]))
     test = test.assign(SUVR_real=test["ID"].map(real["test"].set_index("ID")["SUVR"]))
     calibration = calibrate(validation, exp.cfg.num_classes == 2)
-    bound_to = calibration_bound_to(exp.cfg.settings_of("synthesis"), exp.measurement.mask_keys(), synthesizer)
+    bound_to = calibration_bound_to(exp.cfg.settings_of("synthesis"), exp.measurement.mask_keys(),
+                                    synthesizer)
     save_calibration(exp.cfg.result_dir / CALIBRATION, calibration, bound_to)
     assessed = assess(calibration, test)
     say("test", describe(calibration, assessed))
     predicted = ["p_mri"] if "p_mri" in test else []       # of the label, from the MRI
     columns = ["ID", "label", *METRICS, "SUVR", "SUVR_sd", "SUVR_real", *predicted]
-    return {"validation_list": validation[columns].assign(**status), "uncertainty": assessed.join(test[predicted])}
+    return {"validation_list": validation[columns].assign(**status),
+            "uncertainty": assessed.join(test[predicted])}
 
 
 def write_results(exp: Experiment, synthesizer: Synthesizer, scores: TestScores) -> None:
-    """Read status; write the per-subject CSVs and summary.csv; print the summary with what it was measured on."""
+    """Read status; write the per-subject CSVs and summary.csv; print the summary with what it was measured
+    on."""
     if not is_rank_0():
         return
     cfg, real = exp.cfg, scores.real
     frames = {"test": _stacked(scores.subjects, ["ID", "label", *METRICS])}
     people = real["test"][[name for name in ("ID", "age", "sex") if name in real["test"]]]
-    readable = {"real": real["test"]} | {method: table.merge(people, on="ID") for method, table in scores.subjects.items()}
+    readable = {"real": real["test"]} | {method: table.merge(people, on="ID") for method,
+                                         table in scores.subjects.items()}
     if exp.measurement.regions:
         uptake = [name for name in real["test"] if name == "CL" or name.startswith("SUVR")]
         frames["uptake"] = _stacked(readable, ["ID", "label", *uptake])
@@ -199,12 +226,13 @@ def write_results(exp: Experiment, synthesizer: Synthesizer, scores: TestScores)
         frames["predictions"] = read_status(scores.classifiers, readable)
     frames |= measure_uncertainty(exp, synthesizer, scores)
     note = exp.scores_note(len(exp.cohort.test))
-    metadata = {"phantom": exp.is_phantom, "notice": exp.notice, "note": note, **exp.identity(), **json.loads(cfg.to_json()),
-                "command": exp.command}
+    metadata = {"phantom": exp.is_phantom, "notice": exp.notice, "note": note, **exp.identity(),
+                **json.loads(cfg.to_json()), "command": exp.command}
     metadata["settings"] |= scores.epochs | {"precision": exp.networks.precision}
     save_run(cfg.result_dir, metadata, frames)
     summary = summarize(frames["test"])
-    write_csv(cfg.result_dir / "summary.csv", summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else cfg.data_dir))
+    write_csv(cfg.result_dir / "summary.csv",
+              summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else cfg.data_dir))
     say("test", f"mean +- SD over {note}")
     LOG.info("%s", _shown(summary, list(scores.subjects)))
 
@@ -217,5 +245,9 @@ def _stacked(tables: dict[str, pd.DataFrame], columns: list[str]) -> pd.DataFram
 
 def _shown(summary: pd.DataFrame, methods: list[str]) -> str:
     text = [f"{mean:.4f} +- {std:.4f}" for mean, std in zip(summary["mean"], summary["std"], strict=True)]
-    table = summary.assign(text=text).pivot(index="method", columns="metric", values="text").loc[methods, list(METRICS)]
+    table = (
+        summary.assign(text=text)
+        .pivot(index="method", columns="metric", values="text")
+        .loc[methods, list(METRICS)]
+    )
     return table.rename_axis(index=None, columns=None).to_string()

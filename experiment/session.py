@@ -1,4 +1,5 @@
-"""The session of an experiment: the check of its cohort, its folder and lock, its stages in order, its tables and report."""
+"""The session of an experiment: the check of its cohort, its folder and lock, its stages in order, its tables
+and report."""
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,7 +18,8 @@ from runtime.commandline import parse
 from runtime.files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
 from runtime.logs import LOG, keep_log, say
 from runtime.program import exit_code
-from runtime.ranks import barrier, check_environment, from_rank_0, is_rank_0, launch, local_rank, process_group, world_size
+from runtime.ranks import (barrier, check_environment, from_rank_0, is_rank_0, launch, local_rank,
+                           process_group, world_size)
 from utils import InputError, pick_device
 
 Stage = Callable[[Experiment], None]
@@ -72,7 +74,8 @@ def naming(stage: str) -> Iterator[None]:
 # ---------------------------------------------------------------- before the first stage
 
 def _check_results(cfg: Config) -> None:
-    """What can be known before the cohort is read: that no earlier result is spoilt which this run needs, and that it can write."""
+    """What can be known before the cohort is read: that no earlier result is spoilt which this run needs, and
+    that it can write."""
     if "tables" in cfg.stages:
         load_runs(cfg.result_dir.parent, but=cfg.exp if "test" in cfg.stages else "")
     if not set(cfg.stages) <= {"check", "tables"}:
@@ -89,54 +92,65 @@ def _check_and_tables(cfg: Config) -> None:
 
 
 def check(cfg: Config) -> Cohort:
-    """Read the whole cohort once, a phantom being simulated first, and print what is in it. Raises InputError with all problems."""
+    """Read the whole cohort once, a phantom being simulated first, and print what is in it. Raises InputError
+    with all problems."""
     if cfg.is_phantom:
         try:
-            build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link, cfg.phantom_seed)
+            build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link,
+                          cfg.phantom_seed)
         except ValueError as error:
             raise InputError(str(error)) from error
-    cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes, cfg.subject_pattern,
+    cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes,
+                          cfg.subject_pattern,
                           smallest_training_list=max(cfg.aae_batch_size, cfg.ldm_batch_size) * world_size(),
                           least_of_each_label=cfg.least_of_each_label)
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     if cfg.predicts_label and not cfg.knows_regions:
-        say("check", "no regions are known (cortex_mask, reference_mask): the UNet is trained with the true label and sampled with the "
-                     "one predicted from the MRI (label_in_training true, label_at_sampling mixed)")
+        say("check", "no regions are known (cortex_mask, reference_mask): the UNet is trained with the true "
+                     "label and sampled with the one predicted from the MRI (label_in_training true, "
+                     "label_at_sampling mixed)")
     return cohort
 
 
 def _begin(exp: Experiment, lock: FolderLock) -> None:
-    """Find out what could stop the run later, make the experiment's folder its own, and write down there what is run."""
+    """Find out what could stop the run later, make the experiment's folder its own, and write down there what
+    is run."""
     cfg = exp.cfg
     exp.refuse_conflicts()
-    folders = {"encode": exp.latents_folder, "test": cfg.result_dir / "synthesized", "report": cfg.result_dir / "figures",
-               "tables": cfg.result_dir.parent / "tables"}
+    folders = {"encode": exp.latents_folder, "test": cfg.result_dir / "synthesized",
+               "report": cfg.result_dir / "figures", "tables": cfg.result_dir.parent / "tables"}
     for folder in [cfg.result_dir, *(folders[stage] for stage in folders if stage in cfg.stages)]:
         make_folder(folder)
         remove_leftovers(folder)
     lock.acquire()
     if lock.left_by:
-        say("check", f"an earlier run here ({lock.left_by}) was killed; what it was writing is removed, what it had saved is used")
+        say("check", f"an earlier run here ({lock.left_by}) was killed; what it was writing is removed, what "
+                     "it had saved is used")
     remove_leftovers(cfg.result_dir, everyones=True)
-    check_room(cfg.result_dir, exp.checkpoint_room(), "the checkpoints (the best, the last, and the next while it is written)")
+    check_room(cfg.result_dir, exp.checkpoint_room(),
+               "the checkpoints (the best, the last, and the next while it is written)")
     keep_log(cfg.result_dir / "run.log")
     write_text(cfg.result_dir / "config.json", cfg.to_json())
     LOG.debug("%s", exp.command)
     networks = exp.networks
-    say("check", f"{exp.cache.describe()}; networks compute in {networks.precision} on {exp.device}{networks.slow_precision}")
+    say("check", f"{exp.cache.describe()}; networks compute in {networks.precision} on "
+                 f"{exp.device}{networks.slow_precision}")
 
 
 def begin_training(exp: Experiment, run: StageRun, batches: DataLoader, epochs: int) -> None:
-    """Say what a training does, where it continues, and which settings are no longer those of its beginning; results of earlier networks
-    count no longer."""
+    """Say what a training does, where it continues, and which settings are no longer those of its beginning;
+    results of earlier networks count no longer."""
     processes = f" of {world_size()} processes together" if world_size() > 1 else ""
     steps = f" and {len(run.progress.losses)} steps" if run.progress.losses else ""
-    say(run.stage, f"{len(exp.cohort.train)} subjects, {batches.sampler.step_items} a step{processes}, {run.epoch} of {epochs} epochs"
-                   f"{steps} done, writes {run.best_path}")
+    say(run.stage, f"{len(exp.cohort.train)} subjects, {batches.sampler.step_items} a step{processes}, "
+                   f"{run.epoch} of {epochs} epochs{steps} done, writes {run.best_path}")
     if run.remarks:
-        say(run.stage, "continues under settings that may change its numbers, but not the method (saved -> now): "
-            + "; ".join(run.remarks))
+        say(
+            run.stage,
+            "continues under settings that may change its numbers, but not the method (saved -> now): "
+            + "; ".join(run.remarks),
+        )
     if run.epochs_left(epochs) and is_rank_0():
         forget_run(exp.cfg.result_dir)
 
@@ -146,7 +160,7 @@ def begin_training(exp: Experiment, run: StageRun, batches: DataLoader, epochs: 
 def plot_history(exp: Experiment) -> None:
     """Draw the losses and scores of both stages, and of the baselines."""
     if is_rank_0():
-        from evaluation.figures import plot_curves         # here, so that training needs no matplotlib until then
+        from evaluation.figures import plot_curves     # here, so that training needs no matplotlib until then
         plot_curves(exp.cfg.result_dir, exp.cfg.result_dir / "loss_curve", exp.notice, (".png",))
 
 
@@ -154,7 +168,10 @@ def plot_shown_scans(exp: Experiment) -> None:
     """Draw real and synthetic PET of the first test scans of each label."""
     if is_rank_0():
         from evaluation.figures import plot_synthesized
-        rows = [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan)) for scan in exp.shown_scans()]
+
+        rows = [
+            (f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan)) for scan in exp.shown_scans()
+        ]
         plot_synthesized(exp.cfg.result_dir / "synthesized", rows, exp.notice)
 
 
@@ -175,7 +192,8 @@ def make_all_tables(cfg: Config) -> None:
     for remark in remarks:
         say("tables", remark)
     if not groups:
-        raise InputError(f"{cfg.result_dir.parent} holds no experiment with scores; --stages test writes them")
+        raise InputError(f"{cfg.result_dir.parent} holds no experiment with scores; --stages test writes "
+                         "them")
     for path in write_tables(cfg.result_dir.parent / "tables", make_tables(groups)):
         say("tables", f"{len(runs)} experiments, wrote {path} (and .md, .tex)")
 
@@ -192,5 +210,5 @@ def report(exp: Experiment) -> None:
     subjects = read_subjects(exp.shown_scans(), folder / "synthesized", exp.crop)
     figures = write_figures(folder, result, subjects)
     demographics, _ = read_demographics(cfg.info_folder, cohort.train + cohort.validation + cohort.test)
-    write_report(folder / "report.html", result, make_tables(group_runs([result])[0]), figures, cohort_table(cohort, demographics),
-                 subjects, cohort.affine)
+    write_report(folder / "report.html", result, make_tables(group_runs([result])[0]), figures,
+                 cohort_table(cohort, demographics), subjects, cohort.affine)

@@ -1,4 +1,5 @@
-"""The survey: what is known of the volumes of training and validation list, from one pass over them, kept beside the latents."""
+"""The survey: what is known of the volumes of training and validation list, from one pass over them, kept
+beside the latents."""
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -18,16 +19,17 @@ from runtime.files import atomic
 from runtime.logs import progress_bar
 from utils import derived_seed
 
-FORMAT = 1                                                 # raise it when what a survey holds changes its meaning
+FORMAT = 1                                             # raise it when what a survey holds changes its meaning
 
 
 @dataclass(frozen=True)
 class Survey:
     """What training and scores need to know of the real volumes.
 
-    mean_pet: [1, 1, D, H, W], mean PET of the training list. pet_std: standard deviation of its PETs over all voxels of all of them.
-    mri: [n, 1, d, h, w] float32, MRIs of the training list pooled to about 4 mm, for the predictor of the label.
-    table: a row a scan, of the training list and then of the validation list: ID, and what Measurement.readable gives of the real PET.
+    mean_pet: [1, 1, D, H, W], mean PET of the training list. pet_std: standard deviation of its PETs over all
+    voxels of all of them. mri: [n, 1, d, h, w] float32, MRIs of the training list pooled to about 4 mm, for
+    the predictor of the label. table: a row a scan, of the training list and then of the validation list: ID,
+    and what Measurement.readable gives of the real PET.
     """
     mean_pet: Tensor
     pet_std: float
@@ -48,7 +50,8 @@ def make_survey(training: Iterable[dict], validation: Iterable[dict], measuremen
     for batch in progress_bar(training, desc="survey of the training list", unit="batch"):
         pet = batch["pet"].double()
         total = total + pet.sum(dim=0, keepdim=True)
-        count, summed, squares = count + pet.numel(), summed + pet.sum().item(), squares + (pet ** 2).sum().item()
+        count, summed, squares = (count + pet.numel(), summed + pet.sum().item(),
+                                  squares + (pet**2).sum().item())
         pooled.append(pool_volume(batch["mri"], pool))
         rows += _rows(batch, measurement)
     n = len(rows)
@@ -73,7 +76,10 @@ def survey_key(*bound_to) -> str:
 def save_survey(path: Path, survey: Survey) -> None:
     """Write a survey as plain arrays."""
     table = survey.table
-    columns = {f"column {name}": table[name].to_numpy(np.float64) for name in table.columns.drop(["ID", "mri", "pet"])}
+    columns = {
+        f"column {name}": table[name].to_numpy(np.float64)
+        for name in table.columns.drop(["ID", "mri", "pet"])
+    }
     volumes = {f"pooled {name}": np.stack(table[name].to_list()) for name in ("mri", "pet")}
     with atomic(path) as partial, partial.open("wb") as file:
         np.savez(file, mean_pet=survey.mean_pet.numpy(), pet_std=survey.pet_std, fine_mri=survey.mri.numpy(),
@@ -91,6 +97,7 @@ def load_survey(path: Path) -> Survey | None:
         for name, values in arrays.items():
             if name.startswith("column "):
                 table[name.removeprefix("column ")] = values
-        return Survey(torch.from_numpy(arrays["mean_pet"]), float(arrays["pet_std"]), torch.from_numpy(arrays["fine_mri"]), table)
+        return Survey(torch.from_numpy(arrays["mean_pet"]), float(arrays["pet_std"]),
+                      torch.from_numpy(arrays["fine_mri"]), table)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
         return None

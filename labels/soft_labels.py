@@ -1,4 +1,5 @@
-"""Soft labels: the weights of the label embeddings that the denoiser is trained with, and how uncertain or how large the amyloid is."""
+"""Soft labels: the weights of the label embeddings that the denoiser is trained with, and how uncertain or
+how large the amyloid is."""
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,7 +8,8 @@ from utils import InputError, derived_seed
 
 
 def label_order(n: int, seed: int, shuffled: bool) -> np.ndarray:
-    """Whose label each of n subjects of the training list has, [n]: his own, or in the null control that of another."""
+    """Whose label each of n subjects of the training list has, [n]: his own, or in the null control that of
+    another."""
     own = np.arange(n)
     return np.random.default_rng(derived_seed(seed, "shuffled labels")).permutation(own) if shuffled else own
 
@@ -24,14 +26,16 @@ def suvr_levels(suvr: np.ndarray, labels: np.ndarray) -> Tensor:
     """
     negative, positive = suvr[labels == 0].mean(), suvr[labels == 1].mean()
     if not negative < positive:
-        raise InputError(f"label_in_training suvr: the mean SUVR of the training list is {negative:.3f} with label 0 and {positive:.3f} "
-                         "with label 1, but amyloid raises it; look at the labels, and at cortex_mask and reference_mask")
+        raise InputError(f"label_in_training suvr: the mean SUVR of the training list is {negative:.3f} with "
+                         f"label 0 and {positive:.3f} with label 1, but amyloid raises it; look at the "
+                         "labels, and at cortex_mask and reference_mask")
     return torch.tensor([negative, positive])
 
 
 def suvr_soft_labels(suvr: np.ndarray, levels: Tensor) -> Tensor:
-    """Soft labels [n, 2] that say how much amyloid there is: the mean SUVR of a label has a weight of 1 for that label, in between they are
-    mixed, and beyond one of them is negative. suvr: [n]; levels: as suvr_levels gives."""
+    """Soft labels [n, 2] that say how much amyloid there is: the mean SUVR of a label has a weight of 1 for
+    that label, in between they are mixed, and beyond one of them is negative. suvr: [n]; levels: as
+    suvr_levels gives."""
     negative, positive = levels.tolist()
     share = (suvr - negative) / (positive - negative)
     return torch.from_numpy(np.stack([1 - share, share], axis=1)).float()

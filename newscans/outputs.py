@@ -1,4 +1,5 @@
-"""The outputs of a new scan: numbers of its synthetic PET, the sidecar that says what it was made from, the picture and the table."""
+"""The outputs of a new scan: numbers of its synthetic PET, the sidecar that says what it was made from, the
+picture and the table."""
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -23,15 +24,18 @@ TABLE = "synthesized.csv"
 
 # ---------------------------------------------------------------- numbers
 
-def measure(trained: Trained, mri: Tensor, x_hat: Tensor, decoded: Tensor, label: Tensor | None) -> dict[str, float | str]:
-    """Uptake and amyloid status of a synthetic PET x_hat [D, H, W], with their range over its decoded samples [m, D, H, W].
+def measure(trained: Trained, mri: Tensor, x_hat: Tensor, decoded: Tensor,
+            label: Tensor | None) -> dict[str, float | str]:
+    """Uptake and amyloid status of a synthetic PET x_hat [D, H, W], with their range over its decoded samples
+    [m, D, H, W].
 
     label: the probabilities [K] with which sampling was conditioned, or None.
     """
     row = {}
     if label is not None:
         row = {f"p_label_{k}": float(label[k]) for k in range(1, len(label))}
-    read = pd.DataFrame([trained.measurement.readable(x, {"mri": mri}) for x in (x_hat, *decoded)])      # the first is what is written
+    # the first is what is written
+    read = pd.DataFrame([trained.measurement.readable(x, {"mri": mri}) for x in (x_hat, *decoded)])
     for name in read:
         if name == "CL" or name.startswith("SUVR"):
             row |= spread(name, read[name].to_numpy())
@@ -47,16 +51,18 @@ def measure(trained: Trained, mri: Tensor, x_hat: Tensor, decoded: Tensor, label
 
 
 def spread(name: str, values: np.ndarray) -> dict[str, float]:
-    """The value of what is written and those of its samples, [1 + m]: if there are several, their std, smallest and largest."""
+    """The value of what is written and those of its samples, [1 + m]: if there are several, their std,
+    smallest and largest."""
     samples = values[1:]
     if len(samples) < 2:
         return {name: float(values[0])}
-    return {name: float(values[0]), f"{name}_sd": float(samples.std(ddof=1)), f"{name}_samples_min": float(samples.min()),
-            f"{name}_samples_max": float(samples.max())}
+    return {name: float(values[0]), f"{name}_sd": float(samples.std(ddof=1)),
+            f"{name}_samples_min": float(samples.min()), f"{name}_samples_max": float(samples.max())}
 
 
 def calibrated(trained: Trained, row: dict) -> dict[str, float | str]:
-    """From SUVR and SUVR_sd of a scan, the calibrated interval of the former and the probability of status, as far as they are known."""
+    """From SUVR and SUVR_sd of a scan, the calibrated interval of the former and the probability of status,
+    as far as they are known."""
     known, calibration = {"SUVR_interval": f"none: {trained.no_interval}"}, trained.calibration
     suvr, std = np.array([row["SUVR"]]), np.array([row.get("SUVR_sd", 0.0)])
     if not trained.no_interval:
@@ -69,55 +75,71 @@ def calibrated(trained: Trained, row: dict) -> dict[str, float | str]:
 
 
 def level_remark(classifier: StatusClassifier | None, mri: np.ndarray) -> str:
-    """A warning if an MRI, pooled to [d, h, w], is a tenth brighter or darker than all of the training list: was it scaled as they were?"""
+    """A warning if an MRI, pooled to [d, h, w], is a tenth brighter or darker than all of the training list:
+    was it scaled as they were?"""
     if classifier is None:
         return ""
     level, (low, high) = mean_level(mri[None], classifier.classifier), classifier.level
     if 0.9 * low <= level <= 1.1 * high:
         return ""
-    return (f"mean intensity of the MRI inside the brain {level:.3f}, in the training list {low:.3f} to {high:.3f}: is it scaled as they "
-            "are?")
+    return (f"mean intensity of the MRI inside the brain {level:.3f}, in the training list {low:.3f} to "
+            f"{high:.3f}: is it scaled as they are?")
 
 
 # ---------------------------------------------------------------- files
 
-def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, std: Tensor, row: dict, source: str, out: Path) -> None:
+def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, std: Tensor, row: dict,
+               source: str, out: Path) -> None:
     """Write sidecar, PET, standard deviation and picture of a scan.
 
-    volume: voxels, affine and intensity ceiling of its MRI, as read_mri gives. source: checksum of the MRI's file.
-    The sidecar first: without it nobody knows what a file is; with it, and all files there, the scan is done.
+    volume: voxels, affine and intensity ceiling of its MRI, as read_mri gives. source: checksum of the MRI's
+    file. The sidecar first: without it nobody knows what a file is; with it, and all files there, the scan is
+    done.
     """
     from evaluation.figures import plot_overlay            # here, because it needs matplotlib
-    files, note = scan.written(out), f"IL-CLDM, synthetic PET; {RESEARCH_NOTICE}"            # NIfTI holds 79 bytes
+    files, note = scan.written(out), f"IL-CLDM, synthetic PET; {RESEARCH_NOTICE}"       # NIfTI holds 79 bytes
     for path in files.values():
         path.unlink(missing_ok=True)
-    write_text(files["sidecar"], json.dumps(describe(trained, scan, volume, row, source, out), indent=2) + "\n")
+    write_text(files["sidecar"],
+               json.dumps(describe(trained, scan, volume, row, source, out), indent=2) + "\n")
     where = (scan.mri, trained.networks.crop, note, trained.grid)
     pet = save_synthesis(files["pet"], x_hat.cpu().numpy(), *where)
     if trained.cfg.save_std:
         save_synthesis(files["std"], std.cpu().numpy(), *where)
-    plot_overlay(files["picture"], volume[0], pet, volume[1], scan.id, f"synthetic PET, no measurement; {trained.notice}")
+    plot_overlay(files["picture"], volume[0], pet, volume[1], scan.id,
+                 f"synthetic PET, no measurement; {trained.notice}")
 
 
 def describe(trained: Trained, scan: NewScan, volume: tuple, row: dict, source: str, out: Path) -> dict:
     """The content of a scan's sidecar."""
     cfg, (voxels, affine, ceiling) = trained.cfg, volume
     same = Grid(voxels.shape, affine).same(trained.grid)
-    networks = {name: {"File": relative(used["file"], out), "Weights": used["weights"]} for name, used in trained.networks_used.items()}
-    versions = {"il_cldm": VERSION, **{name: version(name) for name in ("torch", "numpy", "nibabel", "scipy")}}
+    networks = {
+        name: {"File": relative(used["file"], out), "Weights": used["weights"]}
+        for name, used in trained.networks_used.items()
+    }
+    versions = {"il_cldm": VERSION,
+                **{name: version(name) for name in ("torch", "numpy", "nibabel", "scipy")}}
     return {
         "Kind": KIND,
-        "Description": "Amyloid PET synthesized from a T1 MRI by a latent diffusion model (IL-CLDM). Not a measurement.",
+        "Description": "Amyloid PET synthesized from a T1 MRI by a latent diffusion model (IL-CLDM). Not a "
+                       "measurement.",
         "Notice": trained.notice,
-        "Units": "uptake as the training PETs were stored, in [0, 1]; ratios between regions (SUVR) carry the meaning",
+        "Units": "uptake as the training PETs were stored, in [0, 1]; ratios between regions (SUVR) carry "
+                 "the meaning",
         "SkullStripped": True,
-        "Sources": [{"MRI": relative(scan.mri, out), "SHA256": source, "Grid": describe_grid(scan.mri),
-                     "Intensity": "as stored" if ceiling == 1 else f"divided by {ceiling:g}, clipped to [0, 1]"}],
-        "Resampling": "none: the MRI lies on the cohort's grid" if same else
-                      "MRI to the cohort's grid and PET back through the affines: mean, over each new voxel, of linear interpolation",
+        "Sources": [
+            {"MRI": relative(scan.mri, out), "SHA256": source, "Grid": describe_grid(scan.mri),
+             "Intensity": "as stored" if ceiling == 1 else f"divided by {ceiling:g}, clipped to [0, 1]"}
+        ],
+        "Resampling": "none: the MRI lies on the cohort's grid"
+        if same
+        else "MRI to the cohort's grid and PET back through the affines: mean, over each new voxel, of "
+             "linear interpolation",
         "Networks": networks,
-        "Sampling": {"Sampler": cfg.sampler, "NetworkEvaluations": trained.sampler.evaluations, "LatentSamples": cfg.samples_per_scan,
-                     "Label": cfg.label_at_sampling, "Seed": cfg.seed, "Device": trained.networks.device.type},
+        "Sampling": {"Sampler": cfg.sampler, "NetworkEvaluations": trained.sampler.evaluations,
+                     "LatentSamples": cfg.samples_per_scan, "Label": cfg.label_at_sampling, "Seed": cfg.seed,
+                     "Device": trained.networks.device.type},
         "Versions": versions,
         "MadeFrom": {"mri": source, **trained.made_with},
         "Results": {name: None if value != value else value for name, value in row.items()},
@@ -141,9 +163,12 @@ def write_table(out: Path) -> None:
         content, pet = read_sidecar(sidecar), sidecar.with_suffix(".nii.gz")
         if content and pet.exists():
             sampling = content["Sampling"]
-            rows.append(content["Results"] | {"pet": pet.name, "mri": content["Sources"][0]["MRI"], "samples": sampling["LatentSamples"],
-                                              "NFE": sampling["NetworkEvaluations"],
-                                              "denoiser": content["MadeFrom"]["networks"]["denoiser"], "notice": content["Notice"]})
+            rows.append(
+                content["Results"]
+                | {"pet": pet.name, "mri": content["Sources"][0]["MRI"], "samples": sampling["LatentSamples"],
+                   "NFE": sampling["NetworkEvaluations"],
+                   "denoiser": content["MadeFrom"]["networks"]["denoiser"], "notice": content["Notice"]}
+            )
     if rows:
         write_csv(out / TABLE, pd.DataFrame(rows))
 
@@ -154,7 +179,11 @@ def differences_of(sidecar: Path, made_from: dict) -> list[str]:
     if content is None:
         return ["not written by synthesize"]
     there, now = _flat(content["MadeFrom"]), _flat(made_from)
-    return [f"{name}: {json.dumps(there.get(name))} -> {json.dumps(value)}" for name, value in now.items() if there.get(name) != value]
+    return [
+        f"{name}: {json.dumps(there.get(name))} -> {json.dumps(value)}"
+        for name, value in now.items()
+        if there.get(name) != value
+    ]
 
 
 def _flat(made_from: dict) -> dict:

@@ -1,4 +1,5 @@
-"""New scans: the synthetic PET of MRIs that have neither PET nor label, with the networks of a trained experiment.
+"""New scans: the synthetic PET of MRIs that have neither PET nor label, with the networks of a trained
+experiment.
 
     python main.py synthesize --exp NAME --mri FILE_OR_FOLDER --out FOLDER
 """
@@ -14,7 +15,8 @@ from dataset import LATENTS
 from experiment.saved import parse_for_experiment
 from model import std_over_samples
 from newscans.outputs import differences_of, measure, write_scan, write_table
-from newscans.scans import NewScan, find_scans, header_problem, onto_crop, place_problem, read_mri, refuse_place, sha256
+from newscans.scans import (NewScan, find_scans, header_problem, onto_crop, place_problem, read_mri,
+                            refuse_place, sha256)
 from newscans.trained import Trained, load_trained
 from runtime.files import FolderLock, brief, check_place, make_folder, remove_leftovers
 from runtime.logs import progress_bar, say
@@ -26,14 +28,19 @@ from utils import InputError
 
 @dataclass(frozen=True)
 class SynthesisSettings:
-    """The settings of `python main.py synthesize` beside those of the experiment. Raises ValueError that lists all wrong values."""
+    """The settings of `python main.py synthesize` beside those of the experiment. Raises ValueError that
+    lists all wrong values."""
 
-    exp: str = setting("", "name of the trained experiment; its settings are read from result/<exp>/config.json", section="new scans")
+    exp: str = setting("",
+        "name of the trained experiment; its settings are read from result/<exp>/config.json",
+        section="new scans")
     mri: str = setting("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files")
     out: str = setting("", "folder for their synthetic PETs, beside which nothing else of this project lies")
-    mri_percentile: float = setting(0.0, "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave "
-                                         "[0, 1]; right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)
-    overwrite: bool = setting(False, "replace synthetic PETs that are there, but were not made from the same MRI in the same way")
+    mri_percentile: float = setting(0.0,
+        "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave [0, 1]; "
+        "right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)
+    overwrite: bool = setting(False,
+        "replace synthetic PETs that are there, but were not made from the same MRI in the same way")
 
     def __post_init__(self):
         missing = [f"--{name}" for name in ("exp", "mri", "out") if not getattr(self, name)]
@@ -42,19 +49,22 @@ class SynthesisSettings:
 
 def main(argv: list[str]) -> int:
     """Synthesize new scans, with the settings of a command line. Returns the exit code."""
-    about = "The synthetic PET of T1 MRIs that have neither PET nor label, with the networks of a trained experiment."
+    about = ("The synthetic PET of T1 MRIs that have neither PET nor label, with the networks of a trained "
+             "experiment.")
     settings, cfg = parse_for_experiment(SynthesisSettings, argv, "main.py synthesize", about)
     return exit_code(partial(synthesize_scans, cfg, settings))
 
 
 def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
-    """Synthesize the PET of settings.mri into settings.out; what is there already, made from the same MRI in the same way, stays.
+    """Synthesize the PET of settings.mri into settings.out; what is there already, made from the same MRI in
+    the same way, stays.
 
     Goes on after an MRI that cannot be used; raises InputError with all of these at the end.
     """
     mri, out = Path(settings.mri), Path(settings.out)
     cohort = [Path(cfg.data_dir) / folder for folder in ("whole_MRI", "whole_Abeta", LATENTS, "truth")]
-    refuse_place(out, (mri if mri.is_dir() else mri.parent, Path(cfg.data_dir), cfg.info_folder), (*cohort, cfg.result_dir.parent))
+    refuse_place(out, (mri if mri.is_dir() else mri.parent, Path(cfg.data_dir), cfg.info_folder),
+                 (*cohort, cfg.result_dir.parent))
     scans = find_scans(mri)
     problems = _header_problems(scans)
     _refuse_if_none_is_left(scans, problems)
@@ -75,8 +85,12 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
         finally:
             write_table(out)
     if problems:
-        raise InputError("\n  ".join([f"{len(problems)} of {len(scans)} MRIs were not synthesized, the others are in {out}:",
-                                      *problems.values()]))
+        raise InputError(
+            "\n  ".join(
+                [f"{len(problems)} of {len(scans)} MRIs were not synthesized, the others are in {out}:",
+                 *problems.values()]
+            )
+        )
 
 
 # ---------------------------------------------------------------- before the first network evaluation
@@ -98,8 +112,10 @@ def _refuse_if_none_is_left(scans: list[NewScan], problems: dict[str, str]) -> N
         raise InputError("\n  ".join([*head, *problems.values()]))
 
 
-def _wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out: Path, overwrite: bool) -> list[NewScan]:
-    """The scans whose PET is not there yet. Raises InputError if something else has its name, unless that may be replaced."""
+def _wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out: Path,
+            overwrite: bool) -> list[NewScan]:
+    """The scans whose PET is not there yet. Raises InputError if something else has its name, unless that may
+    be replaced."""
     missing, problems = [], []
     for scan in scans:
         if scan.id not in sources:
@@ -108,14 +124,23 @@ def _wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out
         if not trained.cfg.save_std:
             files = {name: path for name, path in files.items() if name != "std"}
         there = [path for path in scan.written(out).values() if path.exists()]
-        differences = differences_of(files["sidecar"], {"mri": sources[scan.id], **trained.made_with}) if there else []
+        differences = (
+            differences_of(files["sidecar"], {"mri": sources[scan.id], **trained.made_with}) if there else []
+        )
         if differences and not overwrite:
             problems.append(f"{there[0]}: {brief('; '.join(differences))}")
         elif differences or not all(path.exists() for path in files.values()):
             missing.append(scan)
     if problems:
-        raise InputError("\n  ".join([f"{len(problems)} file(s) are there already, but not made from the same MRI in the same way "
-                                      "(there -> now); --overwrite replaces them, another --out keeps them:", *problems]))
+        raise InputError(
+            "\n  ".join(
+                [
+                    f"{len(problems)} file(s) are there already, but not made from the same MRI in the same "
+                    "way (there -> now); --overwrite replaces them, another --out keeps them:",
+                    *problems,
+                ]
+            )
+        )
     return missing
 
 
@@ -139,17 +164,20 @@ def _announce(trained: Trained, found: int, usable: int, problems: dict[str, str
     cfg = trained.cfg
     for remark in trained.measurement.remarks(trained.grid.affine, trained.networks.crop):
         say("synth", remark)
-    say("synth", f"{usable} of {found} MRIs are to be synthesized ({found - usable - len(problems)} are there already), "
-                 f"{cfg.samples_per_scan} latent samples by {cfg.sampler}, {trained.sampler.evaluations} network evaluations a scan, on "
-                 f"{trained.networks.device}, {trained.notice}; writes {out}")
+    say("synth", f"{usable} of {found} MRIs are to be synthesized ({found - usable - len(problems)} are "
+                 f"there already), {cfg.samples_per_scan} latent samples by {cfg.sampler}, "
+                 f"{trained.sampler.evaluations} network evaluations a scan, on {trained.networks.device}, "
+                 f"{trained.notice}; writes {out}")
     if problems:
         say("synth", "\n  ".join([f"{len(problems)} cannot be used and are left out:", *problems.values()]))
 
 
 # ---------------------------------------------------------------- synthesis
 
-def _synthesize(trained: Trained, scans: list[NewScan], sources: dict[str, str], problems: dict[str, str], out: Path) -> None:
-    """Synthesize the scans, several at once as far as the settings allow; notes in problems which could not be read after all."""
+def _synthesize(trained: Trained, scans: list[NewScan], sources: dict[str, str], problems: dict[str, str],
+                out: Path) -> None:
+    """Synthesize the scans, several at once as far as the settings allow; notes in problems which could not
+    be read after all."""
     at_once = trained.cfg.scans_at_once
     with progress_bar(total=len(scans), desc="synthesize", unit="scan") as bar:
         for first in range(0, len(scans), at_once):
@@ -161,8 +189,10 @@ def _synthesize(trained: Trained, scans: list[NewScan], sources: dict[str, str],
             bar.update(len(some))
 
 
-def _read_batch(trained: Trained, scans: list[NewScan], sources: dict[str, str], problems: dict[str, str]) -> dict:
-    """The batch of some scans: id, mri [B, 1, D, H, W], the scans themselves, and their MRIs as read_mri gives them."""
+def _read_batch(trained: Trained, scans: list[NewScan], sources: dict[str, str],
+                problems: dict[str, str]) -> dict:
+    """The batch of some scans: id, mri [B, 1, D, H, W], the scans themselves, and their MRIs as read_mri
+    gives them."""
     batch = {"id": [], "mri": [], "scans": [], "volumes": []}
     for scan in scans:
         try:
@@ -183,14 +213,15 @@ def _read_batch(trained: Trained, scans: list[NewScan], sources: dict[str, str],
 def _synthesize_batch(trained: Trained, batch: dict, sources: dict[str, str], out: Path) -> None:
     """Sample and decode a batch, measure and write its PETs."""
     decode = trained.synthesizer.decode
-    z_0 = trained.sampler(batch)                                                             # [B, m, C, d, h, w]
+    z_0 = trained.sampler(batch)                                                          # [B, m, C, d, h, w]
     x_hats = decode(z_0.mean(dim=1))                                                         # [B, 1, D, H, W]
     labels = trained.sampler.label_probabilities(batch["mri"])
     for i, scan in enumerate(batch["scans"]):
         stop_if_requested()
-        decoded: Tensor = decode(z_0[i])[:, 0] if z_0.shape[1] > 1 else x_hats[i]            # [m, D, H, W]
-        row = measure(trained, batch["mri"][i, 0], x_hats[i, 0], decoded, None if labels is None else labels[i])
+        decoded: Tensor = decode(z_0[i])[:, 0] if z_0.shape[1] > 1 else x_hats[i]  # [m, D, H, W]
+        row = measure(trained, batch["mri"][i, 0], x_hats[i, 0], decoded,
+                      None if labels is None else labels[i])
         if row["remark"]:
             say("synth", f"{scan.id}: {row['remark']}")
-        write_scan(trained, scan, batch["volumes"][i], x_hats[i, 0], std_over_samples(decoded[None])[0], {"ID": scan.id, **row},
-                   sources[scan.id], out)
+        write_scan(trained, scan, batch["volumes"][i], x_hats[i, 0], std_over_samples(decoded[None])[0],
+                   {"ID": scan.id, **row}, sources[scan.id], out)

@@ -1,4 +1,5 @@
-"""A trained experiment, ready for new scans: networks, masks, status classifiers and calibration, without its cohort."""
+"""A trained experiment, ready for new scans: networks, masks, status classifiers and calibration, without its
+cohort."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,9 @@ from utils import InputError, pick_device, weights_key
 class Trained:
     """A trained experiment whose cohort is not at hand.
 
-    grid: of the cohort's volumes. calibration: of the SUVR, by the test stage, or None. no_interval: why there is no calibrated interval, or
-    nothing. networks_used: name -> file and key of the weights. mri_percentile: setting of the tool.
+    grid: of the cohort's volumes. calibration: of the SUVR, by the test stage, or None. no_interval: why
+    there is no calibrated interval, or nothing. networks_used: name -> file and key of the weights.
+    mri_percentile: setting of the tool.
     """
     cfg: Config
     networks: Networks
@@ -45,14 +47,18 @@ class Trained:
     def made_with(self) -> dict:
         """What makes another PET, or other numbers, of the same MRI."""
         cfg = self.cfg
-        settings = {"seed": cfg.seed, **cfg.settings_of("synthesis", "new_scans"), "mri_percentile": self.mri_percentile}
-        return {"version": VERSION, "networks": {name: used["weights"] for name, used in self.networks_used.items()},
-                "precision": self.networks.precision, "masks": self.measurement.mask_keys(), "classifiers": sorted(self.classifiers),
+        settings = {"seed": cfg.seed, **cfg.settings_of("synthesis", "new_scans"),
+                    "mri_percentile": self.mri_percentile}
+        return {"version": VERSION,
+                "networks": {name: used["weights"] for name, used in self.networks_used.items()},
+                "precision": self.networks.precision, "masks": self.measurement.mask_keys(),
+                "classifiers": sorted(self.classifiers),
                 "calibration": self.calibration and self.calibration.key, "settings": settings}
 
 
 def load_trained(cfg: Config, mri_percentile: float) -> Trained:
-    """The experiment of the settings from its checkpoints, with the classifiers and the calibration of its test stage if there are any.
+    """The experiment of the settings from its checkpoints, with the classifiers and the calibration of its
+    test stage if there are any.
 
     Raises InputError if its parts do not fit together.
     """
@@ -61,42 +67,49 @@ def load_trained(cfg: Config, mri_percentile: float) -> Trained:
     grid = Grid(tuple(cfg.image_size), metadata["affine"].numpy())
     measurement = Measurement.read(mask_files(cfg), grid.affine, networks.crop)
     synthesizer, predictor = networks.best_synthesizer()
-    sampler = LatentSampler(cfg, synthesizer, predictor, measurement, cfg.sampler, cfg.sampling_steps, range(cfg.samples_per_scan),
-                            cfg.label_at_sampling == "matched")
+    sampler = LatentSampler(cfg, synthesizer, predictor, measurement, cfg.sampler, cfg.sampling_steps,
+                            range(cfg.samples_per_scan), cfg.label_at_sampling == "matched")
     used = {"autoencoder": {"file": networks.best_path("aae"), "weights": weights_key(networks.best_aae())},
             "denoiser": {"file": networks.best_path("ldm"), "weights": weights_key(synthesizer.unet)}}
     calibration, no_interval = _read_calibration(cfg, measurement, synthesizer)
     notice = f"{'trained on a digital phantom, ' if metadata['phantom'] else ''}{RESEARCH_NOTICE}"
-    return Trained(cfg, networks, measurement, grid, sampler, _read_classifiers(cfg.result_dir, measurement, synthesizer), calibration,
-                   no_interval, used, notice, mri_percentile)
+    return Trained(cfg, networks, measurement, grid, sampler,
+                   _read_classifiers(cfg.result_dir, measurement, synthesizer), calibration, no_interval,
+                   used, notice, mri_percentile)
 
 
 def _check_checkpoints(cfg: Config, networks: Networks) -> dict:
-    """The metadata of the denoiser. Raises InputError if a checkpoint is missing or bound to other settings."""
+    """The metadata of the denoiser. Raises InputError if a checkpoint is missing or bound to other
+    settings."""
     for stage in CHECKPOINT:
         path = networks.best_path(stage)
         if not path.exists():
             trained = ", ".join(trained_experiments()) or "none"
-            raise InputError(f"{path} is not there: new scans need a trained experiment; trained here: {trained}")
+            raise InputError(f"{path} is not there: new scans need a trained experiment; trained here: "
+                             f"{trained}")
         saved = networks.best_checkpoint(stage)
         check_settings(path, saved, cfg.settings_of(stage))
     return saved["metadata"]
 
 
-def _read_classifiers(folder: Path, measurement: Measurement, synthesizer: Synthesizer) -> dict[str, StatusClassifier]:
-    """The status classifiers that the test stage fitted, as far as they belong to these networks and masks; says which are missing."""
+def _read_classifiers(folder: Path, measurement: Measurement,
+                      synthesizer: Synthesizer) -> dict[str, StatusClassifier]:
+    """The status classifiers that the test stage fitted, as far as they belong to these networks and masks;
+    says which are missing."""
     path, bound_to = folder / STATUS_CLASSIFIERS, classifiers_bound_to(measurement.mask_keys(), synthesizer)
     classifiers = load_status_classifiers(path, bound_to) if path.exists() else {}
     missing = [name for name in bound_to if name not in classifiers]
     if missing:
         why = "are of other networks or masks" if path.exists() else "are not there"
-        say("synth", f"amyloid status is not read by {', '.join(missing)}: these classifiers {why}; --stages test fits them "
-                     f"and writes {path}")
+        say("synth", f"amyloid status is not read by {', '.join(missing)}: these classifiers {why}; --stages "
+                     f"test fits them and writes {path}")
     return classifiers
 
 
-def _read_calibration(cfg: Config, measurement: Measurement, synthesizer: Synthesizer) -> tuple[Calibration | None, str]:
-    """The calibration of the SUVR, if the test stage made one for this sampling, and why it gives no interval, which is said."""
+def _read_calibration(cfg: Config, measurement: Measurement,
+                      synthesizer: Synthesizer) -> tuple[Calibration | None, str]:
+    """The calibration of the SUVR, if the test stage made one for this sampling, and why it gives no
+    interval, which is said."""
     if not measurement.regions:
         return None, ""
     bound_to = calibration_bound_to(cfg.settings_of("synthesis"), measurement.mask_keys(), synthesizer)

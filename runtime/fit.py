@@ -1,4 +1,5 @@
-"""The training loop: the epochs of one training, whatever it trains, with resume, ranks, signals, saving and a line a epoch."""
+"""The training loop: the epochs of one training, whatever it trains, with resume, ranks, signals, saving and
+a line a epoch."""
 import math
 import time
 from collections.abc import Callable
@@ -12,21 +13,24 @@ from torch.utils.data import DataLoader
 
 from runtime.checkpoints import StageRun
 from runtime.logs import progress_bar, say, time_left
-from runtime.ranks import all_reduce_mean, average_statistics, mean_over_ranks, rank, stop_together, world_size
+from runtime.ranks import (all_reduce_mean, average_statistics, mean_over_ranks, rank, stop_together,
+                           world_size)
 from runtime.signals import defer_signals
 from utils import NotFiniteError, derived_seed, seed_everything
 
 ENOUGH_STEPS = 20                                          # after which a run says how long it will take
 
 
-def fit(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, float]], *, epochs: int, seed: int, rate: float,
-        decay: bool = False, validate: Callable[[str], tuple[dict[str, float], pd.DataFrame]], validate_every: int = 1) -> None:
+def fit(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, float]], *, epochs: int,
+        seed: int, rate: float, decay: bool = False,
+        validate: Callable[[str], tuple[dict[str, float], pd.DataFrame]], validate_every: int = 1) -> None:
     """Take the epochs of a training that are left.
 
-    step: updates on a batch, and returns its losses. rate, decay: the learning rate of all optimizers of the run, as in set_rate.
-    validate: takes a title, and returns further losses of the epoch and the scores of the validation list, a row a subject with the columns
-    PSNR and SSIM; asked every validate_every epochs. All that is random in an epoch follows from seed, stage and its number alone.
-    Raises NotFiniteError with epoch, step and subjects, and Stopped after a signal, when what was done is saved.
+    step: updates on a batch, and returns its losses. rate, decay: the learning rate of all optimizers of the
+    run, as in set_rate. validate: takes a title, and returns further losses of the epoch and the scores of
+    the validation list, a row a subject with the columns PSNR and SSIM; asked every validate_every epochs.
+    All that is random in an epoch follows from seed, stage and its number alone. Raises NotFiniteError with
+    epoch, step and subjects, and Stopped after a signal, when what was done is saved.
     """
     with run.saved_when_stopped():
         for epoch in run.epochs_left(epochs):
@@ -34,7 +38,8 @@ def fit(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, flo
             set_rate(run.optimizers, rate, epoch, epochs, decay)
             for network in run.networks:
                 network.train()
-            losses, waiting = train_epoch(run, batches, step, derived_seed(seed, run.stage, epoch), title, epochs)
+            losses, waiting = train_epoch(run, batches, step, derived_seed(seed, run.stage, epoch), title,
+                                          epochs)
             for network in run.networks:
                 network.eval()
             scores = None
@@ -43,16 +48,22 @@ def fit(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, flo
                 losses |= further
             run.finish_epoch(epoch, losses, scores)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-            validated = "" if scores is None else f"  validation PSNR {scores['PSNR'].mean():.2f} dB, SSIM {scores['SSIM'].mean():.4f}"
+            validated = (
+                ""
+                if scores is None
+                else f"  validation PSNR {scores['PSNR'].mean():.2f} dB, SSIM {scores['SSIM'].mean():.4f}"
+            )
             say(run.stage, f"epoch {epoch}/{epochs}  {shown}  waiting for data {waiting:.1%}{validated}")
 
 
-def train_epoch(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, float]], seed: int, title: str,
-                epochs: int) -> tuple[dict[str, float], float]:
-    """Take the steps of an epoch that are left; a signal waits for the end of the present one, and then ends all ranks.
+def train_epoch(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, float]], seed: int,
+                title: str, epochs: int) -> tuple[dict[str, float], float]:
+    """Take the steps of an epoch that are left; a signal waits for the end of the present one, and then ends
+    all ranks.
 
-    seed: from which the epoch's order, crops, times and noise follow. Returns the mean of each loss over all steps of the epoch, those of
-    before an interruption too, and the share of the time that was spent waiting for data.
+    seed: from which the epoch's order, crops, times and noise follow. Returns the mean of each loss over all
+    steps of the epoch, those of before an interruption too, and the share of the time that was spent waiting
+    for data.
     """
     progress = run.progress
     seed_everything(seed)
@@ -80,14 +91,15 @@ def train_epoch(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[
     return means, waited / (time.perf_counter() - started)
 
 
-def _take_step(run: StageRun, batch: dict, step: Callable[[dict], dict[str, float]], items: int, title: str) -> bool:
+def _take_step(run: StageRun, batch: dict, step: Callable[[dict], dict[str, float]], items: int,
+               title: str) -> bool:
     """Take one step and note it. Returns whether all ranks must stop after it."""
     run.step += 1
     try:
         losses, stop = mean_over_ranks(step(batch))
     except NotFiniteError as error:
-        raise NotFiniteError(f"{title}, step {len(run.progress.losses) + 1}: {error} on {', '.join(batch['id'])}; "
-                             "the last checkpoint is kept") from error
+        raise NotFiniteError(f"{title}, step {len(run.progress.losses) + 1}: {error} on "
+                             f"{', '.join(batch['id'])}; the last checkpoint is kept") from error
     average_statistics(run.networks)
     run.progress.add(losses, items)
     return stop
@@ -111,14 +123,15 @@ def update(opt: Optimizer, loss: Tensor, losses: dict[str, float]) -> None:
 
 
 def set_rate(optimizers: list[Optimizer], rate: float, epoch: int, epochs: int, decay: bool) -> None:
-    """Give the optimizers the learning rate of an epoch, counted from 1: the same for all, or with decay half a cosine that would
-    reach 0 after the last of them."""
+    """Give the optimizers the learning rate of an epoch, counted from 1: the same for all, or with decay half
+    a cosine that would reach 0 after the last of them."""
     factor = (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2 if decay else 1.0
     for opt in optimizers:
         for group in opt.param_groups:
             group["lr"] = rate * factor
 
 
-def drawn_for_all_ranks(draw: Callable[..., Tensor], n: int, *arguments, **options) -> Tensor:
-    """This rank's n rows of draw(n of all ranks, ...): what is drawn does not depend on the number of ranks."""
+def draw_rows(draw: Callable[..., Tensor], n: int, *arguments, **options) -> Tensor:
+    """n rows of draw(n, ...) that do not depend on the number of ranks: each rank draws the rows of all, and takes its
+    own, so that two ranks with batches of 1 see what one rank with a batch of 2 sees."""
     return draw(n * world_size(), *arguments, **options)[rank() * n:(rank() + 1) * n]

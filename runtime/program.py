@@ -5,7 +5,7 @@ from collections.abc import Callable
 from runtime.commandline import parse
 from runtime.failures import explain
 from runtime.logs import LOG, logging_run
-from runtime.signals import handle_signals, leave
+from runtime.signals import acknowledge_stop, handle_signals, leave
 
 __all__ = ["exit_code", "leave", "parse"]
 
@@ -15,11 +15,11 @@ def exit_code(work: Callable[[], int | None]) -> int:
 
     A fault of the program is raised with its traceback.
     """
-    with logging_run():
+    with logging_run(), handle_signals():
         try:
-            with handle_signals():
-                return work() or 0
+            return work() or 0
         except BaseException as error:
+            acknowledge_stop()                             # a signal that comes now must not cost the message
             LOG.debug("%s", traceback.format_exc())
             known = explain(error)
             if known is None:

@@ -1,10 +1,10 @@
-"""Study of the repairs: what brings the diagnosis back, every repair of the method in its own row, beside its controls.
+"""The study: each choice of the default taken back in a row of its own, beside null controls (docs/study.md).
 
     python main.py study            all of it; the same command goes on after an interruption
     python main.py study --quick    seed 0 alone
 
-On the benchmark phantom. The default and its controls are run with three seeds, each with a cohort of its own; the published settings, and
-every repair in turn taken away or added, with the first. Writes result/study/.
+On the benchmark phantom. The default and its null controls are run with three seeds, each with a cohort of
+its own; all other rows with the first seed. Writes result/study/.
 """
 import argparse
 import shlex
@@ -18,11 +18,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from config import PRESETS, Config
-from evaluation.results import load_run
+from evaluation.results import Run, load_run
 from runtime.commandline import parse
 from runtime.files import make_folder, write_csv, write_text
 from runtime.logs import LOG, logging_run, say
-from studies.repairs_table import make_bars, make_table, read_gains, read_scores, to_markdown
+from studies.repairs_table import gains_of, make_criteria, make_table, score_run, to_markdown
 from utils import InputError
 
 MAIN = Path(__file__).parents[1] / "main.py"
@@ -35,9 +35,11 @@ TRAINING_STAGES = {"aae": ["check", "aae", "encode", "ldm"], "ldm": ["check", "l
 class Row(NamedTuple):
     """A row of the study.
 
-    change: the settings that differ from those of the row `of`. source: whose idea it is. trains: what it trains itself, 'aae' both stages,
-    'ldm' the second, 'nothing' where it only samples that row's networks otherwise. always: with every seed; the others with the first,
-    unless they are named on the command line.
+    change: the settings that differ from those of the row `of`; without `of`, from those of the preset.
+    source: whose idea it is, or that it is a control or an ablation.
+    trains: what it trains itself, 'aae' both stages, 'ldm' the second, 'nothing' where it samples the
+    networks of the row `of` in another way.
+    always: run with every seed; other rows with the first, unless they are named.
     """
     name: str
     change: str
@@ -49,7 +51,8 @@ class Row(NamedTuple):
 
 ROWS = (
     Row("default", "", trains="aae", of="", always=True),
-    Row("published", "--preset benchmark published --sampler ddim --sampling_steps 50", "Ou et al. 2025", "aae", ""),
+    Row("published", "--preset benchmark published --sampler ddim --sampling_steps 50", "Ou et al. 2025",
+        "aae", ""),
     Row("fallback", "--label_in_training true --label_at_sampling mixed", "default without regions"),
     # null controls
     Row("shuffled", "--shuffle_labels", "control", always=True),
@@ -85,7 +88,9 @@ ROWS = (
 BY_NAME = {row.name: row for row in ROWS}
 
 
-def experiment(seed: int, row: str) -> str:
+# ---------------------------------------------------------------- the settings of a row
+
+def experiment_name(seed: int, row: str) -> str:
     """Name of the experiment of a row and seed."""
     return f"study{seed}_{row}"
 
@@ -101,7 +106,8 @@ def words(row: Row, seed: int) -> list[str]:
     change = change_of(row)
     preset = [] if "--preset" in change else ["--preset", "benchmark"]
     cohort = f"data/benchmark{seed}{'_link0' if '--phantom_link' in change else ''}"
-    own = ["--exp", experiment(seed, row.name), "--seed", str(seed), "--phantom_seed", str(FIRST_COHORT + seed), "--data_dir", cohort]
+    own = ["--exp", experiment_name(seed, row.name), "--seed", str(seed),
+           "--phantom_seed", str(FIRST_COHORT + seed), "--data_dir", cohort]
     return [*preset, *own, *pretrained(row, seed), *change]
 
 
@@ -110,8 +116,8 @@ def pretrained(row: Row, seed: int) -> list[str]:
     if row.trains == "aae":
         return []
     if row.trains == "ldm":
-        return ["--aae_from", experiment(seed, with_stage_1(BY_NAME[row.of]).name)]
-    return ["--ldm_from", experiment(seed, row.of), *pretrained(BY_NAME[row.of], seed)]
+        return ["--aae_from", experiment_name(seed, with_stage_1(BY_NAME[row.of]).name)]
+    return ["--ldm_from", experiment_name(seed, row.of), *pretrained(BY_NAME[row.of], seed)]
 
 
 def with_stage_1(row: Row) -> Row:
@@ -119,59 +125,72 @@ def with_stage_1(row: Row) -> Row:
     return row if row.trains == "aae" else with_stage_1(BY_NAME[row.of])
 
 
-def stages(row: Row) -> list[list[str]]:
-    """The stages of a row: those that train, then those that score. The regressions are trained beside the default."""
-    train = TRAINING_STAGES[row.trains] + (["baselines"] if row.name == "default" else [])
-    return [train, ["test"]] if train else [["test"]]
-
-
-def planned(seeds: list[int], names: list[str] | None) -> list[tuple[Row, int]]:
-    """What is to be run, in order: the rows of these names with every seed, or all that belong to the study."""
-    plan = []
-    for seed in seeds:
-        for row in ROWS:
-            if (row.name in names) if names else (row.always or seed == SEEDS[0]):
-                plan.append((row, seed))
-    return plan
-
-
 def settings_of(row: Row, seed: int) -> Config:
     """The settings of a row's experiment."""
     return parse(Config, words(row, seed), "main.py", "", PRESETS)
 
 
-def is_done(cfg: Config) -> bool:
-    """Whether the experiment has scores of these very settings."""
+# ---------------------------------------------------------------- the run
+
+class Failed(Exception):
+    """The study cannot go on: (exit code, message)."""
+
+
+def planned(seeds: list[int], names: list[str] | None) -> list[tuple[Row, int]]:
+    """Rows and seeds in the order in which they are run: the rows of these names with every seed, or all that
+    belong to the study."""
+    plan = []
+    for seed in seeds:
+        for row in ROWS:
+            is_wanted = row.name in names if names else row.always or seed == SEEDS[0]
+            if is_wanted:
+                plan.append((row, seed))
+    return plan
+
+
+def stages(row: Row) -> list[list[str]]:
+    """The stages of a row: those that train, if any, then those that score. The baselines are trained beside
+    the default."""
+    training = TRAINING_STAGES[row.trains] + (["baselines"] if row.name == "default" else [])
+    return [training, ["test"]] if training else [["test"]]
+
+
+def load_finished(cfg: Config) -> Run | None:
+    """The results of the experiment, or None if it has none, or has some of other settings."""
     try:
-        there = load_run(cfg.result_dir).metadata["settings"]
+        run = load_run(cfg.result_dir)
     except InputError:
-        return False
+        return None
     wanted = cfg.settings_of("aae", "ldm", "latent_regression", "image_regression", "synthesis", "scores")
-    epochs = {"aae_epochs": cfg.aae_epochs, "ldm_epochs": cfg.ldm_epochs}
-    return all(there[name] == value for name, value in (wanted | epochs).items())
+    wanted |= {"aae_epochs": cfg.aae_epochs, "ldm_epochs": cfg.ldm_epochs}
+    for name, value in wanted.items():
+        if run.metadata["settings"][name] != value:
+            return None
+    return run
 
 
 def run_row(row: Row, seed: int) -> None:
     """Train and score a row, and note its seconds. Raises Failed if a command fails."""
+    name = experiment_name(seed, row.name)
     for part in stages(row):
         command = [sys.executable, str(MAIN), *words(row, seed), "--stages", *part]
         started = time.perf_counter()
-        code = call(command)
-        note_seconds(experiment(seed, row.name), "test" if part == ["test"] else "train", time.perf_counter() - started)
+        code = run_command(command)
+        note_seconds(name, "test" if part == ["test"] else "train", time.perf_counter() - started)
         if code:
-            raise Failed(code, f"row {row.name}, seed {seed}: exit code {code} of\n  {shlex.join(command)}\nThe same command goes on here")
+            raise Failed(code, f"row {row.name}, seed {seed}: exit code {code} of\n  {shlex.join(command)}\n"
+                               "The same command goes on here")
 
 
-class Failed(Exception):
-    """A row whose command gave an exit code other than 0: (code, message)."""
+def run_command(command: list[str]) -> int:
+    """Run a command, and return its exit code.
 
-
-def call(command: list[str]) -> int:
-    """The exit code of a command. It answers signals itself, and saves what it has: Ctrl-C reaches it from the terminal, SIGTERM from
-    here."""
+    It handles signals itself, and saves what it has: Ctrl-C reaches it from the terminal, SIGTERM from here.
+    """
     child = subprocess.Popen(command)
 
     def pass_on(number: int, _frame) -> None:
+        """Send SIGTERM on; the terminal has sent SIGINT to both."""
         if number == signal.SIGTERM:
             child.send_signal(number)
 
@@ -184,38 +203,67 @@ def call(command: list[str]) -> int:
 
 
 def note_seconds(name: str, part: str, seconds: float) -> None:
-    """Add to seconds.csv what a part of an experiment took; a training in several pieces has several rows."""
+    """Add the seconds of a part of an experiment to seconds.csv; a training in pieces has several rows."""
     path = FOLDER / "seconds.csv"
-    old = pd.read_csv(path) if path.is_file() else None
-    new = pd.DataFrame([{"experiment": name, "part": part, "seconds": round(seconds, 1)}])
-    write_csv(path, new if old is None else pd.concat([old, new]))
+    table = pd.DataFrame([{"experiment": name, "part": part, "seconds": round(seconds, 1)}])
+    if path.is_file():
+        table = pd.concat([pd.read_csv(path), table])
+    write_csv(path, table)
+
+
+# ---------------------------------------------------------------- the tables
+
+def read_seconds() -> pd.Series:
+    """Seconds of every part of every experiment, indexed by (experiment, part)."""
+    path = FOLDER / "seconds.csv"
+    if not path.is_file():
+        return pd.Series(dtype=float)
+    return pd.read_csv(path).groupby(["experiment", "part"])["seconds"].sum()
+
+
+def finished_runs(seeds: list[int]) -> dict[tuple[str, int], Run]:
+    """(row, seed) -> results of every experiment that is finished. Raises Failed if there is none."""
+    runs = {}
+    for row in ROWS:
+        for seed in seeds:
+            run = load_finished(settings_of(row, seed))
+            if run:
+                runs[row.name, seed] = run
+    if not runs:
+        numbers = ", ".join(map(str, seeds))
+        raise Failed(2, f"no row of seeds {numbers} is finished; python main.py study runs them")
+    return runs
 
 
 def write_study(seeds: list[int]) -> None:
-    """study.csv, bars.csv and study.md of the rows that are finished."""
-    seconds = pd.read_csv(FOLDER / "seconds.csv").groupby(["experiment", "part"])["seconds"].sum() if (FOLDER / "seconds.csv").is_file() \
-        else pd.Series(dtype=float)
-    runs = {(row.name, seed): settings_of(row, seed) for row in ROWS for seed in seeds}
-    folders = {run: cfg.result_dir for run, cfg in runs.items() if is_done(cfg)}
-    if not folders:
-        raise Failed(2, f"no row of seeds {', '.join(map(str, seeds))} is finished; python main.py study runs them")
-    scores = pd.concat([read_scores(folder, row, seed, seconds) for (row, seed), folder in folders.items()])
+    """Write study.csv, criteria.csv, study.md and scores.csv of the rows that are finished.
+
+    Raises Failed if there are none.
+    """
+    runs, seconds = finished_runs(seeds), read_seconds()
+    scores = pd.concat([score_run(run, row, seed, seconds) for (row, seed), run in runs.items()])
+    lists = {key: run.validation_list for key, run in runs.items()}
+    gains = gains_of(lists, {row.name: row.of or "default" for row in ROWS})
     about = {row.name: (f"{row.of} {row.change}".strip(), row.source) for row in ROWS}
-    table, bars = make_table(scores, read_gains(folders, {row.name: row.of or "default" for row in ROWS}), about), make_bars(scores)
+    table, criteria = make_table(scores, gains, about), make_criteria(scores)
     write_csv(FOLDER / "scores.csv", scores)
     write_csv(FOLDER / "study.csv", table)
-    write_csv(FOLDER / "bars.csv", bars)
-    write_text(FOLDER / "study.md", to_markdown(table, bars))
-    say("study", f"wrote {FOLDER}/study.md, study.csv, bars.csv and scores.csv (every seed)")
+    write_csv(FOLDER / "criteria.csv", criteria)
+    write_text(FOLDER / "study.md", to_markdown(table, criteria))
+    say("study", f"wrote {FOLDER}/study.md, study.csv, criteria.csv and scores.csv (every seed)")
 
 
 def main(argv: list[str]) -> int:
     """Run the study. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="main.py study", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="main.py study", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="seed 0 alone")
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), choices=SEEDS, help="seeds to run")
-    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], help="rows to run; those that others build on first")
-    parser.add_argument("--tables", action="store_true", help="run nothing, write the tables of what is finished")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), choices=SEEDS,
+                        help="seeds to run")
+    parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS],
+                        help="rows to run; those that others build on first")
+    parser.add_argument("--tables", action="store_true",
+                        help="run nothing, write the tables of what is finished")
     arguments = parser.parse_args(argv)
     seeds = [0] if arguments.quick else arguments.seeds
     plan = [] if arguments.tables else planned(seeds, arguments.rows)
@@ -223,7 +271,7 @@ def main(argv: list[str]) -> int:
     with logging_run():
         try:
             for number, (row, seed) in enumerate(plan, start=1):
-                if not is_done(settings_of(row, seed)):
+                if not load_finished(settings_of(row, seed)):
                     say("study", f"{number} of {len(plan)}: {row.name}, seed {seed}   {row.change}")
                     run_row(row, seed)
             write_study(seeds)

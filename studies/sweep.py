@@ -1,8 +1,10 @@
-"""Quality against cost: the validation list synthesized by every sampler with few and many network evaluations and latent samples.
+"""Quality against cost: the validation list synthesized by every sampler with few and many network
+evaluations and latent samples.
 
     python main.py sweep --exp NAME
 
-The defaults of sampler, sampling_steps and samples_per_scan were chosen from this table, and never from the test list.
+The defaults of sampler, sampling_steps and samples_per_scan were chosen from this table, and never from the
+test list.
 """
 import dataclasses
 from collections.abc import Iterator
@@ -38,7 +40,9 @@ KEY = ["measured_on", "sampler", "steps", "samples"]       # columns that tell r
 class SweepSettings:
     """The settings of `python main.py sweep` beside those of the experiment."""
 
-    exp: str = setting("", "name of the trained experiment; its settings are read from result/<exp>/config.json", section="sweep")
+    exp: str = setting("",
+        "name of the trained experiment; its settings are read from result/<exp>/config.json",
+        section="sweep")
 
     def __post_init__(self):
         refuse(value_problems(self) or ([] if self.exp else ["sweep needs --exp"]))
@@ -46,7 +50,8 @@ class SweepSettings:
 
 def main(argv: list[str]) -> int:
     """Sweep the samplers of a trained experiment. Returns the exit code."""
-    about = "Score the validation list with every sampler, number of network evaluations and number of latent samples."
+    about = ("Score the validation list with every sampler, number of network evaluations and number of "
+             "latent samples.")
     _, cfg = parse_for_experiment(SweepSettings, argv, "main.py sweep", about)
     return exit_code(partial(sweep, dataclasses.replace(cfg, stages=("check",))))
 
@@ -56,33 +61,40 @@ def sweep(cfg: Config) -> None:
     exp = Experiment(cfg, check(cfg), pick_device(cfg.device))
     exp.refuse_conflicts(needs=("aae", "ldm"))
     folder = cfg.result_dir / "sweep"
-    say("sweep", f"{len(exp.cohort.validation)} subjects of the validation list, writes {folder}; what is there already stays")
+    say("sweep", f"{len(exp.cohort.validation)} subjects of the validation list, writes {folder}; what is "
+                 "there already stays")
     measure_sweep(exp, *exp.networks.best_synthesizer(), folder)
 
 
-def measure_sweep(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor | None, folder: Path) -> None:
-    """Write sampling_sweep.csv, a row for each sampler, number of steps and number of samples, and its picture.
+def measure_sweep(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor | None,
+                  folder: Path) -> None:
+    """Write sampling_sweep.csv, a row for each sampler, number of steps and number of samples, and its
+    picture.
 
-    A row holds the mean scores over the validation list and the correlation of synthetic with real SUVR; NFE counts the network evaluations
-    of one latent sample. The present setting of the sampler is one of the rows. Rows of the same networks, settings and scans that are there
-    already stay, so that the same command goes on.
+    A row holds the mean scores over the validation list and the correlation of synthetic with real SUVR; NFE
+    counts the network evaluations of one latent sample. The present setting of the sampler is one of the
+    rows. Rows of the same networks, settings and scans that are there already stay, so that the same command
+    goes on.
     """
     make_folder(folder)
     cfg, path = exp.cfg, folder / "sampling_sweep.csv"
     setting, plan = _plan(cfg)
     measured_on = _measured_on(exp, synthesizer)
     table = _read(path, measured_on)
-    real = evaluate(lambda batch: batch["pet"], exp.batches(exp.cohort.validation, "pet"), lambda x, _: _suvr(exp, x), "sweep, real PET")
+    real = evaluate(lambda batch: batch["pet"], exp.batches(exp.cohort.validation, "pet"),
+                    lambda x, _: _suvr(exp, x), "sweep, real PET")
     for sampler, steps in plan:
         samples = set(SAMPLES) | ({cfg.samples_per_scan} if (sampler, steps) == setting else set())
         there = table.loc[(table["sampler"] == sampler) & (table["steps"] == steps), "samples"]
         if samples <= set(there):
             continue
         for scores in _score(exp, synthesizer, predictor, sampler, steps, sorted(samples), real):
-            row = {"sampler": sampler, "steps": steps, "NFE": synthesizer.diffusion.evaluations(sampler, steps), **scores}
+            row = {"sampler": sampler, "steps": steps,
+                   "NFE": synthesizer.diffusion.evaluations(sampler, steps), **scores}
             new = pd.DataFrame([row]).assign(measured_on=measured_on)
             table = pd.concat([table, new]) if len(table) else new
-            table = table.drop_duplicates(KEY, keep="last").sort_values(["sampler", "samples", "NFE"], kind="stable")
+            table = table.drop_duplicates(KEY, keep="last").sort_values(["sampler", "samples", "NFE"],
+                                                                        kind="stable")
             write_csv(path, table)
     from evaluation.figures import plot_sampling           # here, because it needs matplotlib
     note = f"validation list, {exp.scores_note(len(exp.cohort.validation))}"
@@ -103,15 +115,16 @@ def _read(path: Path, measured_on: str) -> pd.DataFrame:
     """The rows of these networks that are there already."""
     if not path.is_file():
         return pd.DataFrame(columns=KEY)
-    table = read_own_table(path, [*KEY, "NFE"], "remove it, and python main.py sweep makes it again", measured_on=str)
+    table = read_own_table(path, [*KEY, "NFE"], "remove it, and python main.py sweep makes it again",
+                           measured_on=str)
     return table[table["measured_on"] == measured_on]
 
 
 def _measured_on(exp: Experiment, synthesizer: Synthesizer) -> str:
     """16 hexadecimal digits that identify what a row depends on besides its sampler."""
     networks = weights_key(synthesizer.unet, synthesizer.space.decoder)
-    parts = (networks, exp.cohort.fingerprint("validation"), exp.measurement.mask_keys(), exp.cfg.seed, exp.cfg.settings_of("validation"),
-             exp.networks.precision)
+    parts = (networks, exp.cohort.fingerprint("validation"), exp.measurement.mask_keys(), exp.cfg.seed,
+             exp.cfg.settings_of("validation"), exp.networks.precision)
     return f"{derived_seed(*parts):016x}"
 
 
@@ -120,11 +133,12 @@ def _suvr(exp: Experiment, x: Tensor) -> dict[str, float]:
     return {"SUVR": exp.measurement.uptake(x)["SUVR"]} if exp.measurement.regions else {}
 
 
-def _score(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor | None, sampler: str, steps: int, counts: list[int],
-           real: pd.DataFrame) -> Iterator[dict]:
-    """The mean scores with each number of latent samples. More samples go on from fewer ones, as a run with so many makes them."""
+def _score(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor | None, sampler: str,
+           steps: int, counts: list[int], real: pd.DataFrame) -> Iterator[dict]:
+    """The mean scores with each number of latent samples. More samples go on from fewer ones, as a run with
+    so many makes them."""
     title, scans, cfg = f"sweep, {sampler} {steps}", exp.cohort.validation, exp.cfg
-    drawn: dict[str, list[Tensor]] = {scan.id: [] for scan in scans}                         # ID -> samples [., C, d, h, w]
+    drawn: dict[str, list[Tensor]] = {scan.id: [] for scan in scans}           # ID -> samples [., C, d, h, w]
 
     def predict(batch: dict) -> Tensor:
         """The PETs decoded from the means of what is drawn."""
@@ -136,7 +150,8 @@ def _score(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor 
 
     first = 0
     for count in counts:
-        latents = LatentSampler(cfg, synthesizer, predictor, exp.measurement, sampler, steps, range(first, count))
+        latents = LatentSampler(cfg, synthesizer, predictor, exp.measurement, sampler, steps,
+                                range(first, count))
         with progress_bar(desc=f"{title}, {count} samples", unit="scan", total=len(scans)) as bar:
             for batch in exp.batches(scans, "mri", batch=max(1, cfg.sampling_batch // (count - first))):
                 stop_if_requested()

@@ -1,4 +1,4 @@
-"""What the cohort's reader accepts, what it refuses, and where voxels end up in space."""
+"""The cohort's reader: inputs that it accepts, inputs that it refuses, and where voxels end up in space."""
 import gzip
 import os
 import re
@@ -6,8 +6,7 @@ import re
 import nibabel as nib
 import numpy as np
 import pytest
-from conftest import AFFINE, LISTS, SHAPE, write_volume
-from nibabel.orientations import axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
+from conftest import AFFINE, LISTS, SHAPE, reorient, write_volume
 
 from config import Config
 from dataset import check_cohort, read_demographics
@@ -27,16 +26,6 @@ def problems(root, **changes) -> str:
     with pytest.raises(InputError) as error:
         check(root, **changes)
     return str(error.value)
-
-
-def reorient(path, codes: str) -> None:
-    """Store the file's volume in another orientation, at the same place in space."""
-    image = nib.load(path, mmap=False)
-    voxels = image.get_fdata(dtype=np.float32)
-    change = ornt_transform(io_orientation(image.affine), axcodes2ornt(codes))
-    stored = nib.orientations.apply_orientation(voxels, change)
-    path.unlink()
-    write_volume(path, stored, image.affine @ inv_ornt_aff(change, voxels.shape))
 
 
 def test_a_right_cohort_passes_and_the_report_counts_it(root):
@@ -150,7 +139,7 @@ def truncate(name):
 
 
 def replace_file(name, make):
-    """What make(path) writes there, in place of a file of the cohort."""
+    """A change that puts there what make(path) writes, in place of a file of the cohort."""
     def change(root):
         path = root / name
         path.unlink()
@@ -217,15 +206,15 @@ BAD = {
         "digits, '.', '_' and '-'\n"]),
     "ID of a megabyte": (edit("train.txt", "s03\n", "s" * 10 ** 6 + "\n"), ["train.txt: 'sss", "sss... is not an ID", "at most 200"]),
     "ID with a NUL": (edit("train.txt", "s03\n", "s\0\n"), ["train.txt: 's\\x00' is not an ID"]),
-    "list that is a pipe": (replace_file("data_info/train.txt", os.mkfifo), ["train.txt: cannot be read: it is no file but"]),
+    "list that is a pipe": (replace_file("data_info/train.txt", os.mkfifo), ["train.txt: cannot be read: it is not a file but"]),
     "list without end": (lambda root: os.truncate(root / "data_info/train.txt", 2 ** 26 + 1), ["train.txt: has 67108865 bytes"]),
     "list in UTF-16": (lambda root: (root / "data_info/train.txt").write_text("s03", "utf-16"), ["train.txt: cannot be read as text"]),
-    "table that is a folder": (replace_file("data_info/data_info.csv", os.mkdir), ["data_info.csv: cannot be read: it is no file but"]),
+    "table that is a folder": (replace_file("data_info/data_info.csv", os.mkdir), ["data_info.csv: cannot be read: it is not a file but"]),
     "no ID column": (edit("data_info.csv", "ID,label", "name,label"), ["column(s) ID missing, found name, label"]),
     "two label columns": (edit("data_info.csv", "ID,label", "ID,label,label"), ["column(s) label stand twice"]),
     "label of a megabyte": (edit("data_info.csv", "s03,0", "s03," + "1" * 10 ** 6), ["s03 has the label '111", "1...; expected"]),
-    "pipe": (replace_file(f"data/{PET}", os.mkfifo), ["s03.nii: cannot be read: it is no file but a folder, a pipe"]),
-    "folder": (replace_file(f"data/{PET}", os.mkdir), ["s03.nii: cannot be read: it is no file but a folder, a pipe"]),
+    "pipe": (replace_file(f"data/{PET}", os.mkfifo), ["s03.nii: cannot be read: it is not a file but a folder, a pipe"]),
+    "folder": (replace_file(f"data/{PET}", os.mkdir), ["s03.nii: cannot be read: it is not a file but a folder, a pipe"]),
     "link to a device": (replace_file(f"data/{PET}", lambda path: path.symlink_to("/dev/zero")), ["link that leaves its folder"]),
     "link to a file": (replace_file(f"data/{PET}", link_outside), ["s03.nii: is a link that leaves its folder; copy the file"]),
     "link to nothing": (replace_file(f"data/{PET}", lambda path: path.symlink_to("x")), ["s03.nii: cannot be read: No such"]),
@@ -414,15 +403,18 @@ def test_other_affines_of_one_shape_are_refused(root):
 
 def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
     (root / "data_info" / "train.txt").write_text("s01\ns03\n")
-    message = problems(root, smallest_training_list=3, least_of_each_label=1)
+    message = problems(root, smallest_training_list=3, least_of_each_label=2)
     path = root / "data_info" / "train.txt"
     assert message.splitlines()[1:] == [
-        f"  {path}: 2 usable subjects do not fill the 3 of one step (batch size x accumulation)",
-        f"  {path}: not all of the 2 labels occur at least once, so none can be predicted from the MRI; use --label_at_sampling none"]
-    (root / "data_info" / "train.txt").write_text("s01\ns02\ns03\n")
-    assert len(check(root, smallest_training_list=3, least_of_each_label=1).train) == 3
-    assert "not all of the 2 labels occur at least twice" in problems(root, smallest_training_list=3, least_of_each_label=2)
-    (root / "data_info" / "train.txt").write_text("s01\n")
+        f"  {path}: 2 usable subjects do not fill the 3 of one step (batch size x processes)",
+        f"  {path}: not all of the 2 labels occur at least 2 times, so none can be left out to see how well the MRI predicts it; "
+        "--label_at_sampling none goes without a prediction"]
+    path.write_text("s01\ns02\ns03\n")
+    assert "not all of the 2 labels occur at least 2 times" in problems(root, smallest_training_list=3, least_of_each_label=2)
+    assert len(check(root, smallest_training_list=3).train) == 3
+    path.write_text("s01\ns02\ns03\ns04\n")
+    assert len(check(root, smallest_training_list=4, least_of_each_label=2).train) == 4
+    path.write_text("s01\n")
     assert len(check(root).train) == 1                     # neither is asked for
 
 
@@ -484,7 +476,7 @@ def test_a_folder_of_links_may_be_a_link_and_so_may_a_file_to_one_in_its_folder(
     assert check(root).train[2].id == "s03"
 
 
-def test_bytes_behind_the_voxels_are_read_but_no_more_than_padding(tmp_path):
+def test_bytes_after_the_voxels_are_read_but_no_more_than_padding(tmp_path):
     path, voxels = tmp_path / "a.nii.gz", np.random.default_rng(0).random(SHAPE).astype(np.float32)
     write_volume(path, voxels)
     content = gzip.decompress(path.read_bytes())

@@ -5,9 +5,10 @@ import pytest
 import torch
 from nilearn.datasets import load_mni152_template
 from scipy.ndimage import gaussian_filter
+from torch.utils.data import DataLoader
 
-from evaluation.metrics import METRICS, evaluate, score_on_device, score_volume, summarize
-from utils import InputError, NotFiniteError
+from evaluation.scores import Prediction, evaluate, mean_over_scans, summarize
+from utils import METRICS, InputError, NotFiniteError, score_on_device, score_volume
 
 
 @pytest.mark.parametrize("score", [score_volume, score_on_device])
@@ -66,14 +67,61 @@ def test_evaluate_gives_a_row_a_subject_whatever_the_batch_and_refuses_nan():
         evaluate(lambda batch: batch["pet"], together, fail, "t")
 
 
-def test_summary_has_mean_deviation_and_n_of_each_method():
-    scores = pd.DataFrame({"method": ["b", "b", "a"], **{name: [1.0, 3.0, 5.0] for name in
-                                                         ("PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain")}})
+def test_a_measure_gets_the_volumes_of_its_scan_and_what_is_predicted_beside_them_stands_in_the_row():
+    """In the order: who, what predict says of him, what is measured; and none of it moves to another row."""
+    mri, pet = torch.rand(5, 1, 2, 2, 2), torch.rand(5, 1, 2, 2, 2)
+    ids = [f"s{i}" for i in range(5)]
+    batches = [{"id": ids[:3], "label": torch.tensor([0, 1, 0]), "mri": mri[:3], "pet": pet[:3]},
+               {"id": ids[3:], "label": torch.tensor([1, 1]), "mri": mri[3:], "pet": pet[3:]}]
+
+    def predict(batch):
+        return Prediction(2 * batch["pet"], {"first": batch["mri"].flatten(1)[:, 0].tolist()})
+
+    def measure(x_hat, volumes):
+        assert volumes.keys() == {"mri", "pet"}
+        assert torch.equal(x_hat, 2 * volumes["pet"]) and x_hat.shape == (2, 2, 2)
+        return {"brightest": volumes["mri"].max().item()}
+    table = evaluate(predict, batches, measure, "t")
+    assert table.columns.tolist() == ["ID", "label", "first", "brightest"]
+    assert table["ID"].tolist() == ids and table["label"].tolist() == [0, 1, 0, 1, 1]
+    assert table["first"].tolist() == mri.flatten(1)[:, 0].tolist()
+    assert table["brightest"].tolist() == mri.flatten(1).max(dim=1).values.tolist()
+    without_mri = [{name: value for name, value in batch.items() if name != "mri"} for batch in batches]
+    names = evaluate(lambda batch: batch["pet"], without_mri, lambda x_hat, volumes: {"names": "".join(volumes)}, "t")["names"]
+    assert names.tolist() == ["pet"] * 5
+
+
+def test_nothing_that_is_evaluated_keeps_a_graph():
+    weight = torch.ones(1, requires_grad=True)
+
+    def measure(x_hat, volumes):
+        return {"needs gradients": x_hat.requires_grad}
+    batch = {"id": ["a"], "label": torch.tensor([0]), "pet": torch.rand(1, 1, 2, 2, 2)}
+    assert not evaluate(lambda batch: weight * batch["pet"], [batch], measure, "t")["needs gradients"].any()
+
+
+def test_a_mean_over_scans_counts_every_scan_once_in_batches_of_any_size():
+    class Items(torch.utils.data.Dataset):
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, i):
+            return {"id": f"s{i}", "value": float(i ** 2)}
+    for size in (1, 2, 3, 5):
+        loader = DataLoader(Items(), batch_size=size)
+        assert mean_over_scans(lambda batch: batch["value"].mean().item(), loader) == pytest.approx(6.0)
+
+
+def test_summary_has_mean_standard_deviation_and_n_of_each_method():
+    scores = pd.DataFrame({"method": ["b", "b", "a"], **dict.fromkeys(METRICS, [1.0, 3.0, 5.0])})
     table = summarize(scores)
     first = table.iloc[0]
     assert (first["method"], first["metric"], first["mean"], first["n"]) == ("b", "PSNR", 2.0, 2)
     assert first["std"] == pytest.approx(np.sqrt(2))
     assert len(table) == 12
+    assert METRICS == ("PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain")
+    assert table["method"].tolist() == ["b"] * 6 + ["a"] * 6
+    assert table["metric"].tolist() == [*METRICS] * 2
 
 
 def volumes(kind: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,8 @@
 """The networks and the diffusion process against the published ones and against their own mathematics."""
 import math
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,8 +10,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion import Diffusion, Draws, LatentScale, Synthesizer
-from model import AAE, Discriminator, Extractor, GroupNorm, Projector, UNet, load_published, recompute_activations
+from model import (
+    AAE,
+    Diffusion,
+    Discriminator,
+    Extractor,
+    GroupNorm,
+    LatentSpace,
+    Projector,
+    Synthesizer,
+    UNet,
+    load_published,
+    recompute_activations,
+    std_over_samples,
+)
 
 TOLERANCE = 1e-4
 
@@ -154,10 +168,28 @@ def test_without_output_norm_the_level_of_uptake_reaches_the_latent():
     assert relative_change(without) > 2 * relative_change(with_norm)
 
 
+def test_without_its_norms_the_autoencoder_scales_with_the_uptake():
+    """Convolutions without biases and ReLUs alone are homogeneous: twice the uptake, twice the reconstruction. GroupNorms are not."""
+    x, error = torch.rand(1, 1, 8, 8, 8), {}
+    for block_norm in (False, True):
+        torch.manual_seed(0)
+        aae = AAE((8, 16), 2, output_norm=False, norm_groups=8, block_norm=block_norm)
+        for name, weight in aae.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(weight)
+        error[block_norm] = ((aae(2 * x) - 2 * aae(x)).norm() / aae(2 * x).norm()).item()
+    assert error[False] < 1e-5 and error[True] > 0.05
+
+
+def tiny_unet(**settings) -> UNet:
+    """A UNet of two levels on half the grid of the MRI, always with the same weights."""
+    torch.manual_seed(0)
+    return UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, **({"downscale": 2} | settings))
+
+
 @pytest.fixture(scope="module")
 def small_unet() -> UNet:
-    torch.manual_seed(0)
-    return UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2).eval()
+    return tiny_unet().eval()
 
 
 @torch.no_grad()
@@ -175,11 +207,35 @@ def test_label_and_mri_change_the_output_and_probabilities_mix_labels(small_unet
 
 
 def test_without_image_conditioning_the_mri_has_no_say():
-    unet = UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2, image_conditioning=False)
+    unet = tiny_unet(image_conditioning=False)
     z_t, t = torch.randn(2, 1, 4, 4, 4), torch.tensor([3, 500])
     outputs = [unet(z_t, torch.rand(2, 1, 8, 8, 8), t) for _ in range(2)]
     assert torch.equal(*outputs)
     assert outputs[0].shape == z_t.shape
+
+
+def test_multiscale_features_enter_at_every_level_and_leave_the_rest_as_it_was():
+    plain, network = tiny_unet(), tiny_unet(multiscale=True)
+    assert set(plain.state_dict()) < set(network.state_dict())
+    z_t, mri, t = torch.randn(2, 1, 4, 4, 4), torch.rand(2, 1, 8, 8, 8), torch.tensor([3, 500])
+    condition = network.condition(mri)
+    assert [tuple(one.shape) for one in condition] == [(2, 1, 4, 4, 4), (2, 16, 4, 4, 4), (2, 16, 2, 2, 2)]
+    out = network.denoise(z_t, condition, t)
+    for level in (1, 2):
+        other = [one + (number == level) for number, one in enumerate(condition)]
+        assert (network.denoise(z_t, other, t) - out).abs().max() > 1e-4
+    network.load_state_dict(plain.state_dict(), strict=False)
+    for inject in network.inject:
+        nn.init.zeros_(inject.weight)
+        nn.init.zeros_(inject.bias)
+    torch.testing.assert_close(network(z_t, mri, t), plain(z_t, mri, t))
+
+
+def test_a_regression_network_sees_the_mri_itself_and_nothing_of_a_latent():
+    network, mri, t = tiny_unet(regression=True, downscale=1), torch.rand(2, 1, 8, 8, 8), torch.zeros(2, dtype=torch.int64)
+    [condition] = network.condition(mri)
+    assert torch.equal(condition, mri)
+    assert network(mri[:, :0], mri, t).shape == mri.shape
 
 
 def test_time_embedding_is_sines_then_cosines():
@@ -221,7 +277,7 @@ def test_samplers_recover_z_0_from_the_true_noise(prediction, sampler):
 
 
 def test_ancestral_sampling_gives_the_variance_of_the_data():
-    """For Gaussian data the exact denoiser is known: the samples must have the data's mean and deviation."""
+    """For Gaussian data the exact denoiser is known: the samples must have the data's mean and standard deviation."""
     torch.manual_seed(0)
     diffusion, mean, std = Diffusion(prediction="v"), 0.7, 0.4
 
@@ -238,14 +294,14 @@ def test_ancestral_sampling_gives_the_variance_of_the_data():
 def gaussian_error(sampler: str, steps: int) -> float:
     """RMS distance of a deterministic sampler's result from the exact solution of its differential equation, for Gaussian data."""
     diffusion, mean, std = Diffusion(prediction="v"), 0.7, 0.4
-    calls = []
+    evaluations = []
 
     def z_0_given(z_t, t):                                 # E[z_0 | z_t]
         a = diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1)
         return mean + a.sqrt() * std ** 2 * (z_t - a.sqrt() * mean) / (a * std ** 2 + 1 - a)
 
     def denoise(z_t, t):
-        calls.append(t)
+        evaluations.append(t)
         a, z_0 = diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1), z_0_given(z_t, t)
         return diffusion.target(z_0, t, (z_t - a.sqrt() * z_0) / (1 - a).sqrt())
     z_T = torch.randn(1, 1, 10, 10, 10, generator=torch.Generator().manual_seed(0))
@@ -253,18 +309,18 @@ def gaussian_error(sampler: str, steps: int) -> float:
     z_1 = (z_T - a_T.sqrt() * mean) * ((a_1 * std ** 2 + 1 - a_1) / (a_T * std ** 2 + 1 - a_T)).sqrt() + a_1.sqrt() * mean
     exact = z_0_given(z_1, torch.tensor([1]))
     error = (getattr(diffusion, sampler)(denoise, z_T, steps) - exact).pow(2).mean().sqrt().item()
-    assert len(calls) == steps
+    assert len(evaluations) == steps
     return error
 
 
-def test_the_second_order_solver_needs_far_fewer_calls():
+def test_the_second_order_solver_needs_far_fewer_network_evaluations():
     assert gaussian_error("dpm", 10) < gaussian_error("ddim", 50) < gaussian_error("ddim", 10)
     assert gaussian_error("dpm", 20) < 0.6 * gaussian_error("dpm", 10) < 0.2 * gaussian_error("dpm", 5)
-    assert gaussian_error("dpm", 1) == pytest.approx(gaussian_error("ddim", 1), rel=1e-4)    # one call: the same estimate
+    assert gaussian_error("dpm", 1) == pytest.approx(gaussian_error("ddim", 1), rel=1e-4)    # a single one: the same estimate
 
 
 def times_of(sampler: str, steps: int, diffusion: Diffusion) -> list[int]:
-    """The t of every network call of a draw of two."""
+    """The t of every network evaluation, of two latent samples at once."""
     seen = []
 
     def denoise(z_t, t):
@@ -279,7 +335,7 @@ def times_of(sampler: str, steps: int, diffusion: Diffusion) -> list[int]:
 @pytest.mark.parametrize("T", [20, 1000])
 @pytest.mark.parametrize("steps", [2, 3, 7, 15])
 def test_ddim_steps_are_even_in_t_and_those_of_dpm_in_lambda(T, steps):
-    """Both begin at T - 1 and end at 1; t = 0 is no call, as in the published sampler."""
+    """Both begin at T - 1 and end at 1; nothing is evaluated at t = 0, as in the published sampler."""
     diffusion = Diffusion(T)
     gaps = -np.diff(times_of("ddim", steps, diffusion))
     assert (gaps.sum(), len(gaps), gaps.max() - gaps.min() <= 1) == (T - 2, steps - 1, True)
@@ -293,7 +349,7 @@ def test_ddim_steps_are_even_in_t_and_those_of_dpm_in_lambda(T, steps):
 
 
 def test_the_first_step_of_the_second_order_solver_is_one_of_ddim():
-    """Lu et al. 2022: without an earlier estimate DPM-Solver++ is DDIM, so that two calls, at T - 1 and at 1, give the same."""
+    """Lu et al. 2022: without an earlier estimate DPM-Solver++ is DDIM, so that two evaluations, at T - 1 and at 1, give the same."""
     torch.manual_seed(0)
     diffusion, z_T = Diffusion(prediction="v"), torch.randn(2, 1, 3, 3, 3)
 
@@ -304,20 +360,12 @@ def test_the_first_step_of_the_second_order_solver_is_one_of_ddim():
 
 @pytest.mark.parametrize(("T", "last"), [(1000, 0.02), (20, 0.5)])
 def test_the_schedule_is_exact_in_float32_and_stands_in_no_checkpoint(T, last):
-    diffusion = Diffusion(T, 1e-4, last)
+    diffusion = Diffusion(T, (1e-4, last))
     beta = 1e-4 + (last - 1e-4) * np.arange(T) / (T - 1)
     alpha_bar = np.array([np.prod(1 - beta[:t + 1]) for t in range(T)])
     np.testing.assert_allclose(diffusion.beta.numpy(), beta, rtol=7e-8)                       # half a digit of float32
     np.testing.assert_allclose(diffusion.alpha_bar.numpy(), alpha_bar, rtol=7e-8)
     assert not diffusion.state_dict()                      # it follows from the settings
-
-
-def test_streams_of_noise_must_not_end_before_one_another(small_unet):
-    """Otherwise the draws that come after would go on with less noise than there should be."""
-    synthesizer, mri = Synthesizer(Enlarging(), small_unet, Diffusion(T=4)), torch.rand(1, 1, 8, 8, 8)
-    streams = [iter(torch.randn(3, 1, 4, 4, 4)), iter(torch.randn(2, 1, 4, 4, 4))]
-    with pytest.raises(ValueError, match="shorter"):
-        synthesizer.draw(mri, None, [streams], "ddpm", 3)
 
 
 def test_samplers_stay_on_the_device_of_their_input():
@@ -333,74 +381,111 @@ def test_samplers_stay_on_the_device_of_their_input():
         assert diffusion.dpm(denoise, z_T, 4).device == z_T.device
 
 
-def test_a_synthesis_runs_on_the_device_of_its_mri():
-    unet = UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2).to("meta")
-    synthesizer = Synthesizer(Enlarging(), unet, Diffusion(T=12).to("meta"))
-    mri, labels = torch.rand(2, 1, 8, 8, 8, device="meta"), torch.rand(2, 3, 2)
-    for sampler in ("ddpm", "ddim"):
-        z_0 = synthesizer.draw(mri, labels, noises(2, 3), sampler, 4)
-        assert (z_0.shape, z_0.is_meta) == ((2, 3, 1, 4, 4, 4), True)
-
+# ---------------------------------------------------------------- latents, and the synthesis of a PET from them
 
 class Enlarging(nn.Module):
-    """Stands in for a decoder: doubles the grid, and counts its calls."""
-    calls = 0
+    """Stands in for a decoder: doubles the grid."""
 
     def forward(self, z_0):
-        self.calls += 1
         return 0.5 + 0.1 * z_0.repeat_interleave(2, 2).repeat_interleave(2, 3).repeat_interleave(2, 4)
 
 
-def noises(scans: int, draws: int) -> list:
-    """Streams of noise of each scan and draw, from the start."""
-    def stream(*key):
-        generator = torch.Generator().manual_seed(hash(key))
-        while True:
-            yield torch.randn(1, 4, 4, 4, generator=generator)
-    return [[stream(scan, draw) for draw in range(draws)] for scan in range(scans)]
+def enlarging_space(mean: float = 0.0, std: float = 1.0) -> LatentSpace:
+    """A latent space whose decoder doubles the grid."""
+    return LatentSpace(SimpleNamespace(encoder=nn.Identity(), decoder=Enlarging()), mean, std)
+
+
+def noise_stream(scan: int, sample: int) -> Iterator[torch.Tensor]:
+    """Endless noise of one latent sample of one scan, from its start."""
+    generator = torch.Generator().manual_seed(100 * scan + sample)
+    while True:
+        yield torch.randn(1, 4, 4, 4, generator=generator)
+
+
+def noises(scans: int, samples: int) -> list[list[Iterator[torch.Tensor]]]:
+    """Streams of noise of each scan and latent sample."""
+    return [[noise_stream(scan, sample) for sample in range(samples)] for scan in range(scans)]
+
+
+def test_scaled_and_decoded_by_an_identity_a_latent_is_what_it_was():
+    space = LatentSpace(SimpleNamespace(encoder=nn.Identity(), decoder=nn.Identity()), -3.0, 0.25)
+    latent = torch.randn(2, 3, 4, 4, 4)
+    torch.testing.assert_close(space.scale(latent), (latent + 3) / 0.25)
+    torch.testing.assert_close(space.decode(space.scale(latent)), latent, atol=1e-6, rtol=1e-6)
+    plain = LatentSpace(SimpleNamespace(encoder=nn.Identity(), decoder=nn.Identity()))
+    assert torch.equal(plain.scale(latent), latent)        # as they come, as published
+    assert torch.equal(plain.decode(latent), latent)
+
+
+def test_gradients_pass_through_the_decoder_and_its_values_are_not_clamped():
+    z_0 = (100 * torch.randn(1, 1, 2, 2, 2)).requires_grad_()
+    x_hat = enlarging_space(0.5, 2.0).decode(z_0)
+    assert x_hat.min() < 0 and x_hat.max() > 1 and x_hat.dtype == torch.float32
+    x_hat.sum().backward()
+    torch.testing.assert_close(z_0.grad, torch.full_like(z_0, 8 * 0.1 * 2.0))                # 8 voxels a latent one
+
+
+def test_streams_of_noise_must_not_end_before_one_another(small_unet):
+    """Otherwise the steps that come after would go on with less noise than there should be."""
+    synthesizer, mri = Synthesizer(enlarging_space(), small_unet, Diffusion(T=4)), torch.rand(1, 1, 8, 8, 8)
+    streams = [iter(torch.randn(3, 1, 4, 4, 4)), iter(torch.randn(2, 1, 4, 4, 4))]
+    with pytest.raises(ValueError, match="shorter"):
+        synthesizer.sample(mri, None, [streams], "ddpm", 3)
+
+
+def test_a_synthesis_runs_on_the_device_of_its_mri():
+    unet = tiny_unet().to("meta")
+    synthesizer = Synthesizer(enlarging_space(), unet, Diffusion(T=12).to("meta"))
+    mri, label = torch.rand(2, 1, 8, 8, 8, device="meta"), torch.rand(2, 2)
+    for sampler in ("ddpm", "ddim"):
+        z_0 = synthesizer.sample(mri, label, noises(2, 3), sampler, 4)
+        assert (z_0.shape, z_0.is_meta) == ((2, 3, 1, 4, 4, 4), True)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm", "ddpm"])
 @pytest.mark.parametrize("batch", [1, 4, 100])
-def test_a_latent_does_not_depend_on_the_batch_that_it_was_drawn_in(small_unet, sampler, batch):
-    """Two scans, three draws each, however they are batched, give what one draw at a time gives; the Extractor sees each MRI once."""
-    diffusion, mri, label = Diffusion(T=12, prediction="v"), torch.rand(2, 1, 8, 8, 8), torch.tensor([[0.3, 0.7], [0.9, 0.1]])
+@pytest.mark.parametrize("with_label", [True, False])
+def test_a_latent_does_not_depend_on_the_batch_that_it_was_sampled_in(small_unet, sampler, batch, with_label):
+    """Two scans, three samples each, however they are batched, give what one at a time gives; the Extractor sees each MRI once."""
+    diffusion, mri = Diffusion(T=12, prediction="v"), torch.rand(2, 1, 8, 8, 8)
+    label = torch.tensor([[0.3, 0.7], [0.9, 0.1]]) if with_label else None
     extracted = []
     hook = small_unet.extractor.register_forward_hook(lambda module, args, out: extracted.extend(args[0]))
-    labels = label[:, None].expand(-1, 3, -1)
-    scale = LatentScale(torch.tensor(0.5), 2.0)
-    z_0 = Synthesizer(Enlarging(), small_unet, diffusion, scale, batch).draw(mri, labels, noises(2, 3), sampler, 4)
+    synthesizer = Synthesizer(enlarging_space(0.5, 2.0), small_unet, diffusion, batch)
+    z_0 = synthesizer.sample(mri, label, noises(2, 3), sampler, 4)
     hook.remove()
     assert z_0.shape == (2, 3, 1, 4, 4, 4)
     assert len(extracted) == 2
 
-    def alone(scan, draw):
+    def alone(scan: int, sample: int) -> torch.Tensor:
         def denoise(z_t, t):
-            return small_unet(z_t, mri[[scan]], t, label[[scan]])
-        stream = (eps[None] for eps in noises(2, 3)[scan][draw])
+            return small_unet(z_t, mri[[scan]], t, label[[scan]] if with_label else None)
+        stream = (eps[None] for eps in noise_stream(scan, sample))
         with torch.no_grad():
             z_T = next(stream)
             return diffusion.ddpm(denoise, z_T, stream) if sampler == "ddpm" else getattr(diffusion, sampler)(denoise, z_T, 4)
-    expected = torch.stack([torch.cat([alone(scan, draw) for draw in range(3)]) for scan in range(2)])
-    torch.testing.assert_close(z_0, expected * 2.0 + 0.5, atol=1e-5, rtol=1e-5)
-    if batch == 100:                                       # latents are not shifted and not scaled unless asked for
-        plain = Synthesizer(Enlarging(), small_unet, diffusion).draw(mri, labels, noises(2, 3), sampler, 4)
-        torch.testing.assert_close(plain, expected, atol=1e-5, rtol=1e-5)
+    expected = torch.stack([torch.cat([alone(scan, sample) for sample in range(3)]) for scan in range(2)])
+    torch.testing.assert_close(z_0, expected, atol=1e-5, rtol=1e-5)
+    decoded = Enlarging()(2.0 * expected.mean(dim=1) + 0.5).clamp(0, 1)                      # scaled back, and then decoded
+    torch.testing.assert_close(synthesizer.decode(z_0.mean(dim=1)), decoded, atol=1e-5, rtol=1e-5)
 
 
-def test_decoded_draws_have_their_deviation_in_every_voxel(small_unet):
+def test_decoded_samples_have_their_standard_deviation_in_every_voxel(small_unet):
     decoder, z_0 = Enlarging(), torch.randn(2, 5, 1, 4, 4, 4)
-    synthesizer = Synthesizer(decoder, small_unet, Diffusion(T=12))
+    synthesizer = Synthesizer(enlarging_space(), small_unet, Diffusion(T=12))
     assert set(synthesizer.decode(1e4 * z_0[:, 0]).unique().tolist()) == {0.0, 1.0}         # clamped
-    deviation = Draws(z_0, torch.ones(2, 5)).deviation(synthesizer.decode_draws(z_0))
-    assert deviation.shape == (2, 1, 8, 8, 8)
-    expected = np.std([decoder(z_0[:, k]).clamp(0, 1).numpy() for k in range(5)], axis=0, ddof=1)
-    np.testing.assert_allclose(deviation, expected, atol=1e-6)
+    decoded = synthesizer.decode_samples(z_0)
+    expected = torch.stack([decoder(z_0[:, k]).clamp(0, 1) for k in range(5)])
+    torch.testing.assert_close(decoded, expected.transpose(0, 1))
+    std = std_over_samples(decoded)
+    assert std.shape == (2, 1, 8, 8, 8)
+    np.testing.assert_allclose(std, expected.numpy().std(axis=0, ddof=1), atol=1e-6)
+    assert (std_over_samples(decoded[:, :1]) == 0).all()   # of a single sample
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm", "ddpm"])
 @pytest.mark.parametrize("steps", [1, 5, 400, 999])
-def test_the_number_of_calls_is_known_beforehand(sampler, steps):
+def test_the_number_of_network_evaluations_is_known_beforehand(sampler, steps):
     diffusion, seen = Diffusion(prediction="v"), []
 
     def denoise(z_t, t):
@@ -411,8 +496,10 @@ def test_the_number_of_calls_is_known_beforehand(sampler, steps):
         diffusion.ddpm(denoise, z_T, iter(torch.randn(998, 1, 1, 1, 1, 1)))
     else:
         getattr(diffusion, sampler)(denoise, z_T, steps)
-    assert len(seen) == diffusion.calls(sampler, steps)
+    assert len(seen) == diffusion.evaluations(sampler, steps)
 
+
+# ---------------------------------------------------------------- numbers and memory
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 def test_statistics_of_a_large_volume_are_exact_in_every_memory_layout(layout):
@@ -431,7 +518,7 @@ def test_recomputed_activations_change_neither_output_nor_gradients_and_take_les
         if network == "aae":
             module, inputs = AAE((8, 16), norm_groups=8), (torch.rand(1, 1, 16, 16, 16),)
         else:
-            module = UNet(base_channels=8, channel_mults=(1, 2), norm_groups=4, downscale=2)
+            module = tiny_unet()
             inputs = (torch.randn(1, 1, 8, 8, 8), torch.rand(1, 1, 16, 16, 16), torch.tensor([5]), torch.tensor([1]))
         if recompute:
             recompute_activations(module)

@@ -134,3 +134,13 @@ def test_a_worker_ends_with_its_parent_however_that_ended():
             return
         time.sleep(0.1)
     pytest.fail("it lives on")
+
+
+def test_a_signal_after_an_error_does_not_cost_its_message():
+    code = ("import os, signal\nfrom runtime import program, failures\nexplain = failures.explain\n"
+            "def signalled(error):\n    os.kill(os.getpid(), signal.SIGTERM)\n    return explain(error)\n"
+            "def fail():\n    raise FileNotFoundError(2, 'No such file', 'a.nii')\n"
+            "program.explain = signalled\nprogram.leave(program.exit_code(fail))\n")
+    ended = run_python(code, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 5
+    assert "error: [Errno 2] No such file: 'a.nii'" in ended.stderr and "Traceback" not in ended.stderr

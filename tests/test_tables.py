@@ -1,57 +1,102 @@
 """The tables, from made-up results: what they hold, what they refuse, and that they come back byte for byte."""
+import dataclasses
 import json
 import re
-import shlex
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from presets import PRESETS
 
-from config import Config
+from config import PRESETS, Config
+from evaluation import results
 from evaluation.layout import to_csv, write_tables
-from evaluation.metrics import METRICS
 from evaluation.results import Run, load_run, load_runs, save_run
 from evaluation.statistics import STATUS_METRICS, agreement, area_under_roc, bootstrap, holm, interval, status_metrics
-from evaluation.tables import group_runs, image_quality, make_tables
-from runtime.commandline import command, parse_args
-from utils import InputError
+from evaluation.tables import ROW_SETTINGS, SECTION_SETTINGS, SEEDS, group_runs, image_quality, make_tables
+from utils import METRICS, InputError
 
 N = 12
 RESAMPLES = 200
 
 
-def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 0.0, ids=range(N), label=None, training: str = "t0",
-             control: float | None = None, **settings) -> None:
-    """Results of an experiment under root/result: il_cldm is `better` than mean_pet in every score, and by `control`, if there is one,
-    a regression control."""
+def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 0.0, ids=range(N), label=None,
+             training: str = "t0", baseline: float | None = None, command: str = "", brain: str = "b0", **settings) -> None:
+    """Results of an experiment under root/result.
+
+    il_cldm is `better` than mean_pet in every score, and by `baseline`, if there is one, a latent regression. ids: numbers of
+    the test subjects; label: of all of them, else they alternate. cohort, training, brain: digests of lists and mask.
+    command: as it was given, else with the name and the seed.
+    """
     ids = list(ids)
-    people = pd.DataFrame({"ID": [f"s{i:03d}" for i in ids], "label": np.array([i % 2 for i in ids]) if label is None else label})
+    people = pd.DataFrame({"ID": [f"s{i:03d}" for i in ids],
+                           "label": np.array([i % 2 for i in ids]) if label is None else label})
     shared, own = np.random.default_rng([len(ids), *cohort.encode()]), np.random.default_rng([seed, *exp.encode()])
-    base = {name: shared.normal(20 if "PSNR" in name else 0.5, 0.1, len(ids)) for name in METRICS}
-    test = [people.assign(method="mean_pet", **base)]
-    test.append(people.assign(method="il_cldm", **{name: value + (-1 if "MAE" in name else 1) * better + own.normal(0, 0.01, len(ids))
-                                                   for name, value in base.items()}))
-    if control is not None:
-        noise = np.random.default_rng([len(ids), int(control)]).normal(0, 0.01, len(ids))
-        test.append(people.assign(method="latent_regression", **{name: value + control + noise for name, value in base.items()}))
-    real = shared.normal(1.2, 0.2, len(ids))
-    uptake = [people.assign(method=method, SUVR=value) for method, value in
-              (("real", real), ("il_cldm", real + own.normal(0.05, 0.1, len(ids))), ("mean_pet", np.full(len(ids), 1.2)))]
-    predictions = []
-    for classifier, method, generator in (("mri", "none", shared), ("pet", "real", shared), ("pet", "il_cldm", own)):
-        score = (0.5 * generator.random(len(ids)) + 0.5 * people["label"] * (method == "real")).round(2)
-        predictions.append(people.assign(classifier=classifier, method=method, score=score, threshold=0.4, positive=(score >= 0.4).astype(float)))
-    facts = {"phantom": False, "notice": "research only", "note": "", "cohort": cohort, "training": training, "masks": {"brain": "b0"},
-             **json.loads(Config(exp=exp, seed=seed, bootstrap_resamples=RESAMPLES, **settings).to_json())}
+    frames = {"test": made_up_scores(people, shared, own, better, baseline),
+              "uptake": made_up_uptake(people, shared, own),
+              "predictions": made_up_predictions(people, shared, own)}
+    cfg = Config(exp=exp, seed=seed, bootstrap_resamples=RESAMPLES, **settings)
+    metadata = {"phantom": False, "notice": "research only", "note": "", "cohort": cohort, "training": training,
+                "masks": {"brain": brain}, "command": command or f"python main.py --exp {exp} --seed {seed}",
+                **json.loads(cfg.to_json())}
     folder = root / "result" / exp
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    order = ["method", "ID", "label"]
-    save_run(folder, facts, {"test": pd.concat(test)[[*order, *METRICS]], "uptake": pd.concat(uptake)[[*order, "SUVR"]],
-                             "predictions": pd.concat(predictions)[["classifier", *order, "score", "threshold", "positive"]]})
+    save_run(folder, metadata, frames)
+
+
+def made_up_scores(people: pd.DataFrame, shared, own, better: float, baseline: float | None) -> pd.DataFrame:
+    """test.csv of a run. shared, own: generators of what all runs have, and of its own noise."""
+    n = len(people)
+    scores = {"mean_pet": {name: shared.normal(20 if "PSNR" in name else 0.5, 0.1, n) for name in METRICS}}
+    scores["il_cldm"] = {}
+    for name, values in scores["mean_pet"].items():
+        sign = -1 if "MAE" in name else 1
+        scores["il_cldm"][name] = values + sign * better + own.normal(0, 0.01, n)
+    if baseline is not None:
+        noise = np.random.default_rng([n, int(baseline)]).normal(0, 0.01, n)
+        scores["latent_regression"] = {name: values + baseline + noise for name, values in scores["mean_pet"].items()}
+    table = pd.concat([people.assign(method=method, **values) for method, values in scores.items()])
+    return table[["method", "ID", "label", *METRICS]]
+
+
+def made_up_uptake(people: pd.DataFrame, shared, own) -> pd.DataFrame:
+    """uptake.csv of a run."""
+    n = len(people)
+    real = shared.normal(1.2, 0.2, n)
+    suvr = {"real": real, "il_cldm": real + own.normal(0.05, 0.1, n), "mean_pet": np.full(n, 1.2)}
+    table = pd.concat([people.assign(method=method, SUVR=values) for method, values in suvr.items()])
+    return table[["method", "ID", "label", "SUVR"]]
+
+
+def made_up_predictions(people: pd.DataFrame, shared, own) -> pd.DataFrame:
+    """predictions.csv of a run."""
+    tables = []
+    for classifier, method, generator in (("mri", "none", shared), ("pet", "real", shared), ("pet", "il_cldm", own)):
+        score = (0.5 * generator.random(len(people)) + 0.5 * people["label"] * (method == "real")).round(2)
+        positive = (score >= 0.4).astype(float)
+        tables.append(people.assign(classifier=classifier, method=method, score=score, threshold=0.4, positive=positive))
+    return pd.concat(tables)[["classifier", "method", "ID", "label", "score", "threshold", "positive"]]
+
+
+def resave(root, exp: str, frames: dict[str, pd.DataFrame]) -> None:
+    """Write these results of a run, with what was noted of it before."""
+    folder = root / "result" / exp
+    metadata = load_run(folder).metadata
+    save_run(folder, {name: value for name, value in metadata.items() if name not in ("format", "files")}, frames)
+
+
+def groups_of(root) -> list[list[str]]:
+    """Names of the runs under root, group by group."""
+    groups, _ = group_runs(load_runs(root / "result")[0])
+    return [[run.name for run in group.runs] for group in groups]
+
+
+def sections_of(root) -> list[list[str]]:
+    """Names of the experiments with il_cldm under root, section by section."""
+    table = tables_of(root)["image_quality"].query("method == 'il_cldm'")
+    return sorted(sorted(experiments) for _, experiments in table.groupby("data")["experiment"])
 
 
 def tables_of(root) -> dict[str, pd.DataFrame]:
@@ -64,7 +109,7 @@ def row(table: pd.DataFrame, **key) -> pd.Series:
     return pd.Series(found)
 
 
-def test_one_seed_is_a_mean_and_deviation_over_subjects(tmp_path):
+def test_one_seed_is_a_mean_and_sd_over_subjects(tmp_path):
     make_run(tmp_path, "a")
     frame = pd.read_csv(tmp_path / "result" / "a" / "test.csv").query("method == 'il_cldm'")
     found = row(tables_of(tmp_path)["image_quality"], method="il_cldm")
@@ -72,10 +117,10 @@ def test_one_seed_is_a_mean_and_deviation_over_subjects(tmp_path):
         assert found[name] == pytest.approx(frame[name].mean())
         assert found[f"{name}_sd"] == pytest.approx(frame[name].std())
     assert (found["n"], found["seeds"], found["experiment"]) == (N, 1, "a")
-    assert found["made_by"] == f"python main.py --exp a --bootstrap_resamples {RESAMPLES}"
+    assert found["made_by"] == "python main.py --exp a --seed 0"
 
 
-def test_several_seeds_are_one_row_with_the_deviation_of_their_means(tmp_path):
+def test_several_seeds_are_one_row_with_the_sd_of_their_means(tmp_path):
     for seed in (0, 1, 2):
         make_run(tmp_path, f"a_seed{seed}", seed)
     tables = tables_of(tmp_path)
@@ -84,8 +129,8 @@ def test_several_seeds_are_one_row_with_the_deviation_of_their_means(tmp_path):
     found = row(tables["image_quality"], method="il_cldm")
     assert (found["PSNR"], found["PSNR_sd"]) == (pytest.approx(np.mean(means)), pytest.approx(np.std(means, ddof=1)))
     assert (found["n"], found["seeds"]) == (N, 3)
-    assert found["made_by"].split(" ; ")[1] == f"python main.py --exp a_seed1 --seed 1 --bootstrap_resamples {RESAMPLES}"
-    assert row(tables["image_quality"], method="mean_pet")["seeds"] == 1   # a control without chance is the same in every seed
+    assert found["made_by"].split(" ; ")[1] == "python main.py --exp a_seed1 --seed 1"
+    assert row(tables["image_quality"], method="mean_pet")["seeds"] == 1      # is the same in every seed
 
     shutil.rmtree(tmp_path / "result" / "a_seed1")
     assert row(tables_of(tmp_path)["image_quality"], method="il_cldm")["seeds"] == 2
@@ -139,7 +184,85 @@ def test_what_cannot_be_compared_stands_apart(tmp_path):
         [("mean_pet", f"il_cldm ({name})") for name in "abcd"] + [("il_cldm (a)", "il_cldm (d)")])
 
 
-def test_another_training_list_or_mask_is_never_compared_and_no_repetition(tmp_path):
+# ---------------------------------------------------------------- one row, or two; one section, or two
+
+@pytest.mark.parametrize(("settings", "is_one_row"), [
+    ({}, True), ({"cache": "off"}, True), ({"device": "cpu"}, True), ({"num_workers": 0}, True),
+    ({"device": "cpu", "num_workers": 4, "cache": "ram", "recompute": True, "sampling_batch": 1}, True),
+    ({"shown_subjects": 4, "save_std": True, "resume": "yes"}, True),
+    ({"sampler": "dpm"}, False), ({"samples_per_scan": 2}, False), ({"precision": "fp32"}, False),
+    ({"conditioning": "input"}, False), ({"aae_epochs": 500}, False), ({"ldm_lr": 1e-3}, False),
+    ({"aae_norm_groups": 8}, False), ({"label_at_sampling": "none"}, False),
+    ({"cortex_mask": "c.nii", "reference_mask": "r.nii", "label_in_training": "true", "label_at_sampling": "mixed"}, False)])
+def test_runs_are_one_row_if_nothing_that_affects_its_numbers_differs_but_the_seed(tmp_path, settings, is_one_row):
+    make_run(tmp_path, "a")
+    make_run(tmp_path, "b", seed=1, **settings)
+    assert groups_of(tmp_path) == ([["a", "b"]] if is_one_row else [["a"], ["b"]])
+    assert tables_of(tmp_path)["image_quality"].query("method == 'il_cldm'")["seeds"].tolist() == ([2] if is_one_row else [1, 1])
+
+
+def test_runs_with_other_further_regions_are_two_rows(tmp_path):
+    masks = {"cortex_mask": "c.nii", "reference_mask": "r.nii"}
+    make_run(tmp_path, "a", **masks)
+    make_run(tmp_path, "b", seed=1, regions_image="x.nii", regions_table="x.csv", **masks)
+    assert groups_of(tmp_path) == [["a"], ["b"]]
+
+
+def test_every_setting_that_training_or_synthesis_depends_on_must_be_equal_in_a_row():
+    depends = Config().settings_of("aae", "ldm", "latent_regression", "image_regression", "validation", "synthesis", "scores")
+    assert set(depends) - set(SEEDS) <= set(ROW_SETTINGS)
+    assert {"aae_epochs", "ldm_epochs"} <= set(ROW_SETTINGS)
+    assert not set(SEEDS) & set(ROW_SETTINGS)
+    free = {field.name for field in dataclasses.fields(Config)} - set(ROW_SETTINGS) - set(SEEDS)
+    assert free == {"exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache", "recompute",
+                    "data_dir", "info_dir", "subject_pattern", "sampling_batch", "save_std", "bootstrap_resamples",
+                    "shown_subjects"}
+
+
+def test_rows_of_a_section_have_the_same_crop_masks_and_phantom():
+    assert set(SECTION_SETTINGS) == {
+        "brain_mask", "crop_start", "volume_size", "phantom_subjects", "phantom_voxel", "phantom_link", "cortex_mask",
+        "reference_mask", "centiloid_slope", "centiloid_intercept"}
+
+
+@pytest.mark.parametrize("other", [
+    {"brain": "b1"}, {"crop_start": (9, 18, 10)}, {"brain_mask": "mask.nii"}, {"training": "t1"}, {"cohort": "c1"},
+    {"data_dir": "other", "info_dir": "other_info", "cohort": "c1", "training": "t1"},
+    {"cortex_mask": "c.nii", "reference_mask": "r.nii", "label_in_training": "true", "label_at_sampling": "mixed"}])
+def test_other_lists_crop_or_masks_are_another_section_and_never_another_seed(tmp_path, other):
+    make_run(tmp_path, "a")
+    make_run(tmp_path, "b", seed=1, **other)
+    make_run(tmp_path, "c", samples_per_scan=2)
+    assert groups_of(tmp_path) == [["a"], ["b"], ["c"]]
+    assert sections_of(tmp_path) == [["a", "c"], ["b"]]
+    compared = tables_of(tmp_path)["comparisons"].query("metric == 'PSNR'")
+    assert not any("(b)" in a and "(b)" not in b for a, b in zip(compared["b"], compared["a"], strict=True) if "il_cldm" in b)
+
+
+def test_phantoms_of_other_seeds_are_one_row_wherever_they_lie_and_of_another_link_another_section(tmp_path):
+    demo = PRESETS["demo"]
+    for seed in (0, 1):
+        make_run(tmp_path, f"d{seed}", cohort=f"c{seed}", training=f"t{seed}",
+                 **demo | {"data_dir": f"data/d{seed}", "phantom_seed": seed})
+    make_run(tmp_path, "e", cohort="c2", training="t2", **demo | {"phantom_link": 0.0, "phantom_seed": 2})
+    assert groups_of(tmp_path) == [["d0", "d1"], ["e"]]
+    assert sections_of(tmp_path) == [["d"], ["e"]]
+
+
+def test_a_phantom_of_one_seed_with_other_lists_is_another_row(tmp_path):
+    for name in "ab":
+        make_run(tmp_path, name, seed=ord(name), cohort=name, training=name, **PRESETS["demo"])
+    assert groups_of(tmp_path) == [["a"], ["b"]]
+
+
+def test_a_mask_of_another_content_is_another_section_though_its_file_has_the_same_name(tmp_path):
+    make_run(tmp_path, "a", brain_mask="mask.nii")
+    make_run(tmp_path, "b", seed=1, brain="b1", brain_mask="mask.nii")
+    assert groups_of(tmp_path) == [["a"], ["b"]]
+    assert sections_of(tmp_path) == [["a"], ["b"]]
+
+
+def test_runs_of_another_training_list_are_no_repetition(tmp_path):
     make_run(tmp_path, "a")
     make_run(tmp_path, "b", training="t1")
     make_run(tmp_path, "c", seed=1, training="t1")
@@ -158,8 +281,8 @@ def test_a_test_list_that_changed_between_two_seeds_makes_two_rows(tmp_path):
 def test_simulated_cohorts_of_several_seeds_are_one_row_of_all_their_subjects(tmp_path):
     demo = {name: value for name, value in PRESETS["demo"].items() if name != "data_dir"}
     for seed in (0, 1, 2):
-        make_run(tmp_path, f"d{seed}", seed=seed, cohort=f"c{seed}", training=f"t{seed}", **demo | {"data_dir": f"data/d{seed}",
-                                                                                                    "phantom_seed": seed})
+        own = {"data_dir": f"data/d{seed}", "phantom_seed": seed}
+        make_run(tmp_path, f"d{seed}", seed=seed, cohort=f"c{seed}", training=f"t{seed}", **demo | own)
     tables = tables_of(tmp_path)
     found = row(tables["image_quality"], method="il_cldm")
     assert (found["n"], found["seeds"], found["experiment"]) == (3 * N, 3, "d")
@@ -176,22 +299,21 @@ def test_simulated_cohorts_of_several_seeds_are_one_row_of_all_their_subjects(tm
 def test_experiments_whose_names_begin_alike_stay_apart(tmp_path):
     for seed in (0, 1):
         make_run(tmp_path, f"s{seed}", seed)
-        make_run(tmp_path, f"s{seed}_noimg", seed, image_conditioning=False)
+        make_run(tmp_path, f"s{seed}_noimg", seed, conditioning="none")
     found = tables_of(tmp_path)["image_quality"].query("method == 'il_cldm'")
     assert found["seeds"].tolist() == [2, 2]
     assert found["experiment"].nunique() == 2
     assert [text.count("python main.py") for text in found["made_by"]] == [2, 2]
-    assert found["made_by"].str.contains("image_conditioning").sum() == 1
+    assert found["made_by"].str.contains("noimg").sum() == 1
 
 
-def test_a_control_that_differs_in_one_seed_counts_every_seed(tmp_path):
+def test_a_method_that_differs_in_one_seed_counts_every_seed(tmp_path):
     for seed in (0, 1, 2):
         make_run(tmp_path, f"a{seed}", seed)
-    folder = tmp_path / "result" / "a2"
-    run = load_run(folder)
-    other = run.predictions.assign(score=run.predictions["score"].where(run.predictions["classifier"] != "mri", 1 - run.predictions["score"]))
-    save_run(folder, {name: value for name, value in run.metadata.items() if name not in ("format", "files")},
-             {"test": run.test, "uptake": run.uptake, "predictions": other})
+    run = load_run(tmp_path / "result" / "a2")
+    is_mri = run.predictions["classifier"] == "mri"
+    other = run.predictions.assign(score=run.predictions["score"].where(~is_mri, 1 - run.predictions["score"]))
+    resave(tmp_path, "a2", {"test": run.test, "uptake": run.uptake, "predictions": other})
     part = other[other["classifier"] == "mri"]
     areas = area_under_roc(part["label"].to_numpy(), np.stack([1 - part["score"], 1 - part["score"], part["score"]]))
     found = row(tables_of(tmp_path)["amyloid_status"], classifier="mri")
@@ -200,28 +322,21 @@ def test_a_control_that_differs_in_one_seed_counts_every_seed(tmp_path):
     assert row(tables_of(tmp_path)["amyloid_status"], classifier="pet", method="real")["seeds"] == 1
 
 
-def test_calls_of_an_even_number_of_seeds_are_compared_without_favour(tmp_path):
-    """Two seeds that are right for half of the subjects each, against an MRI read-out that is right for half: no difference."""
+def test_decisions_of_an_even_number_of_seeds_are_compared_without_favour(tmp_path):
+    """Two seeds that are right for half of the subjects each, against an MRI classifier that is right for half: no difference."""
     for seed in (0, 1):
         make_run(tmp_path, f"a{seed}", seed, ids=range(40))
-        folder = tmp_path / "result" / f"a{seed}"
-        run = load_run(folder)
+        run = load_run(tmp_path / "result" / f"a{seed}")
         half = (np.arange(40) // 2 % 2).astype(bool)
         right = {"mri": half, "pet": half if seed else ~half}
-        calls = run.predictions.copy()
+        predictions = run.predictions.copy()
         for classifier, values in right.items():
-            mask = (calls["classifier"] == classifier) & (calls["method"] != "real")
-            calls.loc[mask, "positive"] = np.where(values, calls.loc[mask, "label"], 1 - calls.loc[mask, "label"])
-        save_run(folder, {name: value for name, value in run.metadata.items() if name not in ("format", "files")},
-                 {"test": run.test, "predictions": calls})
+            mask = (predictions["classifier"] == classifier) & (predictions["method"] != "real")
+            label = predictions.loc[mask, "label"]
+            predictions.loc[mask, "positive"] = np.where(values, label, 1 - label)
+        resave(tmp_path, f"a{seed}", {"test": run.test, "predictions": predictions})
     compared = tables_of(tmp_path)["comparisons"].query("table == 'amyloid_status' and metric == 'ACC'")
     assert compared["p"].min() > 0.5
-
-
-def test_settings_that_change_no_result_keep_seeds_together(tmp_path):
-    make_run(tmp_path, "a")
-    make_run(tmp_path, "b", seed=1, shown_subjects=4, device="cpu", num_workers=0)
-    assert row(tables_of(tmp_path)["image_quality"], method="il_cldm")["seeds"] == 2
 
 
 def test_a_repeated_experiment_is_left_out_and_named(tmp_path):
@@ -266,19 +381,31 @@ def test_changed_results_are_an_error_that_names_file_and_remedy(tmp_path, file,
     assert "run --stages test of experiment b again" in str(error.value)
 
 
-def test_a_changed_index_is_an_error_and_so_is_one_of_another_version(tmp_path):
+def test_a_changed_index_is_an_error(tmp_path):
     make_run(tmp_path, "a")
     path = tmp_path / "result" / "a" / "scores.json"
-    text = path.read_text()
-    path.write_text(text.replace('"seed": 0', '"seed": 99'))
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 99'))
     with pytest.raises(InputError, match="scores.json: not there, damaged or changed"):
         load_run(tmp_path / "result" / "a")
-    path.write_text(text)
+
+
+def test_results_of_another_format_are_refused_in_a_sentence(tmp_path, monkeypatch):
+    assert results.FORMAT == 2
+    monkeypatch.setattr(results, "FORMAT", 1)
+    make_run(tmp_path, "a")
+    monkeypatch.undo()
+    with pytest.raises(InputError) as error:
+        load_run(tmp_path / "result" / "a")
+    assert str(error.value) == (f"{tmp_path}/result/a/scores.json: written by another version of this project, in format 1 instead "
+                                "of 2; run --stages test of experiment a again")
+
+
+def test_results_with_other_settings_are_refused_in_a_sentence(tmp_path):
+    make_run(tmp_path, "a")
     run = load_run(tmp_path / "result" / "a")
-    del run.metadata["settings"]["volume_size"]
-    save_run(tmp_path / "result" / "a", {name: value for name, value in run.metadata.items() if name not in ("format", "files")},
-             {"test": run.test})
-    with pytest.raises(InputError, match="written by another version"):
+    settings = {name: value for name, value in run.metadata["settings"].items() if name != "volume_size"}
+    save_run(tmp_path / "result" / "a", {"settings": settings}, {"test": run.test})
+    with pytest.raises(InputError, match="written by another version of this project, which has other settings; run --stages test"):
         load_run(tmp_path / "result" / "a")
 
 
@@ -329,36 +456,43 @@ def test_latex_is_balanced_and_has_no_bare_special_character(tmp_path):
         assert len(widths) == 1
 
 
-def test_a_row_names_the_shortest_command_that_gives_its_settings():
-    for argv in ([], ["--preset", "demo"], ["--preset", "demo", "published", "--sampler", "ddim", "--sampling_steps", "20"],
-                 ["--preset", "demo", "--phantom_link", "0", "--data_dir", "data/a b", "--exp", "x", "--unet_attention_levels"],
-                 ["--image_conditioning", "false", "--volume_size", "96", "96", "96"]):
-        cfg = parse_args(argv)
-        line = command(json.loads(cfg.to_json())["settings"])
-        words = shlex.split(line)
-        assert words[:2] == ["python", "main.py"]
-        assert parse_args(words[2:]) == cfg
-    assert command(json.loads(parse_args(["--preset", "demo"]).to_json())["settings"]) == "python main.py --preset demo"
+def test_a_row_names_the_commands_of_its_runs_as_they_were_given(tmp_path):
+    command = "python main.py --preset demo --data_dir 'data/a b'  --exp a --seed 1"
+    make_run(tmp_path, "a", command=command)
+    make_run(tmp_path, "b", seed=2, command="python main.py --seed 2 --exp b")
+    found = row(tables_of(tmp_path)["image_quality"], method="il_cldm")
+    assert found["made_by"] == f"{command} ; python main.py --seed 2 --exp b"
+    write_tables(tmp_path / "t", make_tables(group_runs(load_runs(tmp_path / "result")[0])[0]))
+    assert f"1. `{command}`" in (tmp_path / "t" / "image_quality.md").read_text()
 
 
-@pytest.mark.parametrize(("controls", "seed", "expected"), [
+def test_two_experiments_with_one_command_are_told_apart(tmp_path):
+    """As after an edit of a default in config.py."""
+    make_run(tmp_path, "a", baseline=1.0, command="python main.py")
+    make_run(tmp_path, "b", samples_per_scan=2, command="python main.py")
+    table = tables_of(tmp_path)["image_quality"]
+    assert sorted(table.query("method == 'il_cldm'")["experiment"]) == ["a", "b"]
+    assert table.query("method == 'latent_regression'")["experiment"].tolist() == ["a"]      # b has none
+
+
+@pytest.mark.parametrize(("baselines", "seed", "expected"), [
     ((1.0,), 0, [("all", 1)]),                             # that of the only experiment
     ((1.0, None), 0, [("a", 1)]),                          # another experiment has none: it is not that of all
     ((1.0, 1.0), 0, [("all", 1)]),                         # the same in both
     ((1.0, 2.0), 0, [("a", 1), ("b", 1)]),
     ((1.0, 2.0), 1, [("a", 1), ("b", 1)])])                # no seed in common: nothing says that they are the same
-def test_a_trained_control_is_that_of_all_only_if_all_have_it(tmp_path, controls, seed, expected):
-    for name, control in zip("ab", controls, strict=False):
-        make_run(tmp_path, name, control=control, ldm_lr=1e-4 if name == "a" else 1e-3, seed=seed * (name == "b"))
+def test_a_baseline_is_that_of_all_only_if_all_have_it(tmp_path, baselines, seed, expected):
+    for name, baseline in zip("ab", baselines, strict=False):
+        make_run(tmp_path, name, baseline=baseline, ldm_lr=1e-4 if name == "a" else 1e-3, seed=seed * (name == "b"))
     table = image_quality(group_runs(load_runs(tmp_path / "result")[0])[0])[0].query("metric == 'PSNR'")
     found = table.query("method == 'latent_regression'")
     assert list(zip(found["experiment"], found["seeds"], strict=True)) == expected
     assert table["method"].tolist()[:2] == ["mean_pet", "latent_regression"]
 
 
-def test_seeds_of_a_trained_control_are_all_kept(tmp_path):
+def test_seeds_of_a_baseline_are_all_kept(tmp_path):
     for seed in (0, 1):
-        make_run(tmp_path, f"a{seed}", seed=seed, control=1.0)
+        make_run(tmp_path, f"a{seed}", seed=seed, baseline=1.0)
     table = image_quality(group_runs(load_runs(tmp_path / "result")[0])[0])[0].query("metric == 'PSNR'")
     assert row(table, method="latent_regression")["seeds"] == 2
     assert row(table, method="mean_pet")["seeds"] == 1

@@ -11,11 +11,11 @@ import pytest
 import torch
 from conftest import AFFINE, SHAPE, write_volume
 
-from dataset import Scan
-from imaging import loading
-from imaging.loading import EpochOrder, LatentCache, VolumeCache, VolumeDataset, free_memory, volume_loader
+from dataset import EpochOrder, LatentCache, Scan, VolumeDataset, volume_loader
+from imaging import cache as cache_module
+from imaging.cache import VolumeCache, free_memory
 from imaging.volumes import Crop, read_volume
-from runtime.ranks import Share
+from runtime.ranks import DistributedBatches
 from utils import InputError
 
 CROP = Crop((3, 2, 3), (16, 24, 16))
@@ -43,10 +43,11 @@ def test_a_crop_is_that_of_its_file_and_is_decoded_once(tmp_path, monkeypatch, p
     def read(path):
         decoded.append(path)
         return read_volume(path)
-    monkeypatch.setattr(loading, "read_volume", read)
+    monkeypatch.setattr(cache_module, "read_volume", read)
     for _ in range(3):
         for scan in scans:
-            np.testing.assert_array_equal(cache.read(scan.mri), read_volume(scan.mri)[0][Crop((2, 1, 2), (18, 26, 18)).slices()])
+            whole, _ = read_volume(scan.mri)
+            np.testing.assert_array_equal(cache.read(scan.mri), whole[Crop((2, 1, 2), (18, 26, 18)).slices()])
     assert [decoded.count(scan.mri) for scan in scans] == ([3] * 5 if place == "off" else [1, 3, 1, 3, 1])
     assert {"ram": "memory", "file": tempfile.gettempdir(), "off": "not kept"}[place] in cache.describe()
 
@@ -82,13 +83,14 @@ def test_voxels_that_were_not_checked_are_refused_until_they_are_back(tmp_path, 
     scans = write_scans(tmp_path)
     path = scans[index].mri
     checked = read_volume(path)[0]
-    cache = VolumeCache([scan.mri for scan in scans], CROP, 0, place, {scan.mri: zlib.crc32(read_volume(scan.mri)[0]) for scan in scans})
+    checksums = {scan.mri: zlib.crc32(read_volume(scan.mri)[0]) for scan in scans}
+    cache = VolumeCache([scan.mri for scan in scans], CROP, 0, place, checksums)
     for at in ("first", "later"):
         write_volume(path, np.roll(checked, 1))            # a right volume, but another
-        with pytest.raises(InputError, match=rf"{path.name}: its voxels are no longer those that were checked.*same command again"):
-            cache.read(path)
-        with pytest.raises(InputError, match="no longer"):                                   # nor does it pass when asked for again
-            cache.read(path)
+        refusal = rf"{path.name}: its voxels are no longer those that were checked.*same command again"
+        for _ in range(2):                                 # nor does it pass when asked for again
+            with pytest.raises(InputError, match=refusal):
+                cache.read(path)
         write_volume(path, checked)
         np.testing.assert_array_equal(cache.read(path), checked[CROP.slices()], err_msg=at)
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
@@ -100,20 +102,20 @@ def test_voxels_that_were_not_checked_are_refused_until_they_are_back(tmp_path, 
             either.read(path)
 
 
-@pytest.mark.parametrize("moment", ["before", "behind"])
+@pytest.mark.parametrize("moment", ["before", "after"])
 def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tmp_path, monkeypatch, moment):
-    """Just before its reading, after which the voxels are wrong, or just behind, after which only the next ones are."""
+    """Just before it is read, so that the voxels are wrong, or just after, so that only the next ones are."""
     [scan] = write_scans(tmp_path, 1)
     checked = read_volume(scan.mri)[0]
     cache = VolumeCache([scan.mri], CROP, 0, "off", {scan.mri: zlib.crc32(checked)})
     cache.read(scan.mri)
 
     def read_and_replace(path):
-        found = read_volume(path) if moment == "behind" else None
+        found = read_volume(path) if moment == "after" else None
         write_volume(path, np.roll(checked, 1))
         return found or read_volume(path)
-    monkeypatch.setattr(loading, "read_volume", read_and_replace)
-    if moment == "behind":
+    monkeypatch.setattr(cache_module, "read_volume", read_and_replace)
+    if moment == "after":
         np.testing.assert_array_equal(cache.read(scan.mri), checked[CROP.slices()])
         monkeypatch.undo()
     with pytest.raises(InputError, match="no longer"):
@@ -127,7 +129,7 @@ def test_a_file_that_is_gone_or_has_become_a_pipe_is_named(tmp_path):
     with pytest.raises(InputError, match="s0.nii.gz: cannot be read: No such file"):
         cache.read(scans[0].mri)
     os.mkfifo(scans[0].mri)
-    with pytest.raises(InputError, match="s0.nii.gz: cannot be read: it is no file"):
+    with pytest.raises(InputError, match="s0.nii.gz: cannot be read: it is not a file"):
         cache.read(scans[0].mri)
 
 
@@ -135,8 +137,8 @@ def test_a_file_that_is_gone_or_has_become_a_pipe_is_named(tmp_path):
 def test_auto_takes_the_first_place_with_room(tmp_path, monkeypatch, memory, disk, place):
     scans = write_scans(tmp_path)
     size = cache_of(scans).bytes
-    monkeypatch.setattr(loading, "free_memory", lambda: memory * size)
-    monkeypatch.setattr(loading.shutil, "disk_usage", lambda _: type("Usage", (), {"free": disk * size})())
+    monkeypatch.setattr(cache_module, "free_memory", lambda: memory * size)
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": disk * size})())
     assert cache_of(scans, place="auto").place == place
 
 
@@ -155,9 +157,9 @@ def test_a_file_that_the_disk_has_no_room_for_is_refused_with_its_size(tmp_path,
 def test_processes_share_the_cache_and_a_copy_sent_to_one_reads_the_files(tmp_path):
     scans = write_scans(tmp_path)
     cache = cache_of(scans)
-    loader = volume_loader(VolumeDataset(scans, cache, ("mri",)), Share(len(scans), 2, divided=False), 2, False)
+    loader = volume_loader(VolumeDataset(scans, cache, ("mri",)), DistributedBatches(len(scans), 2, shared=False), 2, False)
     assert [batch["id"] for batch in loader] == [["s0", "s1"], ["s2", "s3"], ["s4"]]
-    assert (cache.states != 0).all()                       # filled by the two others
+    assert (cache.states != 0).all()                       # filled by the two other processes
     copy = pickle.loads(pickle.dumps(cache))
     assert copy.place == "off"
     np.testing.assert_array_equal(copy.read(scans[0].mri), cache.read(scans[0].mri))
@@ -182,7 +184,7 @@ def test_an_epoch_is_the_same_whoever_reads_it(tmp_path):
     scans = write_scans(tmp_path, 7)
 
     def epochs(workers: int) -> list:
-        order = EpochOrder(len(scans), batch=2, parts=1, jitter=True)
+        order = EpochOrder(len(scans), batch=2, jitter=True)
         loader = volume_loader(VolumeDataset(scans, cache_of(scans), ("pet",)), order, workers, False)
         found = []
         for order.seed in (5, 6, 5):
@@ -196,6 +198,39 @@ def test_an_epoch_is_the_same_whoever_reads_it(tmp_path):
     assert len({name for ids, _ in alone[0] for name in ids}) == 6
     assert [ids for ids, _ in alone[0]] == [ids for ids, _ in alone[2]] != [ids for ids, _ in alone[1]]
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(alone[0], alone[2], strict=True))
+
+
+@pytest.mark.parametrize("jitter", [True, False])
+def test_an_epoch_that_is_continued_has_the_items_that_are_left(jitter):
+    """Whatever was seen before: steps and their order are those of the uncut epoch."""
+    order = EpochOrder(11, batch=2, jitter=jitter)
+    order.seed = 3
+    whole = list(order)
+    assert len(order) == len(whole) == 10
+    indices = [item[0] for item in whole] if jitter else whole
+    assert len(set(indices)) == 10 and set(indices) <= set(range(11))
+    assert all(item[1] == 3 for item in whole) if jitter else True
+    for order.first in (2, 4, 10):
+        assert list(order) == whole[order.first:] and len(order) == 10 - order.first
+
+
+def test_items_have_the_modalities_that_are_asked_for_as_float32_in_one_channel(tmp_path):
+    scans = write_scans(tmp_path, 3)
+    for modalities in (("mri",), ("pet",), ("mri", "pet")):
+        dataset = VolumeDataset(scans, cache_of(scans), modalities)
+        assert len(dataset) == 3
+        item = dataset[1]
+        assert item.keys() == {"id", "label", *modalities} and (item["id"], item["label"]) == ("s1", 1)
+        for name in modalities:
+            assert item[name].shape == (1, *CROP.size) and item[name].dtype == torch.float32
+
+
+def test_an_item_is_a_copy_that_may_be_changed(tmp_path):
+    scans = write_scans(tmp_path, 1)
+    dataset = VolumeDataset(scans, cache_of(scans), ("pet",))
+    before = dataset[0]["pet"].clone()
+    dataset[0]["pet"].zero_()
+    assert torch.equal(dataset[0]["pet"], before)
 
 
 def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path):
@@ -236,4 +271,5 @@ def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path)
     path.rmdir()
     path.write_bytes(whole)
     assert cache.load(scan) is not None
-    assert LatentCache(tmp_path, "key1", CROP, (2, 4, 6, 4), AFFINE, {pet: 2}).load(scan) is None   # of another PET
+    another_pet = LatentCache(tmp_path, "key1", CROP, (2, 4, 6, 4), AFFINE, {pet: 2})
+    assert another_pet.load(scan) is None
