@@ -8,8 +8,9 @@ import dataclasses
 import json
 import platform
 import re
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from runtime.settings import UNPUBLISHED, plain, refuse, setting, value_problems
@@ -333,8 +334,10 @@ class Config:
         """All settings, with the versions of what produces the results."""
         packages = ("torch", "numpy", "nibabel", "scipy", "pandas", "scikit-learn", "scikit-image", "nilearn",
                     "statsmodels")
-        versions = {"il_cldm": VERSION, "python": platform.python_version(),
-                    **{name: version(name) for name in packages}}
+        versions = {"il_cldm": VERSION, "python": platform.python_version()}
+        for name in packages:
+            with suppress(PackageNotFoundError):           # not every run needs the last two
+                versions[name] = version(name)
         settings = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return json.dumps({"settings": settings, "versions": versions}, indent=2) + "\n"
 

@@ -2,7 +2,8 @@
 
 The stages in the paper's order: an adversarial autoencoder (AAE) learns PET volumes (stage 1) and encodes
 them; a UNet conditioned on the MRI and the label learns to denoise the latents (stage 2, the latent diffusion
-model, LDM); sampled and decoded they are the synthetic PET. Symbols and dimension letters as in model.py.
+model, LDM); sampled and decoded they are the synthetic PET. Symbols and dimension letters as in model.py;
+settings, their defaults and the published ones in config.py.
 """
 from runtime import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import importlib
@@ -10,7 +11,6 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -26,6 +26,7 @@ from experiment.networks import LatentSampler, build_aae, build_diffusion, build
 from experiment.scoring import (ScanSynthesis, TestScores, clear_results, fit_status, read_real,
                                 trained_epochs, write_results)
 from experiment.session import begin_training, plot_history, plot_shown_scans, report, run_experiment, tables
+from experiment.stage_2 import LatentBatch, LatentBatches, stage_2_metadata
 from model import AAE, Diffusion, Discriminator, LatentSpace, UNet
 from runtime.checkpoints import StageRun
 from runtime.fit import draw_rows, fit, update
@@ -66,6 +67,7 @@ def train_aae(exp: Experiment) -> None:
     opt_d = Adam(disc.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True)
     run = exp.stage_run("aae", {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d})
 
+    # Read by imaging/volumes.py:read_volume, cropped by imaging/cache.py, shifted by dataset.py; no intensity is scaled.
     volumes = exp.training_batches(cfg.aae_batch_size, "pet", jitter=True)
     validation = exp.batches(exp.cohort.validation, "pet", divided=True)
 
@@ -112,21 +114,12 @@ def encode(exp: Experiment) -> None:
 
 # ---------------------------------------------------------------- stage 2: the conditioned denoiser
 
-class LatentBatch(NamedTuple):
-    """A batch of stage 2: z_0 [B, C, d, h, w], mri [B, 1, D, H, W], label [B, K] weights of the label
-    embeddings, and pet [B, 1, D, H, W], or None where no image is compared."""
-    z_0: Tensor
-    mri: Tensor
-    label: Tensor
-    pet: Tensor | None = None
-
-
 @dataclass(frozen=True)
 class Stage2:
-    """Process, latents and weights behind the loss of stage 2; the weights are settings of config.py."""
+    """What the loss of stage 2 depends on beside the denoiser and its batch. The last three are settings of config.py."""
     diffusion: Diffusion
     space: LatentSpace
-    pet_std: float                      # standard deviation of the PETs of the training list, over all voxels
+    pet_std: float                                         # standard deviation over all voxels of all training PETs
     image_loss: float = 1.0                                # published: 0
     time_shift: float = 10.0                               # published: 1
     min_snr: float = 0.0
@@ -185,14 +178,14 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
                  subjects: DataLoader) -> None:
     """Take the epochs of stage 2 that are left."""
     cfg, latents, survey = exp.cfg, exp.load_latents(aae), exp.survey()
-    run.metadata = run.metadata or exp.stage_2_metadata(aae, latents, survey)
+    run.metadata = run.metadata or stage_2_metadata(exp, latents, survey)
     space = LatentSpace(aae, run.metadata["latent_mean"], run.metadata["latent_std"])
     stage_2 = Stage2(build_diffusion(cfg, exp.device), space, survey.pet_std, cfg.image_loss, cfg.time_shift,
                      cfg.min_snr)
-    to_latents = exp.latent_batches(space, latents, run.metadata["soft_labels"])
+    latent_batches = LatentBatches(exp, space, latents, run.metadata["soft_labels"])
 
     def step(batch: dict) -> dict[str, float]:
-        losses = ldm_step(unet, opt, stage_2, LatentBatch(*to_latents(batch)), exp.cast)
+        losses = ldm_step(unet, opt, stage_2, latent_batches.of(batch), exp.cast)
         ema.update(unet, run.step)
         return losses
 
@@ -203,7 +196,7 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
                             cfg.validation_steps, range(1))
 
     def validate(title: str) -> tuple[dict[str, float], pd.DataFrame]:
-        mse = validation_loss(exp, ema.module, stage_2, to_latents, validation)
+        mse = validation_loss(exp, ema.module, stage_2, latent_batches, validation)
         return {"mse_validation": mse}, evaluate(sampler.synthesize, validation, exp.measurement.image_scores,
                                                  title)
 
@@ -212,12 +205,12 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
 
 
 @torch.no_grad()
-def validation_loss(exp: Experiment, unet: UNet, stage_2: Stage2, to_latents: Callable,
+def validation_loss(exp: Experiment, unet: UNet, stage_2: Stage2, latent_batches: LatentBatches,
                     validation: DataLoader) -> float:
     """Squared error of the validation list, at steps and noise that are the same in every epoch and for any
     number of ranks."""
     def mse_of(batch: dict) -> float:
-        latent_batch = LatentBatch(*to_latents(batch))
+        latent_batch = latent_batches.of(batch)
         seed_everything(exp.cfg.seed, "validation loss", *batch["id"])
         t = stage_2.diffusion.draw_times(len(latent_batch.z_0), stage_2.time_shift)
         with exp.cast():

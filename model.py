@@ -416,8 +416,11 @@ class Diffusion(nn.Module):
         return signal * z_t - noise * output, noise * z_t + signal * output
 
     def draw_times(self, n: int, shift: float = 1.0) -> Tensor:
-        """Random steps for training, [n] int64 in 1 .. T - 1 (paper); uniform at shift 1, above it more of
-        them at high noise: the u of T u becomes shift u / (1 + (shift - 1) u) (Esser et al. 2024, Eq. 23)."""
+        """Random steps for training, [n] int64 in 1 .. T - 1 (paper).
+
+        u, uniform in [0, 1), becomes u' = shift u / (1 + (shift - 1) u) (Esser et al. 2024, Eq. 23), and
+        t = 1 + floor((T - 1) u'): uniform at shift 1, above it more steps at high noise.
+        """
         if shift == 1:
             return torch.randint(1, self.T, (n,), device=self.beta.device)
         u = torch.rand(n, device=self.beta.device)
@@ -425,7 +428,7 @@ class Diffusion(nn.Module):
 
     def loss_weight(self, t: Tensor, gamma: float) -> Tensor:
         """Min-SNR-gamma weight of the squared error of the network's output at t (Hang et al. 2023, Section
-        3.4), [B]: that of z_0 is min(SNR, gamma). gamma 0: no weights."""
+        3.4), [B]: with it the squared error of z_0 counts min(SNR, gamma). gamma 0: all weights are 1."""
         if not gamma:
             return torch.ones_like(self.alpha_bar[t])
         snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])

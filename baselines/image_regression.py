@@ -1,29 +1,29 @@
-"""Image regression: a plain 3D UNet from the MRI to the PET, without latents, without noise and without
-label."""
+"""Image regression: a plain 3D UNet from the MRI to the PET, without latents."""
 import torch
 from torch import Tensor
 
+from baselines.regression import Regression
 from model import UNet
 
 
-class ImageRegression:
-    """The denoiser's architecture on the grid of the volumes, trained by the mean squared error of the
-    PET."""
+class ImageRegression(Regression):
+    """The denoiser's architecture on the grid of the volumes."""
 
     name, modalities = "image_regression", ("mri", "pet")
 
     def __init__(self, network: UNet, num_classes: int):
-        self.network, self.num_classes = network, num_classes
+        super().__init__(network)
+        self.num_classes = num_classes
 
     def target(self, batch: dict) -> Tensor:
         """The PETs of the batch, [B, 1, D, H, W]."""
         return batch["pet"]
 
     def output(self, network: UNet, mri: Tensor) -> Tensor:
-        """mri [B, 1, D, H, W] -> PET of that shape, not clamped."""
+        """mri [B, 1, D, H, W] -> PET of that shape."""
         t = torch.zeros(len(mri), dtype=torch.int64, device=mri.device)
         return network(mri[:, :0], mri, t, mri.new_zeros(len(mri), self.num_classes))
 
     def to_pet(self, output: Tensor) -> Tensor:
-        """The network's output, which is the PET."""
+        """The output, which is the PET."""
         return output

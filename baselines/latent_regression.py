@@ -1,27 +1,26 @@
-"""Latent regression: the denoiser's network, called once, from the MRI to the latent of the PET; without
-noise and without label.
+"""Latent regression: the denoiser's network, evaluated once, from the MRI to the latent of the PET.
 
-What the diffusion is better at than this, diffusion adds; the rest any regression of the latents on the MRI
-gives.
+Whatever the diffusion is better at than this, diffusion adds; the rest any regression of the latents on the MRI gives.
 """
 import torch
 from torch import Tensor
 
+from baselines.regression import Regression
 from model import LatentSpace, UNet
 
 
-class LatentRegression:
-    """The denoiser's network with z_t = 0 at t = T - 1 for everyone, trained by the mean squared error of
-    z_0.
+class LatentRegression(Regression):
+    """The denoiser's network with z_t = 0 at t = T - 1 for everyone.
 
-    latents: ID -> z_0 [C, d, h, w], of the training list; empty for a trained one. space: of these latents.
+    latents: ID -> z_0 [C, d, h, w] of the training list; empty for a trained one. space: of these latents.
     """
 
     name, modalities = "latent_regression", ("mri",)
 
-    def __init__(self, network: UNet, space: LatentSpace, latents: dict[str, Tensor], timesteps: int,
-                 num_classes: int, latent_shape: tuple[int, ...]):
-        self.network, self.space, self.latents = network, space, latents
+    def __init__(self, network: UNet, space: LatentSpace, latents: dict[str, Tensor], timesteps: int, num_classes: int,
+                 latent_shape: tuple[int, ...]):
+        super().__init__(network)
+        self.space, self.latents = space, latents
         self.timesteps, self.num_classes, self.latent_shape = timesteps, num_classes, latent_shape
 
     def target(self, batch: dict) -> Tensor:
@@ -35,5 +34,9 @@ class LatentRegression:
         return network(z_t, mri, t, mri.new_zeros(len(mri), self.num_classes))
 
     def to_pet(self, output: Tensor) -> Tensor:
-        """The network's output as a PET [B, 1, D, H, W], not clamped."""
+        """The decoded estimate of z_0."""
         return self.space.decode(output.float())
+
+    def metadata(self) -> dict:
+        """Scale of the latents."""
+        return {"latent_mean": self.space.mean, "latent_std": self.space.std}

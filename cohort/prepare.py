@@ -60,8 +60,8 @@ class PrepareSettings:
                               "centiloids: 1 from centiloid_cutoff on", choices=("status", "centiloids"))
     centiloid_cutoff: float = setting(20.0, "Centiloids from which on a PET is positive, with label_from "
                                             "centiloids; ADNI, florbetapir: 20", low=-100.0, high=300.0)
-    grey_zone: tuple[float, float] = setting((0.0, 0.0), "leave out scans whose Centiloids lie from the first "
-                                             "to below the second; equal: none", low=-100.0, high=300.0)
+    grey_zone: tuple[float, float] = setting((0.0, 0.0), "leave out scans whose Centiloids lie from the "
+                                             "first to below the second; equal: none", low=-100.0, high=300.0)
     qc_keep: tuple[int, ...] = setting((2,), "values of the column qc_flag that pass; ADNI: 2", low=-9)
     tracer: str = setting("", "keep one tracer, as the column TRACER writes it, such as FBP; empty: all")
     window_days: int = setting(180, "most days between a scan and its row; amyloid grows over years", low=0)
@@ -399,7 +399,7 @@ def refuse_unusable(info: pd.DataFrame, lists: pd.Series, num_classes: int) -> N
     if len(labels) < num_classes:
         there = ", ".join(map(str, labels))
         raise InputError(f"not all of the {num_classes} labels occur in the training list, but only {there}; "
-                         "take the lists from more scans, or others by --split_seed")
+                         "take the lists from more scans, or give it a larger share by --split_ratios")
 
 
 def cohort_table(info: pd.DataFrame, lists: pd.Series) -> pd.DataFrame:

@@ -354,7 +354,8 @@ def read_scan(path: Path) -> list:
         raise InputError(f"{path}: {problem}")
     if min(extent) < SMALLEST_MM or len(shape) > 4:
         voxels, sides = "x".join(map(str, shape)), "x".join(f"{mm:.0f}" for mm in extent)
-        raise InputError(f"{path}: has {voxels} voxels over {sides} mm; expected a whole head of at least {SMALLEST_MM:.0f} mm a side, 3D, or 4D for a PET with frames")
+        raise InputError(f"{path}: has {voxels} voxels over {sides} mm; expected a whole head of at "
+                         f"least {SMALLEST_MM:.0f} mm a side, 3D, or 4D for a PET with frames")
     voxels, affine = read_volume(path)
     voxels = np.nan_to_num(voxels, posinf=0, neginf=0)     # SPM writes NaN outside the field of view
     if not voxels.max() > max(voxels.min(), 0):
@@ -409,8 +410,8 @@ def refuse_unusable(raw: RawScan, measures: dict[str, float], recipe: Recipe) ->
     covered, uptake = measures["reference_covered"], measures["reference_uptake"]
     if covered < COVERED or uptake <= 0:
         raise InputError(f"{raw.pet}: {covered:.0%} of the reference region lie in brain and PET, with a "
-                         f"mean uptake of {uptake:.4g}; expected {COVERED:.0%} and more, above 0. Is the PET cut "
-                         "off, or the reference_mask in another space?")
+                         f"mean uptake of {uptake:.4g}; expected {COVERED:.0%} and more, above 0. Is the PET "
+                         "cut off, or the reference_mask in another space?")
     if measures["pet_above_maximum"] > MOST_CUT_OFF:
         raise InputError(f"{raw.pet}: {measures['pet_above_maximum']:.2%} of the brain exceed the SUVR "
                          f"{recipe.max_suvr:g} (largest: {measures['pet_maximum']:.3g}) and would be cut "

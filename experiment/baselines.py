@@ -3,35 +3,22 @@ oracle."""
 from pathlib import Path
 
 import pandas as pd
-from torch import Tensor
 from torch.optim import AdamW
 
 from baselines import mean_pet, oracle
-from baselines.image_regression import ImageRegression
 from baselines.latent_regression import LatentRegression
-from baselines.regression import Regression, predict_by, regression_step
+from baselines.regression import Regression
 from config import BASELINES
 from evaluation.scores import Predict, evaluate
 from experiment.experiment import Experiment
-from experiment.networks import build_image_regression, build_unet
+from experiment.networks import build_baseline
 from experiment.session import begin_training, plot_history
 from experiment.survey import Survey
-from model import AAE, LatentSpace
+from model import AAE
 from runtime.checkpoints import check_settings, load_checkpoint, restore
 from runtime.fit import fit
 from runtime.logs import say
 from utils import EMA, InputError, seed_everything, weights_key
-
-
-def build_baseline(exp: Experiment, name: str, space: LatentSpace, latents: dict[str, Tensor]) -> Regression:
-    """The baseline of this name with an untrained network. latents: ID -> E(x), for training; empty for a
-    trained one."""
-    cfg = exp.cfg
-    if name == ImageRegression.name:
-        return ImageRegression(build_image_regression(cfg, exp.device), cfg.num_classes)
-    z_0 = {subject: space.scale(latent) for subject, latent in latents.items()}
-    shape = (cfg.latent_channels, *cfg.latent_size)
-    return LatentRegression(build_unet(cfg, exp.device), space, z_0, cfg.timesteps, cfg.num_classes, shape)
 
 
 def _bound_to(baseline_name: str, aae: AAE) -> dict:
@@ -45,10 +32,10 @@ def train_baselines(exp: Experiment) -> None:
     """Train the regressions from MRI to PET, in as many epochs as stage 2."""
     aae = exp.networks.best_aae()
     latents = exp.load_latents(aae)
-    space = exp.latent_space(aae, latents)
+    training = {scan.id: latents[scan.id] for scan in exp.cohort.train}
     for name in BASELINES:
         seed_everything(exp.cfg.seed, name)
-        train_baseline(exp, build_baseline(exp, name, space, latents), aae)
+        train_baseline(exp, build_baseline(name, exp.cfg, exp.device, aae, training), aae)
     plot_history(exp)
 
 
@@ -59,23 +46,19 @@ def train_baseline(exp: Experiment, baseline: Regression, aae: AAE) -> None:
         bound_to["aae_epochs"] = cfg.aae_epochs            # an autoencoder that must not be trained further
     ema, opt = EMA(network, cfg.ema_decay, cfg.ema_start), AdamW(network.parameters(), cfg.ldm_lr, fused=True)
     run = exp.stage_run(baseline.name, {"unet": network, "ema": ema.module, "opt": opt}, **bound_to)
-    if isinstance(baseline, LatentRegression):
-        run.metadata = run.metadata or {"latent_mean": baseline.space.mean, "latent_std": baseline.space.std}
+    run.metadata = run.metadata or baseline.metadata()
     subjects = exp.training_batches(cfg.ldm_batch_size, *baseline.modalities)
     validation = exp.batches(exp.cohort.validation, "mri", "pet", divided=True)
 
     def step(batch: dict) -> dict[str, float]:
         """Update network and moving average on a batch."""
-        mri, target = (batch["mri"].to(exp.device, non_blocking=True),
-                       baseline.target(batch).to(exp.device, non_blocking=True))
-        losses = regression_step(baseline, opt, mri, target, exp.cast)
+        losses = baseline.step(opt, batch, exp.cast)
         ema.update(network, run.step)
         return losses
 
     def validate(title: str) -> tuple[dict[str, float], pd.DataFrame]:
         """The scores of the moving average on the validation list."""
-        return {}, evaluate(predict_by(baseline, ema.module, exp.cast), validation,
-                            exp.measurement.image_scores, title)
+        return {}, evaluate(baseline.predictor(ema.module, exp.cast), validation, exp.measurement.image_scores, title)
 
     begin_training(exp, run, subjects, cfg.ldm_epochs)
     fit(run, subjects, step, validate=validate, epochs=cfg.ldm_epochs, seed=cfg.seed, rate=cfg.ldm_lr,
@@ -110,17 +93,13 @@ def reference_methods(exp: Experiment, aae: AAE, survey: Survey) -> dict[str, Pr
 
 
 def _trained(exp: Experiment, name: str, aae: AAE) -> Predict:
-    """The prediction of a baseline by the moving average of its best epoch. Raises InputError if it is not of
-    this experiment."""
+    """The prediction of a baseline by the moving average of its best epoch. Raises InputError if it is not of this experiment."""
     path = exp.networks.best_path(name)
     saved = load_checkpoint(path)
     check_settings(path, saved, exp.settings(name) | _bound_to(name, aae))
-    space = LatentSpace(aae)
-    if name == LatentRegression.name:
-        if not {"latent_mean", "latent_std"} <= saved["metadata"].keys():
-            raise InputError(f"{path} does not say how its latents were scaled")
-        space = LatentSpace(aae, saved["metadata"]["latent_mean"], saved["metadata"]["latent_std"])
-    baseline = build_baseline(exp, name, space, {})
+    if name == LatentRegression.name and not {"latent_mean", "latent_std"} <= saved["metadata"].keys():
+        raise InputError(f"{path} does not say how its latents were scaled")
+    baseline = build_baseline(name, exp.cfg, exp.device, aae, metadata=saved["metadata"])
     network = baseline.network.eval().requires_grad_(False)
     restore(network, saved["state"].get("ema"), path)
-    return predict_by(baseline, network, exp.cast)
+    return baseline.predictor(network, exp.cast)

@@ -1,9 +1,8 @@
 """An experiment: settings, a checked cohort, the device, and what the stages share of them."""
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.nn as nn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -11,17 +10,22 @@ from config import BASELINES, Config
 from dataset import LATENTS, Cohort, EpochOrder, LatentCache, Scan, VolumeDataset, volume_loader
 from evaluation.measurement import MaskFiles, Measurement
 from evaluation.results import load_run
-from experiment.networks import (CHECKPOINT, LatentSampler, Networks, build_aae, build_discriminator,
-                                 build_image_regression, build_unet, checkpoint_name)
+from experiment.networks import (
+    CHECKPOINT,
+    LatentSampler,
+    Networks,
+    build_aae,
+    build_baseline,
+    build_discriminator,
+    build_unet,
+    checkpoint_name,
+)
 from experiment.survey import Survey, load_survey, make_survey, save_survey, survey_key
 from imaging.cache import VolumeCache
-from labels.linear import pool_volume, pool_width
-from labels.ridge import INPUT_MM, LabelPredictor
-from labels.soft_labels import label_order, one_hot, suvr_levels, suvr_soft_labels
-from model import AAE, LatentSpace, Synthesizer
+from labels.ridge import LabelPredictor
+from model import AAE, Synthesizer
 from runtime.checkpoints import StageRun, check_settings, load_checkpoint, tensor_bytes
 from runtime.files import make_folder
-from runtime.logs import say
 from runtime.ranks import DistributedBatches, from_rank_0, world_size
 from utils import InputError, weights_key
 
@@ -107,15 +111,6 @@ class Experiment:
                              "encode")
         return latents
 
-    def latent_space(self, aae: AAE, latents: dict[str, Tensor]) -> LatentSpace:
-        """The latent space in which those of the training list have mean 0 and standard deviation 1, if the
-        settings want that."""
-        if not self.cfg.latent_scaling:
-            return LatentSpace(aae)
-        values = torch.stack([latents[scan.id] for scan in self.cohort.train]).double()
-        mean = values.mean()
-        return LatentSpace(aae, mean.float().item(), (values - mean).square().mean().sqrt().item())
-
     def latents_to_make(self, aae: AAE) -> tuple[LatentCache, list[Scan], dict[str, Scan]]:
         """The latents of this autoencoder, the scans to encode, and those of them, by ID, that have no latent
         yet.
@@ -153,68 +148,6 @@ class Experiment:
             save_survey(path, make_survey(training, validation, measurement))
         return path
 
-    def stage_2_metadata(self, aae: AAE, latents: dict[str, Tensor], survey: Survey) -> dict:
-        """What training and sampling need of the training list: scale of its latents, soft labels, predictor
-        of the label, grid."""
-        space = self.latent_space(aae, latents)
-        say("ldm", f"latents are shifted by {space.mean:.3f} and scaled by {space.std:.3f}")
-        soft_labels, predictor = from_rank_0(self._labels, survey)
-        return {"latent_mean": space.mean, "latent_std": space.std, "soft_labels": soft_labels,
-                "label_predictor": predictor, "affine": torch.from_numpy(self.cohort.affine),
-                "phantom": self.is_phantom}
-
-    def _labels(self, survey: Survey) -> tuple[Tensor, dict | None]:
-        """Soft labels [n, K] of the training and then the validation list, and the state of the predictor of
-        the label, or None."""
-        cfg, train, validation = self.cfg, self.cohort.train, self.cohort.validation
-        order = label_order(len(train), cfg.seed, cfg.shuffle_labels)
-        labels = np.array([scan.label for scan in train])
-        levels = None
-        if cfg.label_in_training == "suvr":
-            suvr = survey.of(train)["SUVR"].to_numpy(), survey.of(validation)["SUVR"].to_numpy()
-            self._refuse_without_suvr(np.concatenate(suvr))
-            levels = suvr_levels(suvr[0], labels)
-            soft_labels = suvr_soft_labels(np.concatenate([suvr[0][order], suvr[1]]), levels)
-        else:
-            soft_labels = one_hot(np.concatenate([labels[order], [scan.label for scan in validation]]),
-                                  cfg.num_classes)
-        if cfg.label_in_training == "none":
-            soft_labels = torch.zeros_like(soft_labels)
-        if not cfg.predicts_label:
-            return soft_labels, None
-        pool = pool_width(self.measurement.voxel_mm, INPUT_MM)
-        brain = pool_volume(torch.from_numpy(self.measurement.brain).float()[None, None], pool)[0, 0]
-        predictor = LabelPredictor.cross_fit(survey.mri, labels[order], soft_labels[: len(train)].numpy(),
-                                             brain, pool, cfg.seed, levels)
-        return soft_labels, predictor.state()
-
-    def _refuse_without_suvr(self, suvr: np.ndarray) -> None:
-        scans = self.cohort.train + self.cohort.validation
-        without = [scan.id for scan, value in zip(scans, suvr, strict=True) if not np.isfinite(value)]
-        if without:
-            raise InputError("label_in_training suvr: no uptake in the reference_mask in the PET of "
-                             f"{', '.join(without)}")
-
-    def latent_batches(self, space: LatentSpace, latents: dict[str, Tensor],
-                       soft_labels: Tensor) -> Callable[[dict], tuple]:
-        """A function: batch {id, mri, and pet where images are compared} -> (z_0, mri, soft label, pet or
-        None) on the device.
-
-        soft_labels: [n, K] of the training and then the validation list.
-        """
-        scans = self.cohort.train + self.cohort.validation
-        label_of = {scan.id: label for scan, label in zip(scans, soft_labels, strict=True)}
-        z_0_of = {name: space.scale(latent) for name, latent in latents.items()}
-
-        def to_latents(batch: dict) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-            """The batch as stage 2 sees it."""
-            z_0 = torch.stack([z_0_of[name] for name in batch["id"]])                        # [B, C, d, h, w]
-            label = torch.stack([label_of[name] for name in batch["id"]])                    # [B, K]
-            pet = batch["pet"].to(self.device, non_blocking=True) if self.cfg.image_loss else None
-            return (z_0.to(self.device), batch["mri"].to(self.device, non_blocking=True),
-                    label.to(self.device), pet)
-        return to_latents
-
     # ------------------------------------------------------------ trainings
 
     def stage_run(self, stage: str, parts: dict, **bound_to) -> StageRun:
@@ -242,32 +175,28 @@ class Experiment:
 
     def checkpoint_room(self) -> int:
         """Bytes that the trainings of this run may take on the disk in addition to what is there."""
-        meta, room = torch.device("meta"), 0
-        with meta:
-            networks = {"aae": [build_aae(self.cfg, meta), build_discriminator(self.cfg, meta)],
-                        "ldm": [build_unet(self.cfg, meta)],
-                        "latent_regression": [build_unet(self.cfg, meta)],
-                        "image_regression": [build_image_regression(self.cfg, meta)]}
+        cfg, meta, room = self.cfg, torch.device("meta"), 0
         for stage in self.trainings():
-            if self.trained_epochs.get(stage, 0) < (
-                self.cfg.aae_epochs if stage == "aae" else self.cfg.ldm_epochs
-            ):
-                there = {
-                    path.stat().st_ino
-                    for path in self.cfg.result_dir.glob(f"{checkpoint_name(stage)}*.pth.tar")
-                }
-                copies = 3 if stage == "aae" else 4  # weights and two moments of Adam; the moving average
-                room += (
-                    (3 - len(there))
-                    * copies
-                    * sum(tensor_bytes(module.state_dict()) for module in networks[stage])
-                )
+            if self.trained_epochs.get(stage, 0) < (cfg.aae_epochs if stage == "aae" else cfg.ldm_epochs):
+                there = {path.stat().st_ino for path in cfg.result_dir.glob(f"{checkpoint_name(stage)}*.pth.tar")}
+                copies = 3 if stage == "aae" else 4        # weights and two moments of Adam; the moving average
+                with meta:
+                    weights = sum(tensor_bytes(network.state_dict()) for network in self._untrained(stage, meta))
+                room += (3 - len(there)) * copies * weights
         return room
+
+    def _untrained(self, stage: str, device: torch.device) -> list[nn.Module]:
+        """The networks that a stage trains."""
+        if stage == "aae":
+            return [build_aae(self.cfg, device), build_discriminator(self.cfg, device)]
+        if stage == "ldm":
+            return [build_unet(self.cfg, device)]
+        return [build_baseline(stage, self.cfg, device, build_aae(self.cfg, device)).network]
 
     # ------------------------------------------------------------ sampling and results
 
     def latent_sampler(self, synthesizer: Synthesizer, predictor: LabelPredictor | None) -> LatentSampler:
-        """The sampling of the settings."""
+        """The latent sampler that the settings describe, for the test list and new scans."""
         cfg = self.cfg
         return LatentSampler(cfg, synthesizer, predictor, self.measurement, cfg.sampler, cfg.sampling_steps,
                              range(cfg.samples_per_scan), cfg.label_at_sampling == "matched")
@@ -338,6 +267,9 @@ class Experiment:
         # its autoencoder must stay what it is
         if stage in ("ldm", "latent_regression") and "aae" in self.cfg.stages:
             settings["aae_epochs"] = self.cfg.aae_epochs
+        # the best epoch must stay chosen in one way
+        if stage == "ldm" and stage in self.trainings():
+            settings |= self.cfg.settings_of("validation")
         best, last = self.networks.best_path(stage), self.networks.last_path(stage)
         if last.exists():
             saved = load_checkpoint(last)

@@ -8,6 +8,9 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from baselines.image_regression import ImageRegression
+from baselines.latent_regression import LatentRegression
+from baselines.regression import Regression
 from config import Config
 from evaluation.measurement import Measurement
 from imaging.volumes import Crop
@@ -48,13 +51,35 @@ def build_unet(cfg: Config, device: torch.device) -> UNet:
     return place(unet, cfg, device)
 
 
-def build_image_regression(cfg: Config, device: torch.device) -> UNet:
-    """The denoiser's architecture from MRI to PET: the MRI stands in the place of z_t, and there is no
-    Extractor and no latent."""
-    groups = math.gcd(cfg.unet_norm_groups, cfg.regression_channels)
-    unet = UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim,
-                num_classes=cfg.num_classes, norm_groups=groups, downscale=1, regression=True)
-    return place(unet, cfg, device)
+def build_baseline(name: str, cfg: Config, device: torch.device, aae: AAE, latents: dict[str, Tensor] | None = None,
+                   metadata: dict | None = None) -> Regression:
+    """The trained baseline of this name (config.BASELINES), its network untrained.
+
+    latents: ID -> E(x) of the training list, for training. metadata: that of a checkpoint, for a trained one.
+    """
+    if name == ImageRegression.name:
+        groups = math.gcd(cfg.unet_norm_groups, cfg.regression_channels)
+        unet = UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim,
+                    num_classes=cfg.num_classes, norm_groups=groups, downscale=1, regression=True)
+        return ImageRegression(place(unet, cfg, device), cfg.num_classes)
+    if name == LatentRegression.name:
+        space = LatentSpace(aae, *latent_scale(cfg, latents, metadata))
+        z_0 = {subject: space.scale(latent) for subject, latent in (latents or {}).items()}
+        shape = (cfg.latent_channels, *cfg.latent_size)
+        return LatentRegression(build_unet(cfg, device), space, z_0, cfg.timesteps, cfg.num_classes, shape)
+    raise ValueError(f"there is no baseline {name!r}; those of config.BASELINES are built here")
+
+
+def latent_scale(cfg: Config, latents: dict[str, Tensor] | None, metadata: dict | None) -> tuple[float, float]:
+    """Mean and standard deviation of latents: those of a checkpoint, or of E(x) [C, d, h, w] of the training list, or 0 and 1 where the
+    settings take latents as they come."""
+    if metadata:
+        return metadata["latent_mean"], metadata["latent_std"]
+    if not cfg.latent_scaling or not latents:
+        return 0.0, 1.0
+    values = torch.stack(list(latents.values())).double()
+    mean = values.mean()
+    return mean.float().item(), (values - mean).square().mean().sqrt().item()
 
 
 def place(network: Network, cfg: Config, device: torch.device) -> Network:

@@ -48,7 +48,7 @@ def read_settings(exp: str) -> dict:
     if settings.keys() != {field.name for field in dataclasses.fields(Config)}:
         leave(f"{path} was written by another version of this project, whose settings were others "
               "(docs/changes.md); train again under another --exp, or use the version that wrote it")
-    return settings
+    return settings | {"exp": exp}                         # its folder may have another name by now
 
 
 def trained_experiments() -> list[str]:

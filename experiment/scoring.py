@@ -11,8 +11,7 @@ from torch import Tensor
 from dataset import SPLITS, Scan, read_demographics
 from evaluation.results import forget_run, save_run
 from evaluation.scores import Prediction, evaluate, summarize
-from evaluation.status import (CLASSIFIERS, StatusClassifier, fit_status_classifiers, read_status,
-                               save_status_classifiers)
+from evaluation.status import CLASSIFIERS, StatusClassifier, fit_status_classifiers, read_status, save_status_classifiers
 from evaluation.uncertainty import assess, calibrate, describe, save_calibration
 from experiment.experiment import PHANTOM_NOTICE, Experiment
 from experiment.networks import CHECKPOINT, LatentSampler
@@ -54,7 +53,7 @@ def trained_epochs(exp: Experiment) -> dict[str, int]:
             trained[f"{stage}_epochs"] = int(read_history(path).groupby("stage")["epoch"].max()[stage])
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: not there or damaged; --stages aae ldm writes it again and trains "
-                             "nothing anew") from error
+                             "nothing") from error
     for name, number in trained.items():
         if number != getattr(exp.cfg, name):
             say("test", f"{name} is {getattr(exp.cfg, name)}, but {number} are trained: the scores are those "

@@ -1,5 +1,6 @@
 """The session of an experiment: the check of its cohort, its folder and lock, its stages in order, its tables
 and report."""
+import importlib.util
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,8 +19,7 @@ from runtime.commandline import parse
 from runtime.files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
 from runtime.logs import LOG, keep_log, say
 from runtime.program import exit_code
-from runtime.ranks import (barrier, check_environment, from_rank_0, is_rank_0, launch, local_rank,
-                           process_group, world_size)
+from runtime.ranks import barrier, check_environment, from_rank_0, is_rank_0, launch, local_rank, process_group, world_size
 from utils import InputError, pick_device
 
 Stage = Callable[[Experiment], None]
@@ -107,8 +107,8 @@ def check(cfg: Config) -> Cohort:
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     if cfg.predicts_label and not cfg.knows_regions:
-        say("check", "no regions are known (cortex_mask, reference_mask): the UNet is trained with the true "
-                     "label and sampled with the one predicted from the MRI (label_in_training true, "
+        say("check", "the settings name no regions (cortex_mask, reference_mask): the UNet is trained with the "
+                     "true label and sampled with the one predicted from the MRI (label_in_training true, "
                      "label_at_sampling mixed)")
     return cohort
 
@@ -159,20 +159,25 @@ def begin_training(exp: Experiment, run: StageRun, batches: DataLoader, epochs: 
 
 def plot_history(exp: Experiment) -> None:
     """Draw the losses and scores of both stages, and of the baselines."""
-    if is_rank_0():
-        from evaluation.figures import plot_curves     # here, so that training needs no matplotlib until then
+    if _draws("the losses"):
+        from evaluation.figures import plot_curves
         plot_curves(exp.cfg.result_dir, exp.cfg.result_dir / "loss_curve", exp.notice, (".png",))
 
 
 def plot_shown_scans(exp: Experiment) -> None:
     """Draw real and synthetic PET of the first test scans of each label."""
-    if is_rank_0():
+    if _draws("the synthetic PETs"):
         from evaluation.figures import plot_synthesized
-
-        rows = [
-            (f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan)) for scan in exp.shown_scans()
-        ]
+        rows = [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan)) for scan in exp.shown_scans()]
         plot_synthesized(exp.cfg.result_dir / "synthesized", rows, exp.notice)
+
+
+def _draws(what: str) -> bool:
+    """Whether this process draws pictures; without matplotlib none does, which must not cost a training."""
+    if is_rank_0() and importlib.util.find_spec("matplotlib") is None:
+        say("check", f"no picture of {what}: it needs the package matplotlib (requirements.txt)")
+        return False
+    return is_rank_0()
 
 
 def tables(exp: Experiment) -> None:

@@ -76,28 +76,28 @@ def survey_key(*bound_to) -> str:
 def save_survey(path: Path, survey: Survey) -> None:
     """Write a survey as plain arrays."""
     table = survey.table
-    columns = {
-        f"column {name}": table[name].to_numpy(np.float64)
-        for name in table.columns.drop(["ID", "mri", "pet"])
-    }
+    names = table.columns.drop(["ID", "mri", "pet"])
+    columns = {f"column {name}": table[name].to_numpy(np.float64) for name in names}
     volumes = {f"pooled {name}": np.stack(table[name].to_list()) for name in ("mri", "pet")}
     with atomic(path) as partial, partial.open("wb") as file:
         np.savez(file, mean_pet=survey.mean_pet.numpy(), pet_std=survey.pet_std, fine_mri=survey.mri.numpy(),
-                 ID=table["ID"].to_numpy(str), **volumes, **columns)
+                 ID=table["ID"].to_numpy(str), names=names.to_numpy(str), **volumes, **columns)
 
 
 def load_survey(path: Path) -> Survey | None:
     """A survey that was saved, or None if there is none that can be read to its end."""
     try:
-        with np.load(path, allow_pickle=False) as file:    # numpy compares the archive's checksums
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip():                          # numpy checks only what it reads to its end
+                return None
+        with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         table = pd.DataFrame({"ID": arrays["ID"].tolist()})
         for name in ("mri", "pet"):
             table[name] = list(arrays[f"pooled {name}"])
-        for name, values in arrays.items():
-            if name.startswith("column "):
-                table[name.removeprefix("column ")] = values
+        for name in arrays["names"].tolist():              # all of them: a damaged archive may hide some
+            table[name] = arrays[f"column {name}"]
         return Survey(torch.from_numpy(arrays["mean_pet"]), float(arrays["pet_std"]),
                       torch.from_numpy(arrays["fine_mri"]), table)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         return None

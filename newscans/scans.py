@@ -220,9 +220,9 @@ def place_problem(voxels: np.ndarray, affine: np.ndarray) -> str:
         what = "seems to show a whole head, not a brain without its skull"
     else:
         what = "is not in MNI space, or no T1 of a brain"
-    found = (f"Dice with the MNI brain {overlap:.2f}, expected {OVERLAP} or more; {outside:.0%} of its tissue "
-             f"lies outside that brain; correlation with the MNI T1 {likeness:.2f}, expected {LIKENESS} or more")
-    return (f"{what} ({found}). From the scan as it was acquired, RAW, {PREPARES} makes "
+    return (f"{what} (Dice with the MNI brain {overlap:.2f}, expected {OVERLAP} or more; {outside:.0%} of "
+            f"its tissue lies outside that brain; correlation with the MNI T1 {likeness:.2f}, expected "
+            f"{LIKENESS} or more). From the scan as it was acquired, RAW, {PREPARES} makes "
             "NEW/whole_MRI/<ID>.nii.gz, which can be used")
 
 

@@ -1,4 +1,5 @@
-"""Checkpoints: read with every check, written whole or not at all, and the training of a stage that continues from them."""
+"""Checkpoints: read with every check, written whole or not at all, and the training of a stage that continues
+from them."""
 import errno
 import json
 import os
@@ -21,9 +22,9 @@ from runtime.ranks import check_equal, is_rank_0, wait_for_save, world_size
 from runtime.signals import Stopped, acknowledge_stop, defer_signals
 from utils import InputError, NotFiniteError, weights_key
 
-FORMAT = 2                                                 # of a checkpoint's content and meaning; raised when either changes
-CONTENT = {"format": int, "stage": str, "epoch": int, "step": int, "settings": dict, "free_settings": dict, "metadata": dict,
-           "losses": list, "validations": list, "progress": dict, "state": dict}
+FORMAT = 2  # of a checkpoint's content and meaning; raised when either changes
+CONTENT = {"format": int, "stage": str, "epoch": int, "step": int, "settings": dict, "free_settings": dict,
+           "metadata": dict, "losses": list, "validations": list, "progress": dict, "state": dict}
 
 
 # ---------------------------------------------------------------- reading
@@ -31,9 +32,9 @@ CONTENT = {"format": int, "stage": str, "epoch": int, "step": int, "settings": d
 def load_checkpoint(path: Path) -> dict:
     """Content of a checkpoint, on the CPU.
 
-    Raises InputError if the file is missing or damaged, holds code instead of weights, or was written in another format. torch does
-    not verify the checksums of the zip archive that a checkpoint is, and would take a flipped bit for another weight: they are
-    verified here.
+    Raises InputError if the file is missing or damaged, holds code instead of weights, or was written in
+    another format. torch does not verify the checksums of the zip archive that a checkpoint is, and would
+    take a flipped bit for another weight: they are verified here.
     """
     if not path.exists():
         raise InputError(f"{path} is not there; run the stage that writes it first")
@@ -42,20 +43,23 @@ def load_checkpoint(path: Path) -> dict:
         _verify_archive(path)
         saved = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:                             # torch raises whatever the damage leads to
-        if is_out_of_memory(error) or (isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)):
+        is_of_the_disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+        if is_out_of_memory(error) or is_of_the_disk:
             raise
         lines = str(error).strip().splitlines()
         reason = lines[0][:300] if lines else type(error).__name__
-        raise InputError(f"{path} cannot be used as a checkpoint: it is damaged, or not a checkpoint; only plain weights are read, "
-                         f"never code: {reason}") from error
+        raise InputError(f"{path} cannot be used as a checkpoint: it is damaged, or not a checkpoint; only "
+                         f"plain weights are read, never code: {reason}") from error
     _check_format(path, saved)
     if not _is_checkpoint(saved):
-        raise InputError(f"{path} is not a checkpoint of this project; one of the published code is loaded by model.load_published")
+        raise InputError(f"{path} is not a checkpoint of this project; one of the published code is loaded "
+                         "by model.load_published")
     return saved
 
 
 def _verify_archive(path: Path) -> None:
-    """Raise ValueError if a part of the zip archive is compressed, which may fill the memory, or fails its checksum."""
+    """Raise ValueError if a part of the zip archive is compressed, which may fill the memory, or fails its
+    checksum."""
     with zipfile.ZipFile(path) as archive:
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise ValueError("its parts are compressed, which torch.save never does")
@@ -71,13 +75,15 @@ def _check_format(path: Path, saved: object) -> None:
     if type(found) is int and found == FORMAT:
         return
     number = f"format {found}" if type(found) is int else "no format number"
-    raise InputError(f"{path} was written by another version of this project ({number}, expected format {FORMAT}); train under "
-                     "another --exp, or use the version that wrote it")
+    raise InputError(f"{path} was written by another version of this project ({number}, expected format "
+                     f"{FORMAT}); train under another --exp, or use the version that wrote it")
 
 
 def _is_checkpoint(saved: object) -> bool:
     """Whether the content has the form in which StageRun saves it."""
-    if not isinstance(saved, dict) or any(not isinstance(saved.get(name), kind) for name, kind in CONTENT.items()):
+    if not isinstance(saved, dict):
+        return False
+    if not all(isinstance(saved.get(name), kind) for name, kind in CONTENT.items()):
         return False
     rows = saved["losses"] + saved["validations"]
     if not all(isinstance(row, dict) and isinstance(row.get("epoch"), int) for row in rows):
@@ -94,12 +100,14 @@ def _is_progress(progress: dict) -> bool:
     losses, items, random = progress["losses"], progress["items"], progress["random"]
     if not (isinstance(losses, list) and isinstance(items, int) and isinstance(random, dict)):
         return False
-    states = random.values()
-    return all(isinstance(row, dict) for row in losses) and all(torch.is_tensor(v) and v.dtype == torch.uint8 for v in states)
+    if not all(isinstance(row, dict) for row in losses):
+        return False
+    return all(torch.is_tensor(state) and state.dtype == torch.uint8 for state in random.values())
 
 
 def restore(part: nn.Module | Optimizer, state: dict, path: Path) -> None:
-    """Load a saved state in place. path: for messages. Raises InputError if it does not fit, or is not finite.
+    """Load a saved state in place. path: for messages. Raises InputError if it does not fit, or is not
+    finite.
 
     The moments of an optimizer get the memory layout of its weights, because fused updates rely on it.
     """
@@ -111,26 +119,30 @@ def restore(part: nn.Module | Optimizer, state: dict, path: Path) -> None:
             raise ValueError("it holds numbers that are not finite")
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{path} does not fit the {type(part).__name__} of these settings: {reason}") from error
+        kind = type(part).__name__
+        raise InputError(f"{path} does not fit the {kind} of these settings: {reason}") from error
 
 
 def _match_layout(optimizer: Optimizer) -> None:
-    """Copy the moments into tensors with the memory layout of their weights. Raises ValueError if a shape is another."""
+    """Copy the moments into tensors with the memory layout of their weights. Raises ValueError if a shape is
+    another."""
     for weight, moments in optimizer.state.items():
         for name, value in moments.items():
             if not value.dim():                            # the number of steps
                 continue
             if value.shape != weight.shape:
-                raise ValueError(f"{name} has the shape {tuple(value.shape)}, its weight {tuple(weight.shape)}")
+                shapes = tuple(value.shape), tuple(weight.shape)
+                raise ValueError(f"{name} has the shape {shapes[0]}, its weight {shapes[1]}")
             moments[name] = torch.empty_like(weight).copy_(value)
 
 
 def check_settings(path: Path, saved: dict, settings: dict) -> None:
-    """Raise InputError with lines `setting: saved -> now` if a checkpoint was trained with other settings than these."""
+    """Raise InputError with lines `setting: saved -> now` if a checkpoint was trained with other settings
+    than these."""
     differences = _differences(saved["settings"], settings)
     if differences:
-        raise InputError(f"{path} was trained with other settings (saved -> now); give the saved ones, or another --exp:\n  "
-                         + "\n  ".join(differences))
+        raise InputError(f"{path} was trained with other settings (saved -> now); give the saved ones, or "
+                         "another --exp:\n  " + "\n  ".join(differences))
 
 
 def _differences(saved: dict, now: dict) -> list[str]:
@@ -142,8 +154,9 @@ def _differences(saved: dict, now: dict) -> list[str]:
 # ---------------------------------------------------------------- progress within an epoch
 
 class Progress:
-    """The steps taken in the present epoch: their losses, the number of items of the epoch's order that all ranks have seen, and
-    the state of torch's random generators after the last step, which is the same on all ranks."""
+    """The steps taken in the present epoch: their losses, the number of items of the epoch's order that all
+    ranks have seen, and the state of torch's random generators after the last step, which is the same on all
+    ranks."""
 
     def __init__(self, losses: list[dict] | None = None, items: int = 0, random: dict | None = None):
         self.losses, self.items, self.random = losses or [], items, random or {}
@@ -167,24 +180,29 @@ class Progress:
 # ---------------------------------------------------------------- the training of a stage
 
 def selection_score(psnr: float, ssim: float) -> float:
-    """Score by which the best checkpoint is chosen: mean PSNR in dB + 10 x mean SSIM, both on the whole box (paper)."""
+    """Score by which the best checkpoint is chosen: mean PSNR in dB + 10 x mean SSIM, both on the whole box
+    (paper)."""
     return psnr + 10 * ssim
 
 
 class StageRun:
-    """The training of one stage: its checkpoints, its history and its CSV rows. It continues where an earlier run stopped.
+    """The training of one stage: its checkpoints, its history and its CSV rows. It continues where an earlier
+    run stopped.
 
-    parts: name -> module or optimizer, saved and restored. settings: those that a checkpoint is bound to. free_settings: those that
-    may change; .remarks lists the changed ones as `setting: saved -> now`.
-    .metadata: plain values (numbers, strings, tensors) that are saved with the weights; empty before the first checkpoint.
+    parts: name -> module or optimizer, saved and restored. settings: those that a checkpoint is bound to.
+    free_settings: those that may change; .remarks lists the changed ones as `setting: saved -> now`.
+    .metadata: plain values (numbers, strings, tensors) that are saved with the weights; empty before the
+    first checkpoint.
     .epoch: the epochs that are finished. .progress: the steps taken after them.
-    Files in `folder`: <file>.pth.tar is the best epoch's checkpoint, <file>_last.pth.tar the last one's. All ranks hold the same
-    weights, and rank 0 writes them.
-    Raises InputError if the saved settings differ, or if only the best checkpoint is left, from which no run can continue.
+    Files in `folder`: <file>.pth.tar is the best epoch's checkpoint, <file>_last.pth.tar the last one's. All
+    ranks hold the same weights, and rank 0 writes them.
+    Raises InputError if the saved settings differ, or if only the best checkpoint is left, from which no run
+    can continue.
     """
 
     def __init__(self, folder: Path, stage: str, file: str, parts: dict, settings: dict, free_settings: dict):
-        self.folder, self.stage, self.parts, self.settings, self.free_settings = folder, stage, parts, settings, free_settings
+        self.folder, self.stage, self.parts = folder, stage, parts
+        self.settings, self.free_settings = settings, free_settings
         self.best_path, self.last_path = folder / f"{file}.pth.tar", folder / f"{file}_last.pth.tar"
         self.epoch, self.step, self.losses, self.validations = 0, 0, [], []
         self.metadata, self.progress, self.remarks, self.saved_steps = {}, Progress(), [], 0
@@ -192,8 +210,9 @@ class StageRun:
         if self.last_path.exists():
             self._resume()
         elif self.best_path.exists():
-            raise InputError(f"{self.best_path} is there, but not {self.last_path.name}, from which its training would continue; "
-                             "bring it back, or give another --exp, or remove the first to start again")
+            raise InputError(f"{self.best_path} is there, but not {self.last_path.name}, from which its "
+                             "training would continue; bring it back, or give another --exp, or remove the first "
+                             "to start again")
 
     def _resume(self) -> None:
         """Restore everything from the last checkpoint."""
@@ -202,10 +221,11 @@ class StageRun:
         for name, part in self.parts.items():
             restore(part, saved["state"].get(name), self.last_path)
         self.epoch, self.step, self.metadata = saved["epoch"], saved["step"], saved["metadata"]
-        self.losses, self.validations, self.progress = saved["losses"], saved["validations"], Progress(**saved["progress"])
+        self.losses, self.validations = saved["losses"], saved["validations"]
+        self.progress = Progress(**saved["progress"])
         self.saved_steps = len(self.progress.losses)
         self.remarks = _differences(saved["free_settings"], self.free_settings)
-        self._publish()                                    # an earlier run may have been killed before it wrote the CSV rows
+        self._publish()  # an earlier run may have been killed before it wrote the CSV rows
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -235,9 +255,11 @@ class StageRun:
             raise
 
     def finish_epoch(self, epoch: int, losses: dict[str, float], scores: pd.DataFrame | None) -> None:
-        """Record the epoch's mean losses and, if it was validated, its scores; save; publish the best checkpoint.
+        """Record the epoch's mean losses and, if it was validated, its scores; save; publish the best
+        checkpoint.
 
-        scores: a row a subject, with the columns PSNR (dB) and SSIM. Raises NotFiniteError if a weight is not finite.
+        scores: a row a subject, with the columns PSNR (dB) and SSIM. Raises NotFiniteError if a weight is not
+        finite.
         """
         with defer_signals():
             self._compare_ranks(epoch)
@@ -251,7 +273,8 @@ class StageRun:
             self._publish()
 
     def _compare_ranks(self, epoch: int) -> None:
-        """Raise RuntimeError if the ranks hold different weights: without an error each would train a network of its own."""
+        """Raise RuntimeError if the ranks hold different weights: without an error each would train a network
+        of its own."""
         if world_size() > 1:
             networks = [part for part in self.parts.values() if isinstance(part, nn.Module)]
             key = weights_key(*networks)
@@ -259,17 +282,19 @@ class StageRun:
             LOG.debug("%s epoch %s: weights %s on all %s ranks", self.stage, epoch, key, world_size())
 
     def _save(self) -> None:
-        """Write the last checkpoint. Raises NotFiniteError if a weight is not finite; the checkpoint before is then kept."""
+        """Write the last checkpoint. Raises NotFiniteError if a weight is not finite; the checkpoint before
+        is then kept."""
         if not is_rank_0():
             return
         state = {name: part.state_dict() for name, part in self.parts.items()}
         for name, values in state.items():
             if not is_finite(values):
-                raise NotFiniteError(f"{self.stage} epoch {self.epoch}: the weights of {name} are not finite and were not saved; "
-                                     "the checkpoint before is kept")
-        content = {"format": FORMAT, "stage": self.stage, "epoch": self.epoch, "step": self.step, "settings": self.settings,
-                   "free_settings": self.free_settings, "metadata": self.metadata, "losses": self.losses,
-                   "validations": self.validations, "progress": vars(self.progress), "state": state}
+                raise NotFiniteError(f"{self.stage} epoch {self.epoch}: the weights of {name} are not finite and "
+                                     "were not saved; the checkpoint before is kept")
+        content = {"format": FORMAT, "stage": self.stage, "epoch": self.epoch, "step": self.step,
+                   "settings": self.settings, "free_settings": self.free_settings, "metadata": self.metadata,
+                   "losses": self.losses, "validations": self.validations, "progress": vars(self.progress),
+                   "state": state}
         with atomic(self.last_path, tensor_bytes(state)) as partial, partial.open("wb") as file:
             torch.save(content, file)
 
@@ -280,8 +305,8 @@ class StageRun:
         best = max(self.validations, key=lambda row: row["score"], default=None)
         if best and best["epoch"] == self.epoch and not self.progress.losses:
             with atomic(self.best_path, self.last_path.stat().st_size) as partial:
-                try:
-                    os.link(self.last_path, partial)       # a second name for the same file: no second copy of gigabytes
+                try:                                       # a second name instead of a second file
+                    os.link(self.last_path, partial)
                 except OSError:                            # a file system without hard links
                     shutil.copyfile(self.last_path, partial)
         write_stage_rows(self.folder / "loss_curve.csv", self.stage, self.losses)
@@ -302,7 +327,8 @@ def tensor_bytes(state) -> int:
 def read_history(path: Path) -> pd.DataFrame:
     """Rows of loss_curve.csv or validation.csv. Raises InputError if the file is missing or damaged."""
     columns = ["stage", "epoch", "best"] if path.name == "validation.csv" else ["stage", "epoch"]
-    return read_own_table(path, columns, "remove it if it is damaged; --stages aae ldm writes it again and trains nothing")
+    return read_own_table(path, columns, "remove it if it is damaged; --stages aae ldm writes it again and "
+                                         "trains nothing")
 
 
 def write_stage_rows(path: Path, stage: str, rows: list[dict]) -> None:

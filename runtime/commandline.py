@@ -1,4 +1,5 @@
-"""The command line of a dataclass of settings: presets, --field value for each field, and one message with all problems."""
+"""The command line of a dataclass of settings: presets, --field value for each field, and one message with
+all problems."""
 import argparse
 import dataclasses
 import difflib
@@ -9,13 +10,15 @@ from typing import NoReturn, TypeVar
 from runtime.settings import element_type
 
 Settings = TypeVar("Settings")
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
-def parse(kind: type[Settings], argv: list[str], prog: str, about: str, presets: dict[str, dict] | None = None) -> Settings:
+def parse(kind: type[Settings], argv: list[str], prog: str, about: str,
+          presets: dict[str, dict] | None = None) -> Settings:
     """The settings that a command line gives: defaults, then presets (later ones win), then --field value.
 
-    kind: a dataclass whose fields are made by settings.setting. An experiment is named after its presets. Exits with code 2 and a
-    message if a word or a value is wrong.
+    kind: a dataclass whose fields are made by settings.setting. An experiment is named after its presets.
+    Exits with code 2 and a message if a word or a value is wrong.
     """
     values = given(dataclasses.fields(kind), argv, prog, about, presets)
     names = values.pop("preset", [])
@@ -35,7 +38,8 @@ def build(kind: type[Settings], values: dict) -> Settings:
 
 def given(fields: Iterable[dataclasses.Field], argv: list[str], prog: str, about: str,
           presets: dict[str, dict] | None = None) -> dict:
-    """The values that a command line gives, name -> value; the names of presets are under "preset". Exits with code 2 on a wrong word."""
+    """The values that a command line gives, name -> value; the names of presets are under "preset". Exits
+    with code 2 on a wrong word."""
     fields = list(fields)
     usage = f"{prog} {'[--preset NAME ...] ' if presets else ''}[--setting value ...]"
     parser = _Parser(prog=prog, usage=usage, allow_abbrev=False, description=about)
@@ -43,7 +47,8 @@ def given(fields: Iterable[dataclasses.Field], argv: list[str], prog: str, about
     if presets:
         known.append("--preset")
         parser.add_argument("--preset", nargs="+", choices=presets, default=argparse.SUPPRESS,
-                            help=f"sets of settings, later ones win: {', '.join(presets)}; none: the defaults of config.py")
+                            help=f"sets of settings, later ones win: {', '.join(presets)}; none: the defaults of "
+                                 "config.py")
     group = parser
     for field in fields:
         if field.metadata["section"]:
@@ -59,7 +64,8 @@ def given(fields: Iterable[dataclasses.Field], argv: list[str], prog: str, about
 
 
 def _add_argument(group, field: dataclasses.Field) -> None:
-    """Add an option for the field. Values are checked by the dataclass, which reports all problems at once."""
+    """Add an option for the field. Values are checked by the dataclass, which reports all problems at
+    once."""
     kind, count = element_type(field.type)
     if isinstance(field.default, tuple):
         default = " ".join(map(str, field.default))
@@ -68,15 +74,15 @@ def _add_argument(group, field: dataclasses.Field) -> None:
     nargs, const = ("*" if count != 0 else None), None
     if kind is bool:
         nargs, const = "?", True                           # --field alone means true
-    group.add_argument(f"--{field.name}", type=partial(_convert, kind), default=argparse.SUPPRESS, nargs=nargs, const=const,
-                       metavar="|".join(field.metadata["choices"] or ()) or kind.__name__.upper(),
+    group.add_argument(f"--{field.name}", type=partial(_convert, kind), default=argparse.SUPPRESS, nargs=nargs,
+                       const=const, metavar="|".join(field.metadata["choices"] or ()) or kind.__name__.upper(),
                        help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"))
 
 
 def _convert(kind: type, text: str):
     """The value that a word means, or the word itself if it is not of this type."""
     if kind is bool:
-        return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}.get(text.lower(), text)
+        return BOOLEANS.get(text.lower(), text)
     try:
         return kind(text)
     except ValueError:

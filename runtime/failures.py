@@ -11,21 +11,27 @@ from utils import InputError, NotFiniteError
 
 INPUT, NOT_FINITE, MEMORY, FILE, WORKER, BUSY = 2, 3, 4, 5, 6, 7
 CONTINUES = "the same command continues after what was saved last"
-NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_ALLOC_FAILED")
-TRAINING_WITH_LESS = ("--recompute true takes less; so does --{0}_batch_size 1, as long as this stage has no checkpoint, "
-                      "which is bound to it")
-BASELINES_WITH_LESS = "--recompute true takes less; so does a smaller --regression_channels in image_regression"
+NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED",
+             "CUBLAS_STATUS_ALLOC_FAILED")                 # in the messages of errors that have no class of their own
+TRAINING_WITH_LESS = ("--recompute true takes less; so does --{0}_batch_size 1, as long as this stage has no "
+                      "checkpoint, which is bound to it")
+BASELINES_WITH_LESS = ("--recompute true takes less; so does a smaller --regression_channels in "
+                       "image_regression")
 SAMPLING_WITH_LESS = "--sampling_batch 1 and --cache off take less"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Python, a GPU, or torch's allocator on a CPU raised this because memory is short."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(words in str(error) for words in NO_MEMORY)
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return any(words in str(error) for words in NO_MEMORY)
 
 
 def _is_lost_worker(error: BaseException) -> bool:
     """Whether a process that reads or simulates was killed."""
-    return isinstance(error, BrokenProcessPool) or (isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error))
+    if isinstance(error, BrokenProcessPool):
+        return True
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
 
 
 def _own_message(error: BaseException) -> str:
@@ -55,8 +61,8 @@ def _cause(error: BaseException, stage: str, notes: list[str]) -> tuple[int, str
     if isinstance(error, ImportError) and (message := _explain_import(error)):
         return INPUT, f"{message}{stage}"
     if _is_lost_worker(error):
-        return WORKER, (f"a process that was to read or simulate volumes was killed{stage}, as systems do when memory is "
-                        f"short; --num_workers 0 reads without such processes; {CONTINUES}")
+        return WORKER, (f"a process that was to read or simulate volumes was killed{stage}, as systems do when "
+                        f"memory is short; --num_workers 0 reads without such processes; {CONTINUES}")
     if isinstance(error, LostRankError):
         return WORKER, f"{error}{stage}; {CONTINUES}"
     if isinstance(error, BusyError):
@@ -75,7 +81,8 @@ def _less_memory(notes: list[str]) -> str:
 
 
 def _explain_import(error: ImportError) -> str:
-    """Message for a package that is missing or cannot be imported; empty if it is none of those that the project asks for.
+    """Message for a package that is missing or cannot be imported; empty if it is none of those that the
+    project asks for.
 
     pandas raises an error without a name, after the one that names the module.
     """
@@ -90,5 +97,6 @@ def _explain_import(error: ImportError) -> str:
 
 
 def _say_missing(error: ImportError, package: str, use: str, listed_in: str) -> str:
-    found = "is missing" if isinstance(error, ModuleNotFoundError) or error.name is None else f"cannot be imported ({error})"
+    is_missing = isinstance(error, ModuleNotFoundError) or error.name is None
+    found = "is missing" if is_missing else f"cannot be imported ({error})"
     return f"the package {package}{use}, {found}; pip install -r {listed_in} brings it"

@@ -1,4 +1,5 @@
-"""Files: reading those of others within bounds, writing ours whole or not at all, free disk space, and the lock of a folder."""
+"""Files: reading those of others within bounds, writing ours whole or not at all, free disk space, and the
+lock of a folder."""
 import errno
 import io
 import json
@@ -19,12 +20,12 @@ from runtime.logs import say
 from runtime.signals import defer_signals
 from utils import InputError
 
-PARTIAL = ".partial-"                                      # prefix of a folder in which a file is being written
-HOST = PROCESSES = socket.gethostname()                    # PROCESSES: the place in which a process ID means one process
-with suppress(OSError):                                    # containers with one host name have process IDs of their own
+PARTIAL = ".partial-"  # prefix of a folder in which a file is being written
+HOST = PROCESSES = socket.gethostname()  # PROCESSES: the place in which a process ID means one process
+with suppress(OSError):  # containers with one host name have process IDs of their own
     PROCESSES += "." + os.readlink("/proc/self/ns/pid").strip("pid:[]")
 DAY = 24 * 3600                                            # seconds
-MAX_TEXT = 2 ** 26                                         # bytes of a list or table: a thousand for each of 60,000 scans
+MAX_TEXT = 2 ** 26  # bytes of a list or table: a thousand for each of 60,000 scans
 
 
 class WriteError(OSError):
@@ -48,7 +49,8 @@ def brief(content: object) -> str:
 
 
 def file_status(path: Path) -> os.stat_result:
-    """Status of a regular file. Raises InputError for all others: reading a pipe or a device might never end."""
+    """Status of a regular file. Raises InputError for all others: reading a pipe or a device might never
+    end."""
     try:
         status = path.stat()
     except OSError as error:
@@ -59,7 +61,8 @@ def file_status(path: Path) -> os.stat_result:
 
 
 def read_text(path: Path) -> str:
-    """Text of a file in UTF-8, with or without byte order mark. Raises InputError if it is not such a text, or over MAX_TEXT bytes."""
+    """Text of a file in UTF-8, with or without byte order mark. Raises InputError if it is not such a text,
+    or over MAX_TEXT bytes."""
     size = file_status(path).st_size
     if size > MAX_TEXT:
         raise InputError(f"{path}: has {size} bytes; expected a text of at most {MAX_TEXT}")
@@ -71,32 +74,37 @@ def read_text(path: Path) -> str:
 
 
 def read_table(path: Path, *columns: str) -> pd.DataFrame:
-    """A CSV file as strings, empty where a row is short, without its empty rows. Index n is row n + 2 of a spreadsheet.
+    """A CSV file as strings, empty where a row is short, without its empty rows. Index n is row n + 2 of a
+    spreadsheet.
 
     Raises InputError if one of the columns is missing or occurs twice, or if rows are longer than the header.
     """
     text = read_text(path)
     try:
-        table = pd.read_csv(io.StringIO(text.lstrip("\r\n")), dtype=str, keep_default_na=False, skipinitialspace=True,
-                            skip_blank_lines=False).fillna("")
+        table = pd.read_csv(io.StringIO(text.lstrip("\r\n")), dtype=str, keep_default_na=False,
+                            skipinitialspace=True, skip_blank_lines=False).fillna("")
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path}: cannot be read as a table: {brief(error)}") from error
-    if not isinstance(table.index, pd.RangeIndex):         # pandas takes a surplus field for a row name, and shifts every column
-        raise InputError(f"{path}: its rows have more fields than its header has columns; is a comma missing in the header, or is "
-                         "there one too many in the rows?")
+    if not isinstance(table.index, pd.RangeIndex):         # pandas took a surplus field for the name of the row
+        raise InputError(f"{path}: its rows have more fields than its header has columns; is a comma missing in "
+                         "the header, or is there one too many in the rows?")
     table = table[(table != "").any(axis=1)]
-    if missing := set(columns) - set(table.columns):
-        raise InputError(f"{path}: column(s) {', '.join(sorted(missing))} missing, found {brief(', '.join(table.columns))}")
-    twice = [name for name in columns if f"{name}.1" in table.columns]                       # pandas renames the second
+    missing = sorted(set(columns) - set(table.columns))
+    if missing:
+        found = brief(", ".join(table.columns))
+        raise InputError(f"{path}: column(s) {', '.join(missing)} missing, found {found}")
+    twice = [name for name in columns if f"{name}.1" in table.columns]  # pandas renames the second
     if twice:
         raise InputError(f"{path}: column(s) {', '.join(twice)} stand twice; keep one")
     return table
 
 
 def read_own_table(path: Path, columns: list[str], again: str, **kinds: type) -> pd.DataFrame:
-    """A CSV that this project wrote, without incomplete rows. kinds: types of columns that might be taken for numbers.
+    """A CSV that this project wrote, without incomplete rows. kinds: types of columns that might be taken for
+    numbers.
 
-    Raises InputError if the file is missing or damaged, or lacks one of the columns. again: for the message, how to make it again.
+    Raises InputError if the file is missing or damaged, or lacks one of the columns. again: for the message,
+    how to make it again.
     """
     try:
         return pd.read_csv(path, dtype=kinds).dropna(subset=columns)
@@ -118,21 +126,24 @@ def _free_bytes(folder: Path) -> int:
 
 @contextmanager
 def atomic(path: Path, size: int = 0) -> Iterator[Path]:
-    """A block that writes to a temporary path beside `path`, which replaces `path` when the block ends without an error.
+    """A block that writes to a temporary path beside `path`, which replaces `path` when the block ends
+    without an error.
 
-    The folder of `path` must exist. size: bytes that will be written, for the message. Signals are deferred to the end of the block,
-    and the file is then on the disk. Raises WriteError with the reason; the file that was at `path` before is then unchanged.
+    The folder of `path` must exist. size: bytes that will be written, for the message. Signals are deferred
+    to the end of the block, and the file is then on the disk. Raises WriteError with the reason; the file
+    that was at `path` before is then unchanged.
     """
     partial = None
     with defer_signals():
         try:
-            partial = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{PROCESSES}-{os.getpid()}-", dir=path.parent)) / path.name
+            prefix = f"{PARTIAL}{PROCESSES}-{os.getpid()}-"
+            partial = Path(tempfile.mkdtemp(prefix=prefix, dir=path.parent)) / path.name
             yield partial
             sync(partial)
             os.replace(partial, path)
             sync(path.parent)
         except Exception as error:
-            cause = error if isinstance(error, OSError) else error.__context__               # torch.save raises another after it
+            cause = error if isinstance(error, OSError) else error.__context__  # torch.save raises another
             if not isinstance(cause, OSError):
                 raise
             raise _explained(cause, path, partial, size) from error
@@ -144,7 +155,7 @@ def atomic(path: Path, size: int = 0) -> Iterator[Path]:
 def sync(path: Path) -> None:
     """Wait until a file, or the list of names in a folder, is on the disk."""
     is_folder = path.is_dir()
-    with suppress(OSError) if is_folder else nullcontext():                                  # not every file system can sync folders
+    with suppress(OSError) if is_folder else nullcontext():  # not every file system can sync folders
         descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
         try:
             os.fsync(descriptor)
@@ -180,9 +191,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_together(folder: Path, texts: dict[str, str]) -> None:
-    """Write files of one folder that belong together, name -> text. All are on the disk before the first replaces an old one.
+    """Write files of one folder that belong together, name -> text. All are on the disk before the first
+    replaces an old one.
 
-    The old files are removed first, so that not even a killed run leaves old ones among the new. Signals are deferred meanwhile.
+    The old files are removed first, so that not even a killed run leaves old ones among the new. Signals are
+    deferred meanwhile.
     """
     make_folder(folder)
     with defer_signals(), atomic(folder / next(iter(texts))) as first:
@@ -219,16 +232,18 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     """Raise WriteError if the disk of the folder has fewer free bytes than needed."""
     free = _free_bytes(folder)
     if free < needed:
-        raise WriteError(errno.ENOSPC, f"{folder}: {what} need {_readable(needed)}, {_readable(free)} are free on its disk")
+        raise WriteError(errno.ENOSPC, f"{folder}: {what} need {_readable(needed)}, {_readable(free)} are free "
+                                       "on its disk")
 
 
 def remove_leftovers(root: Path, everyones: bool = False) -> None:
-    """Remove the half-written files of killed runs in all folders under root: those of dead processes here, and any after a day.
+    """Remove the half-written files of killed runs in all folders under root: those of dead processes here,
+    and any after a day.
 
     everyones: remove all of them, because nobody else writes here.
     """
     found = []
-    for place, folders, _ in os.walk(root):                # not rglob, which fails if another run's folder vanishes meanwhile
+    for place, folders, _ in os.walk(root):                # rglob fails if a folder of another run vanishes
         found += [Path(place) / name for name in folders if name.startswith(PARTIAL)]
     for folder in found:
         host, _, pid = folder.name.removeprefix(PARTIAL).rpartition("-")[0].rpartition("-")
@@ -256,7 +271,8 @@ def _is_alive(pid: str | int) -> bool:
 # ---------------------------------------------------------------- one run in a folder
 
 class FolderLock:
-    """A lock that keeps a second run out of a folder. The system frees it when the process ends, even if that is killed.
+    """A lock that keeps a second run out of a folder. The system frees it when the process ends, even if that
+    is killed.
 
     While it is held, running.json in the folder says by whom.
     """
@@ -266,7 +282,7 @@ class FolderLock:
         self.left_by = ""                                  # the killed run, if one left its note behind
 
     def __enter__(self) -> "FolderLock":
-        if self.folder.is_dir():                           # else nobody works there; acquire is called once it is made
+        if self.folder.is_dir():  # else nobody works there; acquire is called once it is made
             self.acquire()
         return self
 
@@ -283,11 +299,12 @@ class FolderLock:
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            raise BusyError(f"{self.folder}: another run works here ({_describe(self._owner())}); wait for it, stop it, or work "
-                            "in another folder") from None
+            raise BusyError(f"{self.folder}: another run works here ({_describe(self._owner())}); wait for it, "
+                            "stop it, or work in another folder") from None
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):                          # a disk without locks
-                raise WriteError(error.errno, f"{self.folder}: cannot be locked: {error.strerror or error}") from error
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a disk without locks
+                reason = error.strerror or error
+                raise WriteError(error.errno, f"{self.folder}: cannot be locked: {reason}") from error
             say("check", f"{self.folder}: its disk has no locks; make sure that no second run works there")
             return
         self.left_by = _describe(self._owner()) if self.note.is_file() else ""

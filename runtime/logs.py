@@ -15,7 +15,8 @@ EARLY_LINES = 10_000                                       # kept in memory unti
 
 
 class _Silent:
-    """A handler that ignores a full disk and a closed screen: errors that matter are reported by the run itself."""
+    """A handler that ignores a full disk and a closed screen: errors that matter are reported by the run
+    itself."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Do nothing."""
@@ -39,7 +40,8 @@ def _is_error(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def logging_run() -> Iterator[None]:
-    """A block whose lines go to the screen (errors to stderr), and are kept in memory for the file that keep_log names.
+    """A block whose lines go to the screen (errors to stderr), and are kept in memory for the file that
+    keep_log names.
 
     Every rank reports its errors, but only rank 0 the other lines.
     """
@@ -63,7 +65,8 @@ def logging_run() -> Iterator[None]:
 
 
 def keep_log(path: Path) -> None:
-    """Append the log to a file, beginning with the lines before this call. Raises OSError if the file cannot be written."""
+    """Append the log to a file, beginning with the lines before this call. Raises OSError if the file cannot
+    be written."""
     file = _File(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
     early = next(handler for handler in LOG.handlers if isinstance(handler, MemoryHandler))
@@ -73,7 +76,8 @@ def keep_log(path: Path) -> None:
 
 
 def progress_bar(iterable: Iterable | None = None, **options) -> tqdm:
-    """A progress bar of rank 0 on a terminal, removed at its end; invisible elsewhere. Options as tqdm takes them."""
+    """A progress bar of rank 0 on a terminal, removed at its end; invisible elsewhere. Options as tqdm takes
+    them."""
     return tqdm(iterable, leave=False, disable=None if is_rank_0() else True, **options)
 
 
@@ -83,8 +87,11 @@ def say(stage: str, text: str) -> None:
 
 
 def time_left(seconds_per_step: float, steps: int) -> str:
-    """A sentence on how long so many steps will take, such as "about 3 h 20 min left for 26,667 steps (0.45 s a step)"."""
-    return f"about {_duration(seconds_per_step * steps)} left for {steps:,} steps ({seconds_per_step:.2g} s a step)"
+    """A sentence on how long so many steps will take, such as "about 3 h 20 min left for 26,667 steps (0.45 s
+    a step)"."""
+    duration = _duration(seconds_per_step * steps)
+    pace = f"{seconds_per_step:.2g}" if seconds_per_step < 99.5 else f"{seconds_per_step:.0f}"
+    return f"about {duration} left for {steps:,} steps ({pace} s a step)"
 
 
 def _duration(seconds: float) -> str:

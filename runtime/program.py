@@ -1,4 +1,5 @@
-"""The frame of every command: settings from its command line, its log, its signals, and one message with an exit code if it ends early."""
+"""The frame of every command: settings from its command line, its log, its signals, and one message with an
+exit code if it ends early."""
 import traceback
 from collections.abc import Callable
 
@@ -11,7 +12,8 @@ __all__ = ["exit_code", "leave", "parse"]
 
 
 def exit_code(work: Callable[[], int | None]) -> int:
-    """Do the work and return an exit code: what the work returns, 0 for None, or that of the error that ended it (docs/running.md).
+    """Do the work and return an exit code: what the work returns, 0 for None, or that of the error that ended
+    it (docs/running.md).
 
     A fault of the program is raised with its traceback.
     """

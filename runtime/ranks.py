@@ -1,7 +1,9 @@
-"""Several processes that train one model: the rank of this one, their shares of the work, and what they exchange.
+"""Several processes that train one model: the rank of this one, their shares of the work, and what they
+exchange.
 
-torchrun, SLURM with the variables of the README, or launch tells each process its rank and the world size; a process that was
-started alone has rank 0 of 1, and nothing here does anything. Rank 0 prints, and writes every file that is not of a single subject.
+torchrun, SLURM with the variables of docs/running.md, or launch tells each process its rank and the world
+size; a process that was started alone has rank 0 of 1, and nothing here does anything. Rank 0 prints, and
+writes every file that is not of a single subject.
 """
 import itertools
 import os
@@ -25,18 +27,19 @@ from runtime.signals import CTRL_C, SIGNALS, Stopped, defer_signals, request_sto
 from utils import InputError
 
 T = TypeVar("T")
-ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}             # where the environment says nothing
-TIMEOUT = timedelta(hours=6)                               # rank 0 may read or simulate a whole cohort while the others wait
-CONNECTION_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "timed out", "Timeout",
-                   "remote process exited", "NCCL")        # in the messages of torch when another process is gone
-FAILED = 6                                                 # exit code of a process that ends because another one failed
-GRACE = 45                                                 # seconds in which a process can save its checkpoint before it is killed
+ALONE = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}  # the defaults
+TIMEOUT = timedelta(hours=6)  # rank 0 may read or simulate a whole cohort while the others wait
+CONNECTION_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "timed out",
+                   "Timeout", "remote process exited", "NCCL")  # in messages of torch
+ON_CPUS = "processes on CPUs are started with torchrun (docs/running.md)"
+FAILED = 6  # exit code of a process that ends because another one failed
+GRACE = 45  # seconds in which a process can save its checkpoint before it is killed
 
 
 class _Group:
     """The connection between the ranks."""
-    control = None                                         # a process group of gloo, on the CPU: for all but tensors
-    stopping = False                                       # whether all ranks know that a signal came to one of them
+    control = None  # a process group of gloo, on the CPU: for all but tensors
+    stopping = False  # whether all ranks know that a signal came to one of them
 
 
 class LostRankError(RuntimeError):
@@ -76,21 +79,23 @@ def _from_environment(name: str) -> int:
 # ---------------------------------------------------------------- start and end
 
 def check_environment(gpus: int, device: str) -> None:
-    """Raise InputError for variables of several processes other than torchrun's, and for fewer GPUs than are asked for.
+    """Raise InputError for variables of several processes other than torchrun's, and for fewer GPUs than are
+    asked for.
 
     gpus: how many to train on, 0 for not said. device: auto, cpu or cuda.
     """
     _check_variables()
     found = torch.cuda.device_count()
     if "WORLD_SIZE" in os.environ and gpus not in (0, local_world_size()):
-        raise InputError(f"gpus {gpus}, but {local_world_size()} processes were started on this machine; leave --gpus out")
+        raise InputError(f"gpus {gpus}, but {local_world_size()} processes were started on this machine; leave "
+                         "--gpus out")
     if gpus and device == "cpu":
-        raise InputError(f"gpus {gpus}, but device is cpu; processes on CPUs are started with torchrun (README)")
+        raise InputError(f"gpus {gpus}, but device is cpu; {ON_CPUS}")
     if gpus > found:
-        raise InputError(f"gpus {gpus}, but torch finds {found} GPUs here; processes on CPUs are started with torchrun (README)")
+        raise InputError(f"gpus {gpus}, but torch finds {found} GPUs here; {ON_CPUS}")
     if found and device != "cpu" and local_world_size() > found:
-        raise InputError(f"{local_world_size()} processes on this machine, but torch finds {found} GPUs; start at most that many, "
-                         "or give --device cpu")
+        raise InputError(f"{local_world_size()} processes on this machine, but torch finds {found} GPUs; start at "
+                         "most that many, or give --device cpu")
 
 
 def _check_variables() -> None:
@@ -101,11 +106,12 @@ def _check_variables() -> None:
     if not (numbers and in_range and reachable):
         listed = ", ".join(f"{name}={value}" for name, value in values.items())
         raise InputError(f"the environment speaks of several processes, but not as torchrun does: {listed}; "
-                         "set all of them (README), or none")
+                         "set all of them (docs/running.md), or none")
 
 
 def launch(count: int, argv: list[str]) -> int:
-    """Run so many processes of main.py on this machine; returns the exit code of one that failed by itself, 0 if none did.
+    """Run so many processes of main.py on this machine; returns the exit code of one that failed by itself, 0
+    if none did.
 
     Signals are passed on. When one process has failed, the others end too, or are killed after GRACE seconds.
     """
@@ -129,11 +135,13 @@ def launch(count: int, argv: list[str]) -> int:
 
 
 def _start(count: int, argv: list[str]) -> list[subprocess.Popen]:
-    """So many processes of main.py with the variables of torchrun, in sessions of their own: Ctrl-C reaches them through launch."""
+    """So many processes of main.py with the variables of torchrun, in sessions of their own: Ctrl-C reaches
+    them through launch."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    common = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "localhost",
+              "MASTER_PORT": str(port)}
     command = [sys.executable, str(Path(__file__).parents[1] / "main.py"), *argv]
     children = []
     for number in range(count):
@@ -151,7 +159,8 @@ def _exit_code(returncode: int) -> int:
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """A block in which the ranks can exchange data. Raises LostRankError in place of torch's error if another rank is gone."""
+    """A block in which the ranks can exchange data. Raises LostRankError in place of torch's error if another
+    rank is gone."""
     _Group.stopping = False
     if world_size() == 1:
         yield
@@ -161,10 +170,10 @@ def process_group(device: torch.device) -> Iterator[None]:
         _Group.control = dist.new_group(backend="gloo", timeout=TIMEOUT)
         yield
         dist.destroy_process_group()
-    except (RuntimeError, ValueError) as error:            # torch has no class of its own for a lost connection
+    except (RuntimeError, ValueError) as error:  # torch has no class of its own for a lost connection
         if isinstance(error, InputError) or not any(words in str(error) for words in CONNECTION_LOST):
             raise
-        if stop_requested():                               # the others were asked to stop too, and left earlier
+        if stop_requested():  # the others were asked to stop too, and left earlier
             raise Stopped(stop_requested()) from error
         reason = str(error).strip().splitlines()[0][:200]
         raise LostRankError(f"another process of this run failed or is gone ({reason})") from error
@@ -175,7 +184,8 @@ def process_group(device: torch.device) -> Iterator[None]:
 # ---------------------------------------------------------------- Python objects
 
 def from_rank_0(function: Callable[..., T], *args) -> T:
-    """The result of function(*args), which rank 0 calls, on all ranks. If it raises there, the other ranks exit with FAILED."""
+    """The result of function(*args), which rank 0 calls, on all ranks. If it raises there, the other ranks
+    exit with FAILED."""
     if world_size() == 1:
         return function(*args)
     outcome = [None, False]                                # the result, and whether there is one
@@ -193,7 +203,8 @@ def from_rank_0(function: Callable[..., T], *args) -> T:
 
 
 def mean_over_ranks(losses: dict[str, float]) -> tuple[dict[str, float], bool]:
-    """Mean of each loss over the ranks, and whether all must stop here because a signal came to one of them."""
+    """Mean of each loss over the ranks, and whether all must stop here because a signal came to one of
+    them."""
     if world_size() == 1:
         return losses, False                               # a single process stops where the signal comes
     everyone = _all_gather(losses)
@@ -214,13 +225,15 @@ def _all_gather(own: T) -> list[T]:
 
 @contextmanager
 def stop_together(shared: bool = True) -> Iterator[None]:
-    """A block of shared work that no signal interrupts: it ends with an exchange, after which Stopped is raised on all ranks."""
+    """A block of shared work that no signal interrupts: it ends with an exchange, after which Stopped is
+    raised on all ranks."""
     with defer_signals() if shared and world_size() > 1 else nullcontext():
         yield
 
 
 def wait_for_save() -> None:
-    """After a common stop, wait until rank 0 has saved: the launcher may kill it when the first process leaves."""
+    """After a common stop, wait until rank 0 has saved: the launcher may kill it when the first process
+    leaves."""
     if _Group.stopping:
         barrier()
 
@@ -254,7 +267,8 @@ def all_reduce_mean(tensors: list[torch.Tensor]) -> None:
 
 @torch.no_grad()
 def average_statistics(networks: list[nn.Module]) -> None:
-    """Replace the running statistics of batch norms, which each rank updates from its own batches, by their mean over the ranks."""
+    """Replace the running statistics of batch norms, which each rank updates from its own batches, by their
+    mean over the ranks."""
     statistics = []
     for network in networks:
         statistics += [buffer for name, buffer in network.named_buffers() if "running_" in name]
@@ -264,9 +278,11 @@ def average_statistics(networks: list[nn.Module]) -> None:
 # ---------------------------------------------------------------- batches of subjects
 
 class DistributedBatches(Sampler[list[int]]):
-    """Batches of the indices 0 .. length - 1 in order; if shared among the ranks, each gets every n-th batch, n the world size.
+    """Batches of the indices 0 .. length - 1 in order; if shared among the ranks, each gets every n-th batch,
+    n the world size.
 
-    The batches are the same for every world size, so that rounding does not depend on it. No index is repeated to fill a batch.
+    The batches are the same for every world size, so that rounding does not depend on it. No index is
+    repeated to fill a batch.
     """
 
     def __init__(self, length: int, batch: int, shared: bool):
@@ -287,13 +303,11 @@ def is_shared(loader: Iterable) -> bool:
 
 
 def gather_batches(own: list[T], loader: Iterable) -> list[T]:
-    """The results of all ranks, one for each of their batches of the loader, in the order of the batches; on every rank."""
+    """The results of all ranks, one for each of their batches of the loader, in the order of the batches; on
+    every rank."""
     if not is_shared(loader):
         return own
     gathered = []
-    for row in itertools.zip_longest(*_all_gather(own)):   # the first batch of each rank, then the second; the last row may be short
+    for row in itertools.zip_longest(*_all_gather(own)):   # their n-th batches; the last row may be short
         gathered += [result for result in row if result is not None]
     return gathered
-
-
-ranks, local_ranks, Share = world_size, local_world_size, DistributedBatches                 # TRANSITION: removed when nobody uses them

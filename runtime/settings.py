@@ -1,25 +1,28 @@
-"""Settings: fields of a frozen dataclass, each with an explanation, a range and what depends on it, and the check of their values."""
+"""Settings: fields of a frozen dataclass, each with an explanation, a range and what depends on it, and the
+check of their values."""
 import dataclasses
 import typing
 from collections.abc import Iterator
 
-UNPUBLISHED = object()                                     # the published method has no such setting, or the same value
+UNPUBLISHED = object()  # the published method has no such setting, or the same value
 
 
-def setting(default, explanation: str, *, section: str = "", affects: tuple[str, ...] = (), low=None, high=None,
-            choices: tuple[str, ...] | None = None, published=UNPUBLISHED, extendable: bool = False, empty: bool = False):
+def setting(default, explanation: str, *, section: str = "", affects: tuple[str, ...] = (), low=None,
+            high=None, choices: tuple[str, ...] | None = None, published=UNPUBLISHED, extendable: bool = False,
+            empty: bool = False):
     """A field of a dataclass of settings.
 
     section: title of the group of settings that begins with this one, for --help.
     affects: results that depend on the setting; none if it changes only speed or places.
     low, high: inclusive range of the value, or of each of its entries. choices: the values that are allowed.
     published: its value in the published method, where the default differs.
-    extendable: may be raised while what it affects is trained. empty: a tuple of any length may have no entry.
+    extendable: may be raised while what it affects is trained. empty: a tuple of any length may have no
+    entry.
     """
-    default = tuple(default) if isinstance(default, list) else default                       # an edited default may be a list
+    default = tuple(default) if isinstance(default, list) else default  # an edited default may be a list
     return dataclasses.field(default=default, metadata={
-        "help": explanation, "section": section, "affects": affects, "low": low, "high": high, "choices": choices,
-        "published": published, "extendable": extendable, "empty": empty})
+        "help": explanation, "section": section, "affects": affects, "low": low, "high": high,
+        "choices": choices, "published": published, "extendable": extendable, "empty": empty})
 
 
 def same(kind: type, name: str) -> dataclasses.Field:
@@ -34,7 +37,8 @@ def plain(value):
 
 
 def element_type(annotation) -> tuple[type, int | None]:
-    """(type of an entry, number of entries); the number is None for a tuple of any length and 0 for a plain value."""
+    """(type of an entry, number of entries); the number is None for a tuple of any length and 0 for a plain
+    value."""
     if typing.get_origin(annotation) is not tuple:
         return annotation, 0
     arguments = typing.get_args(annotation)
@@ -70,7 +74,7 @@ def _entry_problems(field: dataclasses.Field, kind: type, entry) -> Iterator[str
         yield f"{field.name} {entry!r} must be {expected}"
     elif choices and entry not in choices:
         yield f"{field.name} {entry!r} must be one of {', '.join(choices)}"
-    elif (low is not None and not entry >= low) or (high is not None and not entry <= high):  # so that nan is refused
+    elif (low is not None and not entry >= low) or (high is not None and not entry <= high):  # nan is neither
         expected = f"at least {low}" if high is None else f"between {low} and {high}"
         yield f"{field.name} {entry!r} must be {expected}"
 

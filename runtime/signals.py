@@ -9,11 +9,12 @@ from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-CTRL_C, AGAIN = 130, 75                                    # exit codes; 75 is EX_TEMPFAIL of sysexits.h: try again
+CTRL_C, AGAIN = 130, 75  # exit codes; 75 is EX_TEMPFAIL of sysexits.h: try again
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked the run to stop. Not an Exception, so that no library handles it as an error of its own."""
+    """A signal asked the run to stop. Not an Exception, so that no library handles it as an error of its
+    own."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -30,7 +31,8 @@ def _exit_now(number: int, _frame) -> None:
 
 
 def exit_on_signal() -> None:
-    """Let a signal end the program at once, with its exit code: until handle_signals there is nothing to save."""
+    """Let a signal end the program at once, with its exit code: until handle_signals there is nothing to
+    save."""
     for number in SIGNALS:
         signal.signal(number, _exit_now)
 
@@ -39,7 +41,7 @@ def exit_on_signal() -> None:
 
 class _State:
     """State shared by the signal handler and by the blocks that it must not interrupt."""
-    process = 0                                            # ID of the process that handles signals; forked ones do not
+    process = 0  # ID of the process that handles signals; forked ones do not
     requested = None                                       # number of the signal that came
     acknowledged = False                                   # whether the run is ending because of it
     deferring = 0                                          # number of open defer_signals blocks
@@ -49,7 +51,7 @@ def _handle(number: int, _frame) -> None:
     if os.getpid() != _State.process:                      # a child that has not called serve_parent yet
         os._exit(0)
     if _State.requested is not None:
-        if "TORCHELASTIC_RUN_ID" in os.environ:            # torchrun passes on what all processes got, and ends them itself
+        if "TORCHELASTIC_RUN_ID" in os.environ:            # torchrun sends a second one itself, and waits
             return
         os._exit(exit_code(number))                        # a second signal means: at once
     _State.requested = number
@@ -90,7 +92,8 @@ def _is_main_thread() -> bool:
 
 @contextmanager
 def handle_signals() -> Iterator[None]:
-    """A block in which the first of SIGNALS raises Stopped, or waits for the end of a defer_signals block, and the second exits."""
+    """A block in which the first of SIGNALS raises Stopped, or waits for the end of a defer_signals block,
+    and the second exits."""
     if not _is_main_thread():
         yield
         return
@@ -123,9 +126,9 @@ def leave(code: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:                                    # a closed pipe: Python would complain and change the exit code
+        except OSError:  # a closed pipe: Python would complain and change the exit code
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if code == CTRL_C:                                     # by the signal itself, so that a loop of the shell ends too
+    if code == CTRL_C:  # by the signal itself, so that a loop of the shell ends too
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
     sys.exit(code)
@@ -138,10 +141,11 @@ def _end_quietly(_number: int, _frame) -> None:
 
 
 def serve_parent(_worker: int = 0) -> None:
-    """Set up a worker process: it leaves signals to its parent, which may still save, and ends when the parent ends.
+    """Set up a worker process: it leaves signals to its parent, which may still save, and ends when the
+    parent ends.
 
-    SIGTERM, by which parents end their workers, ends it with exit code 0: after any other, torch would report a failed worker
-    in the middle of the parent's step.
+    SIGTERM, by which parents end their workers, ends it with exit code 0: after any other, torch would report
+    a failed worker in the middle of the parent's step.
     """
     for number in SIGNALS:
         signal.signal(number, _end_quietly if number == signal.SIGTERM else signal.SIG_IGN)
@@ -157,7 +161,8 @@ def _end_with(parent: int) -> None:
 
 @contextmanager
 def abandoned_on_error(pool: Executor) -> Iterator[Executor]:
-    """A pool of workers whose waiting tasks are cancelled when the block ends with an error, instead of being done first."""
+    """A pool of workers whose waiting tasks are cancelled when the block ends with an error, instead of being
+    done first."""
     with pool:
         try:
             yield pool

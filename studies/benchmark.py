@@ -1,8 +1,11 @@
-"""Seconds, peak memory and gain of every part of the method: `python benchmark.py [--quick] [--preset demo] [--field value]`.
+"""Seconds and peak memory of every part of the method, as published and with the settings.
 
-Every part is measured twice, each time in a process of its own: as published (float32 without TF32, default memory layout, plain
-optimizer, one scan and one draw at a time, the Extractor in every call, T - 1 calls a scan, files decoded at every reading), which this
-project's own switches reproduce, and with the settings. Without --preset at paper size and at the demo's. --quick: fewer calls.
+    python main.py benchmark [--quick] [--preset demo] [--field value]
+
+Every part is measured twice, each time in a process of its own. As published means: float32 without TF32, the
+default memory layout, plain optimizers, one scan and one latent sample at a time, the Extractor in every
+network evaluation, T - 1 evaluations a scan, and files that are decoded at every reading. The other column
+has the settings. Without --preset at paper size and at the demo's. Writes result/benchmark/.
 """
 import argparse
 import dataclasses
@@ -10,55 +13,78 @@ import multiprocessing
 import platform
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn as nn
 from skimage.transform import resize
+from torch import Tensor
 
-from config import Config
-from dataset import Scan
-from diffusion import Synthesizer
-from evaluation.metrics import evaluate, score_volume
+from config import PRESETS, Config
+from dataset import Scan, VolumeDataset
+from evaluation.scores import evaluate
 from experiment.networks import build_aae, build_diffusion, build_discriminator, build_unet
-from imaging.loading import VolumeCache, VolumeDataset
+from imaging.cache import VolumeCache
 from imaging.volumes import Crop
-from runtime.commandline import parse_args
+from main import LatentBatch, Stage2, aae_step, ldm_step
+from model import LatentSpace, Synthesizer
+from runtime.commandline import parse
+from runtime.failures import is_out_of_memory
 from runtime.files import make_folder, write_csv
-from runtime.training import ImageLoss, Objective, Sample, aae_step, ldm_step
-from utils import EMA, InputError, autocast, draw_noise, pick_device, pick_precision, seed_everything
+from runtime.program import exit_code
+from runtime.signals import abandoned_on_error, serve_parent
+from utils import EMA, autocast, draw_noise, pick_device, pick_precision, score_volume, seed_everything
 
-REPEATS = 5                                                # calls after the warm-up
-ENOUGH = {False: 20.0, True: 1.0}                          # seconds in all after which there is no further call; if it is to be quick
+Network = TypeVar("Network", bound=nn.Module)
+
+REPEATS = 5                                                # repetitions after the warm-up
+ENOUGH_SECONDS, ENOUGH_SECONDS_QUICK = 20.0, 1.0           # of a part in all, after which it is not repeated
 SUBJECTS = {"train": 408, "validation": 51, "test": 51}    # of a run at paper scale
-AS_PUBLISHED = {"channels_last": "off", "precision": "fp32", "cache": "off", "recompute": False, "image_loss": 0.0}
+AS_PUBLISHED = {"precision": "fp32", "cache": "off", "recompute": False, "image_loss": 0.0}
+PET_STD = 0.2                                              # scales the image loss, and changes no time
 
 
 class Setup:
-    """The settings, with what the parts need: device, context of the precision, volumes. published: as the published code does it."""
+    """The settings of a measurement, with what its parts need: device, precision, volumes, networks.
+
+    published: measure as the published code does it.
+    """
 
     def __init__(self, cfg: Config, published: bool):
         self.cfg, self.published = dataclasses.replace(cfg, **AS_PUBLISHED) if published else cfg, published
         self.device = pick_device(cfg.device)
         self.dtype = pick_precision(self.cfg.precision, self.device)
-        seed_everything(0)                                 # as a run does, which asks for deterministic kernels too
+        self.folder = tempfile.TemporaryDirectory()        # of files that are read; it goes with the setup
+        seed_everything(0)                                 # and asks for deterministic kernels, as a run does
 
     def cast(self) -> torch.autocast:
+        """The context in which networks compute in the precision of the settings."""
         return autocast(self.device, self.dtype)
 
-    def volumes(self, count: int) -> torch.Tensor:
-        """Random volumes [count, 1, D, H, W] on the device."""
+    def build(self, builder: Callable[[Config, torch.device], Network]) -> Network:
+        """A network of the settings on the device; as published in the default memory layout."""
+        network = builder(self.cfg, self.device)
+        return network.to(memory_format=torch.contiguous_format) if self.published else network
+
+    def frozen(self, builder: Callable[[Config, torch.device], Network]) -> Network:
+        """A network that is not trained."""
+        return self.build(builder).eval().requires_grad_(False)
+
+    def volumes(self, count: int) -> Tensor:
+        """Random volumes [count, 1, D, H, W] in [0, 1) on the device."""
         return torch.rand(count, 1, *self.cfg.volume_size, device=self.device)
 
-    def latents(self, count: int) -> torch.Tensor:
+    def latents(self, count: int) -> Tensor:
         """Random latents [count, C, d, h, w] on the device."""
         return torch.randn(count, self.cfg.latent_channels, *self.cfg.latent_size, device=self.device)
 
@@ -67,218 +93,334 @@ class Setup:
         from nilearn.datasets import load_mni152_template  # here, because importing it takes seconds
         t1 = load_mni152_template(resolution=2).get_fdata(dtype=np.float32)
         voxels = resize(t1 / t1.max(), self.cfg.image_size)
-        return (voxels + (voxels > 0) * 0.02 * np.random.default_rng(0).random(voxels.shape)).clip(0, 1).astype(np.float32)
+        noise = 0.02 * np.random.default_rng(0).random(voxels.shape)
+        return (voxels + (voxels > 0) * noise).clip(0, 1).astype(np.float32)
 
 
-# A part is a function Setup -> (what is timed, how many units of work that does).
+# ---------------------------------------------------------------- the parts
+# Each is a function Setup -> (action that is timed, units of work that it does).
+
 Part = tuple[Callable[[], object], int]
 
 
 def stage_1_step(setup: Setup) -> Part:
     """One update of autoencoder and discriminator on a batch."""
-    cfg, (aae, disc) = setup.cfg, (build(setup.cfg, setup.device) for build in (build_aae, build_discriminator))
-    opt_g, opt_d = (torch.optim.Adam(net.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=not setup.published) for net in (aae, disc))
+    cfg, fused = setup.cfg, not setup.published
+    aae, disc = setup.build(build_aae), setup.build(build_discriminator)
+    opt_g = torch.optim.Adam(aae.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=fused)
+    opt_d = torch.optim.Adam(disc.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=fused)
     x = setup.volumes(cfg.aae_batch_size)
-    return lambda: aae_step(aae, disc, opt_g, opt_d, x, cfg.lambda_rec, cast=setup.cast), 1
+    return partial(aae_step, aae, disc, opt_g, opt_d, x, cfg.lambda_rec, setup.cast), 1
 
 
 def stage_2_step(setup: Setup) -> Part:
     """One update of the denoiser and its moving average on a batch."""
-    cfg, unet, diffusion = setup.cfg, build_unet(setup.cfg, setup.device), build_diffusion(setup.cfg, setup.device)
+    cfg, n = setup.cfg, setup.cfg.ldm_batch_size
+    unet, space = setup.build(build_unet), LatentSpace(setup.frozen(build_aae))
     opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr, fused=not setup.published)
-    z_0, mri, pet = setup.latents(cfg.ldm_batch_size), setup.volumes(cfg.ldm_batch_size), setup.volumes(cfg.ldm_batch_size)
-    label = torch.eye(cfg.num_classes, device=setup.device)[torch.arange(cfg.ldm_batch_size) % 2]
-    ema, image = EMA(unet, cfg.ema_decay, 0), None
-    if cfg.image_loss:
-        decoder = build_aae(cfg, setup.device).decoder.eval().requires_grad_(False)
-        image = ImageLoss(lambda z: decoder(z).float(), cfg.image_loss, 0.0, None, 1.0, cfg.image_loss_over_time)
-    objective = Objective(diffusion, cfg.share_without_label, image=image)
+    diffusion, ema = build_diffusion(cfg, setup.device), EMA(unet, cfg.ema_decay, 0)
+    stage_2 = Stage2(diffusion, space, PET_STD, cfg.image_loss, cfg.time_shift, cfg.min_snr)
+    label = torch.rand(n, cfg.num_classes, device=setup.device).softmax(dim=1)               # [B, K]
+    pet = setup.volumes(n) if cfg.image_loss else None
+    batch = LatentBatch(setup.latents(n), setup.volumes(n), label, pet)
 
-    def step():
-        ldm_step(unet, objective, opt, Sample(z_0, mri, label, pet), cast=setup.cast)
+    def step() -> None:
+        """Update both."""
+        ldm_step(unet, opt, stage_2, batch, setup.cast)
         ema.update(unet, 1)
     return step, 1
 
 
-def denoiser_call(setup: Setup) -> Part:
-    """One network call of one draw; as published with the Extractor."""
-    unet, draws = build_unet(setup.cfg, setup.device).eval(), 1 if setup.published else setup.cfg.samples_per_scan
-    z_t, mri, t = setup.latents(draws), setup.volumes(1), torch.full((draws,), setup.cfg.timesteps // 2, device=setup.device)
-    condition = None if setup.published else [one.detach().expand(draws, -1, -1, -1, -1) for one in unet.condition(mri)]
+def network_evaluation(setup: Setup) -> Part:
+    """One evaluation of the denoiser for one latent sample; as published with the Extractor."""
+    unet, samples = setup.frozen(build_unet), 1 if setup.published else setup.cfg.samples_per_scan
+    mri, z_t = setup.volumes(1), setup.latents(samples)
+    t = torch.full((samples,), setup.cfg.timesteps // 2, device=setup.device)
 
-    @torch.no_grad()
-    def call():
-        with setup.cast():
-            return unet.denoise(z_t, unet.condition(mri) if condition is None else condition, t)
-    return call, draws
+    def with_extractor() -> Tensor:
+        """The denoiser's output for one sample."""
+        with torch.no_grad(), setup.cast():
+            return unet(z_t, mri, t)
+    if setup.published:
+        return with_extractor, 1
+    with torch.no_grad(), setup.cast():
+        condition = [one.float().repeat_interleave(samples, dim=0) for one in unet.condition(mri)]
 
-
-def scan(setup: Setup) -> Part:
-    """One scan with the sampler of the settings, decoded; as published it is extrapolated from denoiser_call and decode."""
-    cfg, aae, unet = setup.cfg, build_aae(setup.cfg, setup.device).eval(), build_unet(setup.cfg, setup.device).eval()
-    synthesizer = Synthesizer(aae.decoder, unet, build_diffusion(cfg, setup.device), batch=cfg.sampling_batch, cast=setup.cast)
-    mri, shape = setup.volumes(1), (cfg.latent_channels, *cfg.latent_size)
-
-    def synthesize():
-        noise = [[draw_noise(cfg.seed, "s", k, shape) for k in range(cfg.samples_per_scan)]]
-        return synthesizer.decode(synthesizer.draw(mri, None, noise, cfg.sampler, cfg.sampling_steps).mean(dim=1))
-    return synthesize, 1
+    def without_extractor() -> Tensor:
+        """The denoiser's output for all samples of a scan, whose MRI was seen before."""
+        with torch.no_grad(), setup.cast():
+            return unet.denoise(z_t, condition, t)
+    return without_extractor, samples
 
 
 def encode(setup: Setup) -> Part:
     """One PET to its latent."""
-    return _forward(setup, build_aae(setup.cfg, setup.device).encoder, setup.volumes(1 if setup.published else setup.cfg.aae_batch_size))
+    x = setup.volumes(1 if setup.published else setup.cfg.aae_batch_size)
+    return _forward(setup, setup.frozen(build_aae).encoder, x)
 
 
 def decode(setup: Setup) -> Part:
     """One latent to its PET."""
-    return _forward(setup, build_aae(setup.cfg, setup.device).decoder, setup.latents(1 if setup.published else setup.cfg.scans_at_once))
+    z = setup.latents(1 if setup.published else setup.cfg.scans_at_once)
+    return _forward(setup, setup.frozen(build_aae).decoder, z)
 
 
-def _forward(setup: Setup, network: torch.nn.Module, x: torch.Tensor) -> Part:
-    network.eval()
-
-    @torch.no_grad()
-    def run():
-        with setup.cast():
+def _forward(setup: Setup, network: nn.Module, x: Tensor) -> Part:
+    """A network on a batch."""
+    def forward() -> Tensor:
+        """The network's output."""
+        with torch.no_grad(), setup.cast():
             return network(x)
-    return run, len(x)
+    return forward, len(x)
+
+
+def scan_pass(setup: Setup) -> Part:
+    """One scan: all latent samples by the sampler of the settings, without a label; their mean decoded."""
+    cfg, space = setup.cfg, LatentSpace(setup.frozen(build_aae))
+    diffusion = build_diffusion(cfg, setup.device)
+    synthesizer = Synthesizer(space, setup.frozen(build_unet), diffusion, cfg.sampling_batch, setup.cast)
+    mri, shape = setup.volumes(1), (cfg.latent_channels, *cfg.latent_size)
+
+    def synthesize() -> Tensor:
+        """The PET of the scan, [1, 1, D, H, W]."""
+        noise = [[draw_noise(cfg.seed, "s", k, shape) for k in range(cfg.samples_per_scan)]]
+        z_0 = synthesizer.sample(mri, None, noise, cfg.sampler, cfg.sampling_steps)
+        return synthesizer.decode(z_0.mean(dim=1))
+    return synthesize, 1
 
 
 def scores(setup: Setup) -> Part:
-    """PSNR, SSIM and MAE of one volume, box and brain; as published by scikit-image, one volume after the other."""
+    """PSNR, SSIM and MAE of a volume, box and brain; as published by scikit-image, one after another."""
     x = torch.from_numpy(setup.head()[Crop(setup.cfg.crop_start, setup.cfg.volume_size).slices()].copy())
     brain, count = x.numpy() > 0.3, 4
     x_hat = (x + 0.02 * torch.randn_like(x)).clamp(0, 1)
     if setup.published:
-        return lambda: score_volume(x_hat, x, brain), 1
-    pets, x_hats = (volume.expand(count, 1, *x.shape) for volume in (x, x_hat.to(setup.device)))
+        return partial(score_volume, x_hat, x, brain), 1
+    pets = x.expand(count, 1, *x.shape)
+    x_hats = x_hat.to(setup.device).expand(count, 1, *x.shape)
     batch = {"id": ["s"] * count, "label": [0] * count, "pet": pets}
-    return lambda: evaluate(lambda _: x_hats, [batch], lambda y, volumes: score_volume(y, volumes["pet"], brain), "scores"), count
+
+    def predict(_batch: dict) -> Tensor:
+        """The PETs to be scored."""
+        return x_hats
+
+    def score(volume: Tensor, volumes: dict[str, Tensor]) -> dict[str, float]:
+        """The scores of a volume [D, H, W]."""
+        return score_volume(volume, volumes["pet"], brain)
+    return partial(evaluate, predict, [batch], score, "scores"), count
 
 
 def reading(setup: Setup) -> Part:
-    """The crop of one .nii.gz; as published it is decoded, here it comes from the cache."""
-    setup.folder = tempfile.TemporaryDirectory()           # lives as long as the setup
-    path = Path(setup.folder.name) / "s.nii.gz"
+    """The crop of one .nii.gz; as published it is decoded, with the settings it comes from the cache."""
+    cfg, path = setup.cfg, Path(setup.folder.name) / "s.nii.gz"
     nib.save(nib.Nifti1Image(setup.head(), np.eye(4)), path)
-    cache = VolumeCache([path], Crop(setup.cfg.crop_start, setup.cfg.volume_size), setup.cfg.crop_jitter, setup.cfg.cache)
+    cache = VolumeCache([path], Crop(cfg.crop_start, cfg.volume_size), cfg.crop_jitter, cfg.cache)
     dataset = VolumeDataset([Scan("s", 0, path, path)], cache, ("mri",))
-    return lambda: (setup, dataset[0]), 1
+
+    def read() -> dict:
+        """The item of the scan."""
+        return dataset[0]
+    return read, 1
 
 
-PARTS = {"stage 1 training step": stage_1_step, "stage 2 training step": stage_2_step, "denoiser call": denoiser_call, "encode": encode,
-         "decode": decode, "one scan": scan, "scores of a volume": scores, "read a .nii.gz": reading}
+SCAN = "one scan"
+PARTS = {"stage 1 training step": stage_1_step, "stage 2 training step": stage_2_step,
+         "network evaluation": network_evaluation, "encode": encode, "decode": decode, SCAN: scan_pass,
+         "scores of a volume": scores, "read a .nii.gz": reading}
 
+
+# ---------------------------------------------------------------- measurement
 
 def measure(part: str, cfg: Config, published: bool, quick: bool) -> tuple[float, float]:
-    """Median seconds of a unit of work after a warm-up, and the peak memory in GiB: of the GPU if there is one, else of this process.
+    """Median seconds of a unit of work after a warm-up, and the peak memory in GiB: of the GPU if there is
+    one, else of this process.
 
-    A first call of more than 20 s (quick: 1 s) is taken as it is.
+    A first repetition that takes longer than enough is not repeated.
     """
     setup = Setup(cfg, published)
     action, units = PARTS[part](setup)
-    seconds = []
-    while sum(seconds) <= ENOUGH[quick] and len(seconds) <= REPEATS:
+    on_gpu = setup.device.type == "cuda"
+    enough = ENOUGH_SECONDS_QUICK if quick else ENOUGH_SECONDS
+    seconds: list[float] = []
+    if on_gpu:
+        torch.cuda.synchronize()                           # so that all is there before the clock starts
+    while sum(seconds) <= enough and len(seconds) <= REPEATS:
         start = time.perf_counter()
         action()
-        if setup.device.type == "cuda":
+        if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    memory = torch.cuda.max_memory_allocated() if setup.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = torch.cuda.max_memory_allocated() if on_gpu else _peak_memory_of_this_process()
     return statistics.median(seconds[1:] or seconds) / units, memory / 2 ** 30
 
 
-def measure_apart(*arguments) -> tuple[float, float]:
-    """measure in a process of its own, so that its memory is its own."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+def _peak_memory_of_this_process() -> int:
+    """Bytes; Linux counts them in KiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure_apart(part: str, cfg: Config, published: bool, quick: bool) -> tuple[float, float]:
+    """measure in a process of its own, so that its memory is its own; NaN if memory does not suffice."""
+    context = multiprocessing.get_context("spawn")
+    with abandoned_on_error(ProcessPoolExecutor(1, context, initializer=serve_parent)) as pool:
         try:
-            return pool.submit(measure, *arguments).result()
-        except (BrokenProcessPool, MemoryError, torch.OutOfMemoryError) as error:
-            print(f"  {arguments[0]}: not measured, probably for want of memory ({type(error).__name__})")
+            return pool.submit(measure, part, cfg, published, quick).result()
+        except Exception as error:
+            if not (is_out_of_memory(error) or isinstance(error, BrokenProcessPool)):        # or killed
+                raise
+            print(f"  {part}: not measured, probably for want of memory ({type(error).__name__})")
             return float("nan"), float("nan")
 
 
 def measure_all(size: str, cfg: Config, quick: bool) -> pd.DataFrame:
-    """A row a part: seconds and memory as published and with the settings, and the ratio of the seconds."""
-    rows = {}
+    """A row a part: seconds and memory as published and with the settings, and the ratio of the seconds.
+
+    A scan as published is extrapolated from its network evaluations, because it takes 87 minutes and more on
+    a CPU; one with the settings is a pass that was measured, times the passes.
+    """
+    rows: dict[str, dict] = {}
     for part in PARTS:
-        found = []
-        for published in (True, False):
-            if part == "one scan" and published:           # 87 minutes and more on a CPU
-                seconds = rows["denoiser call"]["published_s"] * (cfg.timesteps - 1) + rows["decode"]["published_s"]
-                found.append((seconds, rows["denoiser call"]["published_GiB"]))
-                continue
-            found.append(measure_apart(part, cfg, published, quick))
-        (published_s, published_gib), (seconds, gib) = found
-        rows[part] = {"size": size, "part": part, "published_s": published_s, "seconds": seconds, "ratio": published_s / seconds,
-                      "published_GiB": published_gib, "GiB": gib}
-        print(f"  {part:24}{published_s:12.4f} s{seconds:12.4f} s{published_s / seconds:9.1f} x{published_gib:9.2f}{gib:9.2f} GiB"
-              + ("   (published: extrapolated)" if part == "one scan" else ""), flush=True)
+        seconds, gib = measure_apart(part, cfg, False, quick)
+        if part == SCAN:
+            seconds *= passes(cfg)
+            published_s = (published_nfe(cfg) * rows["network evaluation"]["published_s"]
+                           + rows["decode"]["published_s"])
+            published_gib = rows["network evaluation"]["published_GiB"]
+        else:
+            published_s, published_gib = measure_apart(part, cfg, True, quick)
+        rows[part] = {"size": size, "part": part, "published_s": published_s, "seconds": seconds,
+                      "ratio": published_s / seconds, "published_GiB": published_gib, "GiB": gib}
+        remark = "   (as published: extrapolated)" if part == SCAN else ""
+        print(f"  {part:24}{published_s:12.4f} s{seconds:12.4f} s{published_s / seconds:9.1f} x"
+              f"{published_gib:9.2f}{gib:9.2f} GiB{remark}", flush=True)
     return pd.DataFrame(rows.values())
 
 
+# ---------------------------------------------------------------- network evaluations, and the cost of a run
+
+def passes(cfg: Config) -> int:
+    """How often the latent samples of a scan are drawn: label_at_sampling matched draws them twice."""
+    return 2 if cfg.label_at_sampling == "matched" else 1
+
+
+def sample_nfe(cfg: Config, sampler: str, steps: int) -> int:
+    """Network evaluations (NFE) of one latent sample."""
+    return build_diffusion(cfg, torch.device("cpu")).evaluations(sampler, steps)
+
+
+def scan_nfe(cfg: Config) -> int:
+    """Network evaluations (NFE) of a scan with the settings: of all its latent samples, in all passes."""
+    return cfg.samples_per_scan * sample_nfe(cfg, cfg.sampler, cfg.sampling_steps) * passes(cfg)
+
+
+def published_nfe(cfg: Config) -> int:
+    """Network evaluations (NFE) of a scan as published: one latent sample by DDPM."""
+    return cfg.timesteps - 1
+
+
 def run_cost(cfg: Config, table: pd.DataFrame) -> pd.DataFrame:
-    """Hours of a run of 408 + 51 + 51 subjects, computed from the measured parts.
+    """Hours of a run of 408 + 51 + 51 subjects, computed from the measured parts: columns published_h, hours,
+    ratio.
 
-    Left out: reading, which goes on beside the training, files that are written, the validation loss, and the controls of the test.
+    Left out: reading, which goes on beside the training, files that are written, the validation loss, and in
+    the test the baselines and the uptake of single latent samples.
     """
-    rows = []
-    for column in ("published_s", "seconds"):
-        s, published = table.set_index("part")[column], column == "published_s"
-        calls = cfg.validation_steps / (cfg.sampling_steps * cfg.samples_per_scan)           # of one draw, in those of a scan
-        validation_scan = s["one scan"] if published else calls * (s["one scan"] - s["decode"]) + s["decode"]
-        validations = cfg.ldm_epochs // (1 if published else cfg.validation_every)
-        n = SUBJECTS["validation"]
-        rows.append({
-            "stage 1 training": cfg.aae_epochs * (SUBJECTS["train"] // cfg.aae_batch_size) * s["stage 1 training step"],
-            "stage 1 validation": cfg.aae_epochs * n * (s["encode"] + s["decode"] + s["scores of a volume"]),
-            "encoding": (SUBJECTS["train"] + n) * s["encode"],
-            "stage 2 training": cfg.ldm_epochs * (SUBJECTS["train"] // cfg.ldm_batch_size) * s["stage 2 training step"],
-            "stage 2 validation": validations * n * (validation_scan + s["scores of a volume"]),
-            "test": SUBJECTS["test"] * (s["one scan"] + s["scores of a volume"])})
-    hours = pd.DataFrame(rows, index=["published_h", "hours"]).T / 3600
+    by_part = table.set_index("part")
+    published = _run_hours(cfg, by_part["published_s"], by_part.loc[SCAN, "published_s"], 1)
+    decoding = by_part.loc["decode", "seconds"]
+    sampling = by_part.loc[SCAN, "seconds"] / passes(cfg) - decoding                         # one pass
+    share = sample_nfe(cfg, cfg.validation_sampler, cfg.validation_steps) / (scan_nfe(cfg) / passes(cfg))
+    validation_scan = share * sampling + decoding          # one latent sample, one pass
+    ours = _run_hours(cfg, by_part["seconds"], validation_scan, cfg.validation_every)
+    hours = pd.DataFrame({"published_h": published, "hours": ours})
     hours.loc["all"] = hours.sum()
-    return hours.assign(ratio=hours["published_h"] / hours["hours"]).rename_axis("of a computed run").reset_index()
+    hours["ratio"] = hours["published_h"] / hours["hours"]
+    return hours.rename_axis("of a computed run").reset_index()
 
+
+def _run_hours(cfg: Config, seconds: pd.Series, validation_scan: float, validation_every: int) -> pd.Series:
+    """Hours of each part of a run.
+
+    seconds: of the measured parts. validation_scan: seconds to synthesize a scan in the validation of stage
+    2, which is taken every validation_every epochs.
+    """
+    n_train, n_validation, n_test = SUBJECTS.values()
+    scoring = seconds["scores of a volume"]
+    reconstruction = seconds["encode"] + seconds["decode"]
+    steps_1, steps_2 = n_train // cfg.aae_batch_size, n_train // cfg.ldm_batch_size
+    validations = cfg.ldm_epochs // validation_every
+    return pd.Series({
+        "stage 1 training": cfg.aae_epochs * steps_1 * seconds["stage 1 training step"],
+        "stage 1 validation": cfg.aae_epochs * n_validation * (reconstruction + scoring),
+        "encoding": (n_train + n_validation) * seconds["encode"],
+        "stage 2 training": cfg.ldm_epochs * steps_2 * seconds["stage 2 training step"],
+        "stage 2 validation": validations * n_validation * (validation_scan + scoring),
+        "test": n_test * (seconds[SCAN] + scoring)}) / 3600
+
+
+# ---------------------------------------------------------------- the command
 
 def machine(device: torch.device) -> str:
-    """What the table was measured on."""
+    """The processor that the table was measured on, and the version of torch."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    name, cpuinfo = platform.processor(), Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].split(":")[1].strip() if models else name
     return f"{torch.get_num_threads()} threads on {name}, torch {torch.__version__}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Print the tables, part by part, and write them to result/benchmark/."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--quick", action="store_true")
-    own, rest = parser.parse_known_args(argv)
-    sizes = {"given": rest} if any(word.startswith("--preset") for word in rest) else {"paper": rest, "demo": ["--preset", "demo", *rest]}
+def describe(size: str, cfg: Config, dtype: str, device: torch.device) -> str:
+    """The lines above the table of a size: what was measured on which machine, and the headings."""
+    voxels = "x".join(map(str, cfg.volume_size))
+    steps = sample_nfe(cfg, cfg.sampler, cfg.sampling_steps)
+    lines = [f"{size} size: {voxels} voxels, batches of {cfg.aae_batch_size} and {cfg.ldm_batch_size}, "
+             f"{dtype}; {machine(device)}",
+             f"one scan: {cfg.samples_per_scan} latent samples x {steps} of {cfg.sampler} x passes "
+             f"{passes(cfg)} = {scan_nfe(cfg)} network evaluations; as published {published_nfe(cfg)}"]
+    if passes(cfg) > 1:
+        lines.append("its seconds here are twice those of one pass: label_at_sampling matched takes two")
+    lines.append(f"  {'':24}{'as published':>14}{'here':>14}{'ratio':>11}{'memory as published, here':>27}")
+    return "\n".join(lines)
+
+
+def benchmark(settings: dict[str, Config], quick: bool) -> None:
+    """Print the tables of each size, part by part, and write them.
+
+    Raises InputError for a device that is not there.
+    """
     folder = Path("result") / "benchmark"
     make_folder(folder)
-    tables, settings = [], {size: parse_args(words) for size, words in sizes.items()}
+    tables = []
     for size, cfg in settings.items():
-        try:
-            device = pick_device(cfg.device)
-        except InputError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
+        device = pick_device(cfg.device)
         dtype = str(pick_precision(cfg.precision, device)).removeprefix("torch.")
-        print(f"{size} size: {'x'.join(map(str, cfg.volume_size))} voxels, batches of {cfg.aae_batch_size} and {cfg.ldm_batch_size}, "
-              f"{cfg.samples_per_scan} draws of {cfg.sampling_steps} {cfg.sampler} calls, {dtype}; {machine(device)}\n"
-              f"  {'':24}{'as published':>14}{'here':>14}{'ratio':>11}{'memory as published, here':>27}", flush=True)
-        tables.append(measure_all(size, cfg, own.quick).assign(precision=dtype, machine=machine(device)))
-        cost = run_cost(cfg, tables[-1])
-        print(f"computed from these, not measured: hours of a run with {' + '.join(map(str, SUBJECTS.values()))} subjects, "
-              f"{cfg.aae_epochs} + {cfg.ldm_epochs} epochs\n{cost.to_string(index=False, float_format='{:.1f}'.format)}", flush=True)
+        print(describe(size, cfg, dtype, device), flush=True)
+        table = measure_all(size, cfg, quick)
+        about = {"precision": dtype, "machine": machine(device), "published_scan_NFE": published_nfe(cfg),
+                 "scan_NFE": scan_nfe(cfg)}
+        tables.append(table.assign(**about))
+        cost = run_cost(cfg, table)
+        subjects, hours = " + ".join(map(str, SUBJECTS.values())), "{:.1f}".format
+        print(f"computed from these, not measured: hours of a run with {subjects} subjects, "
+              f"{cfg.aae_epochs} + {cfg.ldm_epochs} epochs")
+        print(cost.to_string(index=False, float_format=hours), flush=True)
         write_csv(folder / f"run_cost_{size}.csv", cost)
         write_csv(folder / "benchmark.csv", pd.concat(tables))
     print(f"written to {folder}")
-    return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(argv: list[str]) -> int:
+    """Run the benchmark. Returns the exit code."""
+    about = "Measure seconds and memory of every part of the method. --quick: fewer repetitions."
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--quick", action="store_true")
+    own, words = parser.parse_known_args(argv)
+    sizes = {"paper": words, "demo": ["--preset", "demo", *words]}
+    if any(word.startswith("--preset") for word in words):
+        sizes = {"given": words}
+    settings = {}
+    for size, given in sizes.items():
+        settings[size] = parse(Config, given, "main.py benchmark", about, PRESETS)
+    return exit_code(partial(benchmark, settings, own.quick))

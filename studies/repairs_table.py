@@ -26,8 +26,9 @@ VALIDATION_HEADINGS = {"row": "row", "change": "differs from", "source": "source
                        "validation_r": "r", "s_train": "training (s)", "s_test": "test (s)"}
 TEST_HEADINGS = {"row": "row", "n": "seeds",
                  "PSNR_brain": "PSNR in brain (dB)", "SSIM_brain": "SSIM in brain",
-                 "gap_share": "share of the gap", "AUC": "AUC", "AUC_MRI_PET": "AUC with MRI", "AUC_stacked": "AUC stacked", "r": "r",
-                 "slope": "slope", "coverage": "coverage", "Brier": "Brier"}
+                 "gap_share": "share of the gap", "AUC": "AUC", "AUC_MRI_PET": "AUC with MRI",
+                 "AUC_stacked": "AUC stacked", "r": "r", "slope": "slope", "coverage": "coverage",
+                 "Brier": "Brier"}
 CRITERIA_HEADINGS = {"criterion": "criterion", "found": "found", "wanted": "wanted", "reached": "reached"}
 
 
@@ -148,10 +149,10 @@ def _stacked_auc(run: Run) -> float:
 
 
 def stacked_auc(validation: pd.DataFrame, test: pd.DataFrame) -> float:
-    """AUC of MRI and synthetic PET together on the test list, weighed on synthetic PETs (stacking, Wolpert 1992).
+    """AUC of MRI and synthetic PET together on the test list, weighed by stacking (Wolpert 1992).
 
     A logistic regression of the log odds of the MRI classifier and the synthetic SUVR is fitted on the
-    validation list. NaN if that has one label only, or an SUVR is missing.
+    validation list, so on synthetic PETs. NaN if that list has one label only, or an SUVR is missing.
     validation, test: columns label, score_mri and SUVR.
     """
     suvr = pd.concat([validation["SUVR"], test["SUVR"]])

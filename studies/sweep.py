@@ -61,54 +61,50 @@ def sweep(cfg: Config) -> None:
     exp = Experiment(cfg, check(cfg), pick_device(cfg.device))
     exp.refuse_conflicts(needs=("aae", "ldm"))
     folder = cfg.result_dir / "sweep"
-    say("sweep", f"{len(exp.cohort.validation)} subjects of the validation list, writes {folder}; what is "
-                 "there already stays")
+    say("sweep", f"{len(exp.cohort.validation)} subjects of the validation list, writes {folder}; "
+                 "what is there already stays")
     measure_sweep(exp, *exp.networks.best_synthesizer(), folder)
 
 
 def measure_sweep(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor | None,
                   folder: Path) -> None:
-    """Write sampling_sweep.csv, a row for each sampler, number of steps and number of samples, and its
+    """Write sampling_sweep.csv, a row for each sampler, number of steps and number of latent samples, and its
     picture.
 
     A row holds the mean scores over the validation list and the correlation of synthetic with real SUVR; NFE
-    counts the network evaluations of one latent sample. The present setting of the sampler is one of the
-    rows. Rows of the same networks, settings and scans that are there already stay, so that the same command
-    goes on.
+    counts the network evaluations of one latent sample. The sampler of the settings is one of the rows. Rows
+    of the same networks, settings and scans that are there already stay, so that the same command goes on.
     """
     make_folder(folder)
     cfg, path = exp.cfg, folder / "sampling_sweep.csv"
-    setting, plan = _plan(cfg)
+    own, plan = _plan(cfg)
     measured_on = _measured_on(exp, synthesizer)
-    table = _read(path, measured_on)
-    real = evaluate(lambda batch: batch["pet"], exp.batches(exp.cohort.validation, "pet"),
-                    lambda x, _: _suvr(exp, x), "sweep, real PET")
+    table, real = _read(path, measured_on), _real_uptake(exp)
     for sampler, steps in plan:
-        samples = set(SAMPLES) | ({cfg.samples_per_scan} if (sampler, steps) == setting else set())
+        counts = set(SAMPLES)
+        if (sampler, steps) == own:
+            counts.add(cfg.samples_per_scan)
         there = table.loc[(table["sampler"] == sampler) & (table["steps"] == steps), "samples"]
-        if samples <= set(there):
+        if counts <= set(there):
             continue
-        for scores in _score(exp, synthesizer, predictor, sampler, steps, sorted(samples), real):
-            row = {"sampler": sampler, "steps": steps,
-                   "NFE": synthesizer.diffusion.evaluations(sampler, steps), **scores}
-            new = pd.DataFrame([row]).assign(measured_on=measured_on)
-            table = pd.concat([table, new]) if len(table) else new
-            table = table.drop_duplicates(KEY, keep="last").sort_values(["sampler", "samples", "NFE"],
-                                                                        kind="stable")
+        nfe = synthesizer.diffusion.evaluations(sampler, steps)
+        for scores in _score(exp, synthesizer, predictor, sampler, steps, sorted(counts), real):
+            row = {"sampler": sampler, "steps": steps, "NFE": nfe, **scores, "measured_on": measured_on}
+            table = _with_row(table, row)
             write_csv(path, table)
     from evaluation.figures import plot_sampling           # here, because it needs matplotlib
     note = f"validation list, {exp.scores_note(len(exp.cohort.validation))}"
-    plot_sampling(table, (*setting, cfg.samples_per_scan), folder / "sampling_sweep", note)
+    plot_sampling(table, (*own, cfg.samples_per_scan), folder / "sampling_sweep", note)
 
 
 def _plan(cfg: Config) -> tuple[tuple[str, int], list[tuple[str, int]]]:
     """Sampler and steps of the settings, and all that are to be measured, the long one last."""
     longest = cfg.timesteps - 1
-    setting = (cfg.sampler, longest if cfg.sampler == "ddpm" else cfg.sampling_steps)
+    own = (cfg.sampler, longest if cfg.sampler == "ddpm" else cfg.sampling_steps)
     plan = [(sampler, steps) for sampler in ("dpm", "ddim") for steps in reversed(STEPS) if steps <= longest]
-    if setting not in plan and setting[0] != "ddpm":
-        plan.insert(0, setting)
-    return setting, [*plan, ("ddpm", longest)]
+    if own not in plan and cfg.sampler != "ddpm":
+        plan.insert(0, own)
+    return own, [*plan, ("ddpm", longest)]
 
 
 def _read(path: Path, measured_on: str) -> pd.DataFrame:
@@ -118,6 +114,13 @@ def _read(path: Path, measured_on: str) -> pd.DataFrame:
     table = read_own_table(path, [*KEY, "NFE"], "remove it, and python main.py sweep makes it again",
                            measured_on=str)
     return table[table["measured_on"] == measured_on]
+
+
+def _with_row(table: pd.DataFrame, row: dict) -> pd.DataFrame:
+    """The table in its order, with a further row in the place of an earlier one of the same key."""
+    new = pd.DataFrame([row])
+    table = pd.concat([table, new]) if len(table) else new
+    return table.drop_duplicates(KEY, keep="last").sort_values(["sampler", "samples", "NFE"], kind="stable")
 
 
 def _measured_on(exp: Experiment, synthesizer: Synthesizer) -> str:
@@ -133,16 +136,29 @@ def _suvr(exp: Experiment, x: Tensor) -> dict[str, float]:
     return {"SUVR": exp.measurement.uptake(x)["SUVR"]} if exp.measurement.regions else {}
 
 
+def _real_uptake(exp: Experiment) -> pd.DataFrame:
+    """ID, label and, if there are regions, SUVR of the real PETs of the validation list."""
+    def real_pet(batch: dict) -> Tensor:
+        """The PETs of a batch themselves, [B, 1, D, H, W]."""
+        return batch["pet"]
+
+    def measure(x: Tensor, _volumes: dict[str, Tensor]) -> dict[str, float]:
+        """SUVR."""
+        return _suvr(exp, x)
+    return evaluate(real_pet, exp.batches(exp.cohort.validation, "pet"), measure, "sweep, real PET")
+
+
 def _score(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor | None, sampler: str,
            steps: int, counts: list[int], real: pd.DataFrame) -> Iterator[dict]:
-    """The mean scores with each number of latent samples. More samples go on from fewer ones, as a run with
-    so many makes them."""
-    title, scans, cfg = f"sweep, {sampler} {steps}", exp.cohort.validation, exp.cfg
-    drawn: dict[str, list[Tensor]] = {scan.id: [] for scan in scans}           # ID -> samples [., C, d, h, w]
+    """The mean scores with each number of latent samples, in rising order. More samples go on from fewer
+    ones, as a run with so many makes them."""
+    scans = exp.cohort.validation
+    samples: dict[str, list[Tensor]] = {scan.id: [] for scan in scans}         # ID -> [., C, d, h, w] each
 
     def predict(batch: dict) -> Tensor:
-        """The PETs decoded from the means of what is drawn."""
-        return synthesizer.decode(torch.stack([torch.cat(drawn[name]).mean(dim=0) for name in batch["id"]]))
+        """PETs decoded from the mean of the samples so far, [B, 1, D, H, W]."""
+        means = [torch.cat(samples[name]).mean(dim=0) for name in batch["id"]]
+        return synthesizer.decode(torch.stack(means))
 
     def measure(x_hat: Tensor, volumes: dict[str, Tensor]) -> dict[str, float]:
         """Image scores and SUVR."""
@@ -150,15 +166,26 @@ def _score(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor 
 
     first = 0
     for count in counts:
-        latents = LatentSampler(cfg, synthesizer, predictor, exp.measurement, sampler, steps,
-                                range(first, count))
-        with progress_bar(desc=f"{title}, {count} samples", unit="scan", total=len(scans)) as bar:
-            for batch in exp.batches(scans, "mri", batch=max(1, cfg.sampling_batch // (count - first))):
-                stop_if_requested()
-                for name, z_0 in zip(batch["id"], latents(batch), strict=True):
-                    drawn[name].append(z_0)
-                bar.update(len(batch["id"]))
+        title = f"sweep, {sampler} {steps}, {count} samples"
+        numbers = range(first, count)
+        latents = LatentSampler(exp.cfg, synthesizer, predictor, exp.measurement, sampler, steps, numbers)
+        _add_samples(exp, latents, samples, title)
         first = count
-        scores = evaluate(predict, exp.batches(scans, "pet"), measure, f"{title}, {count} samples")
-        correlation = {"SUVR_r": scores["SUVR"].corr(real["SUVR"])} if exp.measurement.regions else {}
-        yield {"samples": count, "n": len(scores), **scores[list(METRICS)].mean(), **correlation}
+        scores = evaluate(predict, exp.batches(scans, "pet"), measure, title)
+        row = {"samples": count, "n": len(scores), **scores[list(METRICS)].mean()}
+        if exp.measurement.regions:
+            row["SUVR_r"] = scores["SUVR"].corr(real["SUVR"])
+        yield row
+
+
+def _add_samples(exp: Experiment, latents: LatentSampler, samples: dict[str, list[Tensor]],
+                 title: str) -> None:
+    """Add to the samples of every scan of the validation list those that `latents` makes of it."""
+    scans = exp.cohort.validation
+    at_once = max(1, exp.cfg.sampling_batch // len(latents.samples))
+    with progress_bar(desc=title, unit="scan", total=len(scans)) as bar:
+        for batch in exp.batches(scans, "mri", batch=at_once):
+            stop_if_requested()
+            for name, z_0 in zip(batch["id"], latents(batch), strict=True):
+                samples[name].append(z_0)
+            bar.update(len(batch["id"]))

@@ -1,6 +1,6 @@
-"""Made-up tables and volumes in the form of ADNI's: no row comes from a real person, every volume is a digital phantom.
+"""Made-up tables and volumes in the form of ADNI's: no row is a real person's, all volumes are phantoms.
 
-    python tests/made_up.py FOLDER      writes data/, amyloid_table.csv and new/ there, for the README's way from tables to a synthetic PET
+    python tests/made_up.py FOLDER    writes data/, amyloid_table.csv, new/ for the commands of docs/data.md
 """
 import shutil
 import sys
@@ -19,8 +19,9 @@ SUBJECTS = (18, 4, 4)                                      # simulated; one of t
 def amyloid_table(subjects: list[str], seed: int) -> pd.DataFrame:
     """A table like ADNI's of amyloid PET, one to five rows a subject about two years apart, in no order.
 
-    subjects: PTIDs such as 037_S_6046. Of a subject's rows, all have one amyloid status and pass the quality control (qc_flag 2), so that
-    also a scan without a date gets its label; status follows the Centiloids, half of the subjects are positive.
+    subjects: PTIDs such as 037_S_6046. All rows of a subject have one amyloid status and pass the quality
+    control (qc_flag 2), so that a scan without a date gets its label too. Status follows the Centiloids; half
+    of the subjects are positive.
     """
     rng = np.random.default_rng(seed)
     rows = []
@@ -29,24 +30,30 @@ def amyloid_table(subjects: list[str], seed: int) -> pd.DataFrame:
         first = np.datetime64("2011-01-01") + int(rng.integers(0, 1500))
         for visit in range(int(rng.integers(1, 6))):
             level = int(rng.integers(35, 120) if positive else rng.integers(-15, 10))
-            rows.append({"LONIUID": f"I{rng.integers(10 ** 6)}", "RID": int(ptid[-4:]), "PTID": ptid, "VISCODE": "bl" if not visit else
-                         f"m{24 * visit}", "SCANDATE": str(first + 730 * visit + int(rng.integers(-40, 40))), "SITEID": int(ptid[:3]) % 60,
-                         "qc_flag": 2, "TRACER": tracer, "AMYLOID_STATUS": positive, "CENTILOIDS": level,
-                         "SUMMARY_SUVR": round(1 + level / 188, 3)})
+            rows.append({
+                "LONIUID": f"I{rng.integers(10 ** 6)}",
+                "RID": int(ptid[-4:]),
+                "PTID": ptid,
+                "VISCODE": "bl" if not visit else f"m{24 * visit}",
+                "SCANDATE": str(first + 730 * visit + int(rng.integers(-40, 40))),
+                "SITEID": int(ptid[:3]) % 60,
+                "qc_flag": 2,
+                "TRACER": tracer,
+                "AMYLOID_STATUS": positive,
+                "CENTILOIDS": level,
+                "SUMMARY_SUVR": round(1 + level / 188, 3)})
     return pd.DataFrame(rows).sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
 def write_study(folder: Path) -> None:
-    """Volumes of 25 subjects at 4 mm under data/, named by made-up PTIDs, their amyloid_table.csv, and in new/ the MRI of one more.
-
-    The new one is stored as scanners and converters store: axes mirrored, whole numbers with a scale factor, a BIDS name.
-    """
+    """Write data/ of 25 subjects at 4 mm with made-up PTIDs, amyloid_table.csv, and one more MRI in new/."""
     data = folder / "data"
     build_phantom(data, SUBJECTS, 4, 0.6, seed=7)
     labels = pd.read_csv(data / "data_info" / "data_info.csv").set_index("ID")["label"]
-    kinds = [sorted(labels.index[labels == label]) for label in (0, 1)]
-    shutil.rmtree(data / "data_info")                      # the stage prepare is to write it
-    scans = [scan for pair in zip(*kinds, strict=False) for scan in pair]                    # by turns negative and positive, as the table
+    shutil.rmtree(data / "data_info")                      # main.py prepare is to write it
+    negative, positive = (sorted(labels.index[labels == label]) for label in (0, 1))
+    pairs = zip(negative, positive, strict=False)          # alternating, as in the table
+    scans = [scan for pair in pairs for scan in pair]
     names = [f"{2 + i % 5:03d}_S_{6000 + i}" for i in range(len(scans))]
     for modality in ("whole_MRI", "whole_Abeta"):
         (data / modality).rename(data / "simulated")
@@ -56,12 +63,19 @@ def write_study(folder: Path) -> None:
             source.rename(data / modality / source.name.replace(scan, name))
         shutil.rmtree(data / "simulated")
     amyloid_table(names[:-1], seed=0).to_csv(folder / "amyloid_table.csv", index=False)
+    move_to_new(data, names[-1], folder / "new")
 
-    (folder / "new").mkdir()
-    [mri], [pet] = ((data / modality).glob(f"{names[-1]}.nii*") for modality in ("whole_MRI", "whole_Abeta"))
-    image = nib.as_closest_canonical(nib.load(mri)).as_reoriented(np.array([[0, -1], [1, -1], [2, 1]]))          # LPS
+
+def move_to_new(data: Path, name: str, folder: Path) -> None:
+    """Take a subject out of the cohort and store its MRI in another folder as scanners and converters do.
+
+    Its axes are mirrored (LPS), its voxels whole numbers with a scale factor, its name is one of BIDS.
+    """
+    [mri], [pet] = ((data / modality).glob(f"{name}.nii*") for modality in ("whole_MRI", "whole_Abeta"))
+    image = nib.as_closest_canonical(nib.load(mri)).as_reoriented(np.array([[0, -1], [1, -1], [2, 1]]))
     image.set_data_dtype(np.int16)
-    nib.save(image, folder / "new" / f"sub-{names[-1].replace('_', '')}_T1w.nii.gz")
+    folder.mkdir()
+    nib.save(image, folder / f"sub-{name.replace('_', '')}_T1w.nii.gz")
     mri.unlink()
     pet.unlink()
 

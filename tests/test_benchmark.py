@@ -1,13 +1,18 @@
 """The benchmark: that it measures what it says, and computes the cost of a run from that."""
+import dataclasses
+
 import pandas as pd
 import pytest
 import torch
 from conftest import TINY, arguments
 
-from config import Config
+from config import PRESETS, Config
+from experiment.networks import build_unet
+from runtime.commandline import parse
 from studies import benchmark
 
 CFG = Config(**TINY)
+MATCHED = parse(Config, ["--preset", "demo"], "main.py benchmark", "", PRESETS)
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -18,61 +23,232 @@ def test_every_part_can_be_measured(part, published):
     assert memory > 0.05
 
 
-def test_the_volumes_are_not_empty():
+def test_the_head_is_not_empty():
     head = benchmark.Setup(CFG, False).head()
     assert head.shape == CFG.image_size
     assert 0 <= head.min() < head.std() < head.max() <= 1
     assert (head > 0.3).mean() > 0.1
 
 
+def test_volumes_and_latents_are_random_and_not_zero():
+    setup = benchmark.Setup(CFG, False)
+    x, z = setup.volumes(2), setup.latents(2)
+    assert x.shape == (2, 1, *CFG.volume_size) and 0 <= x.min() < 0.1 < 0.9 < x.max() <= 1
+    assert z.shape == (2, CFG.latent_channels, *CFG.latent_size) and abs(z.mean()) < 0.1
+    assert x.std() > 0.2 and z.std() > 0.9 and not torch.equal(x[0], x[1])
+
+
 def test_as_published_is_float32_in_the_default_layout_without_a_cache():
-    plain, ours = benchmark.Setup(CFG, True).cfg, benchmark.Setup(CFG, False).cfg
-    assert (plain.channels_last, plain.precision, plain.cache) == ("off", "fp32", "off")
-    assert ours == CFG
+    cfg = dataclasses.replace(CFG, precision="bf16", recompute=True)
+    plain, ours = benchmark.Setup(cfg, True), benchmark.Setup(cfg, False)
+    assert (plain.cfg.precision, plain.cfg.cache, plain.cfg.recompute) == ("fp32", "off", False)
+    assert (plain.dtype, ours.dtype) == (torch.float32, torch.bfloat16)
+    assert ours.cfg == cfg
+    for setup, layout in ((plain, torch.contiguous_format), (ours, torch.channels_last_3d)):
+        network = setup.build(build_unet)
+        weights = [weight for weight in network.parameters() if weight.dim() == 5]
+        assert weights and all(weight.is_contiguous(memory_format=layout) for weight in weights)
+    convolution = plain.build(build_unet).mid[0].conv1     # its weight cannot have both layouts at once
+    assert not convolution.weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-def test_the_extractor_runs_in_every_call_as_published_and_never_in_ours(monkeypatch):
-    seen = []
-    monkeypatch.setattr(benchmark, "build_unet", lambda *args: watched(seen, *args))
+def test_the_optimizers_are_plain_as_published_and_fused_in_ours(monkeypatch):
+    fused = []
+    for name in ("Adam", "AdamW"):
+        kind = getattr(torch.optim, name)
+
+        def noted(*args, kind=kind, **options):
+            """The optimizer, whose options are noted."""
+            fused.append(options["fused"])
+            return kind(*args, **options)
+        monkeypatch.setattr(benchmark.torch.optim, name, noted)
     for published in (True, False):
-        action, draws = benchmark.denoiser_call(benchmark.Setup(CFG, published))
+        fused.clear()
+        benchmark.stage_1_step(benchmark.Setup(CFG, published))
+        benchmark.stage_2_step(benchmark.Setup(CFG, published))
+        assert fused == [not published] * 3
+
+
+def test_the_image_loss_is_part_of_our_step_alone(monkeypatch):
+    batches = []
+
+    def noted(unet, opt, stage_2, batch, cast):
+        """Note the weight of the image loss and whether there are PETs."""
+        batches.append((stage_2.image_loss, batch.pet is not None))
+    monkeypatch.setattr(benchmark, "ldm_step", noted)
+    for published in (True, False):
+        action, _ = benchmark.stage_2_step(benchmark.Setup(CFG, published))
+        action()
+    assert batches == [(0.0, False), (CFG.image_loss, True)]
+
+
+def test_the_extractor_runs_in_every_evaluation_as_published_and_never_in_ours(monkeypatch):
+    seen = []
+
+    def watched(*args):
+        """A denoiser that notes when its Extractor runs."""
+        unet = build_unet(*args)
+        unet.extractor.register_forward_hook(lambda *_: seen.append(1))
+        return unet
+    monkeypatch.setattr(benchmark, "build_unet", watched)
+    for published in (True, False):
+        action, samples = benchmark.network_evaluation(benchmark.Setup(CFG, published))
         seen.clear()
         action()
         action()
-        assert (len(seen), draws) == ((2, 1) if published else (0, CFG.samples_per_scan))
+        assert (len(seen), samples) == ((2, 1) if published else (0, CFG.samples_per_scan))
 
 
-def watched(seen, *args):
-    from experiment.networks import build_unet
-    unet = build_unet(*args)
-    unet.extractor.register_forward_hook(lambda *_: seen.append(1))
-    return unet
+def test_a_scan_has_a_pet_and_the_network_evaluations_of_one_pass(monkeypatch):
+    evaluated = []
+
+    def counted(*args):
+        """A denoiser that notes how many latent samples each evaluation has."""
+        unet = build_unet(*args)
+        unet.out.register_forward_hook(lambda _module, _inputs, output: evaluated.append(len(output)))
+        return unet
+    monkeypatch.setattr(benchmark, "build_unet", counted)
+    action, _ = benchmark.scan_pass(benchmark.Setup(CFG, False))
+    x_hat = action()
+    assert x_hat.shape == (1, 1, *CFG.volume_size) and x_hat.std() > 0
+    assert sum(evaluated) == benchmark.scan_nfe(CFG) == CFG.samples_per_scan * CFG.sampling_steps
+
+
+def test_matched_takes_two_passes():
+    assert (benchmark.passes(CFG), benchmark.passes(MATCHED)) == (1, 2)
+    assert benchmark.scan_nfe(MATCHED) == 4 * 2 * 2
+    ddpm = dataclasses.replace(CFG, sampler="ddpm")
+    assert benchmark.scan_nfe(ddpm) == CFG.samples_per_scan * (CFG.timesteps - 1)
+    assert benchmark.published_nfe(CFG) == CFG.timesteps - 1
 
 
 def test_seconds_are_the_median_after_a_warm_up_for_a_unit_of_work(monkeypatch):
-    clock, taken = [0.0], iter([0.5, 0.02, 0.02, 0.3, 0.02, 0.02, 9.0])                      # a slow first call, and an outlier
+    clock, taken = [0.0], iter([0.5, 0.02, 0.02, 0.3, 0.02, 0.02, 9.0])        # a slow start, and an outlier
 
     def action():
+        """Let the clock go on."""
         clock[0] += next(taken)
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
     monkeypatch.setitem(benchmark.PARTS, "encode", lambda setup: (action, 2))
     assert benchmark.measure("encode", CFG, False, quick=False)[0] == pytest.approx(0.01)
 
 
+def test_on_a_gpu_the_clock_waits_for_it_and_its_memory_is_measured(monkeypatch):
+    """Without a GPU: a setup that says it is on one, and counters in the place of torch's functions."""
+    clock, pending = [0.0], [0.0]
+
+    class OnGpu(benchmark.Setup):
+        """A setup on a GPU."""
+
+        def __init__(self, cfg, published):
+            super().__init__(cfg, published)
+            self.device = torch.device("cuda")
+            pending[0] = 5.0                               # what is still being copied
+
+    def launch():
+        """Return at once; the GPU works for 0.2 s."""
+        pending[0] += 0.2
+
+    def synchronize():
+        """Wait for the GPU."""
+        clock[0], pending[0] = clock[0] + pending[0], 0.0
+    monkeypatch.setattr(benchmark, "Setup", OnGpu)
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2 ** 30)
+    monkeypatch.setitem(benchmark.PARTS, "encode", lambda setup: (launch, 2))
+    assert benchmark.measure("encode", CFG, False, quick=False) == (pytest.approx(0.1), 3.0)
+
+
+def test_a_part_whose_memory_does_not_suffice_is_left_out_and_other_faults_are_not(monkeypatch, capsys):
+    class Pool:
+        """A pool whose worker raises an error."""
+
+        def __init__(self, *_, **__):
+            self.error = errors.pop()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            return False
+
+        def submit(self, *_):
+            """The pool, in the place of a future."""
+            return self
+
+        def result(self):
+            """Raise the error."""
+            raise self.error
+
+        def shutdown(self, **_):
+            """End."""
+    no_memory = RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    errors = [ZeroDivisionError("x"), no_memory, MemoryError()]
+    monkeypatch.setattr(benchmark, "ProcessPoolExecutor", Pool)
+    for _ in range(2):
+        seconds, memory = benchmark.measure_apart("encode", CFG, False, True)
+        assert seconds != seconds and memory != memory     # NaN
+        assert "encode: not measured" in capsys.readouterr().out
+    with pytest.raises(ZeroDivisionError):
+        benchmark.measure_apart("encode", CFG, False, True)
+
+
+def made_up(part, _cfg, published, _quick):
+    """Seconds and memory in the place of measured ones."""
+    if published:
+        assert part != benchmark.SCAN                      # it is extrapolated
+        return 8.0, 2.0
+    return {benchmark.SCAN: 14.0}.get(part, 2.0), 1.0
+
+
 def test_the_tables_hold_ratios_an_extrapolated_scan_and_a_computed_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(benchmark, "measure_apart", lambda part, cfg, published, quick:
-                        (8.0, 2.0) if published else ({"one scan": 14.0}.get(part, 2.0), 1.0))
-    assert benchmark.main(["--quick", "--preset", "paper", *arguments(TINY | {"validation_every": 2})]) == 0
+    monkeypatch.setattr(benchmark, "measure_apart", made_up)
+    assert benchmark.main(["--quick", "--preset", "published", *arguments(TINY)]) == 0
     table = pd.read_csv(tmp_path / "result" / "benchmark" / "benchmark.csv").set_index("part")
     assert table.index.tolist() == list(benchmark.PARTS)
-    assert (table.drop("one scan")["ratio"] == 4).all()
-    assert table.loc["one scan", "published_s"] == 19 * 8 + 8                                # T - 1 calls, and a decode
+    assert (table.drop(benchmark.SCAN)["ratio"] == 4).all()
+    assert table.loc[benchmark.SCAN, "published_s"] == 19 * 8 + 8              # T - 1 evaluations, a decode
+    assert (table["published_scan_NFE"] == 19).all()
     assert f"torch {torch.__version__}" in table["machine"].iloc[0]
-    cost = pd.read_csv(tmp_path / "result" / "benchmark" / "run_cost_given.csv").set_index("of a computed run")
+    assert "computed from these, not measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("size, passes", [("tiny", 1), ("demo", 2)])
+def test_a_computed_run_is_made_of_the_measured_parts(tmp_path, monkeypatch, capsys, size, passes):
+    """Three latent samples of 2 steps with ddim, validated with 2 steps of one sample; 14 s a pass."""
+    changes = {"validation_every": 2, "sampling_steps": 2, "samples_per_scan": 3, "validation_steps": 2,
+               "aae_epochs": 2, "ldm_epochs": 2, "timesteps": 20}
+    words = arguments(TINY | changes) if size == "tiny" else ["--preset", "demo", *arguments(changes)]
+    preset = [] if size == "demo" else ["--preset", "benchmark", "--phantom_subjects", "0", "0", "0"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, "measure_apart", made_up)
+    assert benchmark.main(["--quick", *preset, *words]) == 0
+    table = pd.read_csv(tmp_path / "result" / "benchmark" / "benchmark.csv").set_index("part")
+    assert (table["scan_NFE"] == 3 * 2 * passes).all()
+    assert table.loc[benchmark.SCAN, "seconds"] == 14 * passes
+    cost = pd.read_csv(tmp_path / "result" / "benchmark" / "run_cost_given.csv")
+    cost = cost.set_index("of a computed run")
     assert cost.loc["stage 1 training", "published_h"] == pytest.approx(2 * 204 * 8 / 3600)
     assert cost.loc["stage 2 validation", "published_h"] == pytest.approx(2 * 51 * (160 + 8) / 3600)
-    assert cost.loc["stage 2 validation", "hours"] == pytest.approx(1 * 51 * (2 / 6 * 12 + 2 + 2) / 3600)   # every second epoch
-    assert cost.loc["test", "hours"] == pytest.approx(51 * (14 + 2) / 3600)
+    one_sample = (14 - 2) / 3                              # of one pass, without its decoding
+    assert cost.loc["stage 2 validation", "hours"] == pytest.approx(1 * 51 * (one_sample + 2 + 2) / 3600)
+    assert cost.loc["test", "hours"] == pytest.approx(51 * (14 * passes + 2) / 3600)
     assert cost.loc["all", "hours"] == pytest.approx(cost["hours"].iloc[:-1].sum())
-    assert "computed from these, not measured" in capsys.readouterr().out
+    assert ("twice those of one pass" in capsys.readouterr().out) == (passes == 2)
+
+
+def test_without_a_preset_paper_and_demo_size_are_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(benchmark, "measure_apart", made_up)
+    assert benchmark.main(["--device", "cpu"]) == 0
+    table = pd.read_csv(tmp_path / "result" / "benchmark" / "benchmark.csv")
+    assert table["size"].unique().tolist() == ["paper", "demo"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert benchmark.main(["--preset", "demo", "--device", "cuda"]) == 2
+    assert "device cuda" in capsys.readouterr().err

@@ -58,22 +58,31 @@ def test_a_published_checkpoint_in_its_place_is_named_as_such(tmp_path):
         load_checkpoint(tmp_path / "a.pth.tar")
 
 
-@pytest.mark.parametrize(("number", "described"), [(None, "no format number"), (FORMAT - 1, f"format {FORMAT - 1}"),
-                                                   (FORMAT + 1, f"format {FORMAT + 1}"), (str(FORMAT), "no format number")])
+@pytest.mark.parametrize(
+    ("number", "described"),
+    [
+        (None, "no format number"),
+        (FORMAT - 1, f"format {FORMAT - 1}"),
+        (FORMAT + 1, f"format {FORMAT + 1}"),
+        (str(FORMAT), "no format number"),
+    ],
+)
 def test_a_checkpoint_of_another_version_is_refused_with_what_to_do(tmp_path, number, described):
     stage_run(tmp_path, nn.Linear(1, 1)).finish_epoch(1, {"rec": 1.0}, scores(20.0))
     saved = load_checkpoint(tmp_path / "C_last.pth.tar")
     assert saved["format"] == FORMAT
     saved["format"] = number
-    if number is None:                                     # as before checkpoints had a number: with another name of the metadata
+    if number is None:  # as before checkpoints had a number: with another name of the metadata
         del saved["format"]
         saved["facts"] = saved.pop("metadata")
     for path in (tmp_path / "C.pth.tar", tmp_path / "C_last.pth.tar"):
         torch.save(saved, path)
         with pytest.raises(InputError) as error:
             load_checkpoint(path)
-        assert str(error.value) == (f"{path} was written by another version of this project ({described}, expected format {FORMAT}); "
-                                    "train under another --exp, or use the version that wrote it")
+        assert str(error.value) == (
+            f"{path} was written by another version of this project ({described}, expected format {FORMAT}); "
+            "train under another --exp, or use the version that wrote it"
+        )
     with pytest.raises(InputError, match="C_last.pth.tar was written by another version"):
         stage_run(tmp_path, nn.Linear(1, 1))
 
@@ -199,10 +208,18 @@ def test_the_best_checkpoint_alone_is_no_reason_to_begin_again(tmp_path):
         stage_run(tmp_path, nn.Linear(1, 1))
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda state: state.pop("m"), lambda state: state["m"].pop("bias"), lambda state: state["m"].update(more=1),
-    lambda state: state["m"].update(bias=torch.ones(2)), lambda state: state.update(opt=None),
-    lambda state: state["opt"]["state"][0].update(exp_avg=torch.ones(5)), lambda state: state["opt"]["state"][0].update(exp_avg="x")])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda state: state.pop("m"),
+        lambda state: state["m"].pop("bias"),
+        lambda state: state["m"].update(more=1),
+        lambda state: state["m"].update(bias=torch.ones(2)),
+        lambda state: state.update(opt=None),
+        lambda state: state["opt"]["state"][0].update(exp_avg=torch.ones(5)),
+        lambda state: state["opt"]["state"][0].update(exp_avg="x"),
+    ],
+)
 def test_a_state_of_another_network_or_optimizer_is_refused(tmp_path, spoil):
     module = nn.Linear(1, 1)
     run = stage_run(tmp_path, module)

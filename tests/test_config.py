@@ -12,19 +12,54 @@ ABOUT = "Trains and tests."
 
 # The published method, written down from its description alone and not from config.py.
 PAPER = {
-    "seed": 0, "precision": "fp32",
-    "image_size": (181, 217, 181), "crop_start": (10, 18, 10), "volume_size": (160, 192, 160), "crop_jitter": 2, "num_classes": 2,
-    "aae_channels": (16, 32, 64), "latent_channels": 1, "aae_norm_groups": 16, "aae_output_norm": True, "aae_block_norm": True,
-    "disc_channels": (16, 32, 64, 128), "lambda_rec": 100.0, "aae_lr": 1e-4, "aae_lr_decay": False, "aae_betas": (0.5, 0.999),
-    "aae_batch_size": 2, "aae_epochs": 1000,
-    "unet_channels": 128, "unet_mults": (1, 2, 2, 4), "unet_res_blocks": 2, "unet_attention_levels": (), "unet_norm_groups": 32,
-    "time_dim": 128, "timesteps": 1000, "beta": (1e-4, 0.02), "zero_terminal_snr": False, "prediction": "eps", "min_snr": 0.0,
-    "time_shift": 1.0, "image_loss": 0.0, "conditioning": "input", "latent_scaling": False,
-    "label_in_training": "true", "shuffle_labels": False, "ldm_lr": 1e-4, "ldm_lr_decay": False, "ldm_batch_size": 2,
-    "ldm_epochs": 1000, "ema_decay": 0.9999, "ema_start": 2000, "validation_every": 1,
-    "sampler": "ddpm", "samples_per_scan": 1, "label_at_sampling": "none",
+    "seed": 0,
+    "precision": "fp32",
+    "image_size": (181, 217, 181),
+    "crop_start": (10, 18, 10),
+    "volume_size": (160, 192, 160),
+    "crop_jitter": 2,
+    "num_classes": 2,
+    "aae_channels": (16, 32, 64),
+    "latent_channels": 1,
+    "aae_norm_groups": 16,
+    "aae_output_norm": True,
+    "aae_block_norm": True,
+    "disc_channels": (16, 32, 64, 128),
+    "lambda_rec": 100.0,
+    "aae_lr": 1e-4,
+    "aae_lr_decay": False,
+    "aae_betas": (0.5, 0.999),
+    "aae_batch_size": 2,
+    "aae_epochs": 1000,
+    "unet_channels": 128,
+    "unet_mults": (1, 2, 2, 4),
+    "unet_res_blocks": 2,
+    "unet_attention_levels": (),
+    "unet_norm_groups": 32,
+    "time_dim": 128,
+    "timesteps": 1000,
+    "beta": (1e-4, 0.02),
+    "zero_terminal_snr": False,
+    "prediction": "eps",
+    "min_snr": 0.0,
+    "time_shift": 1.0,
+    "image_loss": 0.0,
+    "conditioning": "input",
+    "latent_scaling": False,
+    "label_in_training": "true",
+    "shuffle_labels": False,
+    "ldm_lr": 1e-4,
+    "ldm_lr_decay": False,
+    "ldm_batch_size": 2,
+    "ldm_epochs": 1000,
+    "ema_decay": 0.9999,
+    "ema_start": 2000,
+    "validation_every": 1,
+    "sampler": "ddpm",
+    "samples_per_scan": 1,
+    "label_at_sampling": "none",
 }
-VALIDATION = {"validation_sampler": "ddim", "validation_steps": 50}                          # not ddpm: 999 evaluations a scan and epoch
+VALIDATION = {"validation_sampler": "ddim", "validation_steps": 50}  # not ddpm: 999 evaluations a scan and epoch
 REGIONS = {"cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
 
 
@@ -43,7 +78,7 @@ def refused(capsys, *argv: str) -> str:
 
 def sections() -> dict[str, list[str]]:
     """Title of each group of settings -> their names."""
-    groups = {}
+    groups, title = {}, ""
     for field in dataclasses.fields(Config):
         title = field.metadata["section"] or title
         groups.setdefault(title, []).append(field.name)
@@ -74,7 +109,7 @@ def test_published_preset_sets_back_what_the_default_changed_and_nothing_else():
     changed = {field.name for field in dataclasses.fields(Config) if getattr(default, field.name) != getattr(published, field.name)}
     assert changed == PUBLISHED.keys()
     assert changed == {name for name in PAPER if getattr(default, name) != PAPER[name]} | {"validation_steps"}
-    assert PUBLISHED == {name: (PAPER | VALIDATION)[name] for name in changed}
+    assert {name: (PAPER | VALIDATION)[name] for name in changed} == PUBLISHED
 
 
 def test_a_default_that_departs_from_the_paper_says_so_on_its_field():
@@ -108,9 +143,13 @@ def test_the_lists_of_a_phantom_lie_beside_its_volumes():
 # ---------------------------------------------------------------- labels that depend on the cohort
 
 @pytest.mark.parametrize(("settings", "in_training", "at_sampling"), [
-    ({}, "true", "mixed"), (REGIONS, "suvr", "matched"), (PRESETS["demo"], "suvr", "matched"),
-    (REGIONS | {"num_classes": 3}, "true", "mixed"), (REGIONS | {"label_in_training": "true"}, "true", "mixed"),
-    (REGIONS | {"label_at_sampling": "mixed"}, "suvr", "mixed"), (REGIONS | {"label_at_sampling": "none"}, "suvr", "none"),
+    ({}, "true", "mixed"),
+    (REGIONS, "suvr", "matched"),
+    (PRESETS["demo"], "suvr", "matched"),
+    (REGIONS | {"num_classes": 3}, "true", "mixed"),
+    (REGIONS | {"label_in_training": "true"}, "true", "mixed"),
+    (REGIONS | {"label_at_sampling": "mixed"}, "suvr", "mixed"),
+    (REGIONS | {"label_at_sampling": "none"}, "suvr", "none"),
     ({"label_in_training": "none"}, "none", "none")])
 def test_labels_are_chosen_by_what_is_known_of_the_cohort_and_saved_as_chosen(settings, in_training, at_sampling):
     cfg = Config(**settings)
@@ -173,13 +212,17 @@ def test_a_switch_is_given_with_or_without_a_word():
 
 
 @pytest.mark.parametrize(("argv", "expected"), [
-    (["--volume_size", "162", "192", "160"], "volume_size (162, 192, 160) must be divisible by 4, because aae_channels has 3 levels"),
+    (["--volume_size", "162", "192", "160"],
+     "volume_size (162, 192, 160) must be divisible by 4, because aae_channels has 3 levels"),
     (["--volume_size", "164", "192", "160"], "must be divisible by 8, because unet_mults has 4 levels"),
-    (["--volume_size", "16", "32", "32"], "must be at least 32 along each axis, because disc_channels has 4 layers"),
+    (["--volume_size", "16", "32", "32"],
+     "must be at least 32 along each axis, because disc_channels has 4 layers"),
     (["--volume_size", "160", "192"], "volume_size (160, 192) must be a tuple of 3 int"),
-    (["--crop_start", "30", "18", "10"], "the crop [30, 190) with crop_jitter 2 leaves the image_size (181, 217, 181)"),
+    (["--crop_start", "30", "18", "10"],
+     "the crop [30, 190) with crop_jitter 2 leaves the image_size (181, 217, 181)"),
     (["--aae_channels", "8", "16"], "aae_channels (8, 16) must be divisible by the 16 groups"),
-    (["--unet_channels", "20"], "unet_channels and its multiples (20, 20, 40, 40, 80) must be divisible by the 32 groups"),
+    (["--unet_channels", "20"],
+     "unet_channels and its multiples (20, 20, 40, 40, 80) must be divisible by the 32 groups"),
     (["--unet_attention_levels", "4"], "unet_attention_levels (4,) must be below the 4"),
     (["--phantom_link", "1.5"], "phantom_link 1.5 must be between 0.0 and 0.95"),
     (["--aae_epochs", "0"], "aae_epochs 0 must be at least 1"),
@@ -197,17 +240,21 @@ def test_a_switch_is_given_with_or_without_a_word():
     (["--time_dim", "7"], "time_dim 7 must be even"),
     (["--preset", "huge"], "invalid choice: 'huge'"),
     (["--aae_channels"], "aae_channels must not be empty"),
-    (["--unet_channels", "16", "--unet_mults", "2", "4"], "unet_channels and its multiples (16, 32, 64) must be divisible by the 32"),
+    (["--unet_channels", "16", "--unet_mults", "2", "4"],
+     "unet_channels and its multiples (16, 32, 64) must be divisible by the 32"),
     (["--seed", "4294967296"], "seed 4294967296 must be between 0 and 4294967295"),
     (["--validation_every", "3"], "ldm_epochs 1000 must be a multiple of validation_every 3"),
-    (["--zero_terminal_snr", "true", "--prediction", "eps"], "zero_terminal_snr needs prediction v or x0 and sampler ddim"),
+    (["--zero_terminal_snr", "true", "--prediction", "eps"],
+     "zero_terminal_snr needs prediction v or x0 and sampler ddim"),
     (["--save_std", "--samples_per_scan", "1"], "save_std needs samples_per_scan of at least 2"),
     (["--label_in_training", "suvr"], "label_in_training suvr needs a cortex_mask and a reference_mask"),
     (["--label_at_sampling", "matched"], "label_at_sampling matched needs label_in_training suvr, not true"),
-    (["--label_in_training", "none", "--label_at_sampling", "mixed"], "label_at_sampling mixed needs a UNet that was trained with labels"),
+    (["--label_in_training", "none", "--label_at_sampling", "mixed"],
+     "label_at_sampling mixed needs a UNet that was trained with labels"),
     (["--cortex_mask", "a.nii.gz"], "cortex_mask and reference_mask go together"),
     (["--centiloid_intercept", "-10"], "centiloid_intercept -10.0 needs a centiloid_slope"),
-    (["--preset", "demo", "--phantom_voxel", "2"], "image_size (45, 54, 45) must be (90, 108, 90), the phantom's at phantom_voxel 2"),
+    (["--preset", "demo", "--phantom_voxel", "2"],
+     "image_size (45, 54, 45) must be (90, 108, 90), the phantom's at phantom_voxel 2"),
     (["--phantom_subjects", "5", "5", "5"], "give the phantom another, such as --data_dir data/phantom"),
     (["--phantom_subjects", "5", "0", "5"], "phantom_subjects (5, 0, 5) must be at least 2 in each list"),
 ])
@@ -216,10 +263,34 @@ def test_settings_that_cannot_work_are_refused_with_the_reason(capsys, argv, exp
 
 
 def test_all_wrong_settings_are_listed_at_once(capsys):
-    message = refused(capsys, "--aae_epochs", "0", "--seed", "-1", "--ema_decay", "2", "--ldm_epochs", "many", "--sampler", "euler",
-                      "--recompute", "maybe", "--volume_size", "160", "192")
-    for part in ("7 problem(s)", "aae_epochs 0 must", "seed -1 must", "ema_decay 2.0 must", "ldm_epochs 'many' must", "sampler 'euler' must",
-                 "recompute 'maybe' must", "volume_size (160, 192) must"):
+    message = refused(
+        capsys,
+        "--aae_epochs",
+        "0",
+        "--seed",
+        "-1",
+        "--ema_decay",
+        "2",
+        "--ldm_epochs",
+        "many",
+        "--sampler",
+        "euler",
+        "--recompute",
+        "maybe",
+        "--volume_size",
+        "160",
+        "192",
+    )
+    for part in (
+        "7 problem(s)",
+        "aae_epochs 0 must",
+        "seed -1 must",
+        "ema_decay 2.0 must",
+        "ldm_epochs 'many' must",
+        "sampler 'euler' must",
+        "recompute 'maybe' must",
+        "volume_size (160, 192) must",
+    ):
         assert part in message
     assert len(message.splitlines()) == 8
 
@@ -230,14 +301,25 @@ def test_all_settings_that_do_not_fit_together_are_listed_at_once(capsys):
         assert part in message
 
 
-@pytest.mark.parametrize("default", [{"aae_epochs": "3"}, {"latent_scaling": 1}, {"volume_size": [160, 192, 160]},
-                                     {"volume_size": (160, 192)}, {"seed": 1.5}, {"seed": True}, {"sampler": ("ddim",)}])
+@pytest.mark.parametrize(
+    "default",
+    [
+        {"aae_epochs": "3"},
+        {"latent_scaling": 1},
+        {"volume_size": [160, 192, 160]},
+        {"volume_size": (160, 192)},
+        {"seed": 1.5},
+        {"seed": True},
+        {"sampler": ("ddim",)},
+    ],
+)
 def test_a_default_edited_to_another_type_is_refused(default):
     with pytest.raises(ValueError, match=next(iter(default))):
         Config(**default)
 
 
-# ---------------------------------------------------------------- what is saved, and what a result is bound to
+# ---------------------------------------------------------------- what is saved, and what a result is bound
+# to
 
 def test_json_holds_every_setting_and_the_versions():
     saved = json.loads(Config().to_json())
@@ -246,10 +328,37 @@ def test_json_holds_every_setting_and_the_versions():
     assert {"il_cldm", "python", "torch"} <= saved["versions"].keys()
 
 
-FREE = {"exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache", "precision", "recompute",
-        "data_dir", "info_dir", "subject_pattern", "sampling_batch", "bootstrap_resamples", "shown_subjects"}   # speed, places, pictures
-DATA = {"seed", "brain_mask", "image_size", "crop_start", "volume_size", "num_classes", "phantom_subjects", "phantom_voxel",
-        "phantom_link", "phantom_seed"}
+FREE = {
+    "exp",
+    "aae_from",
+    "ldm_from",
+    "stages",
+    "resume",
+    "device",
+    "gpus",
+    "num_workers",
+    "cache",
+    "precision",
+    "recompute",
+    "data_dir",
+    "info_dir",
+    "subject_pattern",
+    "sampling_batch",
+    "bootstrap_resamples",
+    "shown_subjects",
+}   # speed, places, pictures
+DATA = {
+    "seed",
+    "brain_mask",
+    "image_size",
+    "crop_start",
+    "volume_size",
+    "num_classes",
+    "phantom_subjects",
+    "phantom_voxel",
+    "phantom_link",
+    "phantom_seed",
+}
 
 
 def names_of(stage: str) -> set[str]:

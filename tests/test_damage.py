@@ -11,8 +11,7 @@ from test_dataset import CROP
 from torch import nn
 from torch.utils._pytree import tree_flatten
 
-from dataset import Scan
-from imaging.loading import LatentCache
+from dataset import LatentCache, Scan
 from imaging.volumes import read_volume
 from runtime.checkpoints import StageRun, load_checkpoint
 from utils import InputError
@@ -56,7 +55,8 @@ def outcomes(path: Path, damaged: Iterable[bytes], read: Callable[[], str]) -> C
 
 @pytest.fixture(params=["volume", "latent"])
 def packed(request, tmp_path) -> tuple[Path, Callable[[], str]]:
-    """A .nii.gz of a volume or of a latent, and what reading it comes to: 'refused', 'the same' or 'wrong'."""
+    """A .nii.gz of a volume or of a latent, and what reading it comes to: 'refused', 'the same' or
+    'wrong'."""
     pet = tmp_path / "a.nii.gz"
     write_volume(pet, np.random.default_rng(0).random(SHAPE).astype(np.float32))
     voxels, affine = read_volume(pet)
@@ -84,19 +84,23 @@ def test_a_flipped_bit_in_a_gz_is_refused_or_changes_nothing(packed, count, reco
     found = outcomes(path, random_flips(path.read_bytes(), n), read)
     assert set(found) <= {"refused", "the same"}
     assert found["refused"] > 0.9 * n
-    record_property("trust", f"{request.node.callspec.id} .nii.gz: {n} flipped bits, {found['refused']} refused, "
-                             f"{found['the same']} without effect, {found['wrong']} wrong")
+    record_property(
+        "trust",
+        f"{request.node.callspec.id} .nii.gz: {n} flipped bits, {found['refused']} refused, "
+        f"{found['the same']} without effect, {found['wrong']} wrong",
+    )
 
 
 def test_a_flipped_bit_in_the_frame_of_a_gz_is_refused_or_changes_nothing(packed, record_property, request):
-    """The frame: flags, time and system in front of the data, which mostly change nothing, and the checksum behind."""
+    """The frame: flags, time and system before the data, which mostly change nothing, and checksum and length after it."""
     path, read = packed
     content = path.read_bytes()
-    front, behind = (outcomes(path, flips_of_all_bits(content, positions), read) for positions in (GZIP_HEADER, GZIP_TRAILER))
-    assert set(front) == {"refused", "the same"}
-    assert behind == {"refused": 64}
-    record_property("trust", f"{request.node.callspec.id} .nii.gz: all {front.total() + behind.total()} bits of its frame, "
-                             f"{front['refused'] + behind['refused']} refused, {front['the same']} without effect, 0 wrong")
+    header = outcomes(path, flips_of_all_bits(content, GZIP_HEADER), read)
+    trailer = outcomes(path, flips_of_all_bits(content, GZIP_TRAILER), read)
+    assert set(header) == {"refused", "the same"}
+    assert trailer == {"refused": 64}
+    record_property("trust", f"{request.node.callspec.id} .nii.gz: all {header.total() + trailer.total()} bits of its frame, "
+                             f"{header['refused'] + trailer['refused']} refused, {header['the same']} without effect, 0 wrong")
 
 
 def test_a_truncated_gz_is_refused(packed, count, record_property, request):
@@ -135,8 +139,10 @@ def checkpoint(tmp_path) -> tuple[Path, Callable[[], str]]:
         except InputError:
             return "refused"
         (leaves, structure), (right_leaves, right_structure) = tree_flatten(found), tree_flatten(right)
-        same = structure == right_structure and all(torch.equal(one, other) if torch.is_tensor(one) else one == other
-                                                    for one, other in zip(leaves, right_leaves, strict=True))
+        same = structure == right_structure and all(
+            torch.equal(one, other) if torch.is_tensor(one) else one == other
+            for one, other in zip(leaves, right_leaves, strict=True)
+        )
         return "the same" if same else "wrong"
     return run.last_path, read
 
@@ -146,7 +152,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused_or_changes_nothing(checkpoint,
     n = count(60, 1000)
     found = outcomes(path, random_flips(path.read_bytes(), n), read)
     assert set(found) <= {"refused", "the same"}
-    assert found["refused"] > 0.7 * n                      # in so small a file the frame of the archive takes much of it
+    assert found["refused"] > 0.7 * n  # in so small a file the frame of the archive takes much of it
     record_property("trust", f"checkpoint: {n} flipped bits, {found['refused']} refused, {found['the same']} without effect, 0 wrong")
 
 

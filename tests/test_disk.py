@@ -1,4 +1,5 @@
-"""Disks that are full, read-only or gone: what was there before is unharmed, and the same command goes on when there is room."""
+"""Disks that are full, read-only or gone: what was there before is unharmed, and the same command goes on
+when there is room."""
 import errno
 import os
 import re
@@ -12,12 +13,15 @@ from conftest import TINY, arguments, write_cohort
 from interrupt import outputs
 
 import main
+from experiment import session
 from runtime import files
+from runtime.checkpoints import StageRun
 
 STAGES = ["--stages", "check", "aae", "encode", "ldm", "test", "report", "tables"]
 
 
 def run(stages=STAGES, **settings) -> int:
+    """The exit code of these stages on the tiny cohort."""
     return main.main(arguments(TINY | {"exp": "a"} | settings) + stages)
 
 
@@ -42,7 +46,8 @@ def contents(root) -> dict[str, bytes]:
 
 
 def test_every_single_write_may_fail_for_want_of_room(root, expected, monkeypatch, capsys, count, record_property):
-    """The disk fills up at one write after the other; each time the message names the file, and no file is half there."""
+    """The disk fills up at one write after the other; each time the message names the file, and no file is
+    half there."""
     sync, failed, step = files.sync, Counter(), count(7, 1)
 
     def full_at(number):
@@ -81,7 +86,8 @@ def test_every_single_write_may_fail_for_want_of_room(root, expected, monkeypatc
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A function that mounts, or changes, a disk in memory with these options; a folder on it that holds the tiny cohort."""
+    """A function that mounts, or changes, a disk in memory with these options; a folder on it that holds the
+    tiny cohort."""
     disk = tmp_path / "disk"
     disk.mkdir()
 
@@ -99,7 +105,7 @@ def small_disk(tmp_path):
 def test_a_run_on_a_disk_that_fills_up_goes_on_when_there_is_room(small_disk, expected, monkeypatch, capfd, count, record_property):
     disk, remount = small_disk
     monkeypatch.chdir(disk)
-    monkeypatch.setattr(main, "check_room", lambda *_: None)                                 # it would refuse at once
+    monkeypatch.setattr(session, "check_room", lambda *_: None)  # it would refuse at once
     used, ends = shutil.disk_usage(disk).used // 1024, []
     for room in [*range(40, 4000, count(640, 160)), 60_000]:                                 # KiB
         remount(f"size={used + room}k")
@@ -112,8 +118,10 @@ def test_a_run_on_a_disk_that_fills_up_goes_on_when_there_is_room(small_disk, ex
         assert ends[-1] == 5
         assert "No space left on device" in err
         after = contents(disk)
-        assert before.keys() - after.keys() <= {str(disk / "result/a" / name) for name in (
-            "scores.json", "test.csv", "summary.csv", "predictions.csv", "validation_list.csv")}   # of synthetic PETs that are made anew
+        assert before.keys() - after.keys() <= {
+            str(disk / "result/a" / name)
+            for name in ("scores.json", "test.csv", "summary.csv", "predictions.csv", "validation_list.csv")
+        }   # of synthetic PETs that are made anew
         assert not list(disk.rglob(f"{files.PARTIAL}*"))
     assert outputs(disk) == expected
     assert len(ends) > 4
@@ -147,14 +155,14 @@ def test_a_disk_without_room_for_the_checkpoints_is_named_before_the_first_epoch
     assert "aae " not in captured.out
 
 
-def test_an_experiment_folder_that_vanishes_ends_the_run_and_is_not_made_anew(root, monkeypatch, capsys):
-    finish = main.StageRun.finish_epoch
+def test_an_experiment_folder_that_vanishes_ends_the_run_and_is_not_made_again(root, monkeypatch, capsys):
+    finish = StageRun.finish_epoch
 
     def vanish(self, epoch, *args):
         if epoch == 2:
             shutil.rmtree(root / "result")
         finish(self, epoch, *args)
-    monkeypatch.setattr(main.StageRun, "finish_epoch", vanish)
+    monkeypatch.setattr(StageRun, "finish_epoch", vanish)
     assert run() == 5
     assert "CHECKPOINT_AAE_last.pth.tar: cannot be written, its folder is gone (stage aae)" in capsys.readouterr().err
     assert not (root / "result").exists()

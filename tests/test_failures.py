@@ -1,5 +1,7 @@
-"""What a user gets when a run ends before its end: one message and an exit code, never a traceback; and what must be there to start."""
+"""Runs that end early: one message and an exit code, never a traceback; and the packages that must be
+there."""
 import errno
+import importlib.metadata
 import os
 import re
 import shutil
@@ -10,11 +12,14 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import TINY, arguments, write_cohort
+from conftest import SHAPE, TINY, arguments, write_cohort, write_volume
 
 import main
+from experiment import session
+from runtime import environment
 from runtime.checkpoints import load_checkpoint
 from runtime.failures import explain
 from runtime.files import FolderLock
@@ -24,30 +29,50 @@ ROOT = Path(main.__file__).parent
 
 
 def run(*stages: str, **settings) -> int:
+    """The exit code of these stages on the tiny cohort."""
     return main.main(arguments(TINY | {"exp": "a"} | settings) + ["--stages", *stages])
 
 
 def fails_with(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
     """Exit code and stderr of a run in which this happens."""
-    def fail(cfg):
+    def fail(*_) -> None:
         raise error
-    monkeypatch.setattr(main, "run", fail)
+    monkeypatch.setattr(session, "check_environment", fail)
     return main.main(["--exp", "a"]), capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("error", "code", "expected"), [
-    (InputError("a.nii.gz: damaged"), 2, "a.nii.gz: damaged"),
-    (InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback ...\nutils.InputError: a.nii: cut\n"), 2,
-     "error: a.nii: cut"),
-    (NotFiniteError("aae epoch 3, step 2: loss nan on s01"), 3, "aae epoch 3, step 2: loss nan on s01"),
-    (torch.OutOfMemoryError("CUDA out of memory"), 4, "--sampling_batch 1"), (MemoryError(), 4, "--cache off"),
-    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 4, "what was saved is kept"),
-    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 4, "out of memory"),
-    (OSError(errno.EIO, "Input/output error", "b.nii"), 5, "Input/output error: 'b.nii'"),
-    (OSError("Caught OSError in DataLoader worker process 1.\nOriginal Traceback ...\nOSError: [Errno 5] b.nii\n"), 5,
-     "error: [Errno 5] b.nii\n"),
-    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 6, "--num_workers 0"),
-    (BrokenProcessPool("a process was terminated abruptly"), 6, "as systems do when memory is short")])
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (InputError("a.nii.gz: damaged"), 2, "a.nii.gz: damaged"),
+        (
+            InputError(
+                "Caught InputError in DataLoader worker process 0.\nOriginal Traceback ...\nutils.InputError: a.nii: cut\n"
+            ),
+            2,
+            "error: a.nii: cut",
+        ),
+        (NotFiniteError("aae epoch 3, step 2: loss nan on s01"), 3, "aae epoch 3, step 2: loss nan on s01"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 4, "--sampling_batch 1"),
+        (MemoryError(), 4, "--cache off"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            4,
+            "what was saved is kept",
+        ),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 4, "out of memory"),
+        (OSError(errno.EIO, "Input/output error", "b.nii"), 5, "Input/output error: 'b.nii'"),
+        (
+            OSError(
+                "Caught OSError in DataLoader worker process 1.\nOriginal Traceback ...\nOSError: [Errno 5] b.nii\n"
+            ),
+            5,
+            "error: [Errno 5] b.nii\n",
+        ),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 6, "--num_workers 0"),
+        (BrokenProcessPool("a process was terminated abruptly"), 6, "as systems do when memory is short"),
+    ],
+)
 def test_every_cause_has_its_exit_code_and_one_message(monkeypatch, capsys, error, code, expected):
     found, err = fails_with(monkeypatch, capsys, error)
     assert (found, err[:7], "Traceback" in err) == (code, "error: ", False)
@@ -59,18 +84,23 @@ def test_out_of_memory_in_a_training_names_its_stage_and_what_takes_less(stage):
     error = MemoryError()
     error.add_note(stage)
     message = explain(error)[1]
-    assert message.startswith(f"error: out of memory (stage {stage}); --recompute true takes less; so does --{stage}_batch_size 1 ")
+    assert message.startswith(f"error: out of memory (stage {stage}); --recompute true takes less; so does --{stage}_batch_size 1, ")
 
 
-@pytest.mark.parametrize("text", ["a fault of ours", "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\n"
-                                                     "a fault of ours"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a fault of ours",
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\na fault of ours",
+    ],
+)
 def test_a_fault_of_the_program_is_not_hidden(monkeypatch, capsys, text):
     with pytest.raises(RuntimeError, match="a fault of ours"):
         fails_with(monkeypatch, capsys, RuntimeError(text))
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_training_behind_its_step_and_the_same_command_goes_on(root, monkeypatch, capsys, number, code):
+def test_a_signal_ends_a_training_after_its_step_and_the_same_command_goes_on(root, monkeypatch, capsys, number, code):
     assert run("aae", exp="uncut") == 0
     taken, step = [], main.aae_step
 
@@ -139,7 +169,7 @@ def test_a_second_run_in_the_folder_ends_with_code_7(root, capsys):
 def test_a_killed_reading_process_is_told_with_the_stage(root, monkeypatch, capsys):
     def killed(cache, path):
         os.kill(os.getpid(), signal.SIGKILL)
-    monkeypatch.setattr("loading.VolumeCache.read", killed)
+    monkeypatch.setattr("imaging.cache.VolumeCache.read", killed)
     assert run("aae", num_workers=1) == 6
     assert "a process that was to read or simulate volumes was killed (stage aae)" in capsys.readouterr().err
 
@@ -147,7 +177,7 @@ def test_a_killed_reading_process_is_told_with_the_stage(root, monkeypatch, caps
 def test_the_log_has_every_line_with_its_time_and_the_error_that_ended_the_run(root, monkeypatch, capsys):
     assert run("aae", aae_epochs=1) == 0
     capsys.readouterr()
-    monkeypatch.setattr(main, "plot_curves", lambda *_: print(1 / 0))
+    monkeypatch.setattr(main, "plot_history", lambda _: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run("aae")
     screen, log = capsys.readouterr().out.splitlines(), (root / "result/a/run.log").read_text()
@@ -155,7 +185,7 @@ def test_the_log_has_every_line_with_its_time_and_the_error_that_ended_the_run(r
     assert all(line in log for line in screen)
     assert re.search(r"(?m)^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}  python main.py .*--stages aae$", log)
     assert "ZeroDivisionError" in second
-    assert log.count("no problem found") == 2              # appended, never begun anew
+    assert log.count("no problem found") == 2              # appended, never begun again
 
 
 def test_what_a_killed_run_left_is_said_and_removed(root, capsys):
@@ -169,36 +199,159 @@ def test_what_a_killed_run_left_is_said_and_removed(root, capsys):
     assert not (folder / "running.json").exists()
 
 
+# ---------------------------------------------------------------- packages
+
+OPTIONAL = ["matplotlib", "jinja2", "tabulate", "statsmodels", "nilearn", "ants"]
+
+
+def hide(folder: Path, *modules: str) -> dict[str, str]:
+    """An environment of a process that cannot find these modules; folder: for a file that hides them."""
+    hidden = folder / "sitecustomize.py"                   # runs before the program
+    hidden.write_text(f"""
+import importlib.util, sys
+hidden, find = {modules!r}, importlib.util.find_spec
+def find_others(name, *rest):
+    return None if name in hidden else find(name, *rest)
+importlib.util.find_spec = find_others
+class Nowhere:
+    def find_spec(self, name, *rest):
+        if name.split(".")[0] in hidden:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+    def find_distributions(self, context):
+        return ()
+sys.meta_path.insert(0, Nowhere())
+""")
+    return os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+
+
+def start(*words: str, **options) -> subprocess.CompletedProcess:
+    """A run of main.py in a process of its own."""
+    return subprocess.run([sys.executable, str(ROOT / "main.py"), *words], capture_output=True, text=True, timeout=300, **options)
+
+
 def test_missing_packages_are_named_with_what_brings_them(tmp_path):
-    hidden = tmp_path / "sitecustomize.py"                 # runs before the program and hides two packages from it
-    hidden.write_text("import importlib.util as u\nfind = u.find_spec\n"
-                      "u.find_spec = lambda name, *a: None if name in ('nibabel', 'sklearn') else find(name, *a)\n")
-    ended = subprocess.run([sys.executable, str(ROOT / "main.py")], capture_output=True, text=True, timeout=60,
-                           env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    ended = start(env=hide(tmp_path, "nibabel", "sklearn"))
     assert (ended.returncode, ended.stderr) == (
         2, "error: missing packages: nibabel, scikit-learn; pip install -r requirements.txt brings them\n")
 
 
+def test_plain_training_and_testing_need_no_optional_package(root):
+    """But nilearn, which brings the mask of the brain onto the grid. The report names what it lacks."""
+    write_volume(root / "brain.nii.gz", np.ones(SHAPE, np.uint8))
+    (root / "hidden").mkdir()
+    env = hide(root / "hidden", *(module for module in OPTIONAL if module != "nilearn"))
+    words = arguments(TINY | {"exp": "a", "brain_mask": "brain.nii.gz"})
+    ended = start(*words, "--stages", "check", "aae", "encode", "ldm", "test", env=env)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert (root / "result/a/summary.csv").is_file()
+    for stage in ("tables", "report"):
+        ended = start(*words, "--stages", stage, env=env)
+        assert ended.returncode == 2 and "Traceback" not in ended.stderr
+        assert re.search(
+            r"^error: the package (matplotlib|jinja2|tabulate), which is needed for [A-Za-z ]+, is missing; pip "
+            rf"install -r requirements.txt brings it \(stage {stage}\)$",
+            ended.stderr,
+            re.MULTILINE,
+        ), ended.stderr
+
+
+@pytest.mark.parametrize("module", OPTIONAL)
+def test_a_missing_optional_package_is_explained_where_it_is_imported(monkeypatch, module):
+    package, use, listed_in = environment.OPTIONAL[module]
+    monkeypatch.setitem(sys.modules, module, None)         # the import then fails as if it were not installed
+    for name in [name for name in sys.modules if name.startswith(f"{module}.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ModuleNotFoundError) as missing:
+        __import__(f"{module}.inside")
+    missing.value.add_note("report")
+    assert explain(missing.value) == (
+        2,
+        f"error: the package {package}, which is needed for {use}, is missing; pip install -r "
+        f"{listed_in} brings it (stage report)",
+    )
+
+
+def test_a_package_that_pandas_misses_is_explained(monkeypatch):
+    import pandas as pd
+    monkeypatch.setitem(sys.modules, "tabulate", None)
+    with pytest.raises(ImportError) as missing:
+        pd.DataFrame({"a": [1]}).to_markdown()
+    assert missing.value.name is None
+    assert explain(missing.value)[1].startswith("error: the package tabulate, which is needed for tables in Markdown, is missing; ")
+
+
+def test_a_version_that_is_asked_for_of_a_missing_package_is_explained():
+    with pytest.raises(ModuleNotFoundError) as missing:
+        raise importlib.metadata.PackageNotFoundError("antspyx")
+    assert explain(missing.value)[1].endswith("is missing; pip install -r requirements-preprocess.txt brings it")
+
+
+def test_a_package_that_is_there_but_broken_is_explained_with_its_reason():
+    code, message = explain(ImportError("libjpeg.so.9: cannot open shared object file", name="matplotlib._image"))
+    assert code == 2
+    assert "matplotlib, which is needed for figures and the report, cannot be imported (libjpeg.so.9: cannot open" in message
+    assert explain(ImportError("libgfortran.so.5: cannot open", name="sklearn.utils"))[1].startswith(
+        "error: the package scikit-learn, cannot be imported (libgfortran.so.5")
+
+
+@pytest.mark.parametrize("name", ["runtime.nowhere", "experiment", "evaluation.figures", None])
+def test_a_missing_module_of_our_own_is_a_fault_of_the_program(monkeypatch, capsys, name):
+    error = ModuleNotFoundError(f"No module named {name!r}", name=name)
+    assert explain(error) is None
+    with pytest.raises(ModuleNotFoundError):
+        fails_with(monkeypatch, capsys, error)
+
+
+def imported_packages(path: Path) -> set[str]:
+    """First names of what a module imports, anywhere in it."""
+    return set(re.findall(r"(?m)^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8")))
+
+
 def test_every_package_that_is_imported_is_asked_for():
-    from runtime import environment
-    imported = {match for path in ROOT.glob("*.py") for match in re.findall(r"(?m)^\s*(?:from|import) (\w+)", path.read_text())}
-    own = {path.stem for path in ROOT.glob("*.py")} | {"markupsafe", "ants"}                 # jinja2 brings the one, an extra the other
-    assert imported - own - set(sys.stdlib_module_names) <= environment.PACKAGES.keys()
-    pinned = {line.split("==")[0] for line in (ROOT / "requirements.txt").read_text().splitlines()}
-    assert set(environment.PACKAGES.values()) == pinned
+    """In all rooms: a package that always has to be there is found before the first import, any other is
+    explained."""
+    paths = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] != "tests"]
+    assert len(paths) > 40 and {path.parent.name for path in paths} >= {"runtime", "evaluation", "cohort", "studies"}
+    own = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in paths}
+    imported = set()
+    for path in paths:
+        imported |= imported_packages(path)
+    known = environment.PACKAGES.keys() | environment.OPTIONAL.keys() | {"markupsafe"}  # which jinja2 brings
+    assert imported - own - set(sys.stdlib_module_names) <= known
 
 
-@pytest.mark.parametrize(("name", "content", "stages"), [
-    ("validation.csv", "", ("report",)), ("loss_curve.csv", "epoch\n1\n", ("report",)), ("loss_curve.csv", "\xff\0", ("test",)),
-    ("validation.csv", "stage,epoch\nldm,1\n", ("aae",)), ("curve/sampling_sweep.csv", "", ("curve",)),
-    ("curve/sampling_sweep.csv", "sampler\nddim\n", ("curve",)), ("CHECKPOINT_Unet.pth.tar", "", ("test",))])
+def test_every_package_is_pinned_in_the_file_that_the_message_names():
+    pinned = {}
+    for name in ("requirements.txt", "requirements-preprocess.txt"):
+        lines = (ROOT / name).read_text().splitlines()
+        pinned[name] = {line.split("==")[0] for line in lines if not line.startswith("-r")}
+    expected = {"requirements.txt": set(environment.PACKAGES.values()), "requirements-preprocess.txt": set()}
+    for package, _, listed_in in environment.OPTIONAL.values():
+        expected[listed_in].add(package)
+    assert pinned == expected
+
+
+# ---------------------------------------------------------------- outputs of earlier runs
+
+@pytest.mark.parametrize(
+    ("name", "content", "stages"),
+    [
+        ("validation.csv", "", ("report",)),
+        ("loss_curve.csv", "epoch\n1\n", ("report",)),
+        ("loss_curve.csv", "\xff\0", ("test",)),
+        ("validation.csv", "stage,epoch\nldm,1\n", ("aae",)),
+        ("sweep/sampling_sweep.csv", "", ("sweep",)),
+        ("sweep/sampling_sweep.csv", "sampler\nddim\n", ("sweep",)),
+        ("CHECKPOINT_Unet.pth.tar", "", ("test",)),
+    ],
+)
 def test_a_damaged_output_of_an_earlier_run_is_named(finished, tmp_path, monkeypatch, capsys, name, content, stages):
     shutil.copytree(finished, tmp_path / "p")
     monkeypatch.chdir(tmp_path / "p")
     path = tmp_path / "p" / "result" / "a" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(content, encoding="latin-1")
-    assert run(*stages) == 2
+    assert (main.main(["sweep", "--exp", "a"]) if stages == ("sweep",) else run(*stages)) == 2
     assert f"result/a/{name}" in capsys.readouterr().err
 
 
@@ -216,13 +369,14 @@ def finished(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(("place", "stage"), [("figures", "report"), ("curve", "curve")])
-def test_a_file_in_place_of_a_folder_is_found_before_the_first_stage(finished, tmp_path, monkeypatch, capsys, place, stage):
+@pytest.mark.parametrize(("place", "words"), [("figures", ["--stages", "test", "report"]), ("sweep", [])])
+def test_a_file_in_place_of_a_folder_is_found_before_the_first_sample(finished, tmp_path, monkeypatch, capsys, place, words):
     shutil.copytree(finished, tmp_path / "p")
     monkeypatch.chdir(tmp_path / "p")
     shutil.rmtree(Path("result/a") / place, ignore_errors=True)
     (Path("result/a") / place).write_text("a file")
-    assert run("test", stage) == 5
+    monkeypatch.setattr("model.Synthesizer.sample", None)
+    assert (main.main([*arguments(TINY | {"exp": "a"}), *words]) if words else main.main(["sweep", "--exp", "a"])) == 5
     captured = capsys.readouterr()
     assert f"result/a/{place}: cannot be written to: File exists" in captured.err
     assert "\ntest " not in captured.out
@@ -237,9 +391,9 @@ def test_a_file_called_result_is_named_before_the_data_are_read(root, capsys):
 
 
 def test_ctrl_c_ends_a_loop_of_the_shell_too(tmp_path):
-    code = "import os, signal; from stopping import CTRL_C, leave; os.kill(os.getppid(), signal.SIGINT); leave(CTRL_C)"   # both get it
+    code = "import os, signal; from runtime.signals import CTRL_C, leave; os.kill(os.getppid(), signal.SIGINT); leave(CTRL_C)"   # to both
     loop = f"for i in 1 2; do echo $i; {sys.executable} -c '{code}'; done"
-    shell = ["env", "--default-signal=INT", "bash", "-c", loop]                              # tests in the background may have it ignored
+    shell = ["env", "--default-signal=INT", "bash", "-c", loop]  # tests in the background may have it ignored
     ended = subprocess.run(shell, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert ended.stdout == "1\n"
 
@@ -249,16 +403,32 @@ def test_a_signal_during_the_imports_has_its_exit_code(tmp_path, number, code):
     hook = tmp_path / "numpy"                              # imported before the run listens
     hook.mkdir()
     (hook / "__init__.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
-    ended = subprocess.run([sys.executable, str(ROOT / "main.py")], capture_output=True, text=True, timeout=60,
-                           env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "main.py")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+    )
     assert (ended.returncode, ended.stderr) == (code, "")
 
 
 def test_a_screen_that_is_gone_does_not_cost_the_run_its_steps(root):
     reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
     reader.wait()
-    run = subprocess.Popen([sys.executable, str(ROOT / "main.py"), *arguments(TINY | {"exp": "a", "aae_epochs": 500}), "--stages", "aae"],
-                           stdout=reader.stdin, stderr=reader.stdin, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "main.py"),
+            *arguments(TINY | {"exp": "a", "aae_epochs": 500}),
+            "--stages",
+            "aae",
+        ],
+        stdout=reader.stdin,
+        stderr=reader.stdin,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     last = root / "result/a/CHECKPOINT_AAE_last.pth.tar"
     while not last.exists():
         assert run.poll() is None

@@ -104,8 +104,12 @@ def test_too_little_room_is_found_before_anything_is_written(tmp_path):
 def test_what_dead_processes_were_writing_is_removed_and_what_others_write_is_not(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    names = {"dead": f".partial-{files.PROCESSES}-{process.pid}-x", "alive": f".partial-{files.PROCESSES}-{os.getppid()}-x",
-             "elsewhere": ".partial-other-host-1-x", "old": ".partial-other-host-2-x"}
+    names = {
+        "dead": f".partial-{files.PROCESSES}-{process.pid}-x",
+        "alive": f".partial-{files.PROCESSES}-{os.getppid()}-x",
+        "elsewhere": ".partial-other-host-1-x",
+        "old": ".partial-other-host-2-x",
+    }
     for name in names.values():
         (tmp_path / "sub" / name).mkdir(parents=True)
     os.utime(tmp_path / "sub" / names["old"], (0, 0))
@@ -128,10 +132,12 @@ def test_a_second_run_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path
 
 
 def test_the_lock_of_a_killed_run_is_recognised(tmp_path):
-    code = (f"import os, signal\nfrom pathlib import Path\nfrom runtime.files import FolderLock\n"
-            f"lock = FolderLock(Path({str(tmp_path)!r}))\nlock.acquire()\n"
-            "if os.fork() == 0:\n    import time; time.sleep(2); os._exit(0)\n"              # as a reading process, which outlives it
-            "os.kill(os.getpid(), signal.SIGKILL)")
+    code = (
+        f"import os, signal\nfrom pathlib import Path\nfrom runtime.files import FolderLock\n"
+        f"lock = FolderLock(Path({str(tmp_path)!r}))\nlock.acquire()\n"
+        "if os.fork() == 0:\n    import time; time.sleep(2); os._exit(0)\n"  # as a reading process, which outlives it
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
     killed = subprocess.run([sys.executable, "-c", code], timeout=60, stdout=subprocess.DEVNULL, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
     owner = json.loads((tmp_path / "running.json").read_text())

@@ -1,4 +1,5 @@
-"""Hostile input: whatever stands in lists, tables and volumes, the check of the cohort refuses it in a message or reads it right."""
+"""Hostile input: whatever stands in lists, tables and volumes, the check of the cohort refuses it in a
+message or reads it right."""
 import gzip
 import struct
 import sys
@@ -31,10 +32,64 @@ REPEATABLE = settings(derandomize=True, database=None, deadline=10000, suppress_
 
 # ---------------------------------------------------------------- what may stand in a file
 
-WORDS = st.one_of(st.text(max_size=8), st.sampled_from(
-    ["a", "b", "c", "ID", "label", "index", "name", "age", "sex", "0", "1", "0.0", "1.0", "-1", "nan", "1e999", "9" * 5000, "2" * 300,
-     "../a", "/a", "a/b", "a\\b", "..", ".", "", " ", "\t", "\0", "a\0", "\r", "\x0b", "\u2028", "\u202ea", "\ufeff", "\u0661", '"', '""',
-     '"a', "'", ",", ";", "#", "a.nii", "a.nii.gz", "a" * 250, "CON", "~", "$HOME", "%s", "{}", "\U0001f9e0"]))
+WORDS = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(
+        [
+            "a",
+            "b",
+            "c",
+            "ID",
+            "label",
+            "index",
+            "name",
+            "age",
+            "sex",
+            "0",
+            "1",
+            "0.0",
+            "1.0",
+            "-1",
+            "nan",
+            "1e999",
+            "9" * 5000,
+            "2" * 300,
+            "../a",
+            "/a",
+            "a/b",
+            "a\\b",
+            "..",
+            ".",
+            "",
+            " ",
+            "\t",
+            "\0",
+            "a\0",
+            "\r",
+            "\x0b",
+            "\u2028",
+            "\u202ea",
+            "\ufeff",
+            "\u0661",
+            '"',
+            '""',
+            '"a',
+            "'",
+            ",",
+            ";",
+            "#",
+            "a.nii",
+            "a.nii.gz",
+            "a" * 250,
+            "CON",
+            "~",
+            "$HOME",
+            "%s",
+            "{}",
+            "\U0001f9e0",
+        ]
+    ),
+)
 ENCODINGS = st.sampled_from(["utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"])
 ENDS = st.sampled_from(["\n", "\n", "\r\n", "\r", "\n\n"])
 
@@ -48,16 +103,47 @@ def tables(*headers: str) -> st.SearchStrategy[bytes]:
     rows = st.lists(st.lists(WORDS, max_size=5).map(",".join), max_size=6)
     header = st.one_of(st.sampled_from(headers), st.lists(WORDS, max_size=5).map(",".join))
     text = st.builds(lambda head, body, end: end.join([head, *body]) + end, header, rows, ENDS)
-    return st.one_of(st.builds(encode, text, ENCODINGS), st.binary(max_size=200),
-                     st.builds(lambda head, rest: f"{head}\n".encode() + rest, st.sampled_from(headers), st.binary(max_size=100)))
+    return st.one_of(
+        st.builds(encode, text, ENCODINGS),
+        st.binary(max_size=200),
+        st.builds(
+            lambda head, rest: f"{head}\n".encode() + rest, st.sampled_from(headers), st.binary(max_size=100)
+        ),
+    )
 
 
-LISTS = st.one_of(st.builds(lambda words, end, code: encode(end.join(words), code), st.lists(WORDS, max_size=8), ENDS, ENCODINGS),
-                  st.binary(max_size=200))
-NUMBERS = st.one_of(st.sampled_from([0.0, -0.0, 1.0, -1.0, 8.0, 352.0, 1e-30, 1e30, -1e30, 3e38, 2.0 ** 31, 2.0 ** 62, float("nan"),
-                                     float("inf"), float("-inf")]), st.floats(width=32))
-SHORTS = st.one_of(st.sampled_from([0, 1, 2, 3, 4, 7, 8, 16, 64, 128, 512, 1024, 1536, 2304, 32767, -1, -32768, 27307]),
-                   st.integers(-2 ** 15, 2 ** 15 - 1))
+LISTS = st.one_of(
+    st.builds(
+        lambda words, end, code: encode(end.join(words), code), st.lists(WORDS, max_size=8), ENDS, ENCODINGS
+    ),
+    st.binary(max_size=200),
+)
+NUMBERS = st.one_of(
+    st.sampled_from(
+        [
+            0.0,
+            -0.0,
+            1.0,
+            -1.0,
+            8.0,
+            352.0,
+            1e-30,
+            1e30,
+            -1e30,
+            3e38,
+            2.0**31,
+            2.0**62,
+            float("nan"),
+            float("inf"),
+            float("-inf"),
+        ]
+    ),
+    st.floats(width=32),
+)
+SHORTS = st.one_of(
+    st.sampled_from([0, 1, 2, 3, 4, 7, 8, 16, 64, 128, 512, 1024, 1536, 2304, 32767, -1, -32768, 27307]),
+    st.integers(-(2**15), 2**15 - 1),
+)
 
 
 def field(form: str, offset: int, number: int, values: st.SearchStrategy) -> st.SearchStrategy:
@@ -138,7 +224,7 @@ def test_a_list_of_any_content_is_read_or_refused(cohort, count, record_property
         path.write_bytes(content)
 
         def read():
-            assert [scan.id for scan in check(cohort).train] == ["a"]                        # nobody else could be in it
+            assert [scan.id for scan in check(cohort).train] == ["a"]  # nobody else could be in it
         return outcome(read)
     blank = st.text(" \t\r\n\f\u3000", max_size=4)
     right = st.builds(lambda *parts: "".join(parts).encode(), st.sampled_from(["", "\ufeff"]), blank, st.just("a"), blank)
@@ -221,8 +307,14 @@ def test_a_nifti_2_with_any_header_is_read_or_refused(tmp_path, count, record_pr
             content[offset:offset + len(patch)] = patch
         path.write_bytes(content)
         return outcome(lambda: read_volume(path))
-    anywhere = st.tuples(st.integers(0, 540), st.one_of(st.binary(min_size=1, max_size=8),
-                                                        st.integers(-2 ** 63, 2 ** 63 - 1).map(lambda n: struct.pack("<q", n))))
+
+    anywhere = st.tuples(
+        st.integers(0, 540),
+        st.one_of(
+            st.binary(min_size=1, max_size=8),
+            st.integers(-(2**63), 2**63 - 1).map(lambda n: struct.pack("<q", n)),
+        ),
+    )
     found = draw(st.lists(anywhere, min_size=1, max_size=4), count(60, 1500), try_one)
     assert set(found) == {"read", "refused"}
     record_property("trust", summary("headers of NIfTI-2", found))
@@ -245,7 +337,8 @@ def test_a_file_of_any_bytes_is_no_volume(tmp_path, suffix, count, record_proper
 # ---------------------------------------------------------------- attacks that random cases do not find
 
 def write_bomb(path: Path, shape: tuple[int, int, int], behind: int) -> None:
-    """A .nii.gz whose header claims that shape, and that unpacks to so many zeros behind it; it is itself a thousandth as long."""
+    """A .nii.gz whose header claims that shape, and that unpacks to so many zeros behind it; it is itself a
+    thousandth as long."""
     with path.open("wb") as file:
         pack = zlib.compressobj(9, wbits=31)
         file.write(pack.compress(header_that_claims(shape, np.float32).binaryblock + bytes(4)))
@@ -254,9 +347,14 @@ def write_bomb(path: Path, shape: tuple[int, int, int], behind: int) -> None:
         file.write(pack.flush())
 
 
-@pytest.mark.parametrize(("shape", "behind", "expected"), [((30000,) * 3, 2 ** 20, "header claims 30000x30000x30000 voxels"),
-                                                           ((800, 800, 800), 2 ** 20, "claims voxels in the bytes 352 to 2048000352"),
-                                                           (SHAPE, 2 ** 28, "unpacks to more than 1048576 bytes behind")])
+@pytest.mark.parametrize(
+    ("shape", "behind", "expected"),
+    [
+        ((30000,) * 3, 2**20, "header claims 30000x30000x30000 voxels"),
+        ((800, 800, 800), 2**20, "claims voxels in the bytes 352 to 2048000352"),
+        (SHAPE, 2**28, "unpacks to more than 1048576 bytes behind"),
+    ],
+)
 def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path, shape, behind, expected):
     path = tmp_path / "a.nii.gz"
     write_bomb(path, shape, behind)
@@ -273,7 +371,7 @@ def _watch(event: str, details: tuple) -> None:
         OPENED.append(str(details[0]))
 
 
-sys.addaudithook(_watch)                                   # cannot be taken away again, therefore OPENED says when it counts
+sys.addaudithook(_watch)  # cannot be taken away again, therefore OPENED says when it counts
 
 
 @pytest.mark.parametrize("attack", ["ID with folders", "link of a volume", "link of a folder in an ID"])

@@ -1,4 +1,5 @@
-"""Runs that are interrupted equal runs that are not, and leave nothing behind; the numbers of --thorough are those of the README."""
+"""Runs that are interrupted equal runs that are not, and leave nothing behind; the numbers of --thorough are
+those of the README."""
 import re
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The newcomer's way, by the README's own commands: tables and volumes, lists, check, training, the PET of an unseen MRI."""
+"""A newcomer's way by the commands of docs/data.md: from tables and volumes to the PET of an unseen MRI."""
 import os
 import re
 import subprocess
@@ -11,31 +11,47 @@ import pandas as pd
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+HEADING = "## From tables to a synthetic PET"
+SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
+
+
+def commands() -> list[str]:
+    """The lines of the first code block after the heading."""
+    section = (ROOT / "docs" / "data.md").read_text().split(HEADING)[1]
+    return re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1].splitlines()
 
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory) -> Path:
-    """A folder in which the commands were run, one after the other, with this project laid into it as links."""
+    """A folder in which the commands were run, one after the other, with links to this project's code."""
     folder = tmp_path_factory.mktemp("newcomer")
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("*.jinja"), ROOT / "tests"]:
-        (folder / path.name).symlink_to(path)
-    section = (ROOT / "README.md").read_text().split("### From tables to a synthetic PET")[1]
-    commands = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1].splitlines()
+    packages = [path.parent for path in ROOT.glob("*/__init__.py")]
+    for path in [*ROOT.glob("*.py"), *packages, ROOT / "tests"]:
+        if not (folder / path.name).exists():
+            (folder / path.name).symlink_to(path)
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    for command in commands:
+    for command in commands():
         done = subprocess.run(command.split(), cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, (command, done.stdout, done.stderr)
     return folder
 
 
+def test_the_commands_go_from_tables_to_a_pet():
+    words = [command.split() for command in commands()]
+    assert [line[:2] for line in words] == [["python", "tests/made_up.py"]] + 3 * [["python", "main.py"]]
+    assert words[1][2] == "prepare" and words[3][2] == "synthesize"
+
+
 def test_the_lists_hold_every_scan_once_with_the_label_of_the_table(walked):
-    info = pd.read_csv(walked / "made_up/data_info/data_info.csv").set_index("ID")
-    lists = {split: (walked / f"made_up/data_info/{split}.txt").read_text().split() for split in ("train", "validation", "test")}
+    folder = walked / "made_up" / "data_info"
+    info = pd.read_csv(folder / "data_info.csv").set_index("ID")
+    lists = {split: (folder / f"{split}.txt").read_text().split() for split in SHARES}
     assert sorted(name for names in lists.values() for name in names) == sorted(info.index)
-    assert all(abs(len(lists[split]) - share * 25) < 1 for split, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)))
+    for split, share in SHARES.items():
+        assert abs(len(lists[split]) - share * 25) < 1
+        assert info.loc[lists[split], "label"].nunique() == 2
     table = pd.read_csv(walked / "made_up/amyloid_table.csv").drop_duplicates("PTID").set_index("PTID")
     assert (info["label"] == table["AMYLOID_STATUS"].reindex(info.index)).all()
-    assert all(info.loc[names, "label"].nunique() == 2 for names in lists.values())
 
 
 def test_the_unseen_mri_gets_a_pet_that_lies_over_it_and_looks_like_one(walked):
@@ -44,9 +60,12 @@ def test_the_unseen_mri_gets_a_pet_that_lies_over_it_and_looks_like_one(walked):
     mri, pet = nib.load(mri_path), nib.load(pet_path)
     assert nib.aff2axcodes(mri.affine) == nib.aff2axcodes(pet.affine) == ("L", "P", "S")
     assert mri.shape == pet.shape and np.array_equal(mri.affine, pet.affine)
-    others = [nib.as_closest_canonical(nib.load(path)).get_fdata() for path in (walked / "made_up/data/whole_Abeta").iterdir()]
+    others = []
+    for path in (walked / "made_up/data/whole_Abeta").iterdir():
+        others.append(nib.as_closest_canonical(nib.load(path)).get_fdata())
+    mean = np.mean(others, axis=0)
     x_hat = nib.as_closest_canonical(pet).get_fdata()
-    inside = np.mean(others, axis=0) > 0.1
-    assert np.corrcoef(x_hat[inside], np.mean(others, axis=0)[inside])[0, 1] > 0.5           # short as the training was
-    assert [path.suffix for path in sorted((walked / "made_up/synthetic").iterdir()) if path.suffix == ".png"]
+    inside = mean > 0.1
+    assert np.corrcoef(x_hat[inside], mean[inside])[0, 1] > 0.5              # short as the training was
+    assert [path for path in (walked / "made_up/synthetic").iterdir() if path.suffix == ".png"]
     assert len(pd.read_csv(walked / "made_up/synthetic/synthesized.csv")) == 1

@@ -9,17 +9,26 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from phantom import anatomy
+from dataset import SPLITS
+from phantom import anatomy, uptake
 from phantom import cohort as phantom
 from phantom.anatomy import load_template
-from phantom.cohort import build_phantom, draw_subject, simulate, simulate_anatomy
+from phantom.cohort import build_phantom
+from phantom.uptake import Subject, draw_subject, simulate, simulate_anatomy
 
 SUBJECTS, VOXEL_MM, LINK, SEED = (5, 3, 4), 8, 0.6, 1
 SHAPE = (22, 27, 22)
+AFFINE = [[8, 0, 0, -86.5], [0, 8, 0, -122.5], [0, 0, 8, -68.5], [0, 0, 0, 1]]
 
 
 def read(path: Path) -> np.ndarray:
+    """Voxels of a volume."""
     return nib.load(path).get_fdata(dtype=np.float32)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of a cohort by its path under root."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def volumes(root: Path) -> dict[str, np.ndarray]:
@@ -28,6 +37,7 @@ def volumes(root: Path) -> dict[str, np.ndarray]:
 
 
 def refuse_network(*_, **__):
+    """A stand-in for every way to the network."""
     raise AssertionError("the phantom must not use the network")
 
 
@@ -45,6 +55,7 @@ def cohort(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def template() -> anatomy.Template:
+    """The template of the cohort."""
     return load_template(VOXEL_MM)
 
 
@@ -57,15 +68,19 @@ def test_the_layout_is_a_users_own_plus_the_truth(cohort):
     for folder, ids in (("whole_MRI", names), ("whole_Abeta", names), ("truth/oracle", names[5:])):
         assert sorted(path.name for path in (cohort / folder).iterdir()) == [f"{name}.nii.gz" for name in ids]
     truth = pd.read_csv(cohort / "truth" / "truth.csv")
-    assert list(truth.columns) == ["ID", "label", "suvr", "load", "atrophy"] and truth["label"].equals(info["label"])
+    assert list(truth.columns) == ["ID", "label", "suvr", "load", "atrophy"]
+    assert truth["label"].equals(info["label"])
     settings = json.loads((cohort / "phantom.json").read_text())
-    assert settings["note"] == "digital phantom, not patient data" and settings["phantom_subjects"] == list(SUBJECTS)
+    assert settings["note"] == "digital phantom, not patient data"
+    assert settings["phantom_subjects"] == list(SUBJECTS)
     assert not list(cohort.parent.glob("*unfinished*"))
 
 
 def test_half_of_each_split_is_positive(cohort):
     labels = pd.read_csv(cohort / "data_info" / "data_info.csv").set_index("ID")["label"]
-    positives = [labels[(cohort / "data_info" / f"{split}.txt").read_text().split()].sum() for split in phantom.SPLITS]
+    positives = []
+    for split in phantom.SPLITS:
+        positives.append(labels[(cohort / "data_info" / f"{split}.txt").read_text().split()].sum())
     assert positives == [3, 1, 2]                          # of 5, 3 and 4: an odd one rounded up, then down
 
 
@@ -79,7 +94,7 @@ def test_volumes_share_one_mni_grid_and_stay_within_range(cohort):
     for path in cohort.rglob("*.nii.gz"):
         image = nib.load(path)
         assert image.shape == SHAPE and nib.aff2axcodes(image.affine) == ("R", "A", "S")
-        assert np.array_equal(image.affine, [[8, 0, 0, -86.5], [0, 8, 0, -122.5], [0, 0, 8, -68.5], [0, 0, 0, 1]])
+        assert np.array_equal(image.affine, AFFINE)
         assert image.header["sform_code"] == image.header["qform_code"] == 4
         assert image.get_data_dtype() == (np.uint8 if path.parent.name == "truth" else np.float32)
         voxels = np.asarray(image.dataobj)
@@ -108,12 +123,13 @@ def test_the_written_pet_measures_the_true_suvr(cohort):
     for row in pd.read_csv(cohort / "truth" / "truth.csv").itertuples():
         pet = read(cohort / "whole_Abeta" / f"{row.ID}.nii.gz").astype(float)
         assert pet[cortex].mean() / pet[cerebellum].mean() == pytest.approx(row.suvr, abs=1e-4)
-        assert pet[cerebellum].mean() * phantom.PET_SCALE == pytest.approx(1, abs=1e-4)
+        assert pet[cerebellum].mean() * uptake.PET_SCALE == pytest.approx(1, abs=1e-4)
         assert row.load == pytest.approx(row.suvr - 1)
 
 
 def test_the_regions_are_where_anatomy_has_them(template):
     def at(mask, *mm):
+        """The mask at a place in MNI millimetres."""
         return mask[tuple(np.rint((np.array(mm) - template.affine[:3, 3]) / VOXEL_MM).astype(int))]
 
     assert not (template.cortex & template.cerebellum).any()
@@ -123,17 +139,19 @@ def test_the_regions_are_where_anatomy_has_them(template):
     assert at(template.cortex, 4, 52, 12) and at(template.cortex, -4, 52, 12)   # medial frontal
     assert at(template.cortex, 6, -58, 40)                 # precuneus
     assert at(template.cortex, 60, -30, -6)                # middle temporal
-    assert not at(template.cortex, 10, -90, 0) and not at(template.cortex, 38, -22, 58)   # occipital, hand knob
+    assert not at(template.cortex, 10, -90, 0)             # occipital pole
+    assert not at(template.cortex, 38, -22, 58)            # hand knob
     assert at(template.amyloid, 30, -66, -38) < 0.01 < 0.9 < at(template.amyloid, 4, 52, 12)
+
+
+def test_the_split_list_is_that_of_the_dataset():
+    assert phantom.SPLITS == SPLITS                        # written twice: the phantom imports no dataset
 
 
 def test_the_same_seed_gives_the_same_bytes_with_any_number_of_workers(cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     build_phantom(tmp_path / "again", SUBJECTS, VOXEL_MM, LINK, SEED)
-    files = sorted(path.relative_to(cohort) for path in cohort.rglob("*") if path.is_file())
-    assert files == sorted(path.relative_to(tmp_path / "again") for path in (tmp_path / "again").rglob("*") if path.is_file())
-    for file in files:
-        assert (cohort / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+    assert contents(cohort) == contents(tmp_path / "again")
 
 
 def test_another_seed_gives_other_subjects(cohort, tmp_path):
@@ -148,7 +166,8 @@ def test_link_is_the_correlation_of_atrophy_with_load(link):
     rng = np.random.default_rng(0)
     drawn = pd.DataFrame([draw_subject(rng, i % 2, link) for i in range(6000)])
     assert np.corrcoef(drawn["atrophy"], drawn["load"])[0, 1] == pytest.approx(link, abs=0.03)
-    assert drawn["atrophy"].mean() == pytest.approx(0, abs=0.04) and drawn["atrophy"].std() == pytest.approx(1, abs=0.03)
+    assert drawn["atrophy"].mean() == pytest.approx(0, abs=0.04)
+    assert drawn["atrophy"].std() == pytest.approx(1, abs=0.03)
     assert drawn.groupby("label")["suvr"].mean().tolist() == pytest.approx([1.05, 1.45], abs=0.01)
     assert drawn["suvr"].between(0.9, 1.87).all() and drawn["age"].mean() == pytest.approx(72, abs=0.5)
     assert np.corrcoef(drawn["age"], drawn["atrophy"])[0, 1] == pytest.approx(0.4, abs=0.04)
@@ -191,36 +210,39 @@ def test_the_oracle_is_closer_to_the_pet_than_the_mean_pet(template):
         _, pet, oracle = simulate(template, rng, drawn[-1], LINK)
         pets.append(pet[brain])
         oracles.append(oracle)
-    errors = {"oracle": np.mean((np.stack([o[brain] for o in oracles]) - pets) ** 2), "mean": np.var(pets, axis=0).mean()}
-    assert errors["oracle"] < 0.7 * errors["mean"]
+    error_of_oracle = np.mean((np.stack([o[brain] for o in oracles]) - pets) ** 2)
+    error_of_mean = np.var(pets, axis=0).mean()
+    assert error_of_oracle < 0.7 * error_of_mean
 
     suvr = [o[template.cortex].mean() / o[template.cerebellum].mean() for o in oracles]
     assert np.corrcoef(suvr, [s.atrophy for s in drawn])[0, 1] > 0.9
 
 
 def test_without_a_link_the_oracle_is_the_prior_mean(template):
-    components = phantom.blur_components(template, simulate_anatomy(template, np.random.default_rng(0), 0.0))
-    cortex, cerebellum = phantom.region_means(template, components)
-    uptakes = [phantom.expected_uptake(cortex, cerebellum, atrophy, 0.0) for atrophy in (-2, 0, 2)]
+    components = uptake.blur_components(template, simulate_anatomy(template, np.random.default_rng(0), 0.0))
+    cortex, cerebellum = uptake.region_means(template, components)
+    uptakes = [uptake.expected_uptake(cortex, cerebellum, atrophy, 0.0) for atrophy in (-2, 0, 2)]
     assert np.allclose(uptakes[0], uptakes[1]) and np.allclose(uptakes[1], uptakes[2])
-    assert uptakes[0] @ cortex == pytest.approx(1.25, abs=1e-3) and uptakes[0] @ cerebellum == pytest.approx(1)
+    assert uptakes[0] @ cortex == pytest.approx(1.25, abs=1e-3)
+    assert uptakes[0] @ cerebellum == pytest.approx(1)
 
 
 @pytest.mark.parametrize("atrophy", [-1.0, 1.0])
-def test_the_oracle_agrees_with_draws_that_have_this_atrophy(template, atrophy):
+def test_the_oracle_agrees_with_drawn_subjects_that_have_this_atrophy(template, atrophy):
     rng = np.random.default_rng(0)
     drawn = [draw_subject(rng, i % 2, LINK) for i in range(20000)]
     near = [s.suvr for s in drawn if abs(s.atrophy - atrophy) < 0.1]
-    components = phantom.blur_components(template, simulate_anatomy(template, rng, atrophy))
-    cortex, cerebellum = phantom.region_means(template, components)
-    assert phantom.expected_uptake(cortex, cerebellum, atrophy, LINK) @ cortex == pytest.approx(np.mean(near), abs=0.03)
+    components = uptake.blur_components(template, simulate_anatomy(template, rng, atrophy))
+    cortex, cerebellum = uptake.region_means(template, components)
+    expected = uptake.expected_uptake(cortex, cerebellum, atrophy, LINK)
+    assert expected @ cortex == pytest.approx(np.mean(near), abs=0.03)
 
 
 @pytest.mark.parametrize("suvr", [0.9, 1.87])
 @pytest.mark.parametrize("atrophy", [-5.0, 5.0])
 def test_the_most_extreme_subjects_stay_within_range(template, suvr, atrophy):
     for seed in range(5):
-        subject = phantom.Subject(int(suvr > 1), suvr, suvr - 1, atrophy, 72.0, "F", 1.85)
+        subject = Subject(int(suvr > 1), suvr, suvr - 1, atrophy, 72.0, "F", 1.85)
         mri, pet, oracle = simulate(template, np.random.default_rng(seed), subject, LINK)
         for voxels in (mri, pet, oracle):
             assert np.isfinite(voxels).all() and voxels.min() >= 0 and voxels.max() <= 1
@@ -228,9 +250,11 @@ def test_the_most_extreme_subjects_stay_within_range(template, suvr, atrophy):
 
 def test_a_second_call_does_nothing(cohort, capsys):
     before = {path: path.stat().st_mtime_ns for path in cohort.rglob("*")}
+    assert before
     capsys.readouterr()
     build_phantom(cohort, SUBJECTS, VOXEL_MM, LINK, SEED)
-    assert {path: path.stat().st_mtime_ns for path in cohort.rglob("*")} == before and not capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in cohort.rglob("*")} == before
+    assert not capsys.readouterr().out
 
 
 def test_other_settings_are_refused_all_at_once(cohort):
@@ -251,6 +275,7 @@ def test_a_folder_with_somebodys_data_is_left_untouched(tmp_path):
 
 def test_a_cut_run_leaves_no_cohort_and_its_rest_is_cleared(tmp_path, monkeypatch):
     def cut(*_):
+        """Ctrl-C."""
         raise KeyboardInterrupt
 
     (tmp_path / "cohort").mkdir()                          # an empty folder is as good as none

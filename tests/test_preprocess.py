@@ -1,4 +1,4 @@
-"""Raw scans to the cohort's space: what a phantom head in any position becomes, what is refused, what is done once only."""
+"""Raw scans to the cohort's space: a phantom head in any position, what is refused, what is done once."""
 import importlib.util
 import json
 import os
@@ -18,18 +18,16 @@ from scipy.spatial.transform import Rotation
 
 import main
 from cohort import preprocess, quality, registration
-from cohort.registration import grid_affine
 from config import Config
 from imaging.volumes import read_volume
-from phantom import cohort as phantom
-from phantom.anatomy import load_template
+from phantom.anatomy import grid_affine, load_template
+from phantom.uptake import Subject, simulate
 from runtime.files import FolderLock
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ants") is None, reason="antspyx is not installed")
 
-VOXEL, MARGIN = 6, 14                                      # mm; voxels of air and neck around the cohort's grid
-SETTINGS = {"image_size": (30, 36, 30), "crop_start": (2, 2, 2), "volume_size": (24, 32, 24), "crop_jitter": 1, "unet_mults": (1, 2),
-            "disc_channels": (8, 8)}
+VOXEL, MARGIN = 6, 14                                      # mm; voxels of air and neck around the grid
+SIZE = (30, 36, 30)                                        # of the cohort's grid at VOXEL
 
 
 def pose(degrees: tuple, shift: tuple, scale=(1, 1, 1)) -> np.ndarray:
@@ -52,37 +50,46 @@ def head_around(mri: np.ndarray, brain: np.ndarray) -> np.ndarray:
     mri, affine = widened(mri)
     inside = binary_dilation(np.pad(brain, MARGIN))
     distance = VOXEL * distance_transform_edt(~inside)
-    x, y, z = np.meshgrid(*[affine[a, 3] + VOXEL * np.arange(n) for a, n in enumerate(mri.shape)], indexing="ij")
+    axes = [affine[a, 3] + VOXEL * np.arange(n) for a, n in enumerate(mri.shape)]
+    x, y, z = np.meshgrid(*axes, indexing="ij")
     neck = ((x / 55) ** 2 + ((y + 35) / 60) ** 2 < 1) & (z < -50) & (z > -120)
     head = np.where(np.pad(brain, MARGIN), mri, 0.15 * inside)
     head = np.where((distance > 6) & (distance <= 16) & (z > -60), 0.8, head)
     return gaussian_filter(np.where(neck & (distance > 4), 0.5, head), 0.4)
 
 
-def write_scan(path: Path, volume: np.ndarray, affine: np.ndarray, moved: np.ndarray, codes: str = "RAS", shape=(34, 40, 42)) -> None:
-    """Resample into a scanner that sees everything moved, around its isocentre, and store it in that orientation; 4D: a motion a frame."""
+def write_scan(path: Path, volume: np.ndarray, affine: np.ndarray, moved: np.ndarray, codes: str = "RAS",
+               shape=(34, 40, 42)) -> None:
+    """Resample into a scanner that sees everything moved, around its isocentre, in an orientation.
+
+    moved: [4, 4], or [frames, 4, 4] for a motion a frame. codes: of the orientation.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     scanner = np.diag([VOXEL] * 3 + [1.0])
-    scanner[:3, 3] = apply_affine(moved if moved.ndim == 2 else moved[0], (0, -18, -10)) - VOXEL * np.array(shape) / 2
+    isocentre = apply_affine(moved if moved.ndim == 2 else moved[0], (0, -18, -10))
+    scanner[:3, 3] = isocentre - VOXEL * np.array(shape) / 2
     index = np.indices(shape).reshape(3, -1).T
 
     def seen(motion: np.ndarray) -> np.ndarray:
+        """The volume as the scanner sees it after a motion."""
         source = apply_affine(np.linalg.inv(motion @ affine) @ scanner, index)
         return map_coordinates(volume, source.T, order=1).reshape(shape).astype(np.float32)
 
     voxels = seen(moved) if moved.ndim == 2 else np.stack([seen(motion) for motion in moved], axis=-1)
     image = nib.Nifti1Image(voxels * 700, scanner)
     image.set_sform(scanner, 1)
-    turn = nib.orientations.ornt_transform(nib.orientations.io_orientation(scanner), nib.orientations.axcodes2ornt(codes))
-    nib.save(image.as_reoriented(turn), path)
+    ras, stored = nib.orientations.io_orientation(scanner), nib.orientations.axcodes2ornt(codes)
+    nib.save(image.as_reoriented(nib.orientations.ornt_transform(ras, stored)), path)
 
 
 @pytest.fixture(scope="module")
 def truth() -> dict[str, np.ndarray]:
     """MRI, PET, brain and the two regions of a phantom on the cohort's grid."""
     template = load_template(VOXEL)
-    mri, pet, _ = phantom.simulate(template, np.random.default_rng(3), phantom.Subject(1, 1.5, 0.5, 0.0, 70.0, "F", 1.55), 0.6)
-    return {"mri": mri, "pet": pet, "brain": mri > 0, "cortex": template.cortex, "cerebellum": template.cerebellum}
+    subject = Subject(label=1, suvr=1.5, load=0.5, atrophy=0.0, age=70.0, sex="F", white=1.55)
+    mri, pet, _ = simulate(template, np.random.default_rng(3), subject, link=0.6)
+    return {"mri": mri, "pet": pet, "brain": mri > 0, "cortex": template.cortex,
+            "cerebellum": template.cerebellum}
 
 
 POSE = pose((14, -6, 8), (10, 45, -25), (0.93, 0.9, 0.95))
@@ -92,7 +99,7 @@ MOTION = pose((0, 0, 0), (0, 6, 0))                        # of the second of tw
 
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory, truth) -> Path:
-    """Two heads, one with a PET of two frames, one in another orientation and place; and a file that breaks off."""
+    """Two heads, one with a PET of two frames, one in another orientation and place; and a cut-off file."""
     folder = tmp_path_factory.mktemp("raw")
     head = head_around(truth["mri"], truth["brain"])
     affine = widened(truth["pet"])[1]
@@ -101,23 +108,28 @@ def raw(tmp_path_factory, truth) -> Path:
                np.stack([BETWEEN @ POSE, MOTION @ BETWEEN @ POSE]), "LPS")
     write_scan(folder / "b.nii", head, affine, pose((-12, 5, -15), (-60, 0, 50), (0.9, 0.95, 0.9)), "PIR")
     (folder / "T1" / "c.nii.gz").write_bytes((folder / "T1" / "a_T1w.nii.gz").read_bytes()[:20_000])
-    nib.save(nib.Nifti1Image(truth["cerebellum"].astype(np.uint8), grid_affine(VOXEL)), folder / "cerebellum.nii.gz")
+    write_volume(folder / "cerebellum.nii.gz", truth["cerebellum"].astype(np.uint8), grid_affine(VOXEL))
     return folder
 
 
 def run(raw: Path, data: Path, **settings) -> int:
-    return main.main(["--stages", "preprocess", *arguments({"raw": raw, "data_dir": data, "num_workers": 0} | SETTINGS | settings)])
+    """Exit code of the command with settings of this grid, in one process."""
+    usual = {"raw": raw, "data_dir": data, "num_workers": 0, "image_size": SIZE}
+    return main.main(["preprocess", *arguments(usual | settings)])
 
 
 def rows(data: Path) -> pd.DataFrame:
+    """measures.csv by ID."""
     return pd.read_csv(data / "preprocess" / "measures.csv", index_col="ID", keep_default_na=False)
 
 
 def voxels(data: Path, folder: str, name: str) -> np.ndarray:
+    """The voxels of a volume of the cohort, RAS."""
     return read_volume(data / folder / f"{name}.nii.gz")[0]
 
 
 def dice(one: np.ndarray, other: np.ndarray) -> float:
+    """Overlap of two masks."""
     return 2 * (one & other).sum() / (one.sum() + other.sum())
 
 
@@ -125,7 +137,7 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
 
 @pytest.fixture(scope="module")
 def done(raw, tmp_path_factory) -> tuple[Path, int]:
-    """Where the head with a PET and the broken file went, and the exit code."""
+    """The folder to which the head with a PET and the broken file went, and the exit code."""
     data = tmp_path_factory.mktemp("data")
     return data, run(raw, data, reference_mask=raw / "cerebellum.nii.gz")
 
@@ -134,8 +146,9 @@ def test_a_head_comes_to_lie_on_the_phantoms_grid(done, truth):
     mri, affine = read_volume(done[0] / "whole_MRI" / "a.nii.gz")
     assert mri.shape == truth["mri"].shape and np.array_equal(affine, load_template(VOXEL).affine)
     assert mri.min() == 0 and mri.max() == 1
-    assert np.corrcoef(mri.ravel(), truth["mri"].ravel())[0, 1] > 0.95
-    assert np.corrcoef(mri.ravel(), truth["mri"][::-1].ravel())[0, 1] < np.corrcoef(mri.ravel(), truth["mri"].ravel())[0, 1] - 0.01
+    upright = np.corrcoef(mri.ravel(), truth["mri"].ravel())[0, 1]
+    mirrored = np.corrcoef(mri.ravel(), truth["mri"][::-1].ravel())[0, 1]
+    assert upright > 0.95 and mirrored < upright - 0.01
     assert dice(mri > 0, truth["brain"]) > 0.95
 
 
@@ -146,9 +159,12 @@ def test_the_pet_lies_on_its_mri_and_keeps_its_ratios(done, truth):
     assert (pet[~brain] == 0).all()
 
     def suvr(volume: np.ndarray) -> float:
+        """Cortex over cerebellum."""
         return volume[truth["cortex"]].mean() / volume[truth["cerebellum"]].mean()
+
     assert suvr(pet) == pytest.approx(suvr(truth["pet"]), rel=0.02)
-    assert 4 * pet[truth["cerebellum"] & brain].mean() == pytest.approx(1, rel=1e-3)         # the SUVR of the reference region
+    reference = pet[truth["cerebellum"] & brain]
+    assert 4 * reference.mean() == pytest.approx(1, rel=1e-3)                # an SUVR of 4 is stored as 1
 
 
 def test_motion_between_frames_is_undone_and_reported(done):
@@ -161,7 +177,8 @@ def test_motion_between_frames_is_undone_and_reported(done):
 def test_a_damaged_file_does_not_keep_the_others_from_being_done(done, raw, capsys):
     data, code = done
     assert code == 2
-    assert "truncated or damaged" in rows(data).loc["c", "problem"] and str(raw / "T1" / "c.nii.gz") in rows(data).loc["c", "problem"]
+    problem = rows(data).loc["c", "problem"]
+    assert "truncated or damaged" in problem and str(raw / "T1" / "c.nii.gz") in problem
     assert rows(data).loc["a", "problem"] == ""
     assert not list(data.rglob("c.*"))
     assert not list(data.rglob(".partial*"))
@@ -176,25 +193,33 @@ def test_measures_tell_a_registered_scan_from_a_shifted_one(done):
     bad = quality.compare_with_template(shifted, shifted > 0, template, mask > 0)
     assert not quality.remarks(good) and len(quality.remarks(bad)) == 2
     pet = voxels(data, "whole_Abeta", "a")
-    here, there = (quality.compare_with_mri(np.roll(pet, step, axis=0), mri, mri > 0)["pet_likeness"] for step in (0, 2))
-    assert here > there + 0.01
+    in_place = quality.compare_with_mri(pet, mri, mri > 0)["pet_likeness"]
+    moved = quality.compare_with_mri(np.roll(pet, 2, axis=0), mri, mri > 0)["pet_likeness"]
+    assert in_place > moved + 0.01
 
 
 def test_every_subject_has_a_page_with_the_outlines(done):
     page = mpimg.imread(done[0] / "preprocess" / "a.png")[..., :3]
     assert page.shape[0] > page.shape[1] == 1100
     coloured = np.ptp(page, axis=-1) > 0.3                 # the scans are grey
-    nearest = np.argmin([np.abs(page - to_rgb(colour)).sum(-1) for colour, _ in quality.OUTLINES.values()], axis=0)
-    for half in (slice(0, len(page) // 2), slice(len(page) // 2, None)):                     # the T1 above, the PET below
+    distances = [np.abs(page - to_rgb(colour)).sum(-1) for colour, _ in quality.OUTLINES.values()]
+    nearest = np.argmin(distances, axis=0)
+    for half in (slice(0, len(page) // 2), slice(len(page) // 2, None)):     # the T1 above, the PET below
         assert (np.bincount(nearest[half][coloured[half]], minlength=3) > 300).all()
+
+
+def contents(data: Path) -> dict[Path, bytes]:
+    """All files of a folder but measures.csv."""
+    files = [path for path in data.rglob("*") if path.is_file() and path.name != "measures.csv"]
+    return {path: path.read_bytes() for path in files}
 
 
 def test_what_is_done_is_not_done_again(done, raw, monkeypatch):
     data, _ = done
-    before = {path: path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file() and path.name != "measures.csv"}
+    before = contents(data)
     monkeypatch.setattr(registration, "register_head", lambda *_: pytest.fail("done again"))
     assert run(raw, data, reference_mask=raw / "cerebellum.nii.gz") == 2
-    assert before == {path: path.read_bytes() for path in sorted(data.rglob("*")) if path.is_file() and path.name != "measures.csv"}
+    assert before and contents(data) == before
     assert float(rows(data).loc["a", "overlap"]) > 0.9
 
 
@@ -202,24 +227,37 @@ def test_one_mri_alone_needs_no_mask_and_takes_the_templates_shape_nonlinearly(d
     assert run(raw / "b.nii", tmp_path, registration="syn") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["preprocess", "whole_MRI"]
     assert dice(voxels(tmp_path, "whole_MRI", "b") > 0, truth["brain"]) > 0.94
-    assert rows(tmp_path).loc["b", "correlation"] > 0.03 + float(rows(done[0]).loc["a", "correlation"])   # the same head, linearly
+    linearly = float(rows(done[0]).loc["a", "correlation"])                  # the same head
+    assert rows(tmp_path).loc["b", "correlation"] > 0.03 + linearly
 
 
-# ---------------------------------------------------------------- without the registration: volumes that lie on the grid already
+# ---------------------------------------------------------------- without registration: volumes on the grid
+
+def identity(folder: Path) -> list[str]:
+    """Transforms that move nothing, written to the folder."""
+    import ants
+
+    path = str(folder / "identity.mat")
+    ants.write_transform(ants.create_ants_transform(transform_type="AffineTransform", dimension=3), path)
+    return [path]
+
+
+def head_in_place(image, voxel_mm, nonlinear, folder) -> registration.Head:
+    """A head that lies on the grid already, without skull, as register_head returns one."""
+    return registration.Head(image, registration.like(image, image.numpy() > 0), identity(folder))
+
+
+def align_in_place(fixed, mask, moving, centre, scale, kinds, folder) -> list[str]:
+    """The transforms of an image that lies in place already, as align returns them."""
+    return identity(folder)
+
 
 @pytest.fixture
 def near(tmp_path, truth, monkeypatch) -> Path:
     """A raw folder of one subject in MNI space, and a registration that finds this at once."""
-    import ants
-
-    def stay(folder: Path) -> list[str]:
-        ants.write_transform(ants.create_ants_transform(transform_type="AffineTransform", dimension=3), str(folder / "still.mat"))
-        return [str(folder / "still.mat")]
-
-    monkeypatch.setattr(registration, "register_head", lambda image, voxel_mm, nonlinear, folder: registration.Head(
-        image, registration.like(image, image.numpy() > 0), stay(folder)))
+    monkeypatch.setattr(registration, "register_head", head_in_place)
+    monkeypatch.setattr(registration, "align", align_in_place)
     monkeypatch.setattr(preprocess, "draw_page", lambda *_: None)
-    monkeypatch.setattr(registration, "align", lambda fixed, mask, moving, centre, scale, kinds, folder: stay(folder))
     raw = tmp_path / "raw"
     write_volume(raw / "T1" / "s.nii.gz", 900 * truth["mri"], grid_affine(VOXEL))
     write_volume(raw / "PET" / "s.nii.gz", 5000 * truth["pet"], grid_affine(VOXEL))
@@ -229,6 +267,7 @@ def near(tmp_path, truth, monkeypatch) -> Path:
 
 
 def quick(raw: Path, **settings) -> int:
+    """Exit code of the command with a reference region, into data/."""
     return run(raw, Path("data"), **{"reference_mask": raw / "cerebellum.nii"} | settings)
 
 
@@ -251,7 +290,8 @@ def test_smoothing_is_that_of_a_gaussian_of_the_asked_width(near, truth):
     assert quick(near, pet_fwhm=12.0) == 0
     smooth = gaussian_filter(truth["pet"], 12 / 2.3548 / VOXEL)
     expected = smooth / smooth[truth["cerebellum"]].mean() / 4
-    np.testing.assert_allclose(voxels(Path("data"), "whole_Abeta", "s")[truth["brain"]], expected[truth["brain"]], atol=2e-3)
+    found = voxels(Path("data"), "whole_Abeta", "s")
+    np.testing.assert_allclose(found[truth["brain"]], expected[truth["brain"]], atol=2e-3)
 
 
 def test_a_pet_that_ends_within_the_reference_region_is_refused(near, truth, capsys):
@@ -270,8 +310,8 @@ def test_nothing_that_lies_there_is_replaced_unless_asked(near, truth, capsys):
     assert Path("data/whole_Abeta/s.nii.gz").read_bytes() == made
     assert quick(near, pet_max_suvr=5.0, overwrite=True) == 0
     assert Path("data/whole_Abeta/s.nii.gz").read_bytes() != made
-    write_volume(near / "T1" / "s.nii.gz", 901 * truth["mri"], grid_affine(VOXEL))           # another file of the same name
-    assert quick(near, pet_max_suvr=5.0) == 2
+    write_volume(near / "T1" / "s.nii.gz", 901 * truth["mri"], grid_affine(VOXEL))
+    assert quick(near, pet_max_suvr=5.0) == 2              # another file of the same name
 
 
 @pytest.mark.parametrize("name", ["s.nii", "s.nii.gz"])
@@ -280,11 +320,13 @@ def test_a_volume_of_somebody_elses_stays(near, truth, capsys, name):
     theirs = (Path("data/whole_MRI") / name).read_bytes()
     assert quick(near) == 2
     assert f"data/whole_MRI/{name}: is there already" in capsys.readouterr().err
-    assert (Path("data/whole_MRI") / name).read_bytes() == theirs and len(list(Path("data/whole_MRI").iterdir())) == 1
+    assert (Path("data/whole_MRI") / name).read_bytes() == theirs
+    assert len(list(Path("data/whole_MRI").iterdir())) == 1
 
 
 def test_a_subject_that_was_interrupted_is_done_again(near, monkeypatch):
     def stop(*_):
+        """Ctrl-C."""
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
         patch.setattr(preprocess, "draw_page", stop)
@@ -303,6 +345,7 @@ def test_an_output_that_was_changed_since_is_noticed(near, truth):
 
 def test_a_failure_of_ants_is_that_subjects_problem(near, monkeypatch, capsys):
     def fail(*_):
+        """An error as ITK raises it."""
         raise RuntimeError("itk::ExceptionObject\nDescription: no overlap")
     monkeypatch.setattr(registration, "register_head", fail)
     assert quick(near) == 2
@@ -316,11 +359,12 @@ def test_a_head_without_a_brain_is_told(near, truth, capsys):
 
 
 def test_an_mri_whose_values_start_far_below_0_is_remarked(near, truth, monkeypatch):
+    def head_with_dark_voxels(image, voxel_mm, nonlinear, folder) -> registration.Head:
+        """The true brain, of which a part has values below 0."""
+        return registration.Head(image, registration.like(image, truth["brain"]), identity(folder))
+
     darkest = np.quantile(truth["mri"][truth["brain"]], 0.05)
-    monkeypatch.setattr(registration, "register_head", lambda image, *_: registration.Head(
-        image, registration.like(image, truth["brain"]), [str(near / "still.mat")]))
-    import ants
-    ants.write_transform(ants.create_ants_transform(transform_type="AffineTransform", dimension=3), str(near / "still.mat"))
+    monkeypatch.setattr(registration, "register_head", head_with_dark_voxels)
     write_volume(near / "T1" / "s.nii.gz", 900 * (truth["mri"] - darkest), grid_affine(VOXEL))
     assert quick(near) == 0
     assert float(rows(Path("data")).loc["s", "mri_below_0"]) == pytest.approx(0.05, abs=0.01)
@@ -340,20 +384,22 @@ def test_scans_that_cannot_be_heads_are_told_one_by_one(near, truth, capsys):
     write_volume(near / "T1" / "trailing.nii", truth["mri"][..., None], grid)
     assert quick(near) == 2
     told = capsys.readouterr().err
-    for words in ("5 of 7 subjects", "empty.nii: all its voxels are 0", "frames.nii: has 2 frames", "over 54x216x180 mm",
-                  "sheared.nii: the axes", "lost.nii: has neither sform nor qform"):
+    for words in ("5 of 7 subjects", "empty.nii: all its voxels are 0", "frames.nii: has 2 frames",
+                  "over 54x216x180 mm", "sheared.nii: the axes", "lost.nii: has neither sform nor qform"):
         assert words in told
     assert (rows(Path("data")).loc[["s", "trailing"], "problem"] == "").all()
 
 
-def test_subjects_are_treated_by_several_processes(near, truth, monkeypatch):
+def test_subjects_are_preprocessed_by_several_processes(near, truth, monkeypatch):
     monkeypatch.undo()
     monkeypatch.chdir(near.parent)
     for name in ("t", "u"):
         (near / "T1" / f"{name}.nii.gz").write_bytes(b"no NIfTI")
     (near / "T1" / "s.nii.gz").write_bytes(b"neither")
     assert quick(near, num_workers=2) == 2
-    assert list(rows(Path("data")).index) == ["s", "t", "u"] and rows(Path("data"))["problem"].str.contains("cannot be read as NIfTI").all()
+    table = rows(Path("data"))
+    assert list(table.index) == ["s", "t", "u"]
+    assert table["problem"].str.contains("cannot be read as NIfTI").all()
 
 
 def test_processes_share_the_cores(monkeypatch):
@@ -370,7 +416,7 @@ def test_pets_without_reference_region_are_refused(near, capsys):
     assert run(near, Path("data")) == 2
     assert "--reference_mask FILE" in capsys.readouterr().err
     assert not Path("data").exists()
-    assert run(near / "T1", Path("data")) == 0                                               # as the message says
+    assert run(near / "T1", Path("data")) == 0             # as the message says
 
 
 def test_wrong_names_are_all_told_at_once(near, truth, capsys):
@@ -379,7 +425,8 @@ def test_wrong_names_are_all_told_at_once(near, truth, capsys):
     shutil.copy(near / "PET" / "s.nii.gz", near / "PET" / "alone.nii.gz")
     assert quick(near) == 2
     told = capsys.readouterr().err
-    assert "3 problem(s)" in told and "both are s" in told and "'a b' is not an ID" in told and "alone.nii.gz: has no T1 MRI" in told
+    for words in ("3 problem(s)", "both are s", "'a b' is not an ID", "alone.nii.gz: has no T1 MRI"):
+        assert words in told
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "empty"])
@@ -391,11 +438,16 @@ def test_a_folder_without_scans_says_how_to_lay_them_out(near, capsys, folder):
 
 
 def test_a_grid_of_another_template_is_refused(near, capsys):
-    assert quick(near, image_size=(91, 109, 91), volume_size=(80, 96, 80), crop_start=(5, 6, 5)) == 2
-    assert "181 x 217 x 181" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        quick(near, image_size=(91, 109, 91))
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    for words in ("image_size (91, 109, 91)", "181 x 217 x 181 voxels of 1 mm", "30x36x30"):
+        assert words in message
+    assert not Path("data").exists()
 
 
-def test_without_ants_the_stage_says_what_to_install(near, monkeypatch, capsys):
+def test_without_ants_the_command_says_what_to_install(near, monkeypatch, capsys):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert quick(near) == 2
     assert "pip install -r requirements-preprocess.txt" in capsys.readouterr().err
@@ -408,6 +460,17 @@ def test_a_second_run_in_the_same_folder_is_refused(near):
 
 
 def test_the_reference_region_stands_alone_only_here():
-    assert Config(stages=("preprocess",), reference_mask="cerebellum.nii").reference_mask
+    assert preprocess.PreprocessSettings(reference_mask="cerebellum.nii").reference_mask
     with pytest.raises(ValueError, match="go together"):
-        Config(stages=("preprocess", "test"), reference_mask="cerebellum.nii")
+        Config(reference_mask="cerebellum.nii")
+
+
+def test_all_wrong_settings_are_told_at_once(capsys):
+    wrong = {"image_size": (90, 108, 91), "pet_fwhm": 99, "registration": "rigid", "num_workers": -1}
+    with pytest.raises(SystemExit) as stop:
+        main.main(["preprocess", *arguments(wrong)])
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    for part in ("error: 4 problem(s)", "image_size (90, 108, 91)", "pet_fwhm 99.0 must be",
+                 "registration 'rigid'", "num_workers -1"):
+        assert part in message

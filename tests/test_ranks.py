@@ -1,4 +1,5 @@
-"""Several processes on one run, on a CPU with gloo: they are forked here and get the variables that torchrun sets."""
+"""Several processes on one run, on a CPU with gloo: they are forked here and get the variables that torchrun
+sets."""
 import json
 import os
 import pickle
@@ -50,7 +51,8 @@ def project(cohort, tmp_path, monkeypatch) -> Path:
 
 
 def in_ranks(count: int, function: Callable[[], object], limit: float = 120) -> list:
-    """Results of the function in so many forked processes with the variables of torchrun; an exception in place of its result."""
+    """Results of the function in so many forked processes with the variables of torchrun; an exception in
+    place of its result."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
@@ -62,8 +64,14 @@ def in_ranks(count: int, function: Callable[[], object], limit: float = 120) -> 
             children.append(child)
             pipes.append(read)
             continue
-        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-                       "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        os.environ |= {
+            "RANK": str(number),
+            "LOCAL_RANK": str(number),
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+        }
         signal.alarm(int(limit))                           # ends a process that hangs
         try:
             result = function()
@@ -104,7 +112,8 @@ def weights(exp: str, file: str = "CHECKPOINT_Unet_last") -> dict:
 # ---------------------------------------------------------------- what is computed
 
 def test_two_ranks_with_one_subject_each_take_the_steps_of_one_with_two(project):
-    """By plain gradient descent, because Adam's first steps have the size of the learning rate however small the gradient is."""
+    """By plain gradient descent, because Adam's first steps have the size of the learning rate however small
+    the gradient is."""
     settings = ONE_LAYER | {"lambda_rec": 1.0}
 
     def plain_descent(parameters, lr, **_) -> torch.optim.SGD:
@@ -152,8 +161,11 @@ def test_scores_latents_and_volumes_do_not_depend_on_the_number_of_ranks(project
     settings = TINY | {"exp": "a", "cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
     assert run_main(1, "--stages", "aae", "encode", "ldm", "test", **settings) == [0]
     results = Path("result/a")
-    names = [*(f"{name}.csv" for name in ("test", "predictions", "summary", "validation_list", "uncertainty")), "calibration.npz",
-             *(f"synthesized/{name}.nii.gz" for name in LISTS["test"])]
+    names = [
+        *(f"{name}.csv" for name in ("test", "predictions", "summary", "validation_list", "uncertainty")),
+        "calibration.npz",
+        *(f"synthesized/{name}.nii.gz" for name in LISTS["test"]),
+    ]
     alone = {name: (results / name).read_bytes() for name in names}
     latents = {path.name: nib.load(path).get_fdata() for path in Path("data/latent_Abeta").glob("*/*.nii.gz")}
     assert len(latents) == 13
@@ -233,7 +245,8 @@ def test_an_error_on_rank_0_is_raised_there_and_ends_the_others():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_gradients_are_averaged_over_the_ranks_in_the_update(count):
-    """Of the weight that has one; a weight that the loss does not reach keeps none, and other networks get none."""
+    """Of the weight that has one; a weight that the loss does not reach keeps none, and other networks get
+    none."""
     def step() -> tuple[float, float, bool]:
         used, unused, other = (torch.nn.Parameter(torch.ones(1)) for _ in range(3))
         opt = torch.optim.SGD([used, unused], lr=1.0)
@@ -290,7 +303,7 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step_and_any_number_of_the
         return main.main([*arguments(settings), "--stages", "aae", "encode", "ldm"]), len(taken), time.monotonic()
     (*ended, saved_at), (*other, left_at) = in_ranks(2, signalled)
     assert ended == other == [75, 2]
-    assert left_at > saved_at - 1                          # not before rank 0 has saved, which takes it three seconds
+    assert left_at > saved_at - 1  # not before rank 0 has saved, which takes it three seconds
     saved = load_checkpoint(Path("result/cut/CHECKPOINT_AAE_last.pth.tar"))
     assert (saved["epoch"], saved["progress"]["items"]) == (0, 4)
 
@@ -383,8 +396,13 @@ def test_a_rank_that_fails_alone_takes_the_others_with_it(project, capfd):
 def test_torchrun_ends_within_a_minute_when_a_rank_is_killed_and_another_number_of_ranks_goes_on(project):
     settings = TINY | {"exp": "a", "aae_epochs": 300}
     words = [str(ROOT / "main.py"), *arguments(settings), "--stages", "aae"]
-    run = subprocess.Popen([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words],
-                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     last = project / "result/a/CHECKPOINT_AAE_last.pth.tar"
     while not last.exists() and run.poll() is None:
         time.sleep(0.1)
@@ -401,15 +419,31 @@ def test_torchrun_ends_within_a_minute_when_a_rank_is_killed_and_another_number_
 
 # ---------------------------------------------------------------- settings
 
-@pytest.mark.parametrize(("environment", "settings", "message"), [
-    ({}, {"gpus": 2}, "gpus 2, but torch finds 0 GPUs here"),
-    ({}, {"gpus": 2, "device": "cpu"}, "gpus 2, but device is cpu"),
-    ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"},
-     {"gpus": 3}, "gpus 3, but 2 processes were started"),
-    ({"RANK": "x", "WORLD_SIZE": "2"}, {}, "RANK=x, WORLD_SIZE=2"),
-    ({"RANK": "2", "WORLD_SIZE": "2"}, {}, "RANK=2, WORLD_SIZE=2"),
-    ({"RANK": "0", "WORLD_SIZE": "2"}, {}, "LOCAL_RANK=, LOCAL_WORLD_SIZE=, MASTER_ADDR=, MASTER_PORT=; set all of them"),
-])
+@pytest.mark.parametrize(
+    ("environment", "settings", "message"),
+    [
+        ({}, {"gpus": 2}, "gpus 2, but torch finds 0 GPUs here"),
+        ({}, {"gpus": 2, "device": "cpu"}, "gpus 2, but device is cpu"),
+        (
+            {
+                "RANK": "0",
+                "WORLD_SIZE": "2",
+                "LOCAL_WORLD_SIZE": "2",
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": "29500",
+            },
+            {"gpus": 3},
+            "gpus 3, but 2 processes were started",
+        ),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, {}, "RANK=x, WORLD_SIZE=2"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, {}, "RANK=2, WORLD_SIZE=2"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            {},
+            "LOCAL_RANK=, LOCAL_WORLD_SIZE=, MASTER_ADDR=, MASTER_PORT=; set all of them",
+        ),
+    ],
+)
 def test_processes_that_cannot_be_are_refused(project, monkeypatch, capsys, environment, settings, message):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -1,4 +1,4 @@
-"""Three lists of subjects: their sizes, the label in each of them, and how near they come to each other in all else."""
+"""Three lists of subjects: their sizes, their labels, and how near they come to each other in all else."""
 import itertools
 
 import numpy as np
@@ -16,9 +16,12 @@ REPEATABLE = settings(derandomize=True, database=None, deadline=None, max_exampl
 def cohort(n: int, sites: int, seed: int = 0) -> pd.DataFrame:
     """Subjects of sites of very different sizes, as in a large study."""
     rng = np.random.default_rng(seed)
-    return pd.DataFrame({"label": (rng.random(n) < 0.45).astype(int), "site": rng.choice(sites, n, p=rng.dirichlet(np.full(sites, 1.5))),
-                         "sex": rng.choice(list("MF"), n), "tracer": rng.choice(["FBP", "FBB"], n, p=[0.7, 0.3]),
-                         "age": rng.integers(0, 4, n)})
+    return pd.DataFrame({
+        "label": (rng.random(n) < 0.45).astype(int),
+        "site": rng.choice(sites, n, p=rng.dirichlet(np.full(sites, 1.5))),
+        "sex": rng.choice(list("MF"), n),
+        "tracer": rng.choice(["FBP", "FBB"], n, p=[0.7, 0.3]),
+        "age": rng.integers(0, 4, n)})
 
 
 def distances(values: pd.Series, lists: np.ndarray, ratios=RATIOS) -> np.ndarray:
@@ -63,23 +66,26 @@ def test_the_label_is_shared_out_whatever_else_is_known(n):
     assert np.abs(pd.crosstab(factors["label"], lists).to_numpy() - expected).max() < 1
 
 
-def test_with_500_subjects_of_60_sites_every_site_sex_tracer_and_age_group_is_within_one_subject_of_its_share():
+def test_with_500_subjects_of_60_sites_every_level_of_every_factor_is_within_one_subject_of_its_share():
     factors = cohort(500, 60)
     lists = split_subjects(factors, RATIOS, seed=0)
     assert max(distances(factors[name], lists).max() for name in factors) < 1
     by_label_alone = split_subjects(factors[["label"]], RATIOS, seed=0)
-    assert distances(factors["site"], by_label_alone).max() > 2                              # so it was the exchanges
+    assert distances(factors["site"], by_label_alone).max() > 2      # so it was the exchanges
 
 
 def test_no_exchange_is_left_that_would_bring_the_lists_nearer():
     factors = cohort(40, 5)
     lists = split_subjects(factors, (0.5, 0.3, 0.2), seed=1)
 
-    levels = pd.get_dummies(factors.drop(columns="label").astype(str)).to_numpy(float)       # [subjects, levels]
+    further = factors.drop(columns="label").astype(str)
+    levels = pd.get_dummies(further).to_numpy(float)       # [subjects, levels]
 
     def badness(lists: np.ndarray) -> float:
+        """Sum of the squared differences of all levels and lists from their shares."""
         members = np.eye(3)[lists]
         return ((members.T @ levels - np.outer(members.mean(0), levels.sum(0))) ** 2).sum()
+
     for i, j in itertools.combinations(range(40), 2):
         if factors["label"][i] == factors["label"][j]:
             other = lists.copy()

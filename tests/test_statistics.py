@@ -4,6 +4,7 @@ import pytest
 import scipy.stats
 import sklearn.metrics as sk
 from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 
 from evaluation.statistics import (
     AGREEMENT,
@@ -20,16 +21,17 @@ from evaluation.statistics import (
 )
 
 
-def draw(seed: int, n: int = 40, effect: float = 0.25):
+def made_up_scores(seed: int, n: int = 40, effect: float = 0.25) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, scores with ties, and decisions at 0.5, all [n]."""
     rng = np.random.default_rng(seed)
     label = rng.integers(0, 2, n)
-    score = (rng.random(n) * 0.75 + effect * label).round(1)                                 # rounded: with ties
+    score = (rng.random(n) * 0.75 + effect * label).round(1)
     return label, score, (score >= 0.5).astype(float)
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_status_metrics_equal_those_of_scikit_learn(seed):
-    label, score, positive = draw(seed)
+    label, score, positive = made_up_scores(seed)
     found = dict(zip(STATUS_METRICS, status_metrics(label, score, positive), strict=True))
     expected = {"AUC": sk.roc_auc_score(label, score), "ACC": sk.accuracy_score(label, positive),
                 "balanced_ACC": sk.balanced_accuracy_score(label, positive), "SEN": sk.recall_score(label, positive),
@@ -40,7 +42,7 @@ def test_status_metrics_equal_those_of_scikit_learn(seed):
 
 
 def test_many_lists_at_once_score_as_one_by_one():
-    label, score, positive = draw(0)
+    label, score, positive = made_up_scores(0)
     indices = np.random.default_rng(1).integers(0, 40, (7, 40))
     together = status_metrics(label[indices], score[indices], positive[indices])
     for k, row in enumerate(indices):
@@ -55,7 +57,8 @@ def test_one_score_for_everybody_is_exactly_chance():
 
 
 def test_a_list_of_one_label_leaves_undefined_what_needs_two():
-    found = dict(zip(STATUS_METRICS, status_metrics(np.zeros(4, int), np.array([.1, .2, .6, .3]), np.array([0., 0, 1, 0])), strict=True))
+    label, score, positive = np.zeros(4, int), np.array([.1, .2, .6, .3]), np.array([0., 0, 1, 0])
+    found = dict(zip(STATUS_METRICS, status_metrics(label, score, positive), strict=True))
     assert {name for name, value in found.items() if np.isnan(value)} == {"AUC", "balanced_ACC", "SEN", "MCC"}
     assert found["SPE"] == 0.75
     unknown = status_metrics(np.array([0, 1]), np.array([.2, .6]), np.full(2, np.nan), probability=False)
@@ -72,8 +75,8 @@ def test_agreement_by_hand():
     assert found["RMSE"] == pytest.approx(np.sqrt(0.18 / 4))
     assert found["Pearson"] == pytest.approx(scipy.stats.pearsonr(real, synthetic)[0])
     assert found["slope"] == pytest.approx(scipy.stats.linregress(real, synthetic).slope)
-    sd = np.sqrt((0.2 ** 2 + 0.1 ** 2 + 0 + 0.3 ** 2) / 3)                                   # of the errors .1, 0, -.1, -.4 about -.1
-    assert (found["LoA_low"], found["LoA_high"]) == (pytest.approx(-0.1 - 1.96 * sd), pytest.approx(-0.1 + 1.96 * sd))
+    sd = np.sqrt((0.2 ** 2 + 0.1 ** 2 + 0 + 0.3 ** 2) / 3)                    # of the errors .1, 0, -.1, -.4 about -.1
+    assert (found["LoA_low"], found["LoA_high"]) == pytest.approx((-0.1 - 1.96 * sd, -0.1 + 1.96 * sd))
     # Lin 1989, about the means 1.35 and 1.25: s_xy = 0.13 / 4, s_x^2 = 0.35 / 4, s_y^2 = 0.05 / 4
     assert found["CCC"] == pytest.approx(2 * 0.13 / (0.35 + 0.05 + 4 * 0.1 ** 2))
 
@@ -91,24 +94,24 @@ def test_concordance_punishes_what_correlation_forgives():
     assert np.isnan(list(agreement(real[:1], real[:1]).values())).all()
 
 
-def test_bootstrap_interval_equals_one_drawn_by_hand():
+def test_bootstrap_interval_equals_one_by_hand():
     values = np.random.default_rng(0).normal(3, 2, 200)
-    draws = bootstrap(lambda index: values[index].mean(-1), 200, 4000, seed=5)
-    assert draws.shape == (4000,)
-    low, high = interval(draws)
+    replicates = bootstrap(lambda index: values[index].mean(-1), 200, 4000, seed=5)
+    assert replicates.shape == (4000,)
+    low, high = interval(replicates)
     error = values.std(ddof=0) / np.sqrt(200)              # the central limit
     assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.1 * error)
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.1 * error)
     rng = np.random.default_rng(7)
     by_hand = np.percentile([values[rng.integers(0, 200, 200)].mean() for _ in range(4000)], [2.5, 97.5])
     np.testing.assert_allclose([low, high], by_hand, atol=0.1 * error)
-    np.testing.assert_array_equal(draws, bootstrap(lambda index: values[index].mean(-1), 200, 4000, seed=5))
-    assert not np.array_equal(draws, bootstrap(lambda index: values[index].mean(-1), 200, 4000, seed=6))
+    np.testing.assert_array_equal(replicates, bootstrap(lambda index: values[index].mean(-1), 200, 4000, seed=5))
+    assert not np.array_equal(replicates, bootstrap(lambda index: values[index].mean(-1), 200, 4000, seed=6))
 
 
-def test_an_interval_that_too_few_draws_define_is_not_defined():
-    draws = np.array([[0.5] * 90 + [np.nan] * 10, [0.5] * 96 + [np.nan] * 4, [np.nan] * 100])
-    low, high = interval(draws)
+def test_an_interval_that_too_few_replicates_define_is_not_defined():
+    replicates = np.array([[0.5] * 90 + [np.nan] * 10, [0.5] * 96 + [np.nan] * 4, [np.nan] * 100])
+    low, high = interval(replicates)
     np.testing.assert_array_equal(np.isnan(low), [True, False, True])
     assert (low[1], high[1]) == (0.5, 0.5)
 
@@ -130,9 +133,10 @@ def test_paired_bootstrap_of_the_auc_agrees_with_delong(gain):
     label = np.arange(300) % 2
     a = rng.normal(0, 1, 300) + 0.5 * label
     b = a + rng.normal(0, 0.5, 300) + gain * label
-    draws = [bootstrap(lambda index, score=score: area_under_roc(label[index], score[index]), 300, 4000, seed=0) for score in (a, b)]
-    assert bootstrap_p(*draws) == pytest.approx(delong_p(label, a, b), abs=0.03)
-    assert bootstrap_p(draws[0], draws[0]) == 1
+    of_a = bootstrap(lambda index: area_under_roc(label[index], a[index]), 300, 4000, seed=0)
+    of_b = bootstrap(lambda index: area_under_roc(label[index], b[index]), 300, 4000, seed=0)
+    assert bootstrap_p(of_a, of_b) == pytest.approx(delong_p(label, a, b), abs=0.03)
+    assert bootstrap_p(of_a, of_a) == 1
 
 
 def test_a_difference_that_is_undefined_has_no_p():
@@ -141,7 +145,8 @@ def test_a_difference_that_is_undefined_has_no_p():
 
 def test_wilcoxon_by_hand():
     a = np.array([1.0, 2, 3, 4, 5])
-    assert wilcoxon_p(a, a - [0.1, 0.2, 0.3, 0.4, 0.5]) == pytest.approx(2 / 2 ** 5)          # all signs equal: 2 of 32 assignments
+    smaller = a - [0.1, 0.2, 0.3, 0.4, 0.5]
+    assert wilcoxon_p(a, smaller) == pytest.approx(2 / 2 ** 5)                # all signs equal: 2 of 32 assignments
     assert wilcoxon_p(a, a) == 1
 
 
@@ -153,7 +158,14 @@ def test_mcnemar_equals_that_of_statsmodels(seed):
     assert mcnemar_p(a, a) == 1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_holm_equals_that_of_statsmodels(seed):
+    p = np.random.default_rng(seed).random(12).round(2) ** 3
+    np.testing.assert_array_equal(holm(p), multipletests(p, method="holm")[1])
+
+
 def test_holm_by_hand_and_without_what_is_undefined():
     # sorted 0.01, 0.02, 0.03 times 3, 2, 1, never falling
     np.testing.assert_allclose(holm([0.02, np.nan, 0.01, 0.03]), [0.04, np.nan, 0.03, 0.04])
     assert np.isnan(holm([np.nan])).all()
+    assert len(holm([])) == 0

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import AFFINE, SHAPE, TINY, arguments, write_volume
-from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
+from conftest import AFFINE, SHAPE, TINY, arguments, turned, write_volume
 
 import main
 from dataset import RANGE_TOLERANCE
 from imaging.volumes import Grid, read_volume, resample
+from model import UNet
+from newscans import outputs, synthesize
 from newscans import scans as newscans
-from newscans import synthesize
 from newscans.scans import find_scans, output_name, place_problem
 from phantom.anatomy import load_template
 from phantom.cohort import draw_subject, simulate
@@ -30,16 +30,22 @@ PET = "sub-{}_space-MNI152_desc-ilcldm_pet.nii.gz"
 NEW = "new/scan.nii.gz"
 
 
-def run(*argv: str, **settings) -> int:
-    """Exit code of a run."""
+def run(*argv: str) -> int:
+    """Exit code of main.py with these words."""
     try:
-        return main.main(arguments(TINY | PHANTOM | {"exp": "a"} | settings) + list(argv))
+        return main.main(list(argv))
     except SystemExit as stop:
         return stop.code
 
 
-def synthesize_new(mri: str = NEW, out: str = "out", **settings) -> int:
-    return run("--stages", "synthesize", mri=mri, out=out, **settings)
+def train(*stages: str, **settings) -> int:
+    """Exit code of these stages of the phantom's experiment `a`."""
+    return run(*arguments(TINY | PHANTOM | {"exp": "a"} | settings), "--stages", *stages)
+
+
+def synthesize_new(mri: str = NEW, out: str = "out", exp: str = "a", **settings) -> int:
+    """Exit code of a synthesis with the experiment's own settings, but for those that are given."""
+    return run("synthesize", *arguments({"exp": exp, "mri": mri, "out": out} | settings))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +56,7 @@ def trained(tmp_path_factory) -> Path:
     os.chdir(root)
     torch.set_num_threads(1)
     try:
-        assert run("--stages", "check", "aae", "encode", "ldm", "test") == 0
+        assert train("check", "aae", "encode", "ldm", "test") == 0
     finally:
         os.chdir(before)
     template, rng = load_template(2), np.random.default_rng(77)
@@ -69,20 +75,21 @@ def project(trained, tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(scope="module")
 def new_mri(trained) -> nib.Nifti1Image:
+    """The new MRI at 2 mm."""
     return nib.load(trained / NEW)
 
 
 def stored(path: Path, image: nib.Nifti1Image, codes: str, sform: int = 4, qform: int = 1, integer: bool = False) -> Path:
     """The image in another storage orientation, with header codes of its own, as float32 or as int16 with a scale factor."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = image.as_reoriented(ornt_transform(io_orientation(image.affine), axcodes2ornt(codes)))
+    image = turned(image, codes)
     voxels = image.get_fdata()
     affine = image.affine
     image = nib.Nifti1Image(np.rint(4095 * voxels).astype(np.int16) if integer else voxels.astype(np.float32), affine)
     image.set_sform(affine, sform)
     image.set_qform(affine, qform)
     nib.save(image, path)
-    if integer:                                            # nibabel chooses scale factors itself, so they are written behind its back
+    if integer:                                            # nibabel would choose scale factors itself
         content = bytearray(gzip.decompress(path.read_bytes()))
         content[112:120] = struct.pack("<ff", 1 / 4095, 0)
         path.write_bytes(gzip.compress(bytes(content)))
@@ -90,6 +97,7 @@ def stored(path: Path, image: nib.Nifti1Image, codes: str, sform: int = 4, qform
 
 
 def in_world(path: Path, grid: Grid) -> np.ndarray:
+    """The volume of a file on a grid of the same space."""
     voxels, affine = read_volume(path)
     return resample(voxels, affine, grid)
 
@@ -199,7 +207,10 @@ def test_a_sidecar_says_what_the_pet_was_made_from(project):
     assert sidecar["Sources"][0]["SHA256"] == hashlib.sha256((project / NEW).read_bytes()).hexdigest()
     assert (project / "out" / sidecar["Sources"][0]["MRI"]).samefile(project / NEW)
     assert sidecar["Notice"] == "trained on a digital phantom, research only, not for clinical use"
-    assert sidecar["Sampling"] == {"Sampler": "ddim", "NetworkCalls": 3, "Draws": 2, "Seed": 0, "Device": "cpu"}
+    assert sidecar["Sampling"] == {"Sampler": "ddim", "NetworkEvaluations": 12, "LatentSamples": 2, "Label": "matched", "Seed": 0,
+                                   "Device": "cpu"}
+    made_with = sidecar["MadeFrom"]["settings"]
+    assert (made_with["sampling_steps"], made_with["label_at_sampling"], made_with["seed"]) == (3, "matched", 0)
     assert all((project / "out" / network["File"]).is_file() for network in sidecar["Networks"].values())
     assert str(project) not in json.dumps(sidecar)
     assert {path.name for path in (project / "out").iterdir()} == {
@@ -207,46 +218,77 @@ def test_a_sidecar_says_what_the_pet_was_made_from(project):
         *(PET.format("scan").replace(".nii.gz", suffix) for suffix in (".json", ".png"))}
 
 
-def test_the_range_is_that_of_the_draws_decoded_one_by_one(project):
-    assert synthesize_new(samples_per_scan=2, save_std="true") == 0
-    assert synthesize_new(out="one", samples_per_scan=1) == 0
+@pytest.mark.parametrize(("settings", "expected"), [
+    ({"samples_per_scan": 4, "sampling_steps": 2}, 16),    # twice, because they are matched
+    ({"samples_per_scan": 4, "sampling_steps": 2, "label_at_sampling": "mixed"}, 8),
+    ({"samples_per_scan": 1, "sampler": "ddpm", "label_at_sampling": "none"}, 19)])
+def test_network_evaluations_are_those_that_were_made(project, monkeypatch, capsys, settings, expected):
+    made, forward = [], UNet.forward
+
+    def count(unet, z_t, *others):
+        made.append(len(z_t))
+        return forward(unet, z_t, *others)
+    monkeypatch.setattr(UNet, "forward", count)
+    assert synthesize_new(**settings) == 0
+    assert sum(made) == expected
+    assert f"{expected} network evaluations a scan" in capsys.readouterr().out
+    sidecar = json.loads((project / "out" / PET.format("scan").replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Sampling"]["NetworkEvaluations"] == expected
+    assert pd.read_csv(project / "out/synthesized.csv")["NFE"].tolist() == [expected]
+
+
+def test_the_range_is_that_of_the_samples_decoded_one_by_one(project):
+    settings = {"label_at_sampling": "mixed", "save_std": "true"}                            # matched samples depend on all of them
+    assert synthesize_new(**settings) == 0
+    assert synthesize_new(out="one", samples_per_scan=1, label_at_sampling="mixed", save_std="false") == 0
     row, one = (pd.read_csv(project / folder / "synthesized.csv").loc[0] for folder in ("out", "one"))
     for name in ("SUVR", "p_pet", "p_mri_pet"):
-        low, high = row[f"{name}_draws_min"], row[f"{name}_draws_max"]
+        low, high = row[f"{name}_samples_min"], row[f"{name}_samples_max"]
         assert low <= high
-        assert min(abs(one[name] - low), abs(one[name] - high)) < 1e-5                       # the first of the two draws
+        assert min(abs(one[name] - low), abs(one[name] - high)) < 1e-5                       # the first of the two
         assert row[f"{name}_sd"] == pytest.approx((high - low) / np.sqrt(2), rel=1e-6)
         assert f"{name}_sd" not in one
-    assert "SUVR_low" not in row and row["SUVR_interval"] == "none: it needs 9 validation subjects with an SUVR, there are 2"
-    deviation = nib.load(project / "out" / PET.format("scan").replace("ilcldm", "ilcldmSD")).get_fdata()
-    assert deviation.shape == nib.load(NEW).shape and 0 < deviation.max() < 0.5
+    std = nib.load(project / "out" / PET.format("scan").replace("ilcldm", "ilcldmSD")).get_fdata()
+    assert std.shape == nib.load(NEW).shape and 0 < std.max() < 0.5
 
 
-# ---------------------------------------------------------------- read-outs and masks
+def test_why_there_is_no_interval_stands_in_the_table(project, capsys):
+    assert synthesize_new() == 0
+    assert synthesize_new(out="other", samples_per_scan=1) == 0
+    few, other = (pd.read_csv(project / folder / "synthesized.csv").loc[0] for folder in ("out", "other"))
+    assert "SUVR_low" not in few and few["SUVR_interval"] == "none: it needs 9 validation subjects with an SUVR, there are 2"
+    assert "SUVR_low" not in other and other["SUVR_interval"].startswith("none: ") and other["SUVR_interval"] != few["SUVR_interval"]
+    assert other["SUVR_interval"].removeprefix("none: ") in capsys.readouterr().out
 
-def test_without_readouts_or_masks_their_columns_are_absent_and_the_run_says_so(project, capsys):
+
+# ---------------------------------------------------------------- status classifiers and masks
+
+def test_without_classifiers_or_masks_their_columns_are_absent_and_the_run_says_so(project, capsys):
     (project / "result/a/status_classifiers.npz").unlink()
     shutil.rmtree(project / "data")
-    assert synthesize_new() == 0
+    assert synthesize_new() == 2                           # no SUVR can be matched
+    assert "label_at_sampling matched needs the regions of the SUVR" in capsys.readouterr().err
+    assert synthesize_new(label_at_sampling="mixed") == 0
     said = capsys.readouterr().out
     assert "no SUVR" in said and "--stages test fits them" in said
-    assert pd.read_csv(project / "out/synthesized.csv").columns.tolist() == ["ID", "p_label_1", "remark", "pet", "mri", "draws", "denoiser",
-                                                                            "notice"]
+    assert pd.read_csv(project / "out/synthesized.csv").columns.tolist() == [
+        "ID", "p_label_1", "remark", "pet", "mri", "samples", "NFE", "denoiser", "notice"]
 
 
-def test_readouts_of_other_masks_are_not_used(project, capsys):
+def test_classifiers_of_other_masks_are_not_used(project, capsys):
     mask = np.zeros(SHAPE, np.uint8)
     mask[6:16, 6:20, 6:16] = 1
     write_volume(project / "brain.nii.gz", mask)
     write_volume(project / "cortex.nii.gz", mask[::-1].copy())
-    settings = {"cortex_mask": "cortex.nii.gz", "reference_mask": "data/phantom/truth/cerebellum.nii.gz"}
+    settings = {"cortex_mask": "cortex.nii.gz", "reference_mask": "data/phantom/truth/cerebellum.nii.gz",
+                "label_at_sampling": "mixed"}
     assert synthesize_new(**settings) == 0
-    assert "read by suvr: these read-outs are of other networks or masks" in capsys.readouterr().out
+    assert "read by suvr: these classifiers are of other networks or masks" in capsys.readouterr().out
     table = pd.read_csv(project / "out/synthesized.csv")
     assert "positive_suvr" not in table and {"SUVR", "p_pet"} <= set(table)
 
 
-def test_damaged_readouts_are_refused(project, capsys):
+def test_damaged_classifiers_are_refused(project, capsys):
     path = project / "result/a/status_classifiers.npz"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -314,7 +356,7 @@ def test_a_second_run_makes_what_is_missing_and_nothing_else(project, new_mri, m
     assert "2 of 2 MRIs are to be synthesized (0 are there already)" in capsys.readouterr().out
     assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["more", "scan"]
     after = {path: path.stat().st_mtime_ns for path in (project / "out").glob("sub-*")}
-    monkeypatch.setattr(synthesize, "read_batch", None)
+    monkeypatch.setattr(synthesize, "_read_batch", None)
     assert synthesize_new("new") == 0
     assert {path: path.stat().st_mtime_ns for path in (project / "out").glob("sub-*")} == after and before.keys() < after.keys()
     assert "0 of 2 MRIs are to be synthesized (2 are there already)" in capsys.readouterr().out
@@ -328,16 +370,18 @@ def test_a_pet_made_in_another_way_or_by_another_hand_is_replaced_only_when_aske
     assert (project / "out" / PET.format("scan")).read_bytes() == first
     (project / "out" / PET.format("scan").replace(".nii.gz", ".json")).write_text("{}")
     assert synthesize_new() == 2
-    assert "not written by this stage" in capsys.readouterr().err
+    assert "not written by synthesize" in capsys.readouterr().err
     assert synthesize_new("new", "out", samples_per_scan=1, overwrite="true") == 0
     assert (project / "out" / PET.format("scan")).read_bytes() != first
-    assert pd.read_csv(project / "out/synthesized.csv")["draws"].tolist() == [1]
+    assert pd.read_csv(project / "out/synthesized.csv")["samples"].tolist() == [1]
 
 
 def test_a_replacement_that_was_interrupted_is_made_by_the_next_run(project, monkeypatch):
+    def disk_is_full(*_):
+        raise OSError(28, "No space left on device")
     assert synthesize_new(save_std="true") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(synthesize, "save_synthesis", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(outputs, "save_synthesis", disk_is_full)
         assert synthesize_new(samples_per_scan=1, overwrite="true") == 5
     assert not list((project / "out").glob("*.nii.gz"))    # no old PET beside a sidecar that speaks of the new one
     assert synthesize_new(samples_per_scan=1) == 0
@@ -357,26 +401,26 @@ def test_rows_of_earlier_runs_stay_in_the_table(project):
 
 def test_the_good_ones_are_in_the_table_even_if_the_networks_fail_later(project, monkeypatch):
     shutil.copy(project / NEW, project / "new/second.nii.gz")
-    original = synthesize.synthesize_batch
+    original = synthesize._synthesize_batch
 
-    def fail(trained, z_0, batch, sources, out):
-        original(trained, z_0, batch | {"scans": batch["scans"][:1]}, sources, out)
+    def fail(trained, batch, sources, out):
+        original(trained, batch | {"scans": batch["scans"][:1]}, sources, out)
         raise NotFiniteError("the latents sampled by ddim for second are not finite")
-    monkeypatch.setattr(synthesize, "synthesize_batch", fail)
+    monkeypatch.setattr(synthesize, "_synthesize_batch", fail)
     assert synthesize_new("new") == 3
     assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["scan"]
 
 
 def test_a_file_that_changes_after_the_check_is_left_out(project, monkeypatch, capsys):
     shutil.copy(project / NEW, project / "new/second.nii.gz")
-    original = synthesize.voxel_problems
+    original = synthesize._voxel_problems
 
-    def touch_behind(scans, percentile):
+    def touch_after(scans, percentile):
         problems = original(scans, percentile)
         image = nib.load("new/second.nii.gz")
         write_volume(Path("new/second.nii.gz"), image.get_fdata(dtype=np.float32) * np.float32(0.99), image.affine)
         return problems
-    monkeypatch.setattr(synthesize, "voxel_problems", touch_behind)
+    monkeypatch.setattr(synthesize, "_voxel_problems", touch_after)
     assert synthesize_new("new") == 2
     assert "second.nii.gz: has changed since it was checked" in capsys.readouterr().err
     assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["scan"]
@@ -417,6 +461,7 @@ def rotation(axis: int, degrees: float) -> np.ndarray:
 
 
 def shift(*mm: float) -> np.ndarray:
+    """A move by so many millimetres along each axis, [4, 4]."""
     moved = np.eye(4)
     moved[:3, 3] = mm
     return moved
@@ -493,31 +538,118 @@ def test_results_do_not_go_where_inputs_lie(project, capsys, out):
     assert not list(project.rglob("*ilcldm*"))
 
 
-def test_both_settings_are_needed(capsys):
-    assert run("--stages", "synthesize", mri="x") == 2
-    assert "needs --mri FILE_OR_FOLDER and --out FOLDER" in capsys.readouterr().err
+@pytest.mark.parametrize(("words", "missing"), [
+    (["--mri", "x"], "synthesize needs --exp, --out"), (["--exp", "a", "--out", "x"], "synthesize needs --mri"),
+    ([], "synthesize needs --exp, --mri, --out")])
+def test_what_is_needed_is_asked_for(capsys, words, missing):
+    assert run("synthesize", *words) == 2
+    assert missing in capsys.readouterr().err
 
 
-# ---------------------------------------------------------------- the experiment
+# ---------------------------------------------------------------- the experiment and its settings
 
-def test_without_a_trained_experiment_the_trained_ones_are_named(project, capsys):
-    assert synthesize_new(exp="b") == 2
-    assert "chosen by --exp and --preset; trained here: a" in capsys.readouterr().err
+def test_nothing_but_experiment_mri_and_place_is_given(project):
+    assert run("synthesize", "--exp", "a", "--mri", NEW, "--out", "out") == 0
+    sidecar = json.loads((project / "out" / PET.format("scan").replace(".nii.gz", ".json")).read_text())
+    assert (sidecar["Sampling"]["Sampler"], sidecar["Sampling"]["LatentSamples"]) == ("ddim", TINY["samples_per_scan"])
 
 
-def test_other_settings_than_those_of_the_checkpoints_are_refused(project, capsys):
-    assert synthesize_new(seed=3) == 2
+def test_changed_settings_of_the_sampling_are_taken(project):
+    assert synthesize_new() == 0
+    assert synthesize_new(out="changed", sampler="dpm", sampling_steps=4, samples_per_scan=1, label_at_sampling="mixed") == 0
+    sidecar = json.loads((project / "changed" / PET.format("scan").replace(".nii.gz", ".json")).read_text())
+    assert sidecar["Sampling"] == {"Sampler": "dpm", "NetworkEvaluations": 4, "LatentSamples": 1, "Label": "mixed", "Seed": 0,
+                                   "Device": "cpu"}
+    one, other = (nib.load(project / folder / PET.format("scan")).get_fdata() for folder in ("out", "changed"))
+    assert not np.array_equal(one, other)
+    saved = json.loads((project / "result/a/config.json").read_text())["settings"]
+    assert (saved["sampler"], saved["label_at_sampling"]) == ("ddim", "matched")             # the experiment stays as it is
+
+
+@pytest.mark.parametrize(("setting", "value"), [("seed", "3"), ("unet_channels", "8"), ("volume_size", "16"), ("preset", "demo")])
+def test_a_setting_that_the_training_is_bound_to_is_unknown(project, capsys, setting, value):
+    assert synthesize_new(**{setting: value}) == 2
+    error = capsys.readouterr().err
+    assert f"unknown setting --{setting}" in error and "python main.py synthesize --help lists all settings" in error
+    assert not (project / "out").exists()
+
+
+def test_a_misspelt_setting_is_answered_with_the_right_one(project, capsys):
+    assert synthesize_new(sampling_step=3) == 2
+    assert "unknown setting --sampling_step; did you mean --sampling_steps?" in capsys.readouterr().err
+
+
+def test_settings_that_do_not_fit_the_experiment_are_refused(project, capsys):
+    assert synthesize_new(sampling_steps=20) == 2
+    assert "sampling_steps 20 must be at most timesteps - 1 = 19" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exp", ["b", "../result/b", "untrained"])
+def test_without_a_trained_experiment_the_trained_ones_are_named(project, capsys, exp):
+    (project / "result/untrained").mkdir()
+    assert synthesize_new(exp=exp) == 2
+    error = capsys.readouterr().err
+    assert f"result/{exp}/config.json is not there" in error and "trained here: a" in error
+
+
+def test_an_experiment_that_was_begun_but_not_trained_is_refused(project, capsys):
+    shutil.copytree(project / "result/a", project / "result/begun", ignore=shutil.ignore_patterns("CHECKPOINT_Unet*"))
+    assert synthesize_new(exp="begun") == 2
+    error = capsys.readouterr().err
+    assert "result/begun/CHECKPOINT_Unet.pth.tar is not there" in error and "trained here: a" in error
+
+
+def test_an_experiment_may_be_renamed(project):
+    assert synthesize_new() == 0
+    (project / "result/a").rename(project / "result/renamed")
+    assert synthesize_new(exp="renamed", out="other") == 0
+    one, other = (nib.load(project / folder / PET.format("scan")).get_fdata() for folder in ("out", "other"))
+    np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("change", ["one more", "one less"])
+def test_settings_of_another_version_are_refused_in_a_sentence(project, capsys, change):
+    path = project / "result/a/config.json"
+    saved = json.loads(path.read_text())
+    if change == "one more":
+        saved["settings"]["guidance"] = 2.0
+    else:
+        del saved["settings"]["time_shift"]
+    path.write_text(json.dumps(saved))
+    assert synthesize_new() == 2
+    error = capsys.readouterr().err
+    assert "result/a/config.json was written by another version of this project" in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"settings": 3}', b"\xff"])
+def test_damaged_settings_are_refused(project, capsys, content):
+    (project / "result/a/config.json").write_bytes(content)
+    assert synthesize_new() == 2
+    assert "result/a/config.json is not there or damaged" in capsys.readouterr().err
+
+
+def test_checkpoints_of_other_settings_than_those_beside_them_are_refused(project, capsys):
+    path = project / "result/a/config.json"
+    saved = json.loads(path.read_text())
+    saved["settings"]["seed"] = 3
+    path.write_text(json.dumps(saved))
+    assert synthesize_new() == 2
     assert "seed: 0 -> 3" in capsys.readouterr().err
 
 
-def test_a_checkpoint_that_does_not_know_its_grid_is_refused(project, capsys):
+@pytest.mark.parametrize(("lost", "words"), [("affine", "does not say on which grid"), ("latent_mean", "how its latents were scaled"),
+                                             (None, "was written by another version of this project")])
+def test_a_checkpoint_that_says_too_little_is_refused(project, capsys, lost, words):
     path = project / "result/a/CHECKPOINT_Unet.pth.tar"
     saved = torch.load(path, weights_only=True)
-    del saved["metadata"]["affine"]
+    if lost:
+        del saved["metadata"][lost]
+    else:
+        del saved["format"]
     path.unlink()                                          # a second name of the last checkpoint
     torch.save(saved, path)
     assert synthesize_new() == 2
-    assert "earlier version" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_a_second_run_into_the_same_folder_is_refused(project, capsys):

@@ -1,0 +1,98 @@
+"""The data of stage 2: scaled latents, soft labels and the predictor of the label, and the batches made of them."""
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from experiment.experiment import Experiment
+from experiment.networks import latent_scale
+from experiment.survey import Survey
+from labels.linear import pool_volume, pool_width
+from labels.ridge import INPUT_MM, LabelPredictor
+from labels.soft_labels import label_order, one_hot, suvr_levels, suvr_soft_labels
+from model import LatentSpace
+from runtime.logs import say
+from runtime.ranks import from_rank_0
+from utils import InputError
+
+
+class LatentBatch(NamedTuple):
+    """A batch of stage 2.
+
+    z_0: [B, C, d, h, w]. mri: [B, 1, D, H, W]. label: [B, K], weights of the label embeddings; with regions, where the SUVR
+    of the PET lies between the means of the two labels, else 1 for the label (labels/soft_labels.py). pet: [B, 1, D, H, W],
+    or None where no image is compared.
+    """
+    z_0: Tensor
+    mri: Tensor
+    label: Tensor
+    pet: Tensor | None = None
+
+
+class LatentBatches:
+    """Batches of stage 2 from batches of volumes: looks up z_0 and soft label of every scan of the training and validation
+    list, and brings all to the device.
+
+    latents: ID -> E(x). soft_labels: [n, K] of the training and then the validation list.
+    """
+
+    def __init__(self, exp: Experiment, space: LatentSpace, latents: dict[str, Tensor], soft_labels: Tensor):
+        scans = exp.cohort.train + exp.cohort.validation
+        self.device, self.with_pet = exp.device, bool(exp.cfg.image_loss)
+        self.label_of = {scan.id: label for scan, label in zip(scans, soft_labels, strict=True)}
+        self.z_0_of = {name: space.scale(latent) for name, latent in latents.items()}
+
+    def of(self, batch: dict) -> LatentBatch:
+        """The latent batch of a batch {id, mri, and pet where images are compared}."""
+        z_0 = torch.stack([self.z_0_of[name] for name in batch["id"]])
+        label = torch.stack([self.label_of[name] for name in batch["id"]])
+        pet = batch["pet"].to(self.device, non_blocking=True) if self.with_pet else None
+        return LatentBatch(z_0.to(self.device), batch["mri"].to(self.device, non_blocking=True), label.to(self.device), pet)
+
+
+def stage_2_metadata(exp: Experiment, latents: dict[str, Tensor], survey: Survey) -> dict:
+    """What training and sampling need of the training list, as the checkpoint of stage 2 keeps it: latent_mean and
+    latent_std, soft_labels [n, K] of the training and then the validation list, label_predictor (its state, or None),
+    affine of the cohort, phantom.
+
+    Raises InputError if the soft labels are to follow from the SUVR, and the PETs have none that fits the labels.
+    """
+    mean, std = latent_scale(exp.cfg, {scan.id: latents[scan.id] for scan in exp.cohort.train}, None)
+    say("ldm", f"latents are shifted by {mean:.3f} and scaled by {std:.3f}")
+    soft_labels, predictor = from_rank_0(_labels, exp, survey)
+    return {"latent_mean": mean, "latent_std": std, "soft_labels": soft_labels, "label_predictor": predictor,
+            "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom}
+
+
+def _labels(exp: Experiment, survey: Survey) -> tuple[Tensor, dict | None]:
+    """Soft labels of both lists, and the state of the predictor of the label, or None."""
+    cfg, train, validation = exp.cfg, exp.cohort.train, exp.cohort.validation
+    order = label_order(len(train), cfg.seed, cfg.shuffle_labels)
+    labels = np.array([scan.label for scan in train])
+    levels = None
+    if cfg.label_in_training == "suvr":
+        suvr = _suvr_of(exp, survey)
+        levels = suvr_levels(suvr[:len(train)], labels)
+        soft_labels = suvr_soft_labels(np.concatenate([suvr[:len(train)][order], suvr[len(train):]]), levels)
+    else:
+        soft_labels = one_hot(np.concatenate([labels[order], [scan.label for scan in validation]]), cfg.num_classes)
+    if cfg.label_in_training == "none":
+        soft_labels = torch.zeros_like(soft_labels)
+    if not cfg.predicts_label:
+        return soft_labels, None
+    pool = pool_width(exp.measurement.voxel_mm, INPUT_MM)
+    brain = pool_volume(torch.from_numpy(exp.measurement.brain).float()[None, None], pool)[0, 0]
+    predictor = LabelPredictor.cross_fit(survey.mri, labels[order], soft_labels[:len(train)].numpy(), brain, pool, cfg.seed,
+                                         levels)
+    return soft_labels, predictor.state()
+
+
+def _suvr_of(exp: Experiment, survey: Survey) -> np.ndarray:
+    """SUVR of the training and then the validation list, [n]. Raises InputError if a PET has none."""
+    scans = exp.cohort.train + exp.cohort.validation
+    suvr = survey.of(scans)["SUVR"].to_numpy()
+    without = [scan.id for scan, value in zip(scans, suvr, strict=True) if not np.isfinite(value)]
+    if without:
+        raise InputError(f"label_in_training suvr: no uptake in the reference_mask in the PET of {', '.join(without)}")
+    return suvr

@@ -1,0 +1,92 @@
+"""README and docs: what they name is there, and their commands are commands."""
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from config import PRESETS, Config
+from docs import settings
+from docs.run_commands import find_commands
+from runtime.commandline import parse
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FROZEN = ("study_first.md",)                               # whose commands run at the commit that it names
+COMMANDS = [command for command in find_commands() if Path(command.page).name not in FROZEN]
+
+
+def test_the_page_of_settings_is_what_the_code_says():
+    assert (ROOT / "docs/settings.md").read_text() == settings.page(), "python -m docs.settings writes it again"
+
+
+def test_the_readme_is_one_page():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 110
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_lead_somewhere(page):
+    text = re.sub(r"`[^`]*`", "", page.read_text())        # without code
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        path = (page.parent / name) if name else page
+        assert path.exists(), target
+        if anchor:
+            headings = re.findall(r"(?m)^#+ (.*)$", path.read_text())
+            slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in slugs, target
+
+
+def test_code_that_the_pages_name_is_there():
+    """`file.py:name` or `file.py:Class.method`."""
+    found = 0
+    for page in PAGES:
+        for file, name in re.findall(r"`([\w/]+\.py):([\w.]+)`", page.read_text()):
+            if page.name in FROZEN or page.name == "mutants.md":
+                continue
+            thing = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+            for part in name.split("."):
+                thing = getattr(thing, part)
+            found += 1
+    assert found >= 8
+
+
+def test_files_that_the_pages_name_are_there():
+    for page in PAGES:
+        if page.name in (*FROZEN, "changes.md", "mutants.md"):
+            continue
+        for file in re.findall(r"`((?:\w+/)*\w+\.py)`", page.read_text()):
+            assert (ROOT / file).exists(), f"{page.name}: {file}"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.text[:70])
+def test_every_command_is_one(command):
+    """Its settings exist and its values are allowed; what it does is tried by docs/run_commands.py."""
+    for part in re.split(r"&&|\|\|", command.text):
+        words = shlex.split(part)
+        if words[:2] != ["python", "main.py"]:
+            continue
+        rest = words[2:]
+        if rest and not rest[0].startswith("-"):
+            assert rest[0] in importlib.import_module("main").WORDS, command.text
+            continue
+        if "--help" not in rest:
+            parse(Config, rest, "main.py", "", PRESETS)
+
+
+def test_both_losses_of_the_readme_have_the_weights_of_the_defaults():
+    text, cfg = (ROOT / "README.md").read_text(), Config()
+    assert f"lambda_rec = {cfg.lambda_rec:g}" in text
+    assert f"image_loss = {cfg.image_loss:g}" in text
+    assert f"time_shift = {cfg.time_shift:g}" in text
+
+
+def test_the_network_evaluations_of_the_readme_are_those_of_the_default():
+    text, cfg = (ROOT / "README.md").read_text(), Config()
+    evaluations = cfg.sampling_steps * cfg.samples_per_scan
+    assert f"{2 * evaluations} network evaluations (NFE) a scan; without masks {evaluations}" in text
