@@ -67,7 +67,8 @@ def train_aae(exp: Experiment) -> None:
     opt_d = Adam(disc.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True)
     run = exp.stage_run("aae", {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d})
 
-    # Read by imaging/volumes.py:read_volume, cropped by imaging/cache.py, shifted by dataset.py; no intensity is scaled.
+    # Read by imaging/volumes.py:read_volume, cropped by imaging/cache.py, shifted by dataset.py; no intensity
+    # is scaled.
     volumes = exp.training_batches(cfg.aae_batch_size, "pet", jitter=True)
     validation = exp.batches(exp.cohort.validation, "pet", divided=True)
 
@@ -116,10 +117,11 @@ def encode(exp: Experiment) -> None:
 
 @dataclass(frozen=True)
 class Stage2:
-    """What the loss of stage 2 depends on beside the denoiser and its batch. The last three are settings of config.py."""
+    """What the loss of stage 2 depends on beside the denoiser and its batch. The last three are settings of
+    config.py."""
     diffusion: Diffusion
     space: LatentSpace
-    pet_std: float                                         # standard deviation over all voxels of all training PETs
+    pet_std: float                                   # standard deviation over all voxels of all training PETs
     image_loss: float = 1.0                                # published: 0
     time_shift: float = 10.0                               # published: 1
     min_snr: float = 0.0

@@ -1,6 +1,7 @@
 """Latent regression: the denoiser's network, evaluated once, from the MRI to the latent of the PET.
 
-Whatever the diffusion is better at than this, diffusion adds; the rest any regression of the latents on the MRI gives.
+Whatever the diffusion is better at than this, diffusion adds; the rest any regression of the latents on the
+MRI gives.
 """
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ class LatentRegression(Regression):
 
     name, modalities = "latent_regression", ("mri",)
 
-    def __init__(self, network: UNet, space: LatentSpace, latents: dict[str, Tensor], timesteps: int, num_classes: int,
-                 latent_shape: tuple[int, ...]):
+    def __init__(self, network: UNet, space: LatentSpace, latents: dict[str, Tensor], timesteps: int,
+                 num_classes: int, latent_shape: tuple[int, ...]):
         super().__init__(network)
         self.space, self.latents = space, latents
         self.timesteps, self.num_classes, self.latent_shape = timesteps, num_classes, latent_shape

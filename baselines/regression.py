@@ -1,5 +1,5 @@
-"""Regression from the MRI to the PET by one network evaluation, without noise and without label: what baselines of this
-kind share.
+"""Regression from the MRI to the PET by one network evaluation, without noise and without label: what
+baselines of this kind share.
 
 Optimizer, batches, epochs, moving average and the choice of the best epoch are those of stage 2.
 """
@@ -15,10 +15,12 @@ from runtime.fit import update
 
 
 class Regression:
-    """A baseline that is trained by mean squared error. A subclass says what its network gives, and makes a PET of it.
+    """A baseline that is trained by mean squared error. A subclass says what its network gives, and makes a
+    PET of it.
 
-    name: of the baseline, its stage and its method in the tables. modalities: volumes that its training needs, 'mri' and 'pet'.
-    network: the one that is trained; in prediction its moving average takes its place.
+    name: of the baseline, its stage and its method in the tables. modalities: volumes that its training
+    needs, 'mri' and 'pet'. network: the one that is trained; in prediction its moving average takes its
+    place.
     """
 
     name: str
@@ -44,9 +46,11 @@ class Regression:
         return {}
 
     def step(self, opt: Optimizer, batch: dict, cast: Callable = nullcontext) -> dict[str, float]:
-        """Update the network on a batch: its loss. cast: gives the context, such as autocast, of the forward pass."""
+        """Update the network on a batch: its loss. cast: gives the context, such as autocast, of the forward
+        pass."""
         device = next(self.network.parameters()).device
-        mri, target = batch["mri"].to(device, non_blocking=True), self.target(batch).to(device, non_blocking=True)
+        mri, target = (batch["mri"].to(device, non_blocking=True),
+                       self.target(batch).to(device, non_blocking=True))
         with cast():
             loss = F.mse_loss(self.output(self.network, mri).float(), target)
         losses = {"mse": loss.item()}

@@ -1,10 +1,12 @@
-"""Every command of README and docs, run one after the other in the folder where this is started, best a fresh clone.
+"""Every command of README and docs, run one after the other in the folder where this is started, best a fresh
+clone.
 
     python docs/run_commands.py            the short ones; what fails is listed at the end, with exit code 1
     python docs/run_commands.py --long     those too that are marked <!-- long -->
     python docs/run_commands.py --list     runs nothing
 
-Blocks marked <!-- needs: ... --> need what is not at hand, such as your own data, GPUs or SLURM, and are only listed.
+Blocks marked <!-- needs: ... --> need what is not at hand, such as your own data, GPUs or SLURM, and are only
+listed.
 """
 import argparse
 import re
@@ -16,6 +18,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 FIRST = ("README.md", "docs/data.md")                      # whose results later pages take for granted
+FROZEN = ("docs/study_first.md",)                          # whose commands run at the commit that it names
 BLOCK = re.compile(r"(?:<!-- (?P<mark>[^>]*?) -->\n)?```bash\n(?P<commands>.*?)```", re.DOTALL)
 
 
@@ -28,7 +31,8 @@ class Command(NamedTuple):
 
 def find_commands() -> list[Command]:
     """All commands of README and docs in order; a line that ends with a backslash goes on in the next."""
-    pages = [*FIRST, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md") if f"docs/{path.name}" not in FIRST)]
+    others = sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
+    pages = [*FIRST, *(page for page in others if page not in (*FIRST, *FROZEN))]
     commands = []
     for page in pages:
         for block in BLOCK.finditer((ROOT / page).read_text(encoding="utf-8")):
@@ -42,15 +46,23 @@ def find_commands() -> list[Command]:
 
 def main() -> int:
     """Run the commands. Returns 1 if one failed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--list", action="store_true")
     arguments = parser.parse_args()
     failed, done = [], set()
     for command in find_commands():
-        skipped = command.mark.startswith("needs") or (command.mark == "long" and not arguments.long) or command.text in done
+        skipped = (
+            command.mark.startswith("needs")
+            or (command.mark == "long" and not arguments.long)
+            or command.text in done
+        )
         if arguments.list or skipped:
-            print(f"{'-' if skipped else ' '} {command.page}: {command.text}" + (f"   ({command.mark})" if command.mark else ""))
+            print(
+                f"{'-' if skipped else ' '} {command.page}: {command.text}"
+                + (f"   ({command.mark})" if command.mark else "")
+            )
             continue
         done.add(command.text)
         print(f"> {command.page}: {command.text}", flush=True)

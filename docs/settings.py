@@ -1,4 +1,5 @@
-"""The page of all settings, from the dataclasses themselves: `python -m docs.settings` writes docs/settings.md."""
+"""The page of all settings, from the dataclasses themselves: `python -m docs.settings` writes
+docs/settings.md."""
 import dataclasses
 from pathlib import Path
 
@@ -10,21 +11,33 @@ from runtime.settings import UNPUBLISHED
 from studies.sweep import SweepSettings
 
 PAGE = Path(__file__).with_suffix(".md")
-TOOLS = {"python main.py": Config, "python main.py synthesize": SynthesisSettings, "python main.py sweep": SweepSettings,
-         "python main.py prepare": PrepareSettings, "python main.py preprocess": PreprocessSettings}
+TOOLS = {"python main.py": Config, "python main.py synthesize": SynthesisSettings,
+         "python main.py sweep": SweepSettings, "python main.py prepare": PrepareSettings,
+         "python main.py preprocess": PreprocessSettings}
 
 
 def page() -> str:
     """The text of the page."""
-    lines = ["# Settings", "", "Written by `python -m docs.settings` from the code; a test compares. Edit a default in `config.py`, or pass",
-             "`--field value`. `synthesize` and `sweep` also take the settings of the experiment that its training is not",
-             "bound to, such as `--samples_per_scan`."]
+    lines = [
+        "# Settings",
+        "",
+        "Written by `python -m docs.settings` from the code; a test compares. Edit a default in "
+        "`config.py`, or pass",
+        "`--field value`. `synthesize` and `sweep` also take the settings of the experiment that its "
+        "training is not",
+        "bound to, such as `--samples_per_scan`.",
+    ]
     for command, kind in TOOLS.items():
         lines += ["", f"## `{command}`"]
         for field in dataclasses.fields(kind):
             if field.metadata["section"]:
-                lines += ["", f"### {field.metadata['section'][0].upper()}{field.metadata['section'][1:]}", "",
-                          "| setting | default | published | |", "|---|---|---|---|"]
+                lines += [
+                    "",
+                    f"### {field.metadata['section'][0].upper()}{field.metadata['section'][1:]}",
+                    "",
+                    "| setting | default | published | |",
+                    "|---|---|---|---|",
+                ]
             lines.append(_row(field))
     return "\n".join(lines) + "\n"
 

@@ -58,7 +58,8 @@ def train_baseline(exp: Experiment, baseline: Regression, aae: AAE) -> None:
 
     def validate(title: str) -> tuple[dict[str, float], pd.DataFrame]:
         """The scores of the moving average on the validation list."""
-        return {}, evaluate(baseline.predictor(ema.module, exp.cast), validation, exp.measurement.image_scores, title)
+        return {}, evaluate(baseline.predictor(ema.module, exp.cast), validation,
+                            exp.measurement.image_scores, title)
 
     begin_training(exp, run, subjects, cfg.ldm_epochs)
     fit(run, subjects, step, validate=validate, epochs=cfg.ldm_epochs, seed=cfg.seed, rate=cfg.ldm_lr,
@@ -93,7 +94,8 @@ def reference_methods(exp: Experiment, aae: AAE, survey: Survey) -> dict[str, Pr
 
 
 def _trained(exp: Experiment, name: str, aae: AAE) -> Predict:
-    """The prediction of a baseline by the moving average of its best epoch. Raises InputError if it is not of this experiment."""
+    """The prediction of a baseline by the moving average of its best epoch. Raises InputError if it is not of
+    this experiment."""
     path = exp.networks.best_path(name)
     saved = load_checkpoint(path)
     check_settings(path, saved, exp.settings(name) | _bound_to(name, aae))

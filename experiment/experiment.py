@@ -10,16 +10,8 @@ from config import BASELINES, Config
 from dataset import LATENTS, Cohort, EpochOrder, LatentCache, Scan, VolumeDataset, volume_loader
 from evaluation.measurement import MaskFiles, Measurement
 from evaluation.results import load_run
-from experiment.networks import (
-    CHECKPOINT,
-    LatentSampler,
-    Networks,
-    build_aae,
-    build_baseline,
-    build_discriminator,
-    build_unet,
-    checkpoint_name,
-)
+from experiment.networks import (CHECKPOINT, LatentSampler, Networks, build_aae, build_baseline,
+                                 build_discriminator, build_unet, checkpoint_name)
 from experiment.survey import Survey, load_survey, make_survey, save_survey, survey_key
 from imaging.cache import VolumeCache
 from labels.ridge import LabelPredictor
@@ -178,10 +170,14 @@ class Experiment:
         cfg, meta, room = self.cfg, torch.device("meta"), 0
         for stage in self.trainings():
             if self.trained_epochs.get(stage, 0) < (cfg.aae_epochs if stage == "aae" else cfg.ldm_epochs):
-                there = {path.stat().st_ino for path in cfg.result_dir.glob(f"{checkpoint_name(stage)}*.pth.tar")}
-                copies = 3 if stage == "aae" else 4        # weights and two moments of Adam; the moving average
+                there = {
+                    path.stat().st_ino for path in cfg.result_dir.glob(f"{checkpoint_name(stage)}*.pth.tar")
+                }
+                copies = 3 if stage == "aae" else 4      # weights and two moments of Adam; the moving average
                 with meta:
-                    weights = sum(tensor_bytes(network.state_dict()) for network in self._untrained(stage, meta))
+                    weights = sum(
+                        tensor_bytes(network.state_dict()) for network in self._untrained(stage, meta)
+                    )
                 room += (3 - len(there)) * copies * weights
         return room
 

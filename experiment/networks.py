@@ -51,8 +51,8 @@ def build_unet(cfg: Config, device: torch.device) -> UNet:
     return place(unet, cfg, device)
 
 
-def build_baseline(name: str, cfg: Config, device: torch.device, aae: AAE, latents: dict[str, Tensor] | None = None,
-                   metadata: dict | None = None) -> Regression:
+def build_baseline(name: str, cfg: Config, device: torch.device, aae: AAE,
+                   latents: dict[str, Tensor] | None = None, metadata: dict | None = None) -> Regression:
     """The trained baseline of this name (config.BASELINES), its network untrained.
 
     latents: ID -> E(x) of the training list, for training. metadata: that of a checkpoint, for a trained one.
@@ -70,9 +70,10 @@ def build_baseline(name: str, cfg: Config, device: torch.device, aae: AAE, laten
     raise ValueError(f"there is no baseline {name!r}; those of config.BASELINES are built here")
 
 
-def latent_scale(cfg: Config, latents: dict[str, Tensor] | None, metadata: dict | None) -> tuple[float, float]:
-    """Mean and standard deviation of latents: those of a checkpoint, or of E(x) [C, d, h, w] of the training list, or 0 and 1 where the
-    settings take latents as they come."""
+def latent_scale(cfg: Config, latents: dict[str, Tensor] | None,
+                 metadata: dict | None) -> tuple[float, float]:
+    """Mean and standard deviation of latents: those of a checkpoint, or of E(x) [C, d, h, w] of the training
+    list, or 0 and 1 where the settings take latents as they come."""
     if metadata:
         return metadata["latent_mean"], metadata["latent_std"]
     if not cfg.latent_scaling or not latents:

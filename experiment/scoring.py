@@ -11,7 +11,8 @@ from torch import Tensor
 from dataset import SPLITS, Scan, read_demographics
 from evaluation.results import forget_run, save_run
 from evaluation.scores import Prediction, evaluate, summarize
-from evaluation.status import CLASSIFIERS, StatusClassifier, fit_status_classifiers, read_status, save_status_classifiers
+from evaluation.status import (CLASSIFIERS, StatusClassifier, fit_status_classifiers, read_status,
+                               save_status_classifiers)
 from evaluation.uncertainty import assess, calibrate, describe, save_calibration
 from experiment.experiment import PHANTOM_NOTICE, Experiment
 from experiment.networks import CHECKPOINT, LatentSampler

@@ -19,7 +19,8 @@ from runtime.commandline import parse
 from runtime.files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
 from runtime.logs import LOG, keep_log, say
 from runtime.program import exit_code
-from runtime.ranks import barrier, check_environment, from_rank_0, is_rank_0, launch, local_rank, process_group, world_size
+from runtime.ranks import (barrier, check_environment, from_rank_0, is_rank_0, launch, local_rank,
+                           process_group, world_size)
 from utils import InputError, pick_device
 
 Stage = Callable[[Experiment], None]
@@ -107,9 +108,9 @@ def check(cfg: Config) -> Cohort:
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     if cfg.predicts_label and not cfg.knows_regions:
-        say("check", "the settings name no regions (cortex_mask, reference_mask): the UNet is trained with the "
-                     "true label and sampled with the one predicted from the MRI (label_in_training true, "
-                     "label_at_sampling mixed)")
+        say("check", "the settings name no regions (cortex_mask, reference_mask): the UNet is trained with "
+                     "the true label and sampled with the one predicted from the MRI (label_in_training "
+                     "true, label_at_sampling mixed)")
     return cohort
 
 
@@ -168,7 +169,10 @@ def plot_shown_scans(exp: Experiment) -> None:
     """Draw real and synthetic PET of the first test scans of each label."""
     if _draws("the synthetic PETs"):
         from evaluation.figures import plot_synthesized
-        rows = [(f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan)) for scan in exp.shown_scans()]
+
+        rows = [
+            (f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan)) for scan in exp.shown_scans()
+        ]
         plot_synthesized(exp.cfg.result_dir / "synthesized", rows, exp.notice)
 
 

@@ -1,4 +1,5 @@
-"""The data of stage 2: scaled latents, soft labels and the predictor of the label, and the batches made of them."""
+"""The data of stage 2: scaled latents, soft labels and the predictor of the label, and the batches made of
+them."""
 from typing import NamedTuple
 
 import numpy as np
@@ -20,9 +21,9 @@ from utils import InputError
 class LatentBatch(NamedTuple):
     """A batch of stage 2.
 
-    z_0: [B, C, d, h, w]. mri: [B, 1, D, H, W]. label: [B, K], weights of the label embeddings; with regions, where the SUVR
-    of the PET lies between the means of the two labels, else 1 for the label (labels/soft_labels.py). pet: [B, 1, D, H, W],
-    or None where no image is compared.
+    z_0: [B, C, d, h, w]. mri: [B, 1, D, H, W]. label: [B, K], weights of the label embeddings; with regions,
+    where the SUVR of the PET lies between the means of the two labels, else 1 for the label
+    (labels/soft_labels.py). pet: [B, 1, D, H, W], or None where no image is compared.
     """
     z_0: Tensor
     mri: Tensor
@@ -31,8 +32,8 @@ class LatentBatch(NamedTuple):
 
 
 class LatentBatches:
-    """Batches of stage 2 from batches of volumes: looks up z_0 and soft label of every scan of the training and validation
-    list, and brings all to the device.
+    """Batches of stage 2 from batches of volumes: looks up z_0 and soft label of every scan of the training
+    and validation list, and brings all to the device.
 
     latents: ID -> E(x). soft_labels: [n, K] of the training and then the validation list.
     """
@@ -48,15 +49,17 @@ class LatentBatches:
         z_0 = torch.stack([self.z_0_of[name] for name in batch["id"]])
         label = torch.stack([self.label_of[name] for name in batch["id"]])
         pet = batch["pet"].to(self.device, non_blocking=True) if self.with_pet else None
-        return LatentBatch(z_0.to(self.device), batch["mri"].to(self.device, non_blocking=True), label.to(self.device), pet)
+        return LatentBatch(z_0.to(self.device), batch["mri"].to(self.device, non_blocking=True),
+                           label.to(self.device), pet)
 
 
 def stage_2_metadata(exp: Experiment, latents: dict[str, Tensor], survey: Survey) -> dict:
-    """What training and sampling need of the training list, as the checkpoint of stage 2 keeps it: latent_mean and
-    latent_std, soft_labels [n, K] of the training and then the validation list, label_predictor (its state, or None),
-    affine of the cohort, phantom.
+    """What training and sampling need of the training list, as the checkpoint of stage 2 keeps it:
+    latent_mean and latent_std, soft_labels [n, K] of the training and then the validation list,
+    label_predictor (its state, or None), affine of the cohort, phantom.
 
-    Raises InputError if the soft labels are to follow from the SUVR, and the PETs have none that fits the labels.
+    Raises InputError if the soft labels are to follow from the SUVR, and the PETs have none that fits the
+    labels.
     """
     mean, std = latent_scale(exp.cfg, {scan.id: latents[scan.id] for scan in exp.cohort.train}, None)
     say("ldm", f"latents are shifted by {mean:.3f} and scaled by {std:.3f}")
@@ -76,15 +79,16 @@ def _labels(exp: Experiment, survey: Survey) -> tuple[Tensor, dict | None]:
         levels = suvr_levels(suvr[:len(train)], labels)
         soft_labels = suvr_soft_labels(np.concatenate([suvr[:len(train)][order], suvr[len(train):]]), levels)
     else:
-        soft_labels = one_hot(np.concatenate([labels[order], [scan.label for scan in validation]]), cfg.num_classes)
+        soft_labels = one_hot(np.concatenate([labels[order], [scan.label for scan in validation]]),
+                              cfg.num_classes)
     if cfg.label_in_training == "none":
         soft_labels = torch.zeros_like(soft_labels)
     if not cfg.predicts_label:
         return soft_labels, None
     pool = pool_width(exp.measurement.voxel_mm, INPUT_MM)
     brain = pool_volume(torch.from_numpy(exp.measurement.brain).float()[None, None], pool)[0, 0]
-    predictor = LabelPredictor.cross_fit(survey.mri, labels[order], soft_labels[:len(train)].numpy(), brain, pool, cfg.seed,
-                                         levels)
+    predictor = LabelPredictor.cross_fit(survey.mri, labels[order], soft_labels[: len(train)].numpy(), brain,
+                                         pool, cfg.seed, levels)
     return soft_labels, predictor.state()
 
 
@@ -94,5 +98,6 @@ def _suvr_of(exp: Experiment, survey: Survey) -> np.ndarray:
     suvr = survey.of(scans)["SUVR"].to_numpy()
     without = [scan.id for scan, value in zip(scans, suvr, strict=True) if not np.isfinite(value)]
     if without:
-        raise InputError(f"label_in_training suvr: no uptake in the reference_mask in the PET of {', '.join(without)}")
+        raise InputError("label_in_training suvr: no uptake in the reference_mask in the PET of "
+                         f"{', '.join(without)}")
     return suvr

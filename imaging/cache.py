@@ -16,31 +16,37 @@ from utils import InputError, derived_seed
 
 
 def free_memory() -> float:
-    """Bytes of memory that this process may still take on Linux, in a container too; elsewhere 0, not known."""
+    """Bytes of memory that this process may still take, in a container too; 0 where not known (not Linux)."""
     rooms = [0.0]
     with suppress(OSError, KeyError):
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         rooms = [1024.0 * int(fields["MemAvailable"].split()[0])]
     with suppress(OSError, ValueError):                    # "max" without a limit
-        limit, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
-        rooms.append(limit - used)
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        rooms.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
     return min(rooms)
 
 
 class VolumeCache:
-    """The crops of a cohort's volumes; those of .nii.gz files are decoded on first use and then shared by all processes of the run.
+    """The crops of a cohort's volumes; those of .nii.gz files are decoded on first use, and then shared by
+    all processes of the run.
 
-    margin: voxels around the crop that are kept too, for its random shifts. place: 'ram', 'file' (one without a name, in the system's
-    folder for temporary files, so that nothing is left behind), 'off', or 'auto', the first of these that has room: half of the
-    free memory, then half of the free disk. A plain .nii needs no cache: it is read as fast. An entry belongs to one state of its
-    file; after a change of the file it is made again. checksums: path -> checksum of the voxels that were checked; other voxels are
-    refused. Raises InputError if the place that is asked for has no room.
+    A plain .nii needs no cache: it is read as fast. An entry belongs to one state of its file; after a change
+    of the file it is made again.
+    margin: voxels around the crop that are kept too, for its random shifts.
+    place: 'ram', 'file' (one without a name, in the system's folder for temporary files, so that nothing is
+    left there), 'off', or 'auto', the first of these that has room: half of the free memory, then half of the
+    free disk.
+    checksums: path -> checksum of the voxels that were checked; other voxels are refused.
+    Raises InputError if the place that is asked for has no room.
     """
 
-    def __init__(self, paths: list[Path], crop: Crop, margin: int = 0, place: str = "auto", checksums: dict[Path, int] | None = None):
+    def __init__(self, paths: list[Path], crop: Crop, margin: int = 0, place: str = "auto",
+                 checksums: dict[Path, int] | None = None):
         self.crop, self.margin, self.checksums = crop, margin, checksums or {}
-        self.verified: dict[Path, int] = {}                # the states of files in which this process has found the checked voxels
-        self.rows = {path: row for row, path in enumerate(sorted({path for path in paths if path.suffix == ".gz"}))}
+        self.verified: dict[Path, int] = {}        # state of a file in which the checked voxels were found
+        packed = sorted({path for path in paths if path.suffix == ".gz"})
+        self.rows = {path: row for row, path in enumerate(packed)}
         self.shape = tuple(n + 2 * margin for n in crop.size)
         self.bytes = 4 * len(self.rows) * int(np.prod(self.shape))
         self.place = self._place(place) if self.rows else "off"
@@ -49,38 +55,47 @@ class VolumeCache:
         try:
             memory = self._memory()
         except OSError as error:
-            where = "memory" if self.place == "ram" else f"{tempfile.gettempdir()} (TMPDIR names another folder)"
-            raise InputError(f"cache {self.place}: no room for {self.bytes / 2 ** 30:.2f} GiB in {where}; use --cache off") from error
+            where = f"{tempfile.gettempdir()} (TMPDIR names another folder)"
+            if self.place == "ram":
+                where = "memory"
+            raise InputError(f"cache {self.place}: no room for {self.bytes / 2 ** 30:.2f} GiB in {where}; "
+                             "use --cache off") from error
         self.volumes = np.frombuffer(memory, np.float32).reshape(-1, *self.shape)
-        self.states = np.frombuffer(mmap.mmap(-1, 8 * len(self.rows)), np.int64)             # of the files that the entries were made from
+        states = mmap.mmap(-1, 8 * len(self.rows))
+        self.states = np.frombuffer(states, np.int64)      # of the files that the entries were made from
 
     def _memory(self) -> mmap.mmap:
-        """Memory that is shared with the processes that are forked later; in a file, all of whose disk is taken at once."""
+        """Memory that is shared with the processes that are forked later; of a file, all of its disk is taken
+        at once."""
         if self.place == "ram":
             return mmap.mmap(-1, self.bytes)
         with tempfile.TemporaryFile() as file:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, self.bytes)                             # a full disk is an error now, no crash later
+                os.posix_fallocate(file.fileno(), 0, self.bytes)           # a full disk is an error now
             else:
                 file.truncate(self.bytes)
             return mmap.mmap(file.fileno(), self.bytes)
 
     def _place(self, wanted: str) -> str:
+        """The place that is asked for, or for 'auto' the first with room."""
         if wanted != "auto":
             return wanted
-        needed = self.bytes * local_world_size()    # every rank of this machine has its own
+        needed = self.bytes * local_world_size()           # every rank of this machine has its own
         if needed <= free_memory() / 2:
             return "ram"
         return "file" if needed <= shutil.disk_usage(tempfile.gettempdir()).free / 2 else "off"
 
     def __reduce__(self):
-        return VolumeCache, ([], self.crop, self.margin, "off", self.checksums)              # a process that is not forked cannot share it
+        """A pickled copy reads the files: a process that is not forked cannot share the memory."""
+        return VolumeCache, ([], self.crop, self.margin, "off", self.checksums)
 
     def describe(self) -> str:
         """Where the decoded crops are kept, in a line."""
-        size = f"{len(self.rows)} decoded .nii.gz, {self.bytes / 2 ** 30:.2f} GiB"
-        return {"ram": f"{size}, kept in memory", "file": f"{size}, kept in a file in {tempfile.gettempdir()}",
-                "off": f"{size}, not kept" if self.rows else "plain .nii, read as they are needed"}[self.place]
+        if not self.rows:
+            return "plain .nii, read as they are needed"
+        kept = {"ram": "kept in memory", "off": "not kept",
+                "file": f"kept in a file in {tempfile.gettempdir()}"}
+        return f"{len(self.rows)} decoded .nii.gz, {self.bytes / 2 ** 30:.2f} GiB, {kept[self.place]}"
 
     def read(self, path: Path) -> np.ndarray:
         """The crop of a volume with its margin, float32, to be copied and not to be changed.
@@ -97,14 +112,18 @@ class VolumeCache:
         return self.volumes[row]
 
     def _decode(self, path: Path) -> np.ndarray:
+        """Read a file, compare its voxels with those that were checked, and cut out the crop with margin."""
         state = _state(path)
         voxels, _ = read_volume(path)
-        if path in self.checksums and self.verified.get(path) != _state(path):               # it may have changed during the reading
+        is_new = self.verified.get(path) != _state(path)   # it may have changed while it was read
+        if path in self.checksums and is_new:
             if zlib.crc32(voxels) != self.checksums[path]:
-                raise InputError(f"{path}: its voxels are no longer those that were checked; see that nothing writes into this folder "
-                                 "during a run, and run the same command again")
+                raise InputError(f"{path}: its voxels are no longer those that were checked; see that "
+                                 "nothing writes into this folder during a run, and run the same command "
+                                 "again")
             self.verified[path] = state
-        return voxels[Crop(tuple(first - self.margin for first in self.crop.start), self.shape).slices()]
+        start = tuple(first - self.margin for first in self.crop.start)
+        return voxels[Crop(start, self.shape).slices()]
 
 
 def _state(path: Path) -> int:

@@ -11,14 +11,8 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import apply_affine
 from nibabel.arrayproxy import ArrayProxy
-from nibabel.orientations import (
-    OrientationError,
-    apply_orientation,
-    axcodes2ornt,
-    inv_ornt_aff,
-    io_orientation,
-    ornt_transform,
-)
+from nibabel.orientations import (OrientationError, apply_orientation, axcodes2ornt, inv_ornt_aff,
+                                  io_orientation, ornt_transform)
 from nibabel.spatialimages import HeaderDataError, SpatialImage
 from scipy.ndimage import affine_transform
 

@@ -1,4 +1,5 @@
-"""A linear classifier of the amyloid label from volumes: what gives a new MRI its label in sampling, and what reads a PET."""
+"""A linear classifier of the amyloid label from volumes, which reads their status, and the pooling that makes
+volumes coarse."""
 import tempfile
 import warnings
 
@@ -9,48 +10,41 @@ from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 FEATURE_MM = 8.0                                           # coarse enough to survive imperfect registration
-STRENGTHS = tuple(10.0 ** np.arange(-4, 2))                # C of the logistic regression, strongest penalty first
-COMPONENTS = 0.9                                           # share of the variance that the principal components keep
+STRENGTHS = tuple(10.0 ** np.arange(-4, 2))        # C of the logistic regression, strongest penalty first
+COMPONENTS = 0.9                                           # share of the variance that the components keep
 
 
 class LabelClassifier:
     """Brain voxels at about 8 mm, standardised, PCA, logistic regression: all linear, so kept as one matrix.
 
-    Its state is plain arrays: coef [R, M F] and intercept [R] with R = 1 for two labels and K otherwise, voxels [d, h, w] bool that
-    picks the F features of each of the M pooled volumes of a subject, and the pooling width in voxels.
+    coef: [R, M F], intercept: [R], with R = 1 for two labels and K otherwise. voxels: [d, h, w] bool, picks
+    the F features of each of the M pooled volumes of a subject. pool: voxels, along an axis, that become one.
     """
 
     def __init__(self, coef: np.ndarray, intercept: np.ndarray, voxels: np.ndarray, pool: int):
         self.coef, self.intercept, self.voxels, self.pool = coef, intercept, voxels, pool
 
     @classmethod
-    def fit(cls, pooled: np.ndarray, labels: np.ndarray, brain: np.ndarray, pool: int, seed: int) -> "LabelClassifier":
-        """Fit on pooled volumes [n, M, d, h, w] and labels [n]; the penalty is chosen by cross-validated likelihood.
+    def fit(cls, pooled: np.ndarray, labels: np.ndarray, brain: np.ndarray, pool: int,
+            seed: int) -> "LabelClassifier":
+        """Fit to labels [n] on pooled volumes [n, M, d, h, w]; the penalty is the one of best cross-validated
+        likelihood.
 
-        brain: [D, H, W] bool. Needs every label at least once; with fewer than two of one label there is no cross-validation and the
-        strongest penalty is taken.
+        brain: [D, H, W] bool. Every label must be there. Where one is there only once, nothing can be
+        cross-validated, and the strongest penalty is taken.
         """
-        voxels = pool_volume(torch.from_numpy(brain.astype(np.float32))[None, None], pool)[0, 0].numpy() >= 0.5
+        share = pool_volume(torch.from_numpy(brain.astype(np.float32))[None, None], pool)[0, 0]
+        voxels = share.numpy() >= 0.5
         features = pooled[:, :, voxels].reshape(len(pooled), -1).astype(np.float64)          # [n, M F]
-        folds = min(5, int(np.bincount(labels)[np.unique(labels)].min()))
-        with tempfile.TemporaryDirectory() as components, warnings.catch_warnings():         # kept for all strengths of a fold
-            pipeline = make_pipeline(StandardScaler(), PCA(COMPONENTS, svd_solver="full"),
-                                     LogisticRegression(C=STRENGTHS[0], max_iter=1000), memory=components)
-            warnings.simplefilter("ignore", ConvergenceWarning)                              # the weakest penalties of the search
-            if folds >= 2:
-                search = GridSearchCV(pipeline, {"logisticregression__C": STRENGTHS}, scoring="neg_log_loss",
-                                      cv=StratifiedKFold(folds, shuffle=True, random_state=seed))
-                pipeline = search.fit(features, labels).best_estimator_
-            else:
-                pipeline.fit(features, labels)
-        scaler, pca, regression = (step for _, step in pipeline.steps)
+        scaler, pca, regression = (step for _, step in _fit_pipeline(features, labels, seed).steps)
         coef = regression.coef_ @ pca.components_ / scaler.scale_                            # [R, M F]
-        intercept = regression.intercept_ - coef @ scaler.mean_ - regression.coef_ @ pca.components_ @ pca.mean_
+        intercept = regression.intercept_ - coef @ scaler.mean_                              # [R]
+        intercept = intercept - regression.coef_ @ pca.components_ @ pca.mean_
         return cls(coef, intercept, voxels, pool)
 
     def probabilities(self, volume: Tensor) -> Tensor:
@@ -58,16 +52,20 @@ class LabelClassifier:
         return self.of_pooled(pool_volume(volume, self.pool).numpy()).float()
 
     def of_pooled(self, pooled: np.ndarray) -> Tensor:
-        """Probability of each label for pooled volumes [B, M, d, h, w]: [B, K] float64."""
+        """Probability of each label for pooled volumes [B, M, d, h, w]: [B, K] float64.
+
+        A product of matrices would round its rows differently: the same picture must give the same score,
+        whoever stands beside it.
+        """
         features = pooled[:, :, self.voxels].reshape(len(pooled), -1).astype(np.float64)     # [B, M F]
-        # A product of matrices rounds its rows differently: the same picture must give the same score, whoever stands beside it.
-        logits = torch.from_numpy(np.stack([(features * row).sum(1) for row in self.coef], axis=1) + self.intercept)   # [B, R]
+        sums = np.stack([(features * row).sum(1) for row in self.coef], axis=1)
+        logits = torch.from_numpy(sums + self.intercept)                                     # [B, R]
         if logits.shape[1] == 1:
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)                    # [B, 2]
         return logits.softmax(dim=1)
 
     def state(self) -> dict[str, Tensor | int]:
-        """Plain arrays for a checkpoint."""
+        """Plain tensors and the pooling width, for a checkpoint."""
         return {"coef": torch.from_numpy(self.coef), "intercept": torch.from_numpy(self.intercept),
                 "voxels": torch.from_numpy(self.voxels), "pool": self.pool}
 
@@ -77,11 +75,29 @@ class LabelClassifier:
         return cls(state["coef"].numpy(), state["intercept"].numpy(), state["voxels"].numpy(), state["pool"])
 
 
+def _fit_pipeline(features: np.ndarray, labels: np.ndarray, seed: int) -> Pipeline:
+    """Scaler, PCA and logistic regression, fitted to features [n, M F] and labels [n]."""
+    folds = min(5, int(np.bincount(labels)[np.unique(labels)].min()))
+    with tempfile.TemporaryDirectory() as components, warnings.catch_warnings():
+        pipeline = make_pipeline(StandardScaler(), PCA(COMPONENTS, svd_solver="full"),
+                                 LogisticRegression(C=STRENGTHS[0], max_iter=1000),
+                                 memory=components)        # so that a fold's PCA serves all strengths
+        warnings.simplefilter("ignore", ConvergenceWarning)      # of the weakest penalties of the search
+        if folds < 2:
+            return pipeline.fit(features, labels)
+        search = GridSearchCV(pipeline, {"logisticregression__C": STRENGTHS}, scoring="neg_log_loss",
+                              cv=StratifiedKFold(folds, shuffle=True, random_state=seed))
+        return search.fit(features, labels).best_estimator_
+
+
 def pool_volume(volume: Tensor, pool: int) -> Tensor:
-    """Mean over blocks of pool^3 voxels; voxels beyond the last whole block are left out."""
+    """Means over blocks of pool^3 voxels of volumes [B, M, D, H, W], on the CPU: [B, M, d, h, w].
+
+    Voxels after the last whole block are left out.
+    """
     return F.avg_pool3d(volume.cpu(), pool)
 
 
 def pool_width(voxel_mm: float, width_mm: float = FEATURE_MM) -> int:
-    """Block width in voxels that comes nearest to width_mm."""
+    """Block width in voxels that comes nearest to width_mm, 1 or more."""
     return max(1, round(width_mm / voxel_mm))

@@ -67,8 +67,9 @@ def load_trained(cfg: Config, mri_percentile: float) -> Trained:
     grid = Grid(tuple(cfg.image_size), metadata["affine"].numpy())
     measurement = Measurement.read(mask_files(cfg), grid.affine, networks.crop)
     if cfg.label_at_sampling == "matched" and not measurement.regions:
-        raise InputError(f"label_at_sampling matched needs the regions of the SUVR, and {cfg.data_dir}/truth is not "
-                         "there; give --cortex_mask and --reference_mask, or --label_at_sampling mixed")
+        raise InputError(f"label_at_sampling matched needs the regions of the SUVR, and {cfg.data_dir}/truth "
+                         "is not there; give --cortex_mask and --reference_mask, or --label_at_sampling "
+                         "mixed")
     synthesizer, predictor = networks.best_synthesizer()
     sampler = LatentSampler(cfg, synthesizer, predictor, measurement, cfg.sampler, cfg.sampling_steps,
                             range(cfg.samples_per_scan), cfg.label_at_sampling == "matched")
@@ -93,7 +94,8 @@ def _check_checkpoints(cfg: Config, networks: Networks) -> dict:
         saved = networks.best_checkpoint(stage)
         check_settings(path, saved, cfg.settings_of(stage))
     if not {"affine", "phantom"} <= saved["metadata"].keys():
-        raise InputError(f"{path} does not say on which grid it was trained; restore it, or train stage 2 again")
+        raise InputError(f"{path} does not say on which grid it was trained; restore it, or train stage 2 "
+                         "again")
     return saved["metadata"]
 
 

@@ -211,8 +211,8 @@ class StageRun:
             self._resume()
         elif self.best_path.exists():
             raise InputError(f"{self.best_path} is there, but not {self.last_path.name}, from which its "
-                             "training would continue; bring it back, or give another --exp, or remove the first "
-                             "to start again")
+                             "training would continue; bring it back, or give another --exp, or remove the "
+                             "first to start again")
 
     def _resume(self) -> None:
         """Restore everything from the last checkpoint."""
@@ -289,8 +289,8 @@ class StageRun:
         state = {name: part.state_dict() for name, part in self.parts.items()}
         for name, values in state.items():
             if not is_finite(values):
-                raise NotFiniteError(f"{self.stage} epoch {self.epoch}: the weights of {name} are not finite and "
-                                     "were not saved; the checkpoint before is kept")
+                raise NotFiniteError(f"{self.stage} epoch {self.epoch}: the weights of {name} are not finite "
+                                     "and were not saved; the checkpoint before is kept")
         content = {"format": FORMAT, "stage": self.stage, "epoch": self.epoch, "step": self.step,
                    "settings": self.settings, "free_settings": self.free_settings, "metadata": self.metadata,
                    "losses": self.losses, "validations": self.validations, "progress": vars(self.progress),

@@ -46,9 +46,13 @@ def given(fields: Iterable[dataclasses.Field], argv: list[str], prog: str, about
     known = [f"--{field.name}" for field in fields]
     if presets:
         known.append("--preset")
-        parser.add_argument("--preset", nargs="+", choices=presets, default=argparse.SUPPRESS,
-                            help=f"sets of settings, later ones win: {', '.join(presets)}; none: the defaults of "
-                                 "config.py")
+        parser.add_argument(
+            "--preset",
+            nargs="+",
+            choices=presets,
+            default=argparse.SUPPRESS,
+            help=f"sets of settings, later ones win: {', '.join(presets)}; none: the defaults of config.py",
+        )
     group = parser
     for field in fields:
         if field.metadata["section"]:
@@ -73,9 +77,10 @@ def _add_argument(group, field: dataclasses.Field) -> None:
         default = repr(field.default) if field.default == "" else str(field.default)
     nargs, const = ("*" if count != 0 else None), None
     if kind is bool:
-        nargs, const = "?", True                           # --field alone means true
-    group.add_argument(f"--{field.name}", type=partial(_convert, kind), default=argparse.SUPPRESS, nargs=nargs,
-                       const=const, metavar="|".join(field.metadata["choices"] or ()) or kind.__name__.upper(),
+        nargs, const = "?", True  # --field alone means true
+    group.add_argument(f"--{field.name}", type=partial(_convert, kind), default=argparse.SUPPRESS,
+                       nargs=nargs, const=const,
+                       metavar="|".join(field.metadata["choices"] or ()) or kind.__name__.upper(),
                        help=f"{field.metadata['help']} (default: {default})".replace("%", "%%"))
 
 

@@ -12,7 +12,7 @@ from utils import InputError, NotFiniteError
 INPUT, NOT_FINITE, MEMORY, FILE, WORKER, BUSY = 2, 3, 4, 5, 6, 7
 CONTINUES = "the same command continues after what was saved last"
 NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDNN_STATUS_ALLOC_FAILED",
-             "CUBLAS_STATUS_ALLOC_FAILED")                 # in the messages of errors that have no class of their own
+             "CUBLAS_STATUS_ALLOC_FAILED")         # in the messages of errors that have no class of their own
 TRAINING_WITH_LESS = ("--recompute true takes less; so does --{0}_batch_size 1, as long as this stage has no "
                       "checkpoint, which is bound to it")
 BASELINES_WITH_LESS = ("--recompute true takes less; so does a smaller --regression_channels in "
@@ -61,8 +61,8 @@ def _cause(error: BaseException, stage: str, notes: list[str]) -> tuple[int, str
     if isinstance(error, ImportError) and (message := _explain_import(error)):
         return INPUT, f"{message}{stage}"
     if _is_lost_worker(error):
-        return WORKER, (f"a process that was to read or simulate volumes was killed{stage}, as systems do when "
-                        f"memory is short; --num_workers 0 reads without such processes; {CONTINUES}")
+        return WORKER, (f"a process that was to read or simulate volumes was killed{stage}, as systems do "
+                        f"when memory is short; --num_workers 0 reads without such processes; {CONTINUES}")
     if isinstance(error, LostRankError):
         return WORKER, f"{error}{stage}; {CONTINUES}"
     if isinstance(error, BusyError):

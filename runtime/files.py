@@ -85,9 +85,9 @@ def read_table(path: Path, *columns: str) -> pd.DataFrame:
                             skipinitialspace=True, skip_blank_lines=False).fillna("")
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path}: cannot be read as a table: {brief(error)}") from error
-    if not isinstance(table.index, pd.RangeIndex):         # pandas took a surplus field for the name of the row
-        raise InputError(f"{path}: its rows have more fields than its header has columns; is a comma missing in "
-                         "the header, or is there one too many in the rows?")
+    if not isinstance(table.index, pd.RangeIndex):  # pandas took a surplus field for the name of the row
+        raise InputError(f"{path}: its rows have more fields than its header has columns; is a comma missing "
+                         "in the header, or is there one too many in the rows?")
     table = table[(table != "").any(axis=1)]
     missing = sorted(set(columns) - set(table.columns))
     if missing:
@@ -232,8 +232,8 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     """Raise WriteError if the disk of the folder has fewer free bytes than needed."""
     free = _free_bytes(folder)
     if free < needed:
-        raise WriteError(errno.ENOSPC, f"{folder}: {what} need {_readable(needed)}, {_readable(free)} are free "
-                                       "on its disk")
+        raise WriteError(errno.ENOSPC,
+                         f"{folder}: {what} need {_readable(needed)}, {_readable(free)} are free on its disk")
 
 
 def remove_leftovers(root: Path, everyones: bool = False) -> None:
@@ -299,8 +299,8 @@ class FolderLock:
         try:
             self.lock.acquire(timeout=0)
         except Timeout:
-            raise BusyError(f"{self.folder}: another run works here ({_describe(self._owner())}); wait for it, "
-                            "stop it, or work in another folder") from None
+            raise BusyError(f"{self.folder}: another run works here ({_describe(self._owner())}); wait for "
+                            "it, stop it, or work in another folder") from None
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a disk without locks
                 reason = error.strerror or error

@@ -132,6 +132,6 @@ def set_rate(optimizers: list[Optimizer], rate: float, epoch: int, epochs: int, 
 
 
 def draw_rows(draw: Callable[..., Tensor], n: int, *arguments, **options) -> Tensor:
-    """n rows of draw(n, ...) that do not depend on the number of ranks: each rank draws the rows of all, and takes its
-    own, so that two ranks with batches of 1 see what one rank with a batch of 2 sees."""
+    """n rows of draw(n, ...) that do not depend on the number of ranks: each rank draws the rows of all, and
+    takes its own, so that two ranks with batches of 1 see what one rank with a batch of 2 sees."""
     return draw(n * world_size(), *arguments, **options)[rank() * n:(rank() + 1) * n]

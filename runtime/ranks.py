@@ -87,15 +87,15 @@ def check_environment(gpus: int, device: str) -> None:
     _check_variables()
     found = torch.cuda.device_count()
     if "WORLD_SIZE" in os.environ and gpus not in (0, local_world_size()):
-        raise InputError(f"gpus {gpus}, but {local_world_size()} processes were started on this machine; leave "
-                         "--gpus out")
+        raise InputError(f"gpus {gpus}, but {local_world_size()} processes were started on this machine; "
+                         "leave --gpus out")
     if gpus and device == "cpu":
         raise InputError(f"gpus {gpus}, but device is cpu; {ON_CPUS}")
     if gpus > found:
         raise InputError(f"gpus {gpus}, but torch finds {found} GPUs here; {ON_CPUS}")
     if found and device != "cpu" and local_world_size() > found:
-        raise InputError(f"{local_world_size()} processes on this machine, but torch finds {found} GPUs; start at "
-                         "most that many, or give --device cpu")
+        raise InputError(f"{local_world_size()} processes on this machine, but torch finds {found} GPUs; "
+                         "start at most that many, or give --device cpu")
 
 
 def _check_variables() -> None:

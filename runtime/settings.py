@@ -8,8 +8,8 @@ UNPUBLISHED = object()  # the published method has no such setting, or the same 
 
 
 def setting(default, explanation: str, *, section: str = "", affects: tuple[str, ...] = (), low=None,
-            high=None, choices: tuple[str, ...] | None = None, published=UNPUBLISHED, extendable: bool = False,
-            empty: bool = False):
+            high=None, choices: tuple[str, ...] | None = None, published=UNPUBLISHED,
+            extendable: bool = False, empty: bool = False):
     """A field of a dataclass of settings.
 
     section: title of the group of settings that begins with this one, for --help.

@@ -1,9 +1,11 @@
-"""Mutation testing by a sample: small changes to the code, a few in every room, each of which some test should notice.
+"""Mutation testing by a sample: small changes to the code, a few in every room, each of which some test
+should notice.
 
-    python tests/mutants.py --seed 0 --count 40      prints what became of each; docs/mutants.md has the results
+    python tests/mutants.py --seed 0 --count 40      prints what became of each; docs/mutants.md has the
+    results
 
-The changes are those of mutmut's operators, such as `<=` for `<`. Each is made in a copy of the tree, in which the tests run that import the
-changed module, directly first and then through others, until one fails.
+The changes are those of mutmut's operators, such as `<=` for `<`. Each is made in a copy of the tree, in
+which the tests run that import the changed module, directly first and then through others, until one fails.
 """
 import argparse
 import ast
@@ -21,9 +23,11 @@ from typing import NamedTuple
 from mutmut.mutation.file_mutation import create_mutations, deep_replace
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("phantom", "cohort", "imaging", "labels", "baselines", "evaluation", "experiment", "newscans", "runtime", "studies")
+ROOMS = ("phantom", "cohort", "imaging", "labels", "baselines", "evaluation", "experiment", "newscans",
+         "runtime", "studies")
 TOP = ("main.py", "config.py", "dataset.py", "model.py", "utils.py")
-WORDS_ONLY = re.compile(r"[\"']XX|XX[\"']|upper|lower|[\"'][A-Z ,.:;{}]+[\"']")    # a changed message is noticed by eyes, not by tests
+# a changed message is noticed by eyes, not by tests
+WORDS_ONLY = re.compile(r"[\"']XX|XX[\"']|upper|lower|[\"'][A-Z ,.:;{}]+[\"']")
 
 
 class Mutant(NamedTuple):
@@ -36,7 +40,8 @@ class Mutant(NamedTuple):
 
 
 def mutants_of(file: str, rng: random.Random, count: int) -> list[Mutant]:
-    """Up to `count` changes of a file, drawn at random, without those that change words of a message alone."""
+    """Up to `count` changes of a file, drawn at random, without those that change words of a message
+    alone."""
     code = (ROOT / file).read_text(encoding="utf-8")
     module, mutations, *_ = create_mutations(file, code)
     found = []
@@ -44,8 +49,12 @@ def mutants_of(file: str, rng: random.Random, count: int) -> list[Mutant]:
         if len(found) == count:
             break
         text = deep_replace(module, mutation.original_node, mutation.mutated_node).code
-        changed = [(number, one, other) for number, (one, other) in
-                   enumerate(zip(code.splitlines(), text.splitlines(), strict=False), start=1) if one != other]
+        changed = [
+            (number, one, other)
+            for number, (one, other) in enumerate(zip(code.splitlines(), text.splitlines(), strict=False),
+                                                  start=1)
+            if one != other
+        ]
         if not changed or mutation.contained_by_top_level_function is None:
             continue
         line, before, after = changed[0]
@@ -59,7 +68,9 @@ def sample(seed: int, count: int) -> list[Mutant]:
     """`count` changes, as evenly spread over the rooms as can be, over the files of a room by their size."""
     rng, groups = random.Random(seed), {"the root": list(TOP)}
     for room in ROOMS:
-        groups[room] = sorted(str(path.relative_to(ROOT)) for path in (ROOT / room).glob("*.py") if path.name != "__init__.py")
+        groups[room] = sorted(
+            str(path.relative_to(ROOT)) for path in (ROOT / room).glob("*.py") if path.name != "__init__.py"
+        )
     shares = [count // len(groups) + (index < count % len(groups)) for index in range(len(groups))]
     drawn = []
     for files, share in zip(groups.values(), shares, strict=True):
@@ -72,11 +83,17 @@ def sample(seed: int, count: int) -> list[Mutant]:
 
 def tests_of(file: str) -> list[str]:
     """The test files that import a module themselves, then those that import what imports it."""
-    modules = {str(path.relative_to(ROOT)): _imports(path) for path in [*ROOT.glob("*.py"), *(p for r in ROOMS for p in (ROOT / r).glob("*.py"))]}
+    modules = {
+        str(path.relative_to(ROOT)): _imports(path)
+        for path in [*ROOT.glob("*.py"), *(p for r in ROOMS for p in (ROOT / r).glob("*.py"))]
+    }
     tests = {f"tests/{path.name}": _imports(path) for path in (ROOT / "tests").glob("test_*.py")}
     reached, ordered = {_name(file)}, []
     for _ in range(12):
-        ordered += sorted((test for test, imported in tests.items() if imported & reached and test not in ordered), key=_cost)
+        ordered += sorted(
+            (test for test, imported in tests.items() if imported & reached and test not in ordered),
+            key=_cost,
+        )
         reached |= {_name(other) for other, imported in modules.items() if imported & reached}
     return ordered
 
@@ -103,12 +120,15 @@ def noticed_by(mutant: Mutant, most: int) -> str:
     """The first of up to `most` test files that fails on a copy with the change; nothing if all pass."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "tree"
-        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "data", "result", "__pycache__", "mutants"))
+        shutil.copytree(ROOT, copy,
+                        ignore=shutil.ignore_patterns(".git", "data", "result", "__pycache__", "mutants"))
         (copy / mutant.file).write_text(mutant.text, encoding="utf-8")
         for test in tests_of(mutant.file)[:most]:
-            command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-x", "-p", "no:cacheprovider", test]
+            command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-x", "-p", "no:cacheprovider",
+                       test]
             try:
-                code = subprocess.run(command, cwd=copy, capture_output=True, timeout=900, check=False).returncode
+                code = subprocess.run(command, cwd=copy, capture_output=True, timeout=900,
+                                      check=False).returncode
             except subprocess.TimeoutExpired:
                 return f"{test} (no end)"
             if code == 1 or code == 2:
@@ -118,20 +138,27 @@ def noticed_by(mutant: Mutant, most: int) -> str:
 
 def main() -> None:
     """Try a sample and print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--most", type=int, default=12, help="test files to try before a change counts as not noticed")
+    parser.add_argument("--most", type=int, default=12,
+                        help="test files to try before a change counts as not noticed")
     arguments = parser.parse_args()
     mutants, started = sample(arguments.seed, arguments.count), time.monotonic()
     caught = 0
     print("| where | before | after | noticed by |\n|---|---|---|---|", flush=True)
     with ThreadPoolExecutor(arguments.workers) as pool:
-        for mutant, test in zip(mutants, pool.map(lambda one: noticed_by(one, arguments.most), mutants), strict=True):
+        for mutant, test in zip(mutants, pool.map(lambda one: noticed_by(one, arguments.most), mutants),
+                                strict=True):
             caught += bool(test)
             cells = [f"`{text}`".replace("|", "\\|") for text in (mutant.before[:70], mutant.after[:70])]
-            print(f"| {mutant.file}:{mutant.line} | {cells[0]} | {cells[1]} | {test.removeprefix('tests/') or '**nothing**'} |", flush=True)
+            print(
+                f"| {mutant.file}:{mutant.line} | {cells[0]} | {cells[1]} | "
+                f"{test.removeprefix('tests/') or '**nothing**'} |",
+                flush=True,
+            )
     print(f"\n{caught} of {len(mutants)} noticed, seed {arguments.seed}, {time.monotonic() - started:.0f} s")
 
 

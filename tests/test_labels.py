@@ -54,6 +54,12 @@ def test_soft_labels_of_the_suvr_say_where_between_the_labels_a_pet_lies():
         suvr_levels(np.array([1.4, 1.0, 1.6, 1.1]), labels)
 
 
+def test_an_amount_of_amyloid_lies_between_two_labels_and_no_more():
+    regions = {"cortex_mask": "c", "reference_mask": "r"}
+    with pytest.raises(ValueError, match="label_in_training suvr needs num_classes 2, not 3"):
+        Config(**TINY | regions | {"label_in_training": "suvr", "num_classes": 3})
+
+
 # ---------------------------------------------------------------- what stage 2 is told
 
 SUVR = [1.0, 1.4, 1.1, 1.6, 1.3, 1.05]                     # means of the training list: 1.05 with label 0, 1.5 with 1

@@ -3,6 +3,8 @@ import itertools
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -23,9 +25,11 @@ from evaluation import figures
 from evaluation.results import load_run
 
 EXP = "ph"
-PHANTOM = {"exp": EXP, "phantom_subjects": (8, 4, 6), "phantom_voxel": 8, "data_dir": "data/ph", "bootstrap_resamples": 100}
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1200,1400")
+PHANTOM = {"exp": EXP, "phantom_subjects": (8, 4, 6), "phantom_voxel": 8, "data_dir": "data/ph",
+           "bootstrap_resamples": 100}
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--disable-dev-shm-usage", "--window-size=1200,1400")
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +48,13 @@ def project(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def browser(project, tmp_path_factory):
     """Headless Chromium with the report open."""
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    driver = shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.fail("these tests open the report in a browser: apt-get install chromium chromium-driver (or: pytest -k 'not browser')")
+    found = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
+    browsers, driver = [path for path in found if path], shutil.which("chromedriver")
+    if not (browsers and driver):
+        pytest.fail("these tests open the report in a browser: apt-get install chromium chromium-driver "
+                    "(or: pytest -k 'not browser')")
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = browsers[0]
     for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
@@ -63,7 +68,17 @@ def browser(project, tmp_path_factory):
 
 
 def text(browser, selector: str) -> list[str]:
+    """The texts of the elements that a CSS selector picks."""
     return [element.text for element in browser.find_elements(By.CSS_SELECTOR, selector)]
+
+
+def test_the_modules_need_no_package_that_only_draws_or_writes_tables():
+    root = Path(main.__file__).parent
+    modules = [f"evaluation.{path.stem}" for path in (root / "evaluation").glob("*.py")]
+    assert "evaluation.figures" in modules
+    hide = "import sys; sys.modules.update(dict.fromkeys(['matplotlib', 'jinja2', 'markupsafe', 'tabulate', 'statsmodels']))"
+    code = "; ".join([hide, *(f"import {module}" for module in modules)])
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
 def test_every_figure_is_there_as_png_of_150_dpi_and_pdf(project):
@@ -79,21 +94,29 @@ def test_every_figure_is_there_as_png_of_150_dpi_and_pdf(project):
 
 def test_all_of_a_figure_is_on_it_and_nothing_covers_its_notice(project, tmp_path, monkeypatch):
     run, drawn = load_run(project / "result" / EXP), []
-    monkeypatch.setattr(figures.plt, "close", drawn.append)
-    one = run.predictions.query("classifier == 'pet' and method == 'il_cldm'")                  # read-outs of a run with all controls:
-    predictions = pd.concat([one.assign(classifier=classifier, method=method) for classifier, method in figures.STATUS_CLASSIFIERS])
-    figures.plot_roc(tmp_path / "roc", predictions, run.metadata["notice"])
-    figures.plot_calibration(tmp_path / "calibration", predictions, run.metadata["notice"])
-    figures.plot_suvr(tmp_path / "suvr", *np.random.default_rng(0).normal(1.2, 0.1, (2, 9)), np.arange(9) % 2, run.metadata["notice"])
-    figures.plot_bland_altman(tmp_path / "ba", *np.random.default_rng(0).normal(1.2, 0.1, (2, 9)), np.arange(9) % 2, run.metadata["notice"])
+    notice = run.metadata["notice"]
+    monkeypatch.setattr(figures.pyplot(), "close", drawn.append)
+    one = run.predictions.query("classifier == 'pet' and method == 'il_cldm'")
+    every = []                                             # status classifier of a run with all baselines
+    for classifier, method in figures.STATUS_CLASSIFIERS:
+        every.append(one.assign(classifier=classifier, method=method))
+    rng, label = np.random.default_rng(0), np.arange(9) % 2
+    figures.plot_roc(tmp_path / "roc", pd.concat(every), notice)
+    figures.plot_calibration(tmp_path / "calibration", pd.concat(every), notice)
+    figures.plot_suvr(tmp_path / "suvr", *rng.normal(1.2, 0.1, (2, 9)), label, notice)
+    figures.plot_bland_altman(tmp_path / "ba", *rng.normal(1.2, 0.1, (2, 9)), label, notice)
     assert len(drawn) == 4
     for figure in drawn:
         figure.draw_without_rendering()
-        axis = figure.axes[0]
-        boxes = [artist.get_window_extent() for artist in (*figure.texts, *figure.legends, axis.title, axis.xaxis.label)]
+        axis, page = figure.axes[0], figure.bbox
+        artists = (*figure.texts, *figure.legends, axis.title, axis.xaxis.label)
+        boxes = [artist.get_window_extent() for artist in artists]
         assert len(boxes) == 4
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-        assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and figure.bbox.y0 <= box.y0 for box in boxes)
+        for box in boxes:
+            assert page.x0 <= box.x0
+            assert box.x1 <= page.x1
+            assert page.y0 <= box.y0
 
 
 def test_uptake_of_the_real_pet_is_the_one_that_the_phantom_drew(project):
@@ -108,7 +131,8 @@ def test_uptake_of_the_real_pet_is_the_one_that_the_phantom_drew(project):
 def test_browser_shows_the_report_without_error_and_asks_nobody_for_anything(browser):
     assert browser.get_log("browser") == []
     requests = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [request["params"]["request"]["url"] for request in requests if request["method"] == "Network.requestWillBeSent"]
+    sent = [request for request in requests if request["method"] == "Network.requestWillBeSent"]
+    urls = [request["params"]["request"]["url"] for request in sent]
     assert urls
     assert all(url.startswith(("file:", "data:")) for url in urls)
     assert sum(url.startswith("file:") for url in urls) == 1
@@ -118,16 +142,19 @@ def test_browser_shows_the_report_without_error_and_asks_nobody_for_anything(bro
 def test_browser_shows_filled_tables_and_figures(browser, project):
     assert "python main.py" in text(browser, "code")[0]
     headings = text(browser, "h2")
-    for heading in ("Viewer", "Image quality", "Quantification", "Amyloid status", "Comparisons", "Figures", "Settings and versions"):
+    for heading in ("Viewer", "Image quality", "Quantification", "Amyloid status", "Comparisons", "Figures",
+                    "Settings and versions"):
         assert heading in headings
     cells = text(browser, "table")
     cohort = cells[0].splitlines()
     assert cohort[0].split()[:2] == ["list", "scans"]
-    assert [line.split()[:4] for line in cohort[1:]] == [["train", "8", "4", "4"], ["validation", "4", "2", "2"], ["test", "6", "3", "3"]]
+    rows = [line.split()[:4] for line in cohort[1:]]
+    assert rows == [["train", "8", "4", "4"], ["validation", "4", "2", "2"], ["test", "6", "3", "3"]]
     psnr = pd.read_csv(project / "result" / EXP / "test.csv").query("method == 'il_cldm'")["PSNR_brain"]
     assert any(f"{psnr.mean():.2f} ± {psnr.std():.2f}" in table for table in cells)
     assert not any(word in " ".join(cells) for word in ("nan", "None", "undefined"))
-    loaded = browser.execute_script("return [...document.images].map(i => i.complete && i.naturalWidth > 300 && !!i.alt)")
+    script = "return [...document.images].map(i => i.complete && i.naturalWidth > 300 && !!i.alt)"
+    loaded = browser.execute_script(script)
     assert loaded == [True] * 6
 
 
@@ -140,12 +167,14 @@ def shown(browser, name: str) -> np.ndarray:
 
 
 def move(browser, subject: int, plane: int, slice_: int) -> None:
+    """Move the viewer to a slice, and wait until that is drawn."""
     Select(browser.find_element(By.ID, "subject")).select_by_index(subject)
     Select(browser.find_element(By.ID, "plane")).select_by_value(str(plane))
-    script = "const s = document.getElementById('slice'); s.value = arguments[0]; s.dispatchEvent(new Event('input'))"
+    script = ("const s = document.getElementById('slice'); s.value = arguments[0];"
+              "s.dispatchEvent(new Event('input'))")
     browser.execute_script(script, slice_)
-    WebDriverWait(browser, 10).until(
-        lambda c: c.find_element(By.TAG_NAME, "body").get_attribute("data-drawn") == f"{subject} {plane} {slice_}")
+    body, wanted = browser.find_element(By.TAG_NAME, "body"), f"{subject} {plane} {slice_}"
+    WebDriverWait(browser, 30).until(lambda _: body.get_attribute("data-drawn") == wanted)
 
 
 @pytest.mark.parametrize(("plane", "slice_"), [(2, 5), (2, 9), (1, 12), (0, 8)])
@@ -157,21 +186,24 @@ def test_browser_viewer_shows_the_voxels_of_the_slice_it_is_moved_to(browser, pr
     files = {"MRI": f"data/ph/whole_MRI/{name}.nii.gz", "real PET": f"data/ph/whole_Abeta/{name}.nii.gz",
              "synthetic PET": f"result/{EXP}/synthesized/{name}.nii.gz"}
     volumes = {title: nib.load(project / file).get_fdata()[crop] for title, file in files.items()}
-    firsts = [option.split(",")[0] for option in text(browser, "#subject option")]
-    top = max(nib.load(project / f"data/ph/whole_Abeta/{first}.nii.gz").get_fdata()[crop].max() for first in firsts)
+    top = 0.0
+    for option in text(browser, "#subject option"):
+        pet = nib.load(project / f"data/ph/whole_Abeta/{option.split(',')[0]}.nii.gz")
+        top = max(top, pet.get_fdata()[crop].max())
     for title, volume in volumes.items():
-        picture = np.take(volume, slice_, axis=plane).T[::-1]                                # first axis to the right, second up
+        picture = np.take(volume, slice_, axis=plane).T[::-1]                 # first axis to the right, second up
         levels = np.clip(picture / (1 if title == "MRI" else top), 0, 1)
         expected = colormaps["gray" if title == "MRI" else "inferno"](levels)[..., :3] * 255
         found = shown(browser, title)
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() <= 6             # 256 levels
-    error = np.abs(np.take(volumes["real PET"] - volumes["synthetic PET"], slice_, axis=plane)).T[::-1]
-    expected = colormaps["viridis"](np.clip(2 * error / top, 0, 1))[..., :3] * 255           # ends at half of the scale
+    difference = np.take(volumes["real PET"] - volumes["synthetic PET"], slice_, axis=plane)
+    error = np.abs(difference).T[::-1]
+    expected = colormaps["viridis"](np.clip(2 * error / top, 0, 1))[..., :3] * 255   # ends at half of the scale
     assert np.abs(shown(browser, "absolute error") - expected).max() <= 12
 
 
-def test_the_report_of_a_cohort_without_regions_or_two_labels_leaves_out_what_is_not_there(project, tmp_path, monkeypatch):
+def test_the_report_of_a_cohort_without_regions_or_two_labels_leaves_that_out(project, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(project / "data", tmp_path / "data")
     shutil.copytree(project / "result", tmp_path / "result")
@@ -181,15 +213,18 @@ def test_the_report_of_a_cohort_without_regions_or_two_labels_leaves_out_what_is
     (info / "test.txt").write_text("\n".join(name for name in test if labels[name] == 0))
     (info / "data_info.csv").write_text((info / "data_info.csv").read_text().replace("age", "years"))
     shutil.rmtree(tmp_path / "data" / "ph" / "truth" / "oracle")
-    assert main.main([*arguments(TINY | PHANTOM), "--stages", "test"]) == 0                  # then there is no oracle to score
+    assert main.main([*arguments(TINY | PHANTOM), "--stages", "test"]) == 0   # then there is no oracle to score
     assert "oracle" not in set(pd.read_csv(tmp_path / "result" / EXP / "test.csv")["method"])
     (tmp_path / "data" / "ph" / "phantom.json").unlink()
-    own = {key: value for key, value in PHANTOM.items() if key != "phantom_subjects"} | {"info_dir": "data/ph/data_info", "exp": "own"}
-    assert main.main([*arguments(TINY | own), "--stages", "check", "aae", "encode", "ldm", "test", "report"]) == 0
-    html = (tmp_path / "result" / "own" / "report.html").read_text()
+    own = PHANTOM | {"info_dir": "data/ph/data_info", "exp": "own"}
+    del own["phantom_subjects"]
+    stages = ("check", "aae", "encode", "ldm", "test", "report")
+    assert main.main([*arguments(TINY | own), "--stages", *stages]) == 0
+    folder = tmp_path / "result" / "own"
+    html = (folder / "report.html").read_text()
     assert "digital phantom" not in html
     assert "research only, not for clinical use" in html
     assert "not defined" in html
     assert "Quantification" not in html
-    assert {path.stem for path in (tmp_path / "result" / "own" / "figures").iterdir()} == {"volumes", "curves"}
-    assert not (tmp_path / "result" / "own" / "uptake.csv").exists()
+    assert {path.stem for path in (folder / "figures").iterdir()} == {"volumes", "curves"}
+    assert not (folder / "uptake.csv").exists()

@@ -33,11 +33,13 @@ def made_up_scores(seed: int, n: int = 40, effect: float = 0.25) -> tuple[np.nda
 def test_status_metrics_equal_those_of_scikit_learn(seed):
     label, score, positive = made_up_scores(seed)
     found = dict(zip(STATUS_METRICS, status_metrics(label, score, positive), strict=True))
-    expected = {"AUC": sk.roc_auc_score(label, score), "ACC": sk.accuracy_score(label, positive),
-                "balanced_ACC": sk.balanced_accuracy_score(label, positive), "SEN": sk.recall_score(label, positive),
-                "SPE": sk.recall_score(label, positive, pos_label=0), "PPV": sk.precision_score(label, positive),
-                "NPV": sk.precision_score(label, positive, pos_label=0), "F1": sk.f1_score(label, positive),
-                "MCC": sk.matthews_corrcoef(label, positive), "Brier": sk.brier_score_loss(label, score)}
+    expected = {
+        "AUC": sk.roc_auc_score(label, score), "ACC": sk.accuracy_score(label, positive),
+        "balanced_ACC": sk.balanced_accuracy_score(label, positive),
+        "SEN": sk.recall_score(label, positive), "SPE": sk.recall_score(label, positive, pos_label=0),
+        "PPV": sk.precision_score(label, positive), "NPV": sk.precision_score(label, positive, pos_label=0),
+        "F1": sk.f1_score(label, positive), "MCC": sk.matthews_corrcoef(label, positive),
+        "Brier": sk.brier_score_loss(label, score)}
     assert found == {name: pytest.approx(value) for name, value in expected.items()}
 
 
@@ -52,7 +54,7 @@ def test_many_lists_at_once_score_as_one_by_one():
 def test_one_score_for_everybody_is_exactly_chance():
     label = np.array([0, 1, 1, 0, 1, 0])
     found = dict(zip(STATUS_METRICS, status_metrics(label, np.full(6, 0.7), np.ones(6)), strict=True))
-    assert (found["AUC"], found["balanced_ACC"], found["MCC"], found["SEN"], found["SPE"]) == (0.5, 0.5, 0, 1, 0)
+    assert [found[name] for name in ("AUC", "balanced_ACC", "MCC", "SEN", "SPE")] == [0.5, 0.5, 0, 1, 0]
     assert np.isnan(found["NPV"])
 
 
@@ -62,7 +64,7 @@ def test_a_list_of_one_label_leaves_undefined_what_needs_two():
     assert {name for name, value in found.items() if np.isnan(value)} == {"AUC", "balanced_ACC", "SEN", "MCC"}
     assert found["SPE"] == 0.75
     unknown = status_metrics(np.array([0, 1]), np.array([.2, .6]), np.full(2, np.nan), probability=False)
-    assert np.isfinite(unknown).sum() == 1                 # without a threshold and a probability only the AUC is left
+    assert np.isfinite(unknown).sum() == 1                 # without threshold and probability: the AUC alone
     assert unknown[0] == 1
 
 
@@ -75,7 +77,7 @@ def test_agreement_by_hand():
     assert found["RMSE"] == pytest.approx(np.sqrt(0.18 / 4))
     assert found["Pearson"] == pytest.approx(scipy.stats.pearsonr(real, synthetic)[0])
     assert found["slope"] == pytest.approx(scipy.stats.linregress(real, synthetic).slope)
-    sd = np.sqrt((0.2 ** 2 + 0.1 ** 2 + 0 + 0.3 ** 2) / 3)                    # of the errors .1, 0, -.1, -.4 about -.1
+    sd = np.sqrt((0.2 ** 2 + 0.1 ** 2 + 0 + 0.3 ** 2) / 3)                    # of .1, 0, -.1, -.4 about -.1
     assert (found["LoA_low"], found["LoA_high"]) == pytest.approx((-0.1 - 1.96 * sd, -0.1 + 1.96 * sd))
     # Lin 1989, about the means 1.35 and 1.25: s_xy = 0.13 / 4, s_x^2 = 0.35 / 4, s_y^2 = 0.05 / 4
     assert found["CCC"] == pytest.approx(2 * 0.13 / (0.35 + 0.05 + 4 * 0.1 ** 2))
@@ -96,7 +98,10 @@ def test_concordance_punishes_what_correlation_forgives():
 
 def test_bootstrap_interval_equals_one_by_hand():
     values = np.random.default_rng(0).normal(3, 2, 200)
-    replicates = bootstrap(lambda index: values[index].mean(-1), 200, 4000, seed=5)
+
+    def mean(index: np.ndarray) -> np.ndarray:
+        return values[index].mean(-1)
+    replicates = bootstrap(mean, 200, 4000, seed=5)
     assert replicates.shape == (4000,)
     low, high = interval(replicates)
     error = values.std(ddof=0) / np.sqrt(200)              # the central limit
@@ -105,8 +110,8 @@ def test_bootstrap_interval_equals_one_by_hand():
     rng = np.random.default_rng(7)
     by_hand = np.percentile([values[rng.integers(0, 200, 200)].mean() for _ in range(4000)], [2.5, 97.5])
     np.testing.assert_allclose([low, high], by_hand, atol=0.1 * error)
-    np.testing.assert_array_equal(replicates, bootstrap(lambda index: values[index].mean(-1), 200, 4000, seed=5))
-    assert not np.array_equal(replicates, bootstrap(lambda index: values[index].mean(-1), 200, 4000, seed=6))
+    np.testing.assert_array_equal(replicates, bootstrap(mean, 200, 4000, seed=5))
+    assert not np.array_equal(replicates, bootstrap(mean, 200, 4000, seed=6))
 
 
 def test_an_interval_that_too_few_replicates_define_is_not_defined():
@@ -146,7 +151,7 @@ def test_a_difference_that_is_undefined_has_no_p():
 def test_wilcoxon_by_hand():
     a = np.array([1.0, 2, 3, 4, 5])
     smaller = a - [0.1, 0.2, 0.3, 0.4, 0.5]
-    assert wilcoxon_p(a, smaller) == pytest.approx(2 / 2 ** 5)                # all signs equal: 2 of 32 assignments
+    assert wilcoxon_p(a, smaller) == pytest.approx(2 / 2 ** 5)                # 2 of 32 assignments of signs
     assert wilcoxon_p(a, a) == 1
 
 

@@ -42,6 +42,11 @@ def measurement_of(voxel_mm: float, with_regions: bool = True) -> Measurement:
     return Measurement(np.ones((10, 8, 12), bool), regions, voxel_mm, MaskFiles("", {}))
 
 
+def stacked(batches: list[dict], name: str) -> np.ndarray:
+    """The volumes of all batches, [n, D, H, W]."""
+    return torch.cat([batch[name] for batch in batches])[:, 0].numpy()
+
+
 def blocks(volume: np.ndarray, width: int) -> np.ndarray:
     """Means of blocks of width^3 voxels of a volume [D, H, W], without the voxels after the last whole block."""
     d, h, w = (n // width for n in volume.shape)
@@ -51,12 +56,11 @@ def blocks(volume: np.ndarray, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_a_survey_equals_what_numpy_computes_of_the_same_volumes(size):
-    """At 2 mm: the MRI of the predictor in blocks of 2, and what is read from status in blocks of 4, of both lists."""
+    """At 2 mm: the MRI of the label predictor in blocks of 2, and the MRI and PET of the status classifiers in blocks of 4."""
     train, validation = [f"t{i}" for i in range(5)], ["v0", "v1", "v2"]
     batches = made_up_batches(train, size, 1), made_up_batches(validation, size, 2)
     survey, measurement = make_survey(*batches, measurement_of(2.0)), measurement_of(2.0)
-    (mri, pet), (mri_validation, pet_validation) = (
-        [np.concatenate([batch[name].numpy()[:, 0] for batch in of_list]) for name in ("mri", "pet")] for of_list in batches)
+    mri, pet = stacked(batches[0], "mri"), stacked(batches[0], "pet")
     assert survey.mean_pet.shape == (1, 1, 10, 8, 12) and survey.mean_pet.dtype == torch.float32
     np.testing.assert_allclose(survey.mean_pet[0, 0], pet.mean(axis=0), rtol=1e-6)
     assert survey.pet_std == pytest.approx(pet.std(dtype=np.float64), rel=1e-9)
@@ -67,7 +71,8 @@ def test_a_survey_equals_what_numpy_computes_of_the_same_volumes(size):
     assert survey.table["ID"].tolist() == train + validation
     assert set(survey.table.columns) == {"ID", "mri", "pet", "SUVR", "CL", "SUVR_precuneus"}
     regions = measurement.regions
-    for i, (one_mri, one_pet) in enumerate(zip([*mri, *mri_validation], [*pet, *pet_validation], strict=True)):
+    mri, pet = np.concatenate([mri, stacked(batches[1], "mri")]), np.concatenate([pet, stacked(batches[1], "pet")])
+    for i, (one_mri, one_pet) in enumerate(zip(mri, pet, strict=True)):
         row = survey.table.iloc[i]
         np.testing.assert_allclose(row["mri"], blocks(one_mri, 4), rtol=1e-5)
         np.testing.assert_allclose(row["pet"], blocks(one_pet, 4), rtol=1e-5)

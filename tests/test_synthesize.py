@@ -16,6 +16,7 @@ from conftest import AFFINE, SHAPE, TINY, arguments, turned, write_volume
 
 import main
 from dataset import RANGE_TOLERANCE
+from evaluation import figures
 from imaging.volumes import Grid, read_volume, resample
 from model import UNet
 from newscans import outputs, synthesize
@@ -25,6 +26,7 @@ from phantom.anatomy import load_template
 from phantom.cohort import draw_subject, simulate
 from utils import InputError, NotFiniteError
 
+PLOT_OVERLAY = figures.plot_overlay
 PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 2, 2), "phantom_voxel": 8}
 PET = "sub-{}_space-MNI152_desc-ilcldm_pet.nii.gz"
 NEW = "new/scan.nii.gz"
@@ -67,10 +69,16 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def project(trained, tmp_path, monkeypatch) -> Path:
-    """A copy of the project, as the working directory."""
+    """A copy of the project, as the working directory; pictures, which take half of a synthesis, are empty files."""
     shutil.copytree(trained, tmp_path / "project", ignore=shutil.ignore_patterns("latent_Abeta"))
     monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setattr(figures, "plot_overlay", touch)
     return tmp_path / "project"
+
+
+def touch(path: Path, *_) -> None:
+    """Stand in for a picture."""
+    path.touch()
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +209,8 @@ def test_the_pet_is_0_outside_the_crop(project, new_mri):
     assert outside.any() and (pet.get_fdata().reshape(-1)[outside] == 0).all()
 
 
-def test_a_sidecar_says_what_the_pet_was_made_from(project):
+def test_a_sidecar_says_what_the_pet_was_made_from(project, monkeypatch):
+    monkeypatch.setattr(figures, "plot_overlay", PLOT_OVERLAY)
     assert synthesize_new(save_std="true") == 0
     sidecar = json.loads((project / "out" / PET.format("scan").replace(".nii.gz", ".json")).read_text())
     assert sidecar["Sources"][0]["SHA256"] == hashlib.sha256((project / NEW).read_bytes()).hexdigest()
@@ -216,6 +225,7 @@ def test_a_sidecar_says_what_the_pet_was_made_from(project):
     assert {path.name for path in (project / "out").iterdir()} == {
         ".lock", "synthesized.csv", PET.format("scan"), PET.format("scan").replace("desc-ilcldm", "desc-ilcldmSD"),
         *(PET.format("scan").replace(".nii.gz", suffix) for suffix in (".json", ".png"))}
+    assert (project / "out" / PET.format("scan").replace(".nii.gz", ".png")).stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
@@ -223,12 +233,12 @@ def test_a_sidecar_says_what_the_pet_was_made_from(project):
     ({"samples_per_scan": 4, "sampling_steps": 2, "label_at_sampling": "mixed"}, 8),
     ({"samples_per_scan": 1, "sampler": "ddpm", "label_at_sampling": "none"}, 19)])
 def test_network_evaluations_are_those_that_were_made(project, monkeypatch, capsys, settings, expected):
-    made, forward = [], UNet.forward
+    made, denoise = [], UNet.denoise
 
     def count(unet, z_t, *others):
         made.append(len(z_t))
-        return forward(unet, z_t, *others)
-    monkeypatch.setattr(UNet, "forward", count)
+        return denoise(unet, z_t, *others)
+    monkeypatch.setattr(UNet, "denoise", count)
     assert synthesize_new(**settings) == 0
     assert sum(made) == expected
     assert f"{expected} network evaluations a scan" in capsys.readouterr().out

@@ -1,5 +1,5 @@
-"""The uncertainty of a synthetic PET: intervals that cover as often as they say, probabilities that are true, and nothing
-in them that comes from the test list."""
+"""The uncertainty of a synthetic PET: intervals that cover as often as they say, probabilities that are true,
+and nothing of the test list in either."""
 import os
 import shutil
 from pathlib import Path
@@ -12,7 +12,14 @@ import torch
 from conftest import TINY, arguments
 
 import main
-from evaluation.uncertainty import Calibration, assess, calibrate, describe, load_calibration, save_calibration
+from evaluation.uncertainty import (
+    Calibration,
+    assess,
+    calibrate,
+    describe,
+    load_calibration,
+    save_calibration,
+)
 from utils import METRICS, InputError
 
 PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 10, 4), "phantom_voxel": 8, "aae_epochs": 1,
@@ -20,13 +27,13 @@ PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 10, 4), "phantom_
 
 
 def subjects(n: int, rng: np.random.Generator, informative: bool = True) -> pd.DataFrame:
-    """A list whose errors are the larger, the further its samples lie apart, up to 9-fold; status follows SUVR_real."""
+    """A list whose errors grow with the spread of its samples, up to 9-fold; status follows SUVR_real."""
     real = rng.normal(1.3, 0.25, n)
     noise = rng.uniform(0.02, 0.18, n)
     suvr = real + noise * rng.standard_normal(n) if informative else rng.normal(1.3, 0.25, n)
     label = (rng.random(n) < 1 / (1 + np.exp(-12 * (real - 1.3)))).astype(int)
-    return pd.DataFrame({"ID": [f"s{i:04d}" for i in range(n)], "label": label, "SUVR": suvr, "SUVR_sd": noise,
-                         "SUVR_real": real})
+    return pd.DataFrame({"ID": [f"s{i:04d}" for i in range(n)], "label": label, "SUVR": suvr,
+                         "SUVR_sd": noise, "SUVR_real": real})
 
 
 def coverage(table: pd.DataFrame, low: np.ndarray, high: np.ndarray) -> float:
@@ -58,7 +65,8 @@ def test_scans_whose_samples_lie_apart_get_wider_intervals_whose_coverage_differ
     assert np.ptp(constant[1] - constant[0]) < 1e-9        # one sample: one width
 
     def gap(low: np.ndarray, high: np.ndarray) -> float:
-        return abs(coverage(test[wide], low[wide], high[wide]) - coverage(test[~wide], low[~wide], high[~wide]))
+        of_narrow = coverage(test[~wide], low[~wide], high[~wide])
+        return abs(coverage(test[wide], low[wide], high[wide]) - of_narrow)
     assert gap(low, high) < 0.85 * gap(*constant)
 
 
@@ -94,12 +102,13 @@ def test_too_few_subjects_give_no_interval_and_say_so(n):
 def test_a_pet_without_suvr_counts_as_the_worst_and_has_no_interval_itself():
     rng = np.random.default_rng(0)
     whole = subjects(19, rng)
-    lost, seen = calibrate(whole.assign(SUVR=whole["SUVR"].where(whole.index > 0)), True), calibrate(whole[1:], True)
+    lost = calibrate(whole.assign(SUVR=whole["SUVR"].where(whole.index > 0)), True)
+    seen = calibrate(whole[1:], True)
     worst = (seen.error / (seen.std + seen.floor)).max()   # the 18th of 19 scores
     low, high = lost.interval(np.array([1.2]), np.array([0.05]))
     assert (high - low).item() == pytest.approx(2 * worst * (0.05 + seen.floor))
-    lost = whole.assign(SUVR_sd=whole["SUVR_sd"].where(whole.index > 1))      # the quantile would be one of them
-    assert "it needs 18 validation subjects with an SUVR, there are 17" in calibrate(lost, True).why_no_interval
+    lost = calibrate(whole.assign(SUVR_sd=whole["SUVR_sd"].where(whole.index > 1)), True)
+    assert "it needs 18 validation subjects with an SUVR, there are 17" in lost.why_no_interval
     table = assess(calibrate(whole, True), whole.assign(SUVR=whole["SUVR"].where(whole.index > 0)))
     assert table.loc[0, ["low", "high", "probability"]].isna().all()
     assert table.loc[0, "covered"] == 0
@@ -157,7 +166,8 @@ def test_the_line_says_what_the_table_holds():
     calibration = calibrate(subjects(20, rng), True)
     table = assess(calibration, subjects(40, rng))
     line = describe(calibration, table)
-    assert f"in {table['covered'].sum():.0f} of 40 test subjects" in line and "calibrated on 20 validation subjects" in line
+    assert f"in {table['covered'].sum():.0f} of 40 test subjects" in line
+    assert "calibrated on 20 validation subjects" in line
     assert f"mean width {(table['high'] - table['low']).mean():.3f}" in line
     assert f"Brier score {brier(table, table['probability']):.3f}" in line
     assert f"alone {brier(table, calibration.prevalence):.3f}" in line
@@ -174,11 +184,14 @@ def test_a_saved_calibration_comes_back_and_only_for_what_it_was_made_with(tmp_p
     save_calibration(path, calibration, BOUND)
     found, why_not = load_calibration(path, BOUND)
     assert (found.key, why_not) == (calibration.key, "")
-    assert found.interval(np.array([1.2]), np.array([0.03])) == calibration.interval(np.array([1.2]), np.array([0.03]))
-    assert found.probability(np.array([1.2])) == calibration.probability(np.array([1.2]))
-    for name, value in (("networks and masks", "abd"), ("sampler", "dpm"), ("samples_per_scan", 5), ("new", True)):
+    suvr, std = np.array([1.2]), np.array([0.03])
+    assert found.interval(suvr, std) == calibration.interval(suvr, std)
+    assert found.probability(suvr) == calibration.probability(suvr)
+    others = {"networks and masks": "abd", "sampler": "dpm", "samples_per_scan": 5, "new": True}
+    for name, value in others.items():
         found, why_not = load_calibration(path, BOUND | {name: value})
-        assert found is None and f"{name}: {BOUND.get(name)} -> {value}" in why_not
+        assert found is None
+        assert f"{name}: {BOUND.get(name)} -> {value}" in why_not
     content = path.read_bytes()
     for spoilt in (b"", content[:-100], content[:300] + bytes([content[300] ^ 1]) + content[301:]):
         assert spoilt != content
@@ -235,11 +248,12 @@ def names(project: Path, split: str) -> list[str]:
 
 def test_the_test_stage_writes_both_tables(tested):
     folder = tested / "result/a"
-    listed, uncertain, uptake = (pd.read_csv(folder / f"{name}.csv") for name in ("validation_list", "uncertainty", "uptake"))
-    assert listed.columns.tolist() == ["ID", "label", *METRICS, "SUVR", "SUVR_sd", "SUVR_real", "p_mri", "score_mri",
-                                       "score_mri_pet", "score_pet"]
-    assert uncertain.columns.tolist() == ["ID", "label", "SUVR_real", "SUVR", "SUVR_sd", "low", "high", "covered",
-                                          "probability", "p_mri"]
+    listed, uncertain = pd.read_csv(folder / "validation_list.csv"), pd.read_csv(folder / "uncertainty.csv")
+    assert listed.columns.tolist() == [
+        "ID", "label", *METRICS, "SUVR", "SUVR_sd", "SUVR_real", "p_mri", "score_mri", "score_mri_pet",
+        "score_pet"]
+    assert uncertain.columns.tolist() == [
+        "ID", "label", "SUVR_real", "SUVR", "SUVR_sd", "low", "high", "covered", "probability", "p_mri"]
     assert listed["p_mri"].between(0, 1).all()
     assert listed["ID"].tolist() == names(tested, "validation")
     assert uncertain["ID"].tolist() == names(tested, "test")
@@ -249,14 +263,17 @@ def test_the_test_stage_writes_both_tables(tested):
     assert uncertain["SUVR_sd"].nunique() == 4
     is_inside = uncertain["SUVR_real"].between(uncertain["low"], uncertain["high"])
     assert (uncertain["covered"] == is_inside).all()
-    values = uptake.pivot(index="ID", columns="method", values="SUVR").loc[uncertain["ID"]]
-    np.testing.assert_array_equal(values[["real", "il_cldm"]], uncertain[["SUVR_real", "SUVR"]])
-    low, high = calibrate(listed, True).interval(uncertain["SUVR"].to_numpy(), uncertain["SUVR_sd"].to_numpy())
+    values = pd.read_csv(folder / "uptake.csv").pivot(index="ID", columns="method", values="SUVR")
+    values = values.loc[uncertain["ID"], ["real", "il_cldm"]]
+    np.testing.assert_array_equal(values, uncertain[["SUVR_real", "SUVR"]])
+    suvr, std = uncertain["SUVR"].to_numpy(), uncertain["SUVR_sd"].to_numpy()
+    low, high = calibrate(listed, True).interval(suvr, std)
     np.testing.assert_allclose(low, uncertain["low"])
     np.testing.assert_allclose(high, uncertain["high"])
     written = {path.name for path in (folder / "synthesized").iterdir()}
     assert written == {f"{name}.nii.gz" for name in names(tested, "test")}
-    assert "90 % interval of the SUVR, calibrated on 10 validation subjects" in (folder / "run.log").read_text()
+    log = (folder / "run.log").read_text()
+    assert "90 % interval of the SUVR, calibrated on 10 validation subjects" in log
 
 
 def test_pets_and_labels_of_the_test_list_change_neither_calibration_nor_interval(project):
@@ -293,7 +310,8 @@ def test_a_new_scan_gets_the_interval_of_the_test_stage(project):
     assert synthesize("scans") == 0
     found = pd.read_csv("out/synthesized.csv").set_index("ID")
     expected = pd.read_csv("result/a/uncertainty.csv").set_index("ID")
-    columns = {"SUVR": "SUVR", "SUVR_sd": "SUVR_sd", "low": "SUVR_low", "high": "SUVR_high", "probability": "p_calibrated"}
+    columns = {"SUVR": "SUVR", "SUVR_sd": "SUVR_sd", "low": "SUVR_low", "high": "SUVR_high",
+               "probability": "p_calibrated"}
     for name, column in columns.items():
         np.testing.assert_allclose(found.loc[expected.index, column], expected[name], rtol=1e-3)
     assert set(found["SUVR_interval"]) == {"90 %, calibrated on 10 validation subjects"}
@@ -320,6 +338,7 @@ def test_a_new_calibration_is_another_result_of_a_new_scan(project, capsys):
     assert synthesize(mri, label_at_sampling="mixed") == 2
     assert "calibration: null ->" in capsys.readouterr().err
     assert synthesize(mri, label_at_sampling="mixed", overwrite=True) == 0
-    found, expected = pd.read_csv("out/synthesized.csv").iloc[0], pd.read_csv("result/a/uncertainty.csv").iloc[0]
+    found = pd.read_csv("out/synthesized.csv").iloc[0]
+    expected = pd.read_csv("result/a/uncertainty.csv").iloc[0]
     assert found["SUVR_sd"] == pytest.approx(expected["SUVR_sd"], rel=1e-3)
     assert found["SUVR_low"] == pytest.approx(expected["low"], rel=1e-3)
