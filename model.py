@@ -41,6 +41,7 @@ class GroupNorm(nn.GroupNorm):
     """
 
     def forward(self, h: Tensor) -> Tensor:
+        """h [B, channels, ...] -> the same shape."""
         return super().forward(h.contiguous() if h[0, 0].numel() > FEW_VOXELS else h)
 
 
@@ -51,6 +52,7 @@ class RecomputedBlock(nn.Module):
     recomputed = False
 
     def forward(self, *inputs: Tensor) -> Tensor:
+        """compute(*inputs), whose activations are kept for the backward pass or recomputed in it."""
         if self.recomputed and torch.is_grad_enabled():
             return checkpoint(self.compute, *inputs, use_reentrant=False)
         return self.compute(*inputs)

@@ -18,18 +18,18 @@ from utils import InputError
 INPUT_MM = 4.0                       # fine enough for sulci and ventricles, and as cheap at 1 mm as at 4
 PENALTIES = tuple(10.0 ** np.arange(2, 8.5, 0.5))          # of the ridge regression; the best leaving one out
 FLOOR = 0.05                                               # least median that intensities are divided by
-SURROUNDINGS = 3.0                   # std in pooled voxels (about 12 mm) of the Gaussian mean that is taken off
+SURROUNDINGS = 3.0                   # std in pooled voxels (12 mm) of the Gaussian mean that is taken off
 
 
 class LabelPredictor:
     """Ridge regression of the soft label on the features of an MRI (features_of).
 
-    Without a PCA before it: the signal of a slight atrophy is spread over many components, of which the few of
-    largest variance would keep little.
+    Without a PCA before it: the signal of a slight atrophy is spread over many components, of which the few
+    of largest variance would keep little.
     coef: [K, F]. intercept: [K]. span: [2], smallest and largest soft label that it was fitted to.
     voxels: [d, h, w] bool, the F features. calibration: [2, K], as calibrate gives.
     pool: voxels, along an axis, that become one.
-    levels: [2], mean SUVR of the training list with each label, if the soft labels were made of SUVRs, or None.
+    levels: [2], mean SUVR of the training list with each label, or None if no SUVR made the soft labels.
     """
 
     def __init__(self, coef: Tensor, intercept: Tensor, span: Tensor, voxels: Tensor, calibration: Tensor,
@@ -106,7 +106,7 @@ def features_of(mri: Tensor, voxels: Tensor) -> Tensor:
     Returns [B, F] float64.
     """
     brain = voxels.double().numpy()
-    share = gaussian_filter(brain, SURROUNDINGS)[voxels]                     # of the surroundings that is brain
+    share = gaussian_filter(brain, SURROUNDINGS)[voxels]                   # of the surroundings that is brain
     features = []
     for volume in mri[:, 0].double().numpy():              # one by one: an MRI gives the same in any batch
         surroundings = gaussian_filter(volume * brain, SURROUNDINGS)[voxels] / share
@@ -126,8 +126,8 @@ def calibrated(logits: Tensor, calibration: Tensor) -> Tensor:
 def calibrate(logits: Tensor, labels: np.ndarray) -> Tensor:
     """Scale (the same for all labels) and shift that make logits [n, K] probabilities of labels [n]: [2, K].
 
-    Of two labels those of Platt (1999), the scale not below 0; of more, the shift is 0 and the scale the inverse
-    of a temperature (Guo et al. 2017).
+    Of two labels those of Platt (1999), the scale not below 0; of more, the shift is 0 and the scale the
+    inverse of a temperature (Guo et al. 2017).
     """
     classes = logits.shape[1]
     if classes == 2:
@@ -147,6 +147,7 @@ def folds_of(labels: np.ndarray, seed: int) -> Iterator[tuple[np.ndarray, np.nda
     """
     least = int(np.bincount(labels)[np.unique(labels)].min())
     if least < 2:
-        raise InputError("the training list holds one subject with some label, so none can be left out to see "
-                         "how well the MRI predicts it; --label_at_sampling none goes without a prediction")
+        raise InputError("the training list holds one subject with some label, so none can be left out to "
+                         "see how well the MRI predicts it; --label_at_sampling none goes without a "
+                         "prediction")
     yield from StratifiedKFold(min(5, least), shuffle=True, random_state=seed).split(labels, labels)

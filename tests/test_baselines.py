@@ -1,4 +1,5 @@
-"""The regression controls on a tiny cohort: what they learn, repeat and refuse, and where their scores stand."""
+"""The regressions that the diffusion is compared with, on a tiny cohort: what they learn, repeat and refuse, and where
+their scores stand."""
 import os
 import shutil
 import signal
@@ -9,43 +10,51 @@ import pandas as pd
 import pytest
 import torch
 from conftest import LISTS, TINY, arguments, write_cohort
-from test_main import masks
+from test_main import ONE_EPOCH, do_nothing, masks, no_pictures  # noqa: F401  the last one is a fixture
 from test_ranks import in_ranks
 
 import main
-from baselines import regression
-from baselines.regression import predict_by, regression_step, regressions
-from config import REGRESSIONS, Config
+from baselines.regression import Regression
+from config import BASELINES, Config
 from evaluation import figures
+from experiment import baselines
 from experiment.experiment import Experiment
-from experiment.networks import build_aae, build_unet
+from experiment.networks import build_aae, build_baseline, build_unet
+from experiment.session import check
 from model import UNet
 from runtime.checkpoints import load_checkpoint
 from runtime.failures import explain
 
-SMALL = TINY | {"regression_channels": 4, "mri_deviations": False}
-FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in REGRESSIONS for last in ("", "_last")]
-BOTH = pytest.mark.parametrize("number", [0, 1], ids=list(REGRESSIONS))
+SMALL = TINY | {"exp": "a", "regression_channels": 4, "cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
+FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in BASELINES for last in ("", "_last")]
+OF_THE_STAGES = [f"CHECKPOINT_{name}.pth.tar" for name in ("AAE", "AAE_last", "Unet", "Unet_last")]
 
 
 def run(*stages: str, **settings) -> int:
     """Exit code of a run of these stages, of experiment `a` if no other is named."""
-    return main.main([*arguments(SMALL | {"exp": "a"} | settings), "--stages", *stages])
+    return main.main([*arguments(SMALL | settings), "--stages", *stages])
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A project folder in which the tiny cohort has gone through both stages and the controls, as experiment `a`, with regions."""
+    """A project folder in which the tiny cohort has gone through both stages and the baselines, as experiment `a`, with regions."""
     root = tmp_path_factory.mktemp("finished")
     write_cohort(root)
+    masks(root)
     before = os.getcwd()
     os.chdir(root)
     torch.set_num_threads(1)
     try:
-        assert run("check", "aae", "encode", "ldm", "controls", "test", "report", "tables", **masks(root)) == 0
+        assert run("check", "aae", "encode", "ldm", "baselines", "test", "report", "tables") == 0
     finally:
         os.chdir(before)
     return root
+
+
+@pytest.fixture(autouse=True)
+def no_pictures_of_baselines(no_pictures, monkeypatch):  # noqa: F811
+    """Leave out the pictures of a run, as in test_main; the run of `finished` draws them."""
+    monkeypatch.setattr(baselines, "plot_history", do_nothing)
 
 
 @pytest.fixture
@@ -57,106 +66,101 @@ def project(finished, tmp_path, monkeypatch):
 
 
 def experiment(**settings) -> Experiment:
-    cfg = Config(**SMALL | {"exp": "a"} | settings)
-    return Experiment(cfg, main.check(cfg), torch.device("cpu"))
+    """The experiment `a` with other settings than its own."""
+    cfg = Config(**SMALL | settings)
+    return Experiment(cfg, check(cfg), torch.device("cpu"))
+
+
+def untrained(name: str, exp: Experiment) -> Regression:
+    """A baseline of the experiment whose training has not begun."""
+    aae = exp.networks.best_aae()
+    return build_baseline(name, exp.cfg, exp.device, aae, exp.load_latents(aae))
 
 
 def methods(project, exp: str = "a", name: str = "test") -> list[str]:
+    """The methods of a CSV of an experiment, in its order."""
     return pd.read_csv(project / "result" / exp / f"{name}.csv")["method"].unique().tolist()
 
 
 def remove(project, *names: str) -> None:
+    """Take files away from the experiment."""
     for name in names:
         (project / "result" / "a" / name).unlink()
 
 
 def leaves(path) -> list:
+    """All numbers and tensors of a checkpoint's state."""
     return torch.utils._pytree.tree_leaves(load_checkpoint(path)["state"])
+
+
+def same_states(one, other) -> bool:
+    """Whether two checkpoints hold the same state, bit for bit."""
+    pairs = zip(leaves(one), leaves(other), strict=True)
+    return all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in pairs)
 
 
 # ---------------------------------------------------------------- what is learned
 
-@BOTH
-def test_it_learns_what_the_mri_tells_of_each_subject(project, number):
+@pytest.mark.parametrize("name", BASELINES)
+def test_it_learns_what_the_mri_tells_of_each_subject(project, name):
     exp = experiment()
-    control = regressions(exp, exp.best_aae())[number]
-    control.load_targets({})
-    [batch] = exp.batches(exp.cohort.train[:4], "mri", "pet", batch=4)
-    mri, target = batch["mri"], control.target(batch)
-    if control.name == "image_regression":                 # a part of the box is enough, and faster
-        mri, target = (volume[..., 4:12, 8:20, 4:12] for volume in (mri, target))
     torch.manual_seed(0)
-    network = control.build()
+    baseline = untrained(name, exp)
+    [batch] = exp.batches(exp.cohort.train[:4], "mri", "pet", batch=4)
+    if name == "image_regression":                         # a part of the box is enough, and faster
+        batch |= {modality: batch[modality][..., 4:12, 8:20, 4:12] for modality in ("mri", "pet")}
+    target, network = baseline.target(batch), baseline.network
     opt = torch.optim.AdamW(network.parameters(), 3e-3)
-    for _ in range((240, 130)[number]):
-        loss = regression_step(network, opt, control.call, mri, target)["mse"]
+    for _ in range({"latent_regression": 240, "image_regression": 130}[name]):
+        loss = baseline.step(opt, batch)["mse"]
     of_the_mean = (target - target.mean(dim=0)).square().mean().item()                       # what the same answer for everybody leaves
     assert loss < 0.5 * of_the_mean
     with torch.no_grad():
-        others = control.call(network, mri.roll(1, dims=0))
+        others = baseline.output(network, batch["mri"].roll(1, dims=0))
     assert (others - target).square().mean() > (others - target.roll(1, dims=0)).square().mean()
 
 
-@BOTH
-def test_the_gradients_of_parts_add_up(project, number):
+@pytest.mark.parametrize("name", BASELINES)
+def test_neither_label_nor_noise_enters(project, name):
     exp = experiment()
-    control = regressions(exp, exp.best_aae())[number]
-    control.load_targets({})
-    [batch] = exp.batches(exp.cohort.train[:4], "mri", "pet", batch=4)
-    found = []
-    for parts in (1, 2):
-        torch.manual_seed(0)
-        network = control.build()
-        opt = torch.optim.SGD(network.parameters(), 0.1)
-        loss = regression_step(network, opt, control.call, batch["mri"], control.target(batch), parts)
-        found.append((loss["mse"], torch.cat([weight.flatten() for weight in network.parameters()])))
-    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
-    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
-
-
-@BOTH
-def test_neither_label_nor_noise_enters(project, number):
-    exp = experiment()
-    control = regressions(exp, exp.best_aae())[number]
-    control.load_targets({})
+    baseline = untrained(name, exp)
     [batch] = exp.batches(exp.cohort.train, "mri", "pet", batch=6)
-    network, before = control.build(), torch.get_rng_state()
-    predict = predict_by(control, network)
+    network, before = baseline.network, torch.get_rng_state()
+    predict = baseline.predictor(network)
     with torch.no_grad():
         once = predict(batch)
         assert torch.equal(predict(batch | {"label": 1 - batch["label"]}), once)
         network.projector.label.weight += 1
-        if number == 0:
-            network.down[0].weight[:, :1] += 1             # of z_t, which is 0
+        if name == "latent_regression":
+            network.down[0].weight[:, :exp.cfg.latent_channels] += 1                         # of z_t, which is 0
         assert torch.equal(predict(batch), once)
         assert not torch.equal(predict(batch | {"mri": batch["mri"].flip(0)}), once)
-    regression_step(network, torch.optim.SGD(network.parameters(), 0.1), control.call, batch["mri"], control.target(batch))
+    baseline.step(torch.optim.SGD(network.parameters(), 0.1), batch)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_training_sees_no_label(project):
     path = project / "data_info" / "data_info.csv"
     path.write_text(path.read_text().replace(",0", ",x").replace(",1", ",0").replace(",x", ",1"))
-    assert run("aae", "encode", "controls", exp="b") == 0
+    assert run("aae", "encode", "baselines", exp="b") == 0
     for file in FILES:
-        one, other = (leaves(project / "result" / exp / file) for exp in "ab")
-        assert all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(one, other, strict=True)), file
+        assert same_states(project / "result" / "a" / file, project / "result" / "b" / file), file
 
 
 # ---------------------------------------------------------------- what is written
 
-def test_the_controls_are_scored_beside_the_diffusion(finished):
+def test_the_baselines_are_scored_beside_the_diffusion(finished):
     expected = ["aae", "il_cldm", "latent_regression", "image_regression", "mean_pet"]
     assert methods(finished) == methods(finished, name="summary") == expected
     assert set(methods(finished, name="uptake")) == {"real", *expected}
     predictions = pd.read_csv(finished / "result" / "a" / "predictions.csv")
-    for name in REGRESSIONS:
+    for name in BASELINES:
         assert set(predictions.loc[predictions["method"] == name, "classifier"]) == {"pet", "mri_pet", "suvr"}
         assert predictions.query("method == @name and classifier == 'pet'")["ID"].tolist() == LISTS["test"]
     for name, before, after in (("image_quality", "mean_pet", "il_cldm"), ("quantification", "mean_pet", "il_cldm")):
         table = pd.read_csv(finished / "result" / "tables" / f"{name}.csv")
         rows = (table[table["measure"] == "SUVR"] if "measure" in table else table)["method"].tolist()
-        assert rows[:4] == [before, *REGRESSIONS, after]
+        assert rows[:4] == [before, *BASELINES, after]
     comparisons = pd.read_csv(finished / "result" / "tables" / "comparisons.csv").query("table == 'amyloid_status'")
     assert {("pet latent_regression", "pet il_cldm (a)"), ("pet image_regression", "pet il_cldm (a)")} <= set(
         zip(comparisons["a"], comparisons["b"], strict=True))
@@ -166,72 +170,72 @@ def test_the_controls_are_scored_beside_the_diffusion(finished):
 def test_scores_are_those_of_the_best_epochs_moving_average(finished, monkeypatch):
     monkeypatch.chdir(finished)
     cfg, cpu = Config(**SMALL), torch.device("cpu")
-    saved = {name: load_checkpoint(finished / "result" / "a" / f"CHECKPOINT_{name}.pth.tar") for name in ("AAE", *REGRESSIONS)}
+    saved = {name: load_checkpoint(finished / "result" / "a" / f"CHECKPOINT_{name}.pth.tar") for name in ("AAE", *BASELINES)}
     aae, latent = build_aae(cfg, cpu), build_unet(cfg, cpu)
-    image = UNet(1, 4, (1, 2), 1, norm_groups=4, downscale=1, image_conditioning=False)
+    image = UNet(1, 4, (1, 2), 1, norm_groups=4, downscale=1, regression=True)
     aae.load_state_dict(saved["AAE"]["state"]["aae"])
     latent.load_state_dict(saved["latent_regression"]["state"]["ema"])
     image.load_state_dict(saved["image_regression"]["state"]["ema"])
-    facts = saved["latent_regression"]["metadata"]
-    assert facts == {name: load_checkpoint(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["metadata"][name] for name in facts}
+    scale = saved["latent_regression"]["metadata"]
+    stage_2 = load_checkpoint(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["metadata"]
+    assert scale == {name: stage_2[name] for name in ("latent_mean", "latent_std")}
     test = pd.read_csv(finished / "result" / "a" / "test.csv")
     for subject in LISTS["test"]:
         mri, pet = (torch.from_numpy(nib.load(next((finished / "data" / folder).glob(f"{subject}.*"))).get_fdata(dtype=np.float32))
                     [None, None, 3:19, 2:26, 3:19] for folder in ("whole_MRI", "whole_Abeta"))
         with torch.no_grad():
             noise = torch.zeros(1, cfg.latent_channels, 8, 12, 8)
-            z_0 = latent(noise, mri, torch.tensor([19])) * facts["latent_std"] + facts["latent_mean"]
-            volumes = {"latent_regression": aae.decoder(z_0), "image_regression": image(mri, mri, torch.tensor([0]))}
+            latent_pet = latent(noise, mri, torch.tensor([19])) * scale["latent_std"] + scale["latent_mean"]
+            volumes = {"latent_regression": aae.decoder(latent_pet), "image_regression": image(mri[:, :0], mri, torch.tensor([0]))}
         found = test[test["ID"] == subject].set_index("method")["PSNR"]
         for name, volume in volumes.items():
             assert found[name] == pytest.approx(-10 * np.log10((volume.clamp(0, 1) - pet).square().mean().item()), rel=1e-4)
 
 
-def test_without_controls_there_is_no_row_and_the_others_are_the_same(project):
+def test_without_baselines_there_is_no_row_and_the_others_are_the_same(project):
     before = pd.read_csv(project / "result" / "a" / "test.csv")
     remove(project, *FILES)
     assert run("test") == 0
     after = pd.read_csv(project / "result" / "a" / "test.csv")
     assert after["method"].unique().tolist() == ["aae", "il_cldm", "mean_pet"]
-    pd.testing.assert_frame_equal(after, before[~before["method"].isin(REGRESSIONS)].reset_index(drop=True))
+    pd.testing.assert_frame_equal(after, before[~before["method"].isin(BASELINES)].reset_index(drop=True))
 
 
 def test_losses_and_validations_stand_beside_those_of_the_stages(finished, monkeypatch):
     folder = finished / "result" / "a"
     losses, validation = (pd.read_csv(folder / f"{name}.csv") for name in ("loss_curve", "validation"))
-    assert losses.groupby("stage")["epoch"].apply(list).to_dict() == dict.fromkeys(("aae", "ldm", *REGRESSIONS), [1, 2])
-    assert losses[losses["stage"].isin(REGRESSIONS)]["mse"].notna().all()
-    assert validation.groupby("stage")["best"].sum().to_dict() == dict.fromkeys(("aae", "ldm", *REGRESSIONS), 1)
+    assert losses.groupby("stage")["epoch"].apply(list).to_dict() == dict.fromkeys(("aae", "ldm", *BASELINES), [1, 2])
+    assert losses[losses["stage"].isin(BASELINES)]["mse"].notna().all()
+    assert validation.groupby("stage")["best"].sum().to_dict() == dict.fromkeys(("aae", "ldm", *BASELINES), 1)
     shown = []
     monkeypatch.setattr(figures, "_save", lambda figure, *_: shown.extend(axis.get_title() for axis in figure.axes))
     figures.plot_curves(folder, folder / "curves", "")
-    assert shown[::2] == ["Stage 1, autoencoder", "Stage 2, denoiser", "Control, latent regression", "Control, image regression"]
+    assert shown[::2] == ["Stage 1, autoencoder", "Stage 2, denoiser", "Baseline, latent regression", "Baseline, image regression"]
 
 
 # ---------------------------------------------------------------- going on
 
 def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project, monkeypatch):
     shutil.copytree(project / "result" / "a", project / "result" / "b", ignore=shutil.ignore_patterns("*regression*"))
-    taken = []
+    taken, step = [], Regression.step
 
-    def signalled(network, *args):
-        losses = regression_step(network, *args)
-        taken.append({name: weight.detach().clone() for name, weight in network.named_parameters()})
-        if len(taken) in (5, 9):                           # in the second epoch of one control, in the first of the other
+    def signalled(baseline, *arguments):
+        losses = step(baseline, *arguments)
+        taken.append({name: weight.detach().clone() for name, weight in baseline.network.named_parameters()})
+        if len(taken) in (5, 9):                           # in the second epoch of one baseline, in the first of the other
             os.kill(os.getpid(), signal.SIGTERM)
         return losses
-    monkeypatch.setattr(regression, "regression_step", signalled)
-    assert [run("controls", exp="b") for _ in range(3)] == [75, 75, 0]
+    monkeypatch.setattr(Regression, "step", signalled)
+    assert [run("baselines", exp="b") for _ in range(3)] == [75, 75, 0]
     assert len(taken) == 12
     for file in FILES:
-        one, other = (leaves(project / "result" / exp / file) for exp in "ab")
-        assert all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(one, other, strict=True)), file
+        assert same_states(project / "result" / "a" / file, project / "result" / "b" / file), file
     for name in ("loss_curve.csv", "validation.csv"):
         assert (project / "result" / "b" / name).read_bytes() == (project / "result" / "a" / name).read_bytes()
     for file, weights in zip(FILES[1::2], (taken[:6], taken[6:]), strict=True):
         average, ema = dict(weights[1]), load_checkpoint(project / "result" / "b" / file)["state"]["ema"]   # a copy for ema_start = 2 steps
-        for step in weights[2:]:
-            average = {name: average[name].lerp(weight, 0.5) for name, weight in step.items()}
+        for after_step in weights[2:]:
+            average = {name: average[name].lerp(weight, 0.5) for name, weight in after_step.items()}
         for name, weight in average.items():
             torch.testing.assert_close(ema[name], weight)
 
@@ -239,27 +243,30 @@ def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project, monkeypatch):
 def test_finished_ones_are_left_alone_and_others_end_the_scores(project, capsys):
     folder = project / "result" / "a"
     times = {name: (folder / name).stat().st_mtime_ns for name in [*FILES, "scores.json"]}
-    assert run("controls") == 0
+    assert run("baselines") == 0
     assert {name: (folder / name).stat().st_mtime_ns for name in times} == times
-    assert capsys.readouterr().out.count("2 of 2 epochs done") == 2
-    assert run("controls", ldm_epochs=3) == 0
+    assert capsys.readouterr().out.count("6 subjects, 2 a step, 2 of 2 epochs done") == 2
+    assert run("baselines", ldm_epochs=3) == 0
     assert not (folder / "scores.json").exists()
     assert run("test") == 0
-    assert "image_regression is trained for 3 epochs, stage 2 for 2; --stages controls goes on" in capsys.readouterr().out
-    assert {*REGRESSIONS} < set(methods(project))
+    assert "image_regression is trained for 3 epochs, stage 2 for 2; --stages baselines goes on" in capsys.readouterr().out
+    assert {*BASELINES} < set(methods(project))
 
 
 def test_two_processes_with_one_subject_each_take_the_steps_of_one_with_two(project):
     """By plain gradient descent, because Adam's first steps have the size of the learning rate however small the gradient is."""
-    remove(project, *FILES, "CHECKPOINT_Unet.pth.tar", "CHECKPOINT_Unet_last.pth.tar")
+    remove(project, *FILES, *OF_THE_STAGES[2:])
     shutil.copytree("result/a", "result/b")
 
+    def plain_descent(parameters, lr, **_) -> torch.optim.SGD:
+        return torch.optim.SGD(parameters, lr)
+
     def descend(**settings) -> int:
-        torch.optim.AdamW = lambda parameters, lr, **_: torch.optim.SGD(parameters, lr)
-        return run("controls", **settings)
+        baselines.AdamW = plain_descent                    # in a process of its own
+        return run("baselines", **settings)
     assert in_ranks(2, lambda: descend(exp="b", ldm_batch_size=1)) == [0, 0]
     assert in_ranks(1, lambda: descend(exp="a")) == [0]
-    for name in REGRESSIONS:
+    for name in BASELINES:
         one, other = (load_checkpoint(project / f"result/{exp}/CHECKPOINT_{name}_last.pth.tar")["state"]["ema"] for exp in "ab")
         for key, weight in one.items():
             torch.testing.assert_close(weight, other[key], rtol=1e-4, atol=1e-6)
@@ -278,40 +285,41 @@ def refused(project, capsys, *stages: str, **settings) -> str:
 
 @pytest.mark.parametrize("settings", [{"regression_channels": 8}, {"ldm_lr": 0.5}, {"unet_mults": (1, 1)}, {"seed": 1}])
 def test_a_changed_setting_is_refused(project, capsys, settings):
-    remove(project, *(f"CHECKPOINT_{name}.pth.tar" for name in ("AAE", "AAE_last", "Unet", "Unet_last")))
-    message = refused(project, capsys, "aae", "controls", **settings)
+    remove(project, *OF_THE_STAGES)
+    message = refused(project, capsys, "aae", "baselines", **settings)
     assert "regression_last.pth.tar was trained with other settings" in message
     assert next(iter(settings)) in message
 
 
-def test_what_a_control_does_not_use_may_change(project):
-    remove(project, "CHECKPOINT_Unet.pth.tar", "CHECKPOINT_Unet_last.pth.tar")
+def test_what_a_baseline_does_not_use_may_change(project):
+    remove(project, *OF_THE_STAGES[2:])
     times = {name: (project / "result" / "a" / name).stat().st_mtime_ns for name in FILES}
-    assert run("controls", label_dropout=0.1, prediction="eps", beta_last=0.1) == 0
+    others = {"prediction": "eps", "beta": (1e-4, 0.1), "image_loss": 0.0, "time_shift": 1.0, "label_in_training": "true"}
+    assert run("baselines", **others) == 0
     assert {name: (project / "result" / "a" / name).stat().st_mtime_ns for name in FILES} == times
-    latent, image = (Config(**SMALL).fixed_settings(name) for name in REGRESSIONS)
-    assert {"timesteps", "image_conditioning", "unet_channels", "latent_scaling", "ldm_batch_size", "ema_decay"} <= latent.keys()
-    assert {"regression_channels", "unet_mults", "unet_norm_groups", "ldm_lr", "ldm_accumulation", "volume_size"} <= image.keys()
-    assert not {"unet_channels", "image_conditioning", "label_dropout", "lambda_rec"} & image.keys()
+    latent, image = (Config(**SMALL).settings_of(name) for name in BASELINES)
+    assert {"timesteps", "conditioning", "unet_channels", "latent_scaling", "ldm_batch_size", "ema_decay"} <= latent.keys()
+    assert {"regression_channels", "unet_mults", "unet_norm_groups", "ldm_lr", "ldm_batch_size", "volume_size"} <= image.keys()
+    assert not {"unet_channels", "conditioning", "lambda_rec", *others} & image.keys()
+    assert not {"lambda_rec", *others} & latent.keys()
 
 
 def test_another_autoencoder_is_refused_and_its_row_left_out(project, capsys):
-    remove(project, *(f"CHECKPOINT_{name}.pth.tar" for name in ("AAE", "AAE_last", "Unet", "Unet_last")))
-    assert run("aae", "encode", "ldm", lambda_rec=1.0) == 0
-    assert "CHECKPOINT_latent_regression_last.pth.tar was trained with other settings (saved -> now)" in refused_late(capsys)
-    assert run("test", lambda_rec=1.0) == 0
+    remove(project, *OF_THE_STAGES)
+    other = {"lambda_rec": 1.0} | ONE_EPOCH
+    assert run("aae", "encode", "ldm", **other) == 0
+    capsys.readouterr()
+    assert run("baselines", **other) == 2
+    message = capsys.readouterr().err
+    assert "CHECKPOINT_latent_regression_last.pth.tar was trained with other settings (saved -> now)" in message
+    assert "autoencoder: " in message
+    assert run("test", **other) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if "left out: " in line]
     assert line.startswith("test   latent_regression is left out: ") and "autoencoder: " in line
     assert methods(project) == ["aae", "il_cldm", "image_regression", "mean_pet"]
 
 
-def refused_late(capsys) -> str:
-    capsys.readouterr()
-    assert run("controls", lambda_rec=1.0) == 2
-    return capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", REGRESSIONS)
+@pytest.mark.parametrize("name", BASELINES)
 def test_one_that_no_longer_fits_is_left_out_of_the_test(project, capsys, name):
     if name == "image_regression":
         settings, why = {"regression_channels": 8}, "regression_channels: 4 -> 8"
@@ -321,35 +329,36 @@ def test_one_that_no_longer_fits_is_left_out_of_the_test(project, capsys, name):
     assert run("test", **settings) == 0
     assert f"{name} is left out: " in (out := capsys.readouterr().out)
     assert why in out
-    assert methods(project) == ["aae", "il_cldm", *(other for other in REGRESSIONS if other != name), "mean_pet"]
+    assert methods(project) == ["aae", "il_cldm", *(other for other in BASELINES if other != name), "mean_pet"]
 
 
-def test_more_epochs_of_stage_1_behind_a_control_are_refused(project, capsys):
-    remove(project, "CHECKPOINT_Unet.pth.tar", "CHECKPOINT_Unet_last.pth.tar")
-    assert "aae_epochs: 2 -> 3" in refused(project, capsys, "aae", "encode", "controls", aae_epochs=3)
+def test_more_epochs_of_stage_1_after_a_baseline_are_refused(project, capsys):
+    remove(project, *OF_THE_STAGES[2:])
+    assert "aae_epochs: 2 -> 3" in refused(project, capsys, "aae", "encode", "baselines", aae_epochs=3)
 
 
 def test_without_an_autoencoder_nothing_is_begun(root, capsys):
-    assert "CHECKPOINT_AAE.pth.tar is not there; run --stages aae first" in refused(root, capsys, "controls")
+    masks(root)
+    assert "CHECKPOINT_AAE.pth.tar is not there; run --stages aae first" in refused(root, capsys, "baselines")
     assert not (root / "result").exists()
 
 
-def test_resume_speaks_of_the_controls_too(project, capsys):
-    assert "CHECKPOINT_latent_regression_last.pth.tar is there" in refused(project, capsys, "controls", resume="no")
+def test_resume_speaks_of_the_baselines_too(project, capsys):
+    assert "CHECKPOINT_latent_regression_last.pth.tar is there" in refused(project, capsys, "baselines", resume="no")
     remove(project, *FILES)
-    assert "CHECKPOINT_latent_regression_last.pth.tar is not there" in refused(project, capsys, "controls", resume="yes")
+    assert "CHECKPOINT_latent_regression_last.pth.tar is not there" in refused(project, capsys, "baselines", resume="yes")
 
 
 def test_room_is_asked_for_what_the_checkpoints_take(project):
     sizes = [(project / "result" / "a" / file).stat().st_size for file in FILES[1::2]]
-    assert experiment(stages=("controls",), exp="fresh").checkpoint_room() == pytest.approx(3 * sum(sizes), rel=0.2)
+    assert experiment(stages=("baselines",), exp="fresh").checkpoint_room() == pytest.approx(3 * sum(sizes), rel=0.2)
     assert experiment(stages=("test",), exp="fresh").checkpoint_room() == 0
-    trained = experiment(stages=("controls",))
+    trained = experiment(stages=("baselines",))
     trained.refuse_conflicts()
     assert trained.checkpoint_room() == 0
 
 
 def test_out_of_memory_says_what_takes_less():
     error = MemoryError()
-    error.add_note("controls")
+    error.add_note("baselines")
     assert "(stage controls); --recompute true takes less" in explain(error)[1]

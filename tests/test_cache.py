@@ -4,6 +4,7 @@ import os
 import pickle
 import tempfile
 import zlib
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -138,7 +139,7 @@ def test_auto_takes_the_first_place_with_room(tmp_path, monkeypatch, memory, dis
     scans = write_scans(tmp_path)
     size = cache_of(scans).bytes
     monkeypatch.setattr(cache_module, "free_memory", lambda: memory * size)
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: type("Usage", (), {"free": disk * size})())
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=disk * size))
     assert cache_of(scans, place="auto").place == place
 
 
@@ -157,7 +158,8 @@ def test_a_file_that_the_disk_has_no_room_for_is_refused_with_its_size(tmp_path,
 def test_processes_share_the_cache_and_a_copy_sent_to_one_reads_the_files(tmp_path):
     scans = write_scans(tmp_path)
     cache = cache_of(scans)
-    loader = volume_loader(VolumeDataset(scans, cache, ("mri",)), DistributedBatches(len(scans), 2, shared=False), 2, False)
+    dataset, batches = VolumeDataset(scans, cache, ("mri",)), DistributedBatches(len(scans), 2, shared=False)
+    loader = volume_loader(dataset, batches, 2, False)
     assert [batch["id"] for batch in loader] == [["s0", "s1"], ["s2", "s3"], ["s4"]]
     assert (cache.states != 0).all()                       # filled by the two other processes
     copy = pickle.loads(pickle.dumps(cache))

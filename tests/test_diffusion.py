@@ -1,4 +1,5 @@
-"""The parts of the diffusion process that are not published: its schedule, its times and its weights over time."""
+"""The parts of the diffusion process that are not published: its schedule, its times and its weights over
+time."""
 import numpy as np
 import pytest
 import torch
@@ -31,9 +32,10 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_begins_as_before(prediction):
 def test_zero_terminal_snr_is_refused_where_pure_noise_says_nothing_about_z_0():
     with pytest.raises(AssertionError, match="of pure noise"):
         Diffusion(prediction="eps", zero_terminal_snr=True)
-    for settings in ({"prediction": "eps"}, {"sampler": "ddpm"}, {"sampler": "dpm"}, {"validation_sampler": "ddpm"}):
+    refused = [("prediction", "eps"), ("sampler", "ddpm"), ("sampler", "dpm"), ("validation_sampler", "ddpm")]
+    for name, value in refused:
         with pytest.raises(ValueError, match="zero_terminal_snr needs prediction v or x0 and sampler ddim"):
-            Config(**TINY | {"zero_terminal_snr": True} | settings)
+            Config(**TINY | {"zero_terminal_snr": True, name: value})
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])

@@ -1,4 +1,5 @@
-"""The training loop: updates, learning rates, random numbers of all ranks, and epochs that are cut and go on."""
+"""The training loop: updates, learning rates, random numbers of all ranks, and epochs that are cut and go
+on."""
 import os
 import signal
 from contextlib import suppress
@@ -42,8 +43,10 @@ def new_run(folder: Path, network: nn.Module | None = None, lr: float = 0.1) -> 
 # ---------------------------------------------------------------- the update
 
 def test_an_update_on_one_rank_is_the_step_down_the_gradient_of_its_own_loss_alone():
-    """Nothing is averaged, what an earlier loss left behind is dropped, and no other network gets a gradient."""
-    weight, unused, other = nn.Parameter(torch.tensor([1.0, 2.0])), nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    """Nothing is averaged, what an earlier loss left behind is dropped, and no other network gets a
+    gradient."""
+    weight = nn.Parameter(torch.tensor([1.0, 2.0]))
+    unused, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     weight.grad = torch.full((2,), 100.0)
     opt = torch.optim.SGD([weight, unused], 0.1)
     update(opt, (other * weight ** 2).sum(), {"mse": 5.0})
@@ -85,7 +88,8 @@ def test_a_cosine_of_learning_rates_falls_from_all_to_almost_nothing():
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_every_rank_gets_its_rows_of_one_draw(monkeypatch, ranks):
-    """Together they have what one rank draws for all items, and afterwards all are at one place of the stream."""
+    """Together they have what one rank draws for all items, and afterwards all are at one place of the
+    stream."""
     torch.manual_seed(0)
     alone, after = torch.randn(2 * ranks, 3, dtype=torch.float64), torch.rand(1)
     found = []
@@ -110,15 +114,17 @@ def test_a_loss_that_is_not_finite_names_step_and_subjects(tmp_path):
         loss = (network.weight * (float("nan") if "c" in batch["id"] else 1.0)).sum()
         update(opt, loss, {"rec": loss.item()})
         return {"rec": loss.item()}
-    message = "aae epoch 3, step 2: loss {'rec': nan}, norm of the gradient nan on b, c; the last checkpoint is kept"
+    message = ("aae epoch 3, step 2: loss {'rec': nan}, norm of the gradient nan on b, c; "
+               "the last checkpoint is kept")
     with pytest.raises(NotFiniteError, match=message):
         train_epoch(run, Batches("a", "bc", "d"), step, 0, "aae epoch 3", 3)
-    assert network.weight.item() == pytest.approx(before - 0.1)                              # the first step alone
+    assert network.weight.item() == pytest.approx(before - 0.1)  # the first step alone
 
 
 def test_an_epoch_that_is_continued_equals_an_uncut_one(tmp_path):
     def steps(progress: Progress, stop_after: int = 99) -> tuple[list, dict | None]:
-        """What is drawn in the steps of an epoch, which ends in the step after stop_after, and the mean losses."""
+        """What is drawn in the steps of an epoch, which ends in the step after stop_after, and the mean
+        losses."""
         run, drawn = new_run(tmp_path), []
         run.progress = progress
 
@@ -233,7 +239,8 @@ def test_every_epoch_has_an_order_of_its_own_that_follows_from_seed_stage_and_nu
 
 @pytest.mark.parametrize("cut", [1, 3, 5, 8])
 def test_a_training_that_a_signal_cuts_goes_on_bit_for_bit(tmp_path, cut):
-    """After the first step of an epoch, in the middle and after its last one; the step in which the signal came is done and saved."""
+    """After the first step of an epoch, in the middle and after its last one; the step in which the signal
+    came is done and saved."""
     states = []
     for name in ("uncut", "cut"):
         (tmp_path / name).mkdir()
@@ -253,8 +260,9 @@ def test_a_training_that_a_signal_cuts_goes_on_bit_for_bit(tmp_path, cut):
     assert uncut["losses"] == continued["losses"] and uncut["step"] == continued["step"] == 9
     for name, weight in uncut["state"]["network"].items():
         assert torch.equal(weight, continued["state"]["network"][name])
-    for one, other in zip(uncut["state"]["opt"]["state"].values(), continued["state"]["opt"]["state"].values(), strict=True):
-        assert torch.equal(one["momentum_buffer"], other["momentum_buffer"])
+    moments = [saved["state"]["opt"]["state"] for saved in states]
+    for weight, moment in moments[0].items():
+        assert torch.equal(moment["momentum_buffer"], moments[1][weight]["momentum_buffer"])
 
 
 def test_a_training_that_is_done_takes_no_step(tmp_path):

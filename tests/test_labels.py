@@ -1,4 +1,5 @@
-"""Labels: those that the denoiser is trained with, their prediction from an MRI, and the linear classifier."""
+"""Labels: those that the denoiser is trained with, their prediction from an MRI, and the linear
+classifier."""
 from types import SimpleNamespace
 
 import numpy as np
@@ -32,7 +33,8 @@ def test_shuffled_labels_are_the_same_labels_at_other_subjects():
     assert sorted(order) == list(range(40))
     labels = np.arange(40) % 2
     assert 8 < (labels[order] != labels).sum() < 32
-    assert order.tolist() == label_order(40, 0, shuffled=True).tolist() != label_order(40, 1, shuffled=True).tolist()
+    assert order.tolist() == label_order(40, 0, shuffled=True).tolist()
+    assert order.tolist() != label_order(40, 1, shuffled=True).tolist()
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -47,7 +49,7 @@ def test_soft_labels_of_the_suvr_say_where_between_the_labels_a_pet_lies():
     suvr, labels = np.array([1.0, 1.4, 1.1, 1.6]), np.array([0, 1, 0, 1])
     levels = suvr_levels(suvr, labels)
     assert levels.tolist() == pytest.approx([1.05, 1.5])
-    soft_labels = suvr_soft_labels(np.array([1.05, 1.5, 1.275, 1.95, 0.6]), levels)          # at, between, beyond
+    soft_labels = suvr_soft_labels(np.array([1.05, 1.5, 1.275, 1.95, 0.6]), levels)  # at, between, beyond
     assert_close(soft_labels, torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [-1.0, 2.0], [2.0, -1.0]]))
     assert soft_labels.dtype == torch.float32
     with pytest.raises(InputError, match="1.500 with label 0 and 1.050 with label 1, but amyloid raises it"):
@@ -62,11 +64,12 @@ def test_an_amount_of_amyloid_lies_between_two_labels_and_no_more():
 
 # ---------------------------------------------------------------- what stage 2 is told
 
-SUVR = [1.0, 1.4, 1.1, 1.6, 1.3, 1.05]                     # means of the training list: 1.05 with label 0, 1.5 with 1
+SUVR = [1.0, 1.4, 1.1, 1.6, 1.3, 1.05]  # means of the training list: 1.05 with label 0, 1.5 with 1
 
 
 def metadata_of(suvr: list[float] = SUVR, **settings) -> dict:
-    """What training and sampling need to know of six subjects with labels by turns; the last two are the validation list.
+    """What training and sampling need to know of six subjects with labels by turns; the last two are the
+    validation list.
 
     suvr: of their PETs. Their latents are 0, 1, 2, 3, 4 and 5 in every voxel.
     """
@@ -84,7 +87,8 @@ def metadata_of(suvr: list[float] = SUVR, **settings) -> dict:
 def test_the_denoiser_is_told_the_label_of_every_subject():
     metadata = metadata_of(label_in_training="true")
     assert_close(metadata["soft_labels"], torch.eye(2)[[0, 1, 0, 1, 0, 1]])
-    assert (metadata["latent_mean"], metadata["latent_std"]) == (1.5, pytest.approx(1.25 ** 0.5))   # of the training list
+    # of the training list
+    assert (metadata["latent_mean"], metadata["latent_std"]) == (1.5, pytest.approx(1.25 ** 0.5))
     assert torch.equal(metadata["affine"], torch.eye(4, dtype=torch.float64)) and metadata["phantom"] is False
     predictor = LabelPredictor.from_state(metadata["label_predictor"])
     assert predictor.levels is None and predictor.pool == 1
@@ -97,7 +101,7 @@ def test_the_denoiser_is_told_how_much_amyloid_there_is():
     assert_close(metadata["soft_labels"].sum(dim=1), torch.ones(6))
     predictor = LabelPredictor.from_state(metadata["label_predictor"])
     assert predictor.levels.tolist() == pytest.approx([1.05, 1.5])
-    assert predictor.span.tolist() == pytest.approx([-2 / 9, 11 / 9])                        # of the training list
+    assert predictor.span.tolist() == pytest.approx([-2 / 9, 11 / 9])  # of the training list
 
 
 def test_without_labels_the_denoiser_is_told_nothing_and_without_a_prediction_there_is_no_predictor():
@@ -108,7 +112,7 @@ def test_without_labels_the_denoiser_is_told_nothing_and_without_a_prediction_th
 
 
 @pytest.mark.parametrize("in_training", ["true", "suvr"])
-def test_shuffling_moves_the_labels_of_the_training_list_and_those_of_the_predictor_with_them(monkeypatch, in_training):
+def test_shuffling_moves_labels_of_the_training_list_and_of_the_predictor_with_them(monkeypatch, in_training):
     """The validation list is left alone: its loss says what the denoiser has learnt."""
     fitted = {}
 
@@ -147,7 +151,8 @@ def test_a_pet_without_uptake_in_the_reference_region_is_named():
 # ---------------------------------------------------------------- the predictor of the label
 
 def planted(n: int, strength: float, seed: int) -> tuple[torch.Tensor, np.ndarray]:
-    """MRIs [n, 1, 12, 12, 12] in one corner of which the label shows, on both sides as atrophy does, and the labels."""
+    """MRIs [n, 1, 12, 12, 12] in one corner of which the label shows, on both sides as atrophy does, and the
+    labels."""
     rng = np.random.default_rng(seed)
     y = np.arange(n) % 2
     mri = torch.from_numpy(rng.normal(0.5, 0.1, (n, 1, 12, 12, 12)).astype(np.float32))
@@ -192,12 +197,12 @@ def test_ridge_regression_finds_a_planted_label_and_its_state_gives_the_same_pro
     assert roc_auc_score(truth, found[:, 1]) > 0.85
     assert roc_auc_score(y, left_out["probabilities"][:, 1]) > 0.75
     assert_close(found.sum(1), torch.ones(200))
-    assert ((found[:, 1].numpy() - truth) ** 2).mean() < 0.18                                # probabilities, not only an order
+    assert ((found[:, 1].numpy() - truth) ** 2).mean() < 0.18  # probabilities, not only an order
     again = LabelPredictor.from_state(predictor.state())
     assert torch.equal(again.probabilities(new), found)
     assert torch.equal(again.soft_labels(new), predictor.soft_labels(new))
-    assert torch.equal(predictor.probabilities(new[7:8]), found[7:8])                        # alike in any batch
-    assert_close(predictor.probabilities(new.flip(2)), found, atol=1e-5, rtol=1e-4)          # both sides are one
+    assert torch.equal(predictor.probabilities(new[7:8]), found[7:8])  # alike in any batch
+    assert_close(predictor.probabilities(new.flip(2)), found, atol=1e-5, rtol=1e-4)  # both sides are one
     outside = new.clone()
     outside[..., 9:] = 100.0
     assert torch.equal(predictor.probabilities(outside), found)
@@ -236,7 +241,7 @@ def test_what_ridge_regression_sees_has_no_gain_and_little_shading_of_the_scanne
     atrophy = distance(head(2))
     assert atrophy > 0.05
     assert distance(1.3 * head(1)) < 1e-6
-    assert distance((1 + 0.3 * z / 11) * head(1)) < 0.3 * atrophy                            # 30 % more on top than in the middle
+    assert distance((1 + 0.3 * z / 11) * head(1)) < 0.3 * atrophy  # 30 % more on top than in the middle
     assert distance(head(1) + (~brain) * 5) < 1e-6
 
 
@@ -271,7 +276,8 @@ def test_calibration_brings_logits_to_the_frequencies():
     margin = rng.normal(0, 2, 4000)
     y = (rng.random(4000) < 1 / (1 + np.exp(-(0.3 * margin + 0.5)))).astype(int)
     scale, shift = calibrate(torch.stack([torch.zeros(4000), torch.from_numpy(margin).float()], 1), y)
-    assert scale.tolist() == [pytest.approx(0.3, abs=0.05)] * 2 and shift[1].item() == pytest.approx(0.5, abs=0.1)
+    assert scale.tolist() == [pytest.approx(0.3, abs=0.05)] * 2
+    assert shift[1].item() == pytest.approx(0.5, abs=0.1)
     torch.manual_seed(0)
     logits = torch.from_numpy(rng.normal(0, 1, (4000, 3))).float()
     y = torch.distributions.Categorical(logits=0.5 * logits).sample().numpy()
@@ -291,7 +297,8 @@ def test_an_mri_that_predicts_the_opposite_says_nothing():
 def test_corrected_soft_labels_add_what_the_suvr_lacks():
     predictor = LabelPredictor(*[None] * 6, levels=torch.tensor([1.0, 1.5]))
     soft_labels = torch.tensor([[0.6, 0.4], [0.6, 0.4], [1.2, -0.2], [0.6, 0.4]])
-    suvr = torch.tensor([1.2, 1.1, 1.4, float("nan")])     # as it should be, 0.2 of the span too low, 1.0 too high, unknown
+    # as it should be, 0.2 of the span too low, 1.0 too high, unknown
+    suvr = torch.tensor([1.2, 1.1, 1.4, float("nan")])
     expected = torch.tensor([[0.6, 0.4], [0.4, 0.6], [2.2, -1.2], [0.6, 0.4]])
     assert_close(predictor.corrected(soft_labels, suvr), expected)
 
@@ -316,12 +323,13 @@ def test_classifier_finds_the_label_and_its_state_gives_the_same_probabilities(c
     outside = volumes[40:].clone()
     outside[:, :, :2] = 100.0                              # what lies outside the brain has no say
     assert_close(classifier.probabilities(outside), found)
-    assert torch.equal(classifier.probabilities(volumes[45:46]), found[5:6])                 # alike in any batch
+    assert torch.equal(classifier.probabilities(volumes[45:46]), found[5:6])  # alike in any batch
 
 
 def test_collapsed_classifier_equals_the_scikit_learn_pipeline():
     rng = np.random.default_rng(1)
-    pooled, labels = rng.normal(size=(9, 1, 3, 3, 3)), np.array([1] + [0] * 8)               # one positive: no cross-validation
+    # one positive: no cross-validation
+    pooled, labels = rng.normal(size=(9, 1, 3, 3, 3)), np.array([1] + [0] * 8)
     classifier = LabelClassifier.fit(pooled, labels, np.ones((3, 3, 3), bool), 1, seed=0)
     pipeline = make_pipeline(StandardScaler(), PCA(0.9, svd_solver="full"), LogisticRegression(C=1e-4))
     pipeline.fit(pooled.reshape(9, -1), labels)

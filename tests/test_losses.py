@@ -1,4 +1,5 @@
 """The losses and updates of both stages, and the latents, labels and PETs that the denoiser is trained on."""
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_one_batch_of_volumes_overfits():
 
 def test_discriminator_learns_to_tell_real_from_reconstructed():
     aae, disc, _, opt_d = networks()
-    still = torch.optim.SGD(aae.parameters(), 0.0)         # an autoencoder that stands still leaves the same task
+    still = torch.optim.SGD(aae.parameters(), 0.0)  # an autoencoder that stands still leaves the same task
     x = torch.rand(2, 1, 16, 16, 16)
     losses = [aae_step(aae, disc, still, opt_d, x, 100.0)["disc"] for _ in range(30)]
     assert losses[-1] < 0.5 * losses[0]
@@ -73,7 +74,8 @@ def test_the_step_equals_plain_gradients_of_the_two_losses():
 
 
 def test_the_adversarial_loss_never_reaches_the_discriminator_nor_the_hinge_loss_the_autoencoder():
-    """In a step every weight gets a gradient once, from its own loss, and what it then holds is that gradient."""
+    """In a step every weight gets a gradient once, from its own loss, and what it then holds is that
+    gradient."""
     aae, disc, *_ = networks()
     opt_g, opt_d = plain_descent(aae, disc, 0.0)
     reached = dict.fromkeys([*aae.parameters(), *disc.parameters()], 0)
@@ -101,11 +103,12 @@ def test_lambda_rec_scales_the_reconstruction_term_and_nothing_else():
     along_rec = moved[1.0] - moved[0.0]
     assert along_rec.abs().max() > 1e-3 and moved[0.0].abs().max() > 1e-5
     assert_close(moved[3.0], moved[0.0] + 3 * along_rec, atol=1e-5, rtol=1e-4)
-    assert losses[0.0] == losses[1.0] == losses[3.0]       # which are those before the step, without their weight
+    assert losses[0.0] == losses[1.0] == losses[3.0]  # which are those before the step, without their weight
     assert torch.equal(discriminators[0.0], discriminators[3.0])
     aae, disc, *_ = networks()
     adversarial = torch.autograd.grad(-disc(aae(x)).mean(), list(aae.parameters()))
-    assert_close(moved[0.0], -torch.cat([gradient.flatten() for gradient in adversarial]), atol=1e-6, rtol=1e-4)
+    uphill = -torch.cat([gradient.flatten() for gradient in adversarial])
+    assert_close(moved[0.0], uphill, atol=1e-6, rtol=1e-4)
 
 
 def test_volumes_that_are_not_finite_stop_stage_1_with_its_weights_as_they_were():
@@ -149,7 +152,8 @@ class Enlarging(nn.Module):
 def stage_2(prediction: str = "v", **settings) -> Stage2:
     """Stage 2 with a decoder that doubles the grid, and latents of mean 0.3 and standard deviation 2."""
     space = LatentSpace(SimpleNamespace(encoder=nn.Identity(), decoder=Enlarging()), 0.3, 2.0)
-    return Stage2(**{"diffusion": Diffusion(prediction=prediction), "space": space, "pet_std": 0.25} | settings)
+    usual = {"diffusion": Diffusion(prediction=prediction), "space": space, "pet_std": 0.25}
+    return Stage2(**usual | settings)
 
 
 def small_unet() -> UNet:
@@ -161,8 +165,9 @@ def small_unet() -> UNet:
 def random_batch(n: int = 4) -> LatentBatch:
     """Latents, MRIs, labels by turns and PETs of n subjects, always the same."""
     generator = torch.Generator().manual_seed(5)
-    z_0, mri, pet = (torch.randn(n, 1, 4, 4, 4, generator=generator), torch.rand(n, 1, 8, 8, 8, generator=generator),
-                     torch.rand(n, 1, 8, 8, 8, generator=generator))
+    z_0 = torch.randn(n, 1, 4, 4, 4, generator=generator)
+    mri = torch.rand(n, 1, 8, 8, 8, generator=generator)
+    pet = torch.rand(n, 1, 8, 8, 8, generator=generator)
     return LatentBatch(z_0, mri, torch.eye(2)[torch.arange(n) % 2], pet)
 
 
@@ -176,7 +181,8 @@ class Knowing(nn.Module):
     def forward(self, z_t, mri, t, label):
         self.given.append((z_t, mri, t, label))
         alpha_bar_t = self.diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1)
-        return self.diffusion.target(self.z_0, t, (z_t - alpha_bar_t.sqrt() * self.z_0) / (1 - alpha_bar_t).sqrt())
+        eps = (z_t - alpha_bar_t.sqrt() * self.z_0) / (1 - alpha_bar_t).sqrt()
+        return self.diffusion.target(self.z_0, t, eps)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
@@ -209,7 +215,8 @@ def test_the_terms_are_the_error_of_v_and_the_l1_of_the_decoded_estimate_in_unit
     z_t = signal * z_0 + noise * eps
     with torch.no_grad():
         output = unet(torch.from_numpy(z_t).float(), batch.mri, t, batch.label).numpy()
-    assert losses["mse"].item() == pytest.approx(np.mean((output - (signal * eps - noise * z_0)) ** 2), rel=1e-4)
+    v = signal * eps - noise * z_0
+    assert losses["mse"].item() == pytest.approx(np.mean((output - v) ** 2), rel=1e-4)
     z_0_hat = signal * z_t - noise * output
     decoded = (0.5 + 0.3 * (2.0 * z_0_hat + 0.3)).repeat(2, axis=2).repeat(2, axis=3).repeat(2, axis=4)
     assert losses["image"].item() == pytest.approx(weight * np.abs(decoded - pet).mean() / 0.25, rel=1e-4)
@@ -326,7 +333,8 @@ def test_ranks_see_together_what_one_rank_with_all_subjects_sees(monkeypatch, ra
     for rank in range(ranks):
         monkeypatch.setattr(fit_module, "rank", lambda rank=rank: rank)
         monkeypatch.setattr(fit_module, "world_size", lambda: ranks)
-        monkeypatch.setattr(fit_module, "all_reduce_mean", lambda gradients: None)           # there is no other process
+        # there is no other process
+        monkeypatch.setattr(fit_module, "all_reduce_mean", lambda gradients: None)
         torch.manual_seed(0)
         own = LatentBatch(*(part[rank * size:(rank + 1) * size] for part in batch))
         found.append(given_in_a_step(own, stage))
@@ -347,7 +355,7 @@ class Loader:
 def test_the_validation_loss_is_a_mean_over_scans_that_does_not_depend_on_what_was_drawn_before():
     """Of steps and noise that follow from seed and IDs; each batch counts by its scans."""
     stage, batch, unet = stage_2(), random_batch(), small_unet()
-    exp = SimpleNamespace(cfg=SimpleNamespace(seed=0), cast=lambda: autocast(torch.device("cpu"), torch.float32))
+    exp = SimpleNamespace(cfg=SimpleNamespace(seed=0), cast=nullcontext)
     names = ["a", "b", "c", "d"]
 
     def rows_of(given: dict) -> LatentBatch:
@@ -383,7 +391,7 @@ def test_scaled_latents_have_mean_0_and_standard_deviation_1_over_the_training_l
     assert_close(space.decode(scaled[0]), latents["a"])
     assert latent_scale(Config(**TINY | {"latent_scaling": False}), latents, None) == (0, 1)
     saved = {"latent_mean": 5.0, "latent_std": 7.0}
-    assert latent_scale(Config(**TINY), None, saved) == (5, 7)                               # as the networks were trained
+    assert latent_scale(Config(**TINY), None, saved) == (5, 7)  # as the networks were trained
 
 
 @pytest.mark.parametrize("image_loss", [0.0, 1.0])

@@ -76,19 +76,21 @@ def test_the_modules_need_no_package_that_only_draws_or_writes_tables():
     root = Path(main.__file__).parent
     modules = [f"evaluation.{path.stem}" for path in (root / "evaluation").glob("*.py")]
     assert "evaluation.figures" in modules
-    hide = "import sys; sys.modules.update(dict.fromkeys(['matplotlib', 'jinja2', 'markupsafe', 'tabulate', 'statsmodels']))"
-    code = "; ".join([hide, *(f"import {module}" for module in modules)])
+    hidden = ["matplotlib", "jinja2", "markupsafe", "tabulate", "statsmodels", "nilearn"]
+    lines = [f"import sys; sys.modules.update(dict.fromkeys({hidden}))", *(f"import {module}" for module in modules)]
+    code = "\n".join(lines)
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
 def test_every_figure_is_there_as_png_of_150_dpi_and_pdf(project):
     folder = project / "result" / EXP / "figures"
     names = {"volumes", "roc", "calibration", "suvr", "bland_altman", "curves"}
-    assert {path.name for path in folder.iterdir()} == {f"{name}{suffix}" for name in names for suffix in (".png", ".pdf")}
+    files = {f"{name}.png" for name in names} | {f"{name}.pdf" for name in names}
+    assert {path.name for path in folder.iterdir()} == files
     for name in names:
         picture = Image.open(folder / f"{name}.png")
         assert picture.info["dpi"][0] == pytest.approx(150, abs=0.1)
-        assert np.asarray(picture.convert("L")).std() > 10                                   # something is drawn
+        assert np.asarray(picture.convert("L")).std() > 10                    # something is drawn
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
@@ -123,7 +125,7 @@ def test_uptake_of_the_real_pet_is_the_one_that_the_phantom_drew(project):
     truth = pd.read_csv(project / "data" / "ph" / "truth" / "truth.csv").set_index("ID")["suvr"]
     uptake = pd.read_csv(project / "result" / EXP / "uptake.csv")
     real = uptake[uptake["method"] == "real"].set_index("ID")["SUVR"]
-    np.testing.assert_allclose(real, truth[real.index], atol=0.03)                           # its masks are cut where the crop ends
+    np.testing.assert_allclose(real, truth[real.index], atol=0.03)            # the crop cuts its masks
     assert set(uptake["method"]) == {"real", "aae", "il_cldm", "mean_pet", "oracle"}
     assert uptake[uptake["method"] == "mean_pet"]["SUVR"].nunique() == 1
 
@@ -136,7 +138,8 @@ def test_browser_shows_the_report_without_error_and_asks_nobody_for_anything(bro
     assert urls
     assert all(url.startswith(("file:", "data:")) for url in urls)
     assert sum(url.startswith("file:") for url in urls) == 1
-    assert text(browser, "#banner") == ["digital phantom, not patient data · research only, not for clinical use"]
+    notice = "digital phantom, not patient data · research only, not for clinical use"
+    assert text(browser, "#banner") == [notice]
 
 
 def test_browser_shows_filled_tables_and_figures(browser, project):
@@ -179,7 +182,7 @@ def move(browser, subject: int, plane: int, slice_: int) -> None:
 
 @pytest.mark.parametrize(("plane", "slice_"), [(2, 5), (2, 9), (1, 12), (0, 8)])
 @pytest.mark.parametrize("subject", [0, 3])
-def test_browser_viewer_shows_the_voxels_of_the_slice_it_is_moved_to(browser, project, subject, plane, slice_):
+def test_browser_viewer_shows_the_voxels_of_the_slice_chosen(browser, project, subject, plane, slice_):
     move(browser, subject, plane, slice_)
     name = text(browser, "#subject option")[subject].split(",")[0]
     crop = tuple(slice(a, a + n) for a, n in zip(TINY["crop_start"], TINY["volume_size"], strict=True))
@@ -191,7 +194,7 @@ def test_browser_viewer_shows_the_voxels_of_the_slice_it_is_moved_to(browser, pr
         pet = nib.load(project / f"data/ph/whole_Abeta/{option.split(',')[0]}.nii.gz")
         top = max(top, pet.get_fdata()[crop].max())
     for title, volume in volumes.items():
-        picture = np.take(volume, slice_, axis=plane).T[::-1]                 # first axis to the right, second up
+        picture = np.take(volume, slice_, axis=plane).T[::-1]                 # first axis right, second up
         levels = np.clip(picture / (1 if title == "MRI" else top), 0, 1)
         expected = colormaps["gray" if title == "MRI" else "inferno"](levels)[..., :3] * 255
         found = shown(browser, title)
@@ -199,7 +202,7 @@ def test_browser_viewer_shows_the_voxels_of_the_slice_it_is_moved_to(browser, pr
         assert np.abs(found - expected).max() <= 6             # 256 levels
     difference = np.take(volumes["real PET"] - volumes["synthetic PET"], slice_, axis=plane)
     error = np.abs(difference).T[::-1]
-    expected = colormaps["viridis"](np.clip(2 * error / top, 0, 1))[..., :3] * 255   # ends at half of the scale
+    expected = colormaps["viridis"](np.clip(2 * error / top, 0, 1))[..., :3] * 255            # ends at half
     assert np.abs(shown(browser, "absolute error") - expected).max() <= 12
 
 
@@ -213,7 +216,7 @@ def test_the_report_of_a_cohort_without_regions_or_two_labels_leaves_that_out(pr
     (info / "test.txt").write_text("\n".join(name for name in test if labels[name] == 0))
     (info / "data_info.csv").write_text((info / "data_info.csv").read_text().replace("age", "years"))
     shutil.rmtree(tmp_path / "data" / "ph" / "truth" / "oracle")
-    assert main.main([*arguments(TINY | PHANTOM), "--stages", "test"]) == 0   # then there is no oracle to score
+    assert main.main([*arguments(TINY | PHANTOM), "--stages", "test"]) == 0   # now without an oracle
     assert "oracle" not in set(pd.read_csv(tmp_path / "result" / EXP / "test.csv")["method"])
     (tmp_path / "data" / "ph" / "phantom.json").unlink()
     own = PHANTOM | {"info_dir": "data/ph/data_info", "exp": "own"}

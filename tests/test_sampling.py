@@ -1,4 +1,5 @@
-"""Latent samples of MRIs: their noise, the label that they are given, and how many network evaluations they take."""
+"""Latent samples of MRIs: their noise, the label that they are given, and how many network evaluations they
+take."""
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -22,12 +23,14 @@ PROBABILITIES, SOFT_LABELS = torch.tensor([[0.7, 0.3], [0.2, 0.8]]), torch.tenso
 
 
 class NoiseAlone:
-    """Stands in for a synthesizer whose samples are the first noise of their streams; notes what it was given."""
+    """Stands in for a synthesizer whose samples are the first noise of their streams; notes what it was
+    given."""
 
     def __init__(self):
         self.unet, self.diffusion, self.given = nn.Linear(1, 1), Diffusion(T=20), []
 
-    def sample(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str, steps: int) -> Tensor:
+    def sample(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str,
+               steps: int) -> Tensor:
         """The first noise of every sample, [B, m, C, d, h, w]."""
         self.given.append({"mri": mri, "label": label, "sampler": sampler, "steps": steps})
         return torch.stack([torch.stack([next(stream) for stream in scan]) for scan in noise])
@@ -39,7 +42,8 @@ class NoiseAlone:
 
 def predictor_of(probabilities: Tensor = PROBABILITIES, soft_labels: Tensor = SOFT_LABELS) -> SimpleNamespace:
     """Stands in for a predictor that gives the scans these rows."""
-    return SimpleNamespace(probabilities=lambda mri: probabilities[:len(mri)], soft_labels=lambda mri: soft_labels[:len(mri)])
+    return SimpleNamespace(probabilities=lambda mri: probabilities[:len(mri)],
+                           soft_labels=lambda mri: soft_labels[:len(mri)])
 
 
 def batch_of(*ids: str) -> dict:
@@ -47,7 +51,8 @@ def batch_of(*ids: str) -> dict:
     return {"id": list(ids), "mri": torch.zeros(len(ids), 1, 1, 1, 1)}
 
 
-def sampler_of(synthesizer, predictor=None, samples: range = range(4), sampler: str = "ddim", steps: int = 3, **settings) -> LatentSampler:
+def sampler_of(synthesizer, predictor=None, samples: range = range(4), sampler: str = "ddim", steps: int = 3,
+               **settings) -> LatentSampler:
     """A latent sampler of tiny settings."""
     return LatentSampler(Config(**TINY | settings), synthesizer, predictor, None, sampler, steps, samples)
 
@@ -55,7 +60,8 @@ def sampler_of(synthesizer, predictor=None, samples: range = range(4), sampler: 
 # ---------------------------------------------------------------- noise
 
 def test_the_noise_of_a_sample_depends_on_seed_id_and_its_number_alone():
-    """Not on who stands beside the scan, on its place in the batch, on how many samples it has, on sampler, label and MRI."""
+    """Not on who stands beside the scan, on its place in the batch, on how many samples it has, on sampler,
+    label and MRI."""
     z_0 = sampler_of(NoiseAlone())(batch_of("a", "b"))
     assert z_0.shape == (2, 4, *SHAPE)
     samples = z_0.flatten(0, 1).flatten(1)                 # [8, ...]
@@ -77,12 +83,15 @@ def test_a_real_denoiser_gives_a_scan_the_same_latents_whoever_stands_beside_it(
     space = LatentSpace(SimpleNamespace(encoder=None, decoder=None))
     synthesizer = Networks(cfg, torch.device("cpu")).synthesizer(space, unet)
     mri, ids = torch.rand(3, 1, *cfg.volume_size), ["a", "b", "c"]
-    sampler = LatentSampler(cfg, synthesizer, predictor_of(torch.eye(2)[[0, 1, 1]]), None, "ddim", 2, range(2))
-    together = sampler({"id": ids, "mri": mri})
-    alone = LatentSampler(cfg, synthesizer, predictor_of(torch.eye(2)[[1]]), None, "ddim", 2, range(2))
-    assert_close(alone({"id": ["b"], "mri": mri[[1]]}), together[[1]], atol=1e-5, rtol=1e-5)
-    otherwise = LatentSampler(cfg, synthesizer, predictor_of(torch.eye(2)[[0]]), None, "ddim", 2, range(2))
-    assert (otherwise({"id": ["b"], "mri": mri[[1]]}) - together[[1]]).abs().max() > 1e-3    # the label has its say
+
+    def sample(labels: list[int], rows: list[int]) -> Tensor:
+        """Latents of the scans of these rows, with these labels."""
+        predictor = predictor_of(torch.eye(2)[labels])
+        sampler = LatentSampler(cfg, synthesizer, predictor, None, "ddim", 2, range(2))
+        return sampler({"id": [ids[row] for row in rows], "mri": mri[rows]})
+    together = sample([0, 1, 1], [0, 1, 2])
+    assert_close(sample([1], [1]), together[[1]], atol=1e-5, rtol=1e-5)
+    assert (sample([0], [1]) - together[[1]]).abs().max() > 1e-3                             # the label has its say
 
 
 def test_latents_that_are_not_finite_are_refused_with_the_names_of_their_scans():
@@ -99,8 +108,8 @@ def test_latents_that_are_not_finite_are_refused_with_the_names_of_their_scans()
 
 @pytest.mark.parametrize("in_training", ["true", "suvr"])
 def test_a_scan_is_given_what_its_mri_predicts_of_what_training_was_given(in_training):
-    synthesizer, settings = NoiseAlone(), REGIONS | {"label_in_training": in_training, "label_at_sampling": "mixed"}
-    sampler = sampler_of(synthesizer, predictor_of(), **settings)
+    synthesizer, labels = NoiseAlone(), {"label_in_training": in_training, "label_at_sampling": "mixed"}
+    sampler = sampler_of(synthesizer, predictor_of(), **REGIONS, **labels)
     sampler(batch_of("a", "b"))
     [given] = synthesizer.given
     assert torch.equal(given["label"], SOFT_LABELS if in_training == "suvr" else PROBABILITIES)
@@ -117,12 +126,13 @@ def test_without_a_predictor_there_is_no_label():
 
 
 def test_the_predictor_of_a_denoiser_is_used_if_the_settings_want_a_prediction():
-    predictor = LabelPredictor(torch.ones(2, 3), torch.zeros(2), torch.tensor([0.0, 1.0]), torch.ones(1, 1, 3, dtype=torch.bool),
-                               torch.ones(2, 2), 1)
+    predictor = LabelPredictor(torch.ones(2, 3), torch.zeros(2), torch.tensor([0.0, 1.0]),
+                               torch.ones(1, 1, 3, dtype=torch.bool), torch.ones(2, 2), 1)
     networks = Networks(Config(**TINY), torch.device("cpu"))
     found = networks.label_predictor({"label_predictor": predictor.state()})
     assert torch.equal(found.coef, predictor.coef) and found.pool == 1
-    with pytest.raises(ValueError, match="holds no predictor of the label; sample it with --label_at_sampling none"):
+    refusal = "holds no predictor of the label; sample it with --label_at_sampling none"
+    with pytest.raises(ValueError, match=refusal):
         networks.label_predictor({"label_predictor": None})
     without = Networks(Config(**TINY | {"label_at_sampling": "none"}), torch.device("cpu"))
     assert without.label_predictor({"label_predictor": predictor.state()}) is None
@@ -132,8 +142,8 @@ def test_the_predictor_of_a_denoiser_is_used_if_the_settings_want_a_prediction()
 class Missing:
     """Stands in for a denoiser whose PETs miss the SUVR of their label, each by another amount.
 
-    A latent of one voxel is the SUVR; its PET has a voxel of that uptake, the cortex, and one of 1, the reference region. Where the
-    miss is NaN, the reference region has no uptake.
+    A latent of one voxel is the SUVR; its PET has a voxel of that uptake, the cortex, and one of 1, the
+    reference region. Where the miss is NaN, the reference region has no uptake.
     """
     negative, positive, miss = 1.0, 1.5, torch.tensor([0.2, -0.1, 0.0, float("nan")])
 
@@ -174,9 +184,11 @@ def test_matched_samples_have_the_suvr_that_the_mri_predicts_whatever_the_denois
 
 # ---------------------------------------------------------------- network evaluations, and the PET
 
-@pytest.mark.parametrize(("sampler", "steps", "one"), [("ddim", 3, 3), ("dpm", 7, 7), ("dpm", 19, 17), ("ddpm", 3, 19)])
+@pytest.mark.parametrize(("sampler", "steps", "one"),
+                         [("ddim", 3, 3), ("dpm", 7, 7), ("dpm", 19, 17), ("ddpm", 3, 19)])
 def test_evaluations_count_those_of_all_samples_and_twice_if_they_are_matched(sampler, steps, one):
-    """dpm takes fewer where two of its steps would fall on one t, and ddpm takes T - 1 whatever is asked for."""
+    """dpm takes fewer where two of its steps would fall on one t, and ddpm takes T - 1 whatever is asked
+    for."""
     cfg, synthesizer = Config(**TINY), SimpleNamespace(diffusion=Diffusion(20, (1e-4, 0.5)))
     for samples in (range(1), range(4), range(2, 4)):
         for matched in (False, True):
@@ -190,7 +202,8 @@ def test_the_network_is_evaluated_as_often_as_is_said():
     unet = UNet(cfg.latent_channels, 8, (1, 2), 1, norm_groups=4, downscale=2).eval()
     seen = []
     unet.out.register_forward_hook(lambda module, given, output: seen.append(len(output)))
-    synthesizer = Synthesizer(LatentSpace(SimpleNamespace(encoder=None, decoder=None)), unet, Diffusion(20), batch=3)
+    space = LatentSpace(SimpleNamespace(encoder=None, decoder=None))
+    synthesizer = Synthesizer(space, unet, Diffusion(20), batch=3)
     sampler = LatentSampler(cfg, synthesizer, None, None, "ddim", 2, range(2))
     sampler({"id": ["a", "b"], "mri": torch.rand(2, 1, *cfg.volume_size)})
     assert sum(seen) == 2 * sampler.evaluations == 8       # of two scans
