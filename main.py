@@ -67,8 +67,7 @@ def train_aae(exp: Experiment) -> None:
     opt_d = Adam(disc.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True)
     run = exp.stage_run("aae", {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d})
 
-    # Read by imaging/volumes.py:read_volume, cropped by imaging/cache.py, shifted by dataset.py; no intensity
-    # is scaled.
+    # Read by imaging/volumes.py:read_volume, cropped by imaging/cache.py, shifted by dataset.py, never scaled.
     volumes = exp.training_batches(cfg.aae_batch_size, "pet", jitter=True)
     validation = exp.batches(exp.cohort.validation, "pet", divided=True)
 
@@ -136,13 +135,15 @@ def ldm_loss(unet: UNet, stage_2: Stage2, batch: LatentBatch, t: Tensor, eps: Te
     diffusion = stage_2.diffusion
     z_t = diffusion.q_sample(batch.z_0, t, eps)
     output = unet(z_t, batch.mri, t, batch.label).float()                                    # [B, C, d, h, w]
-    error = F.mse_loss(output, diffusion.target(batch.z_0, t, eps), reduction="none").flatten(1).mean(dim=1)
+    target = diffusion.target(batch.z_0, t, eps)           # v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) z_0
+    error = F.mse_loss(output, target, reduction="none").flatten(1).mean(dim=1)              # [B]
     mse = (diffusion.loss_weight(t, stage_2.min_snr) * error).mean()
     if not stage_2.image_loss:
         return {"loss": mse, "mse": mse}
     z_0_hat, _ = diffusion.z_0_and_eps(output, z_t, t)
     x_hat = stage_2.space.decode(z_0_hat)                                                    # [B, 1, D, H, W]
-    image = (stage_2.image_loss * ((x_hat - batch.pet).abs() / stage_2.pet_std).flatten(1).mean(dim=1)).mean()
+    error = ((x_hat - batch.pet).abs() / stage_2.pet_std).flatten(1).mean(dim=1)             # [B]
+    image = (stage_2.image_loss * error).mean()
     return {"loss": mse + image, "mse": mse, "image": image}
 
 
@@ -168,7 +169,8 @@ def train_ldm(exp: Experiment) -> None:
     ema, opt = EMA(unet, cfg.ema_decay, cfg.ema_start), AdamW(unet.parameters(), cfg.ldm_lr, fused=True)
     run = exp.stage_run("ldm", {"unet": unet, "ema": ema.module, "opt": opt}, autoencoder=weights_key(aae),
                         aae_epochs=cfg.aae_epochs, **cfg.settings_of("validation"))
-    subjects = exp.training_batches(cfg.ldm_batch_size, "mri", *(["pet"] if cfg.image_loss else []))
+    modalities = ("mri", "pet") if cfg.image_loss else ("mri",)
+    subjects = exp.training_batches(cfg.ldm_batch_size, *modalities)
 
     begin_training(exp, run, subjects, cfg.ldm_epochs)
     if run.epochs_left(cfg.ldm_epochs):

@@ -74,7 +74,8 @@ def experiment(**settings) -> Experiment:
 def untrained(name: str, exp: Experiment) -> Regression:
     """A baseline of the experiment whose training has not begun."""
     aae = exp.networks.best_aae()
-    return build_baseline(name, exp.cfg, exp.device, aae, exp.load_latents(aae))
+    latents = exp.load_latents(aae)
+    return build_baseline(name, exp.cfg, exp.device, aae, {scan.id: latents[scan.id] for scan in exp.cohort.train})
 
 
 def methods(project, exp: str = "a", name: str = "test") -> list[str]:
@@ -361,4 +362,4 @@ def test_room_is_asked_for_what_the_checkpoints_take(project):
 def test_out_of_memory_says_what_takes_less():
     error = MemoryError()
     error.add_note("baselines")
-    assert "(stage controls); --recompute true takes less" in explain(error)[1]
+    assert "(stage baselines); --recompute true takes less" in explain(error)[1]

@@ -77,8 +77,8 @@ def test_the_modules_need_no_package_that_only_draws_or_writes_tables():
     modules = [f"evaluation.{path.stem}" for path in (root / "evaluation").glob("*.py")]
     assert "evaluation.figures" in modules
     hidden = ["matplotlib", "jinja2", "markupsafe", "tabulate", "statsmodels", "nilearn"]
-    lines = [f"import sys; sys.modules.update(dict.fromkeys({hidden}))", *(f"import {module}" for module in modules)]
-    code = "\n".join(lines)
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
+    code += "\n".join(f"import {module}" for module in modules)
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 

@@ -91,7 +91,7 @@ def test_a_real_denoiser_gives_a_scan_the_same_latents_whoever_stands_beside_it(
         return sampler({"id": [ids[row] for row in rows], "mri": mri[rows]})
     together = sample([0, 1, 1], [0, 1, 2])
     assert_close(sample([1], [1]), together[[1]], atol=1e-5, rtol=1e-5)
-    assert (sample([0], [1]) - together[[1]]).abs().max() > 1e-3                             # the label has its say
+    assert (sample([0], [1]) - together[[1]]).abs().max() > 1e-3           # the label has its say
 
 
 def test_latents_that_are_not_finite_are_refused_with_the_names_of_their_scans():

@@ -326,8 +326,9 @@ def write_label_image(root: Path) -> None:
     (root / "labels.csv").write_text("index,name\n1,left\n")
 
 
-CHANGES = {"masks": move_cortex, "training list": drop_last("train"), "validation list": drop_last("validation"),
-           "MRI": change_voxel("whole_MRI"), "PET": change_voxel("whole_Abeta"), "labels": swap_labels}
+CHANGES = {"masks": move_cortex, "training list": drop_last("train"),
+           "validation list": drop_last("validation"), "MRI": change_voxel("whole_MRI"),
+           "PET": change_voxel("whole_Abeta"), "labels": swap_labels}
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
@@ -341,7 +342,7 @@ def test_a_survey_is_not_taken_for_that_of_other_masks_lists_or_volumes(root, ma
     for survey in (before, after):
         table = survey.table
         contents.append((table["ID"].tolist(), table["SUVR"].tolist(), survey.pet_std, survey.mri.tolist()))
-    assert contents[0] != contents[1] or change is swap_labels                               # which do not stand in it
+    assert contents[0] != contents[1] or change is swap_labels         # which do not stand in it
 
 
 @pytest.mark.parametrize("settings", [{"centiloid_slope": 100.0},
