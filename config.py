@@ -332,11 +332,10 @@ class Config:
 
     def to_json(self) -> str:
         """All settings, with the versions of what produces the results."""
-        packages = ("torch", "numpy", "nibabel", "scipy", "pandas", "scikit-learn", "scikit-image", "nilearn",
-                    "statsmodels")
+        packages = ("torch", "numpy", "nibabel", "scipy", "pandas", "scikit-learn", "scikit-image", "nilearn")
         versions = {"il_cldm": VERSION, "python": platform.python_version()}
         for name in packages:
-            with suppress(PackageNotFoundError):           # not every run needs the last two
+            with suppress(PackageNotFoundError):           # not every run needs the last
                 versions[name] = version(name)
         settings = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return json.dumps({"settings": settings, "versions": versions}, indent=2) + "\n"

@@ -17,7 +17,6 @@ PACKAGES = {"torch": "torch", "numpy": "numpy", "nibabel": "nibabel", "pandas": 
 OPTIONAL = {"matplotlib": ("matplotlib", "figures and the report", "requirements.txt"),
             "jinja2": ("jinja2", "the report and tables for LaTeX", "requirements.txt"),
             "tabulate": ("tabulate", "tables in Markdown", "requirements.txt"),
-            "statsmodels": ("statsmodels", "p-values corrected for several comparisons", "requirements.txt"),
             "nilearn": ("nilearn", "the MNI152 template, masks and regions", "requirements.txt"),
             "ants": ("antspyx", "registration (main.py preprocess)", "requirements-preprocess.txt")}
 

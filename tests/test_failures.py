@@ -201,7 +201,7 @@ def test_what_a_killed_run_left_is_said_and_removed(root, capsys):
 
 # ---------------------------------------------------------------- packages
 
-OPTIONAL = ["matplotlib", "jinja2", "tabulate", "statsmodels", "nilearn", "ants"]
+OPTIONAL = ["matplotlib", "jinja2", "tabulate", "nilearn", "ants"]
 
 
 def hide(folder: Path, *modules: str) -> dict[str, str]:
