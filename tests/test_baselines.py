@@ -108,14 +108,16 @@ def test_it_learns_what_the_mri_tells_of_each_subject(project, name):
     torch.manual_seed(0)
     baseline = untrained(name, exp)
     [batch] = exp.batches(exp.cohort.train[:4], "mri", "pet", batch=4)
-    if name == "image_regression":                         # a part of the box is enough, and faster
-        batch |= {modality: batch[modality][..., 4:12, 8:20, 4:12] for modality in ("mri", "pet")}
+    batch |= {modality: batch[modality][..., 4:12, 8:20, 4:12] for modality in ("mri", "pet")}
+    if name == "latent_regression":                        # a part of the box is enough, and faster
+        baseline.latents = {subject: z_0[:, 2:6, 4:10, 2:6] for subject, z_0 in baseline.latents.items()}
+        baseline.latent_shape = (exp.cfg.latent_channels, 4, 6, 4)
     target, network = baseline.target(batch), baseline.network
     opt = torch.optim.AdamW(network.parameters(), 3e-3)
-    for _ in range({"latent_regression": 240, "image_regression": 130}[name]):
+    for _ in range(120):
         loss = baseline.step(opt, batch)["mse"]
-    of_the_mean = (target - target.mean(dim=0)).square().mean().item()                       # what the same answer for everybody leaves
-    assert loss < 0.5 * of_the_mean
+    of_the_mean = (target - target.mean(dim=0)).square().mean().item()  # what one answer for everybody leaves
+    assert loss < 0.3 * of_the_mean
     with torch.no_grad():
         others = baseline.output(network, batch["mri"].roll(1, dims=0))
     assert (others - target).square().mean() > (others - target.roll(1, dims=0)).square().mean()
@@ -133,7 +135,7 @@ def test_neither_label_nor_noise_enters(project, name):
         assert torch.equal(predict(batch | {"label": 1 - batch["label"]}), once)
         network.projector.label.weight += 1
         if name == "latent_regression":
-            network.down[0].weight[:, :exp.cfg.latent_channels] += 1                         # of z_t, which is 0
+            network.down[0].weight[:, :exp.cfg.latent_channels] += 1  # of z_t, which is 0
         assert torch.equal(predict(batch), once)
         assert not torch.equal(predict(batch | {"mri": batch["mri"].flip(0)}), once)
     baseline.step(torch.optim.SGD(network.parameters(), 0.1), batch)
@@ -223,7 +225,7 @@ def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project, monkeypatch):
     def signalled(baseline, *arguments):
         losses = step(baseline, *arguments)
         taken.append({name: weight.detach().clone() for name, weight in baseline.network.named_parameters()})
-        if len(taken) in (5, 9):                           # in the second epoch of one baseline, in the first of the other
+        if len(taken) in (5, 9):  # in the second epoch of one baseline, in the first of the other
             os.kill(os.getpid(), signal.SIGTERM)
         return losses
     monkeypatch.setattr(Regression, "step", signalled)
@@ -234,7 +236,8 @@ def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project, monkeypatch):
     for name in ("loss_curve.csv", "validation.csv"):
         assert (project / "result" / "b" / name).read_bytes() == (project / "result" / "a" / name).read_bytes()
     for file, weights in zip(FILES[1::2], (taken[:6], taken[6:]), strict=True):
-        average, ema = dict(weights[1]), load_checkpoint(project / "result" / "b" / file)["state"]["ema"]   # a copy for ema_start = 2 steps
+        # a copy for ema_start = 2 steps
+        average, ema = dict(weights[1]), load_checkpoint(project / "result" / "b" / file)["state"]["ema"]
         for after_step in weights[2:]:
             average = {name: average[name].lerp(weight, 0.5) for name, weight in after_step.items()}
         for name, weight in average.items():

@@ -46,7 +46,8 @@ def test_a_right_cohort_passes_and_the_report_counts_it(root):
 
 
 def test_the_fingerprint_follows_what_is_in_the_lists_and_not_how_it_is_stored(root):
-    """Who, in which order, with which label and voxels, and where in space; not orientation, compression, 4 microns or other lists."""
+    """Who, in which order, with which label and voxels, and where in space; not orientation, compression, 4
+    microns or other lists."""
     before = check(root)
     mri, pet = root / "data/whole_MRI/s03.nii.gz", root / "data/whole_Abeta/s03.nii"
     assert re.fullmatch("[0-9a-f]{16}", before.fingerprint("train"))
@@ -293,7 +294,8 @@ def test_a_problem_of_one_file_hides_none_of_the_next_files(root):
 
 
 def test_small_differences_that_tools_leave_are_accepted(root):
-    """Affines within 0.1 mm, intensities within 1e-5 of [0, 1], a qform that does not count, and a table with spaces and more columns."""
+    """Affines within 0.1 mm, intensities within 1e-5 of [0, 1], a qform that does not count, and a table with
+    spaces and more columns."""
     pet, mri = root / "data/whole_Abeta/s03.nii", root / "data/whole_MRI/s03.nii.gz"
     voxels = nib.load(pet, mmap=False).get_fdata(dtype=np.float32)
     voxels[0, 0, 0], voxels[1, 0, 0] = -0.9e-5, 1 + 0.9e-5
@@ -502,7 +504,8 @@ def test_age_and_sex_are_read_or_their_lack_is_said(root):
     ("70", "", False), ("70", "-4", False), ("70", "-1", False), ("70", "na", False), ("70", "NaN", False)])
 def test_an_age_or_a_sex_that_is_none_is_not_used(root, age, sex, right):
     scans, path = check(root).test, root / "data_info" / "data_info.csv"
-    path.write_text(f" label,sex , AGE,ID,age\n1,F,70,s09,999\n1,{sex},{age}, s10 ,999\n0,X,1,s10,999\n")   # the first of two counts
+    # the first of two counts
+    path.write_text(f" label,sex , AGE,ID,age\n1,F,70,s09,999\n1,{sex},{age}, s10 ,999\n0,X,1,s10,999\n")
     table, problem = read_demographics(root / "data_info", scans)
     assert (table is not None, problem == "") == (right, right)
     if right:
@@ -525,7 +528,8 @@ def test_of_many_scans_without_an_age_five_are_named(root):
 
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "PIR"])
 def test_a_synthesis_overlays_its_mri(root, codes):
-    """What is put in at a place in the world is found there again, on the MRI's own grid with its own codes."""
+    """What is put in at a place in the world is found there again, on the MRI's own grid with its own
+    codes."""
     mri = root / "data" / "whole_MRI" / "s01.nii.gz"
     reorient(mri, codes)
     image = nib.load(mri, mmap=False)

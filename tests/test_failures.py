@@ -1,5 +1,6 @@
 """Runs that end early: one message and an exit code, never a traceback; and the packages that must be
 there."""
+import ast
 import errno
 import importlib.metadata
 import os
@@ -304,7 +305,13 @@ def test_a_missing_module_of_our_own_is_a_fault_of_the_program(monkeypatch, caps
 
 def imported_packages(path: Path) -> set[str]:
     """First names of what a module imports, anywhere in it."""
-    return set(re.findall(r"(?m)^\s*(?:from|import) (\w+)", path.read_text(encoding="utf-8")))
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module.split(".")[0])
+    return names
 
 
 def test_every_package_that_is_imported_is_asked_for():

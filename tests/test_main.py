@@ -127,7 +127,7 @@ def test_the_command_and_the_losses_of_every_epoch_stand_in_the_log(finished):
     log, command = (folder / "run.log").read_text(), json.loads((folder / "scores.json").read_text())["command"]
     assert command.startswith("python main.py --image_size 22 27 22 ") and "--exp a --stages check aae" in command
     assert f"  {command}\n" in log
-    assert log.count("6 subjects, 2 a step, 0 of 2 epochs done") == 2                         # both stages say it alike
+    assert log.count("6 subjects, 2 a step, 0 of 2 epochs done") == 2  # both stages say it alike
     losses = pd.read_csv(folder / "loss_curve.csv").set_index(["stage", "epoch"])
     lines = re.findall(r"(aae|ldm) +epoch (\d)/2  (.*?)  waiting for data", log)
     assert len(lines) == len(losses) == 4
@@ -153,7 +153,7 @@ def test_with_regions_alone_the_unet_learns_the_suvr_and_samples_are_matched(pro
     assert run(exp="r", **settings | ONE_EPOCH) == 0
     said = capsys.readouterr().out
     assert "no regions are known" not in said
-    assert "2 latent samples by ddim, 12 network evaluations a scan" in said                  # 2 samples of 3 steps, twice
+    assert "2 latent samples by ddim, 12 network evaluations a scan" in said  # 2 samples of 3 steps, twice
     saved = json.loads((project / "result" / "r" / "config.json").read_text())["settings"]
     assert (saved["label_in_training"], saved["label_at_sampling"]) == ("suvr", "matched")
     suvr = np.array([real_suvr(project, scan_id) for scan_id in LISTS["train"] + LISTS["validation"]])
@@ -295,7 +295,7 @@ def test_the_std_of_the_samples_lies_beside_the_synthetic_pet(project, no_status
         assert std.get_fdata().sum() == pytest.approx(crop.sum())
         assert 0 < crop.mean() < crop.max() < 0.6
     assert run("--stages", "test", exp="a") == 0
-    assert not (project / "result" / "a" / "std").exists()                                   # it was that of other samples
+    assert not (project / "result" / "a" / "std").exists()  # it was that of other samples
 
 
 def test_every_stage_works_as_published(project):
@@ -390,7 +390,7 @@ def test_uptake_is_measured_in_the_masks_that_are_given(project):
     assert found["SUVR"] == pytest.approx(synthetic[8:14, 16:22, 8:14].mean() / synthetic[8:14, 5:11, 8:14].mean(), rel=1e-5)
     table = pd.read_csv(project / "result" / "tables" / "quantification.csv")
     assert set(table["measure"]) == {"SUVR", "CL", "SUVR_precuneus"}
-    assert run("--stages", "test", exp="a") == 0           # without masks again: nothing of the earlier uptake stays
+    assert run("--stages", "test", exp="a") == 0  # without masks again: nothing of the earlier uptake stays
     assert not [name for name in ("uptake.csv", "uncertainty.csv", "calibration.npz") if (project / "result" / "a" / name).exists()]
 
 
@@ -504,7 +504,7 @@ def test_spoilt_results_of_any_experiment_are_refused_before_the_other_stages(pr
     path = project / "result" / "b" / "test.csv"
     path.write_text(path.read_text().replace("s09", "s08"))
     assert "b/test.csv: not as --stages test wrote it" in refused(capsys, "--stages", *STAGES, exp="c")
-    assert run("--stages", "test", "tables", exp="b") == 0                                   # its own test stage makes them again
+    assert run("--stages", "test", "tables", exp="b") == 0  # its own test stage makes them again
 
 
 def test_tables_and_report_without_scores_say_what_makes_them(root, capsys):
@@ -557,7 +557,8 @@ def test_stages_without_what_they_build_on_say_which_to_run(root, capsys):
 
 @pytest.mark.parametrize(("settings", "expected"), [
     ({"lambda_rec": 1.0}, "lambda_rec: 100.0 -> 1.0"), ({"seed": 5}, "seed: 0 -> 5"), ({"ldm_lr": 0.5}, "ldm_lr: 0.001 -> 0.5"),
-    ({"label_at_sampling": "none"}, 'label_at_sampling: "mixed" -> "none"')])  # of the validations that chose the best epoch
+    # of the validations that chose the best epoch
+    ({"label_at_sampling": "none"}, 'label_at_sampling: "mixed" -> "none"')])
 def test_a_checkpoint_of_other_settings_is_refused(project, capsys, settings, expected):
     assert expected in refused(capsys, exp="a", **settings)
 

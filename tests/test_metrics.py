@@ -22,7 +22,7 @@ def test_scores_equal_their_definitions(score):
     assert scores["PSNR_brain"] == pytest.approx(-10 * np.log10(np.mean((x - x_hat)[brain] ** 2)), rel=1e-5)
     assert scores["MAE_brain"] == pytest.approx(np.abs(x - x_hat)[brain].mean(), rel=1e-5)
 
-    def ssim_at(i, j, k):                                  # Wang et al. 2004, uniform 7^3 window, sample covariances, data range 1
+    def ssim_at(i, j, k):  # Wang et al. 2004, uniform 7^3 window, sample covariances, data range 1
         a, b = (v[i - 3:i + 4, j - 3:j + 4, k - 3:k + 4].astype(float).ravel() for v in (x, x_hat))
         covariance = np.cov(a, b)
         return ((2 * a.mean() * b.mean() + 1e-4) * (2 * covariance[0, 1] + 9e-4)
@@ -54,7 +54,8 @@ def test_evaluate_gives_a_row_a_subject_whatever_the_batch_and_refuses_nan():
     pd.testing.assert_frame_equal(one, three)
     assert one["ID"].tolist() == ["a", "b", "c"]
     assert one["label"].tolist() == [0, 1, 0]
-    table = evaluate(lambda batch: batch["pet"] * 0.9, alone * 20, score, "t")               # more than the threads take at once
+    # more than the threads take at once
+    table = evaluate(lambda batch: batch["pet"] * 0.9, alone * 20, score, "t")
     pd.testing.assert_frame_equal(table, pd.concat([three] * 20, ignore_index=True))
     broken = x.clone()
     broken[1, 0, 0, 0, 0] = float("nan")

@@ -169,7 +169,8 @@ def test_without_output_norm_the_level_of_uptake_reaches_the_latent():
 
 
 def test_without_its_norms_the_autoencoder_scales_with_the_uptake():
-    """Convolutions without biases and ReLUs alone are homogeneous: twice the uptake, twice the reconstruction. GroupNorms are not."""
+    """Convolutions without biases and ReLUs alone are homogeneous: twice the uptake, twice the
+    reconstruction. GroupNorms are not."""
     x, error = torch.rand(1, 1, 8, 8, 8), {}
     for block_norm in (False, True):
         torch.manual_seed(0)
@@ -277,7 +278,8 @@ def test_samplers_recover_z_0_from_the_true_noise(prediction, sampler):
 
 
 def test_ancestral_sampling_gives_the_variance_of_the_data():
-    """For Gaussian data the exact denoiser is known: the samples must have the data's mean and standard deviation."""
+    """For Gaussian data the exact denoiser is known: the samples must have the data's mean and standard
+    deviation."""
     torch.manual_seed(0)
     diffusion, mean, std = Diffusion(prediction="v"), 0.7, 0.4
 
@@ -292,7 +294,8 @@ def test_ancestral_sampling_gives_the_variance_of_the_data():
 
 
 def gaussian_error(sampler: str, steps: int) -> float:
-    """RMS distance of a deterministic sampler's result from the exact solution of its differential equation, for Gaussian data."""
+    """RMS distance of a deterministic sampler's result from the exact solution of its differential equation,
+    for Gaussian data."""
     diffusion, mean, std = Diffusion(prediction="v"), 0.7, 0.4
     evaluations = []
 
@@ -305,7 +308,7 @@ def gaussian_error(sampler: str, steps: int) -> float:
         a, z_0 = diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1), z_0_given(z_t, t)
         return diffusion.target(z_0, t, (z_t - a.sqrt() * z_0) / (1 - a).sqrt())
     z_T = torch.randn(1, 1, 10, 10, 10, generator=torch.Generator().manual_seed(0))
-    a_1, a_T = diffusion.alpha_bar[1], diffusion.alpha_bar[-1]                                # (z_t - alpha mean) / SD(z_t) stays
+    a_1, a_T = diffusion.alpha_bar[1], diffusion.alpha_bar[-1]  # (z_t - alpha mean) / SD(z_t) stays
     z_1 = (z_T - a_T.sqrt() * mean) * ((a_1 * std ** 2 + 1 - a_1) / (a_T * std ** 2 + 1 - a_T)).sqrt() + a_1.sqrt() * mean
     exact = z_0_given(z_1, torch.tensor([1]))
     error = (getattr(diffusion, sampler)(denoise, z_T, steps) - exact).pow(2).mean().sqrt().item()
@@ -316,7 +319,8 @@ def gaussian_error(sampler: str, steps: int) -> float:
 def test_the_second_order_solver_needs_far_fewer_network_evaluations():
     assert gaussian_error("dpm", 10) < gaussian_error("ddim", 50) < gaussian_error("ddim", 10)
     assert gaussian_error("dpm", 20) < 0.6 * gaussian_error("dpm", 10) < 0.2 * gaussian_error("dpm", 5)
-    assert gaussian_error("dpm", 1) == pytest.approx(gaussian_error("ddim", 1), rel=1e-4)    # a single one: the same estimate
+    # a single one: the same estimate
+    assert gaussian_error("dpm", 1) == pytest.approx(gaussian_error("ddim", 1), rel=1e-4)
 
 
 def times_of(sampler: str, steps: int, diffusion: Diffusion) -> list[int]:
@@ -349,7 +353,8 @@ def test_ddim_steps_are_even_in_t_and_those_of_dpm_in_lambda(T, steps):
 
 
 def test_the_first_step_of_the_second_order_solver_is_one_of_ddim():
-    """Lu et al. 2022: without an earlier estimate DPM-Solver++ is DDIM, so that two evaluations, at T - 1 and at 1, give the same."""
+    """Lu et al. 2022: without an earlier estimate DPM-Solver++ is DDIM, so that two evaluations, at T - 1 and
+    at 1, give the same."""
     torch.manual_seed(0)
     diffusion, z_T = Diffusion(prediction="v"), torch.randn(2, 1, 3, 3, 3)
 
@@ -363,7 +368,7 @@ def test_the_schedule_is_exact_in_float32_and_stands_in_no_checkpoint(T, last):
     diffusion = Diffusion(T, (1e-4, last))
     beta = 1e-4 + (last - 1e-4) * np.arange(T) / (T - 1)
     alpha_bar = np.array([np.prod(1 - beta[:t + 1]) for t in range(T)])
-    np.testing.assert_allclose(diffusion.beta.numpy(), beta, rtol=7e-8)                       # half a digit of float32
+    np.testing.assert_allclose(diffusion.beta.numpy(), beta, rtol=7e-8)  # half a digit of float32
     np.testing.assert_allclose(diffusion.alpha_bar.numpy(), alpha_bar, rtol=7e-8)
     assert not diffusion.state_dict()                      # it follows from the settings
 
@@ -377,7 +382,7 @@ def test_samplers_stay_on_the_device_of_their_input():
     on_meta = Diffusion(T=12).to("meta")
     assert on_meta.ddpm(denoise, z_T.to("meta"), iter(torch.randn(10, 2, 1, 4, 4, 4, device="meta"))).is_meta
     assert on_meta.ddim(denoise, z_T.to("meta"), 4).is_meta
-    with torch.device("meta"):                             # dpm reads numbers from its buffers: here the default device is the other one
+    with torch.device("meta"):  # dpm reads numbers from its buffers: here the default device is the other one
         assert diffusion.dpm(denoise, z_T, 4).device == z_T.device
 
 
@@ -422,7 +427,7 @@ def test_gradients_pass_through_the_decoder_and_its_values_are_not_clamped():
     x_hat = enlarging_space(0.5, 2.0).decode(z_0)
     assert x_hat.min() < 0 and x_hat.max() > 1 and x_hat.dtype == torch.float32
     x_hat.sum().backward()
-    torch.testing.assert_close(z_0.grad, torch.full_like(z_0, 8 * 0.1 * 2.0))                # 8 voxels a latent one
+    torch.testing.assert_close(z_0.grad, torch.full_like(z_0, 8 * 0.1 * 2.0))  # 8 voxels a latent one
 
 
 def test_streams_of_noise_must_not_end_before_one_another(small_unet):
@@ -446,7 +451,8 @@ def test_a_synthesis_runs_on_the_device_of_its_mri():
 @pytest.mark.parametrize("batch", [1, 4, 100])
 @pytest.mark.parametrize("with_label", [True, False])
 def test_a_latent_does_not_depend_on_the_batch_that_it_was_sampled_in(small_unet, sampler, batch, with_label):
-    """Two scans, three samples each, however they are batched, give what one at a time gives; the Extractor sees each MRI once."""
+    """Two scans, three samples each, however they are batched, give what one at a time gives; the Extractor
+    sees each MRI once."""
     diffusion, mri = Diffusion(T=12, prediction="v"), torch.rand(2, 1, 8, 8, 8)
     label = torch.tensor([[0.3, 0.7], [0.9, 0.1]]) if with_label else None
     extracted = []
@@ -466,7 +472,7 @@ def test_a_latent_does_not_depend_on_the_batch_that_it_was_sampled_in(small_unet
             return diffusion.ddpm(denoise, z_T, stream) if sampler == "ddpm" else getattr(diffusion, sampler)(denoise, z_T, 4)
     expected = torch.stack([torch.cat([alone(scan, sample) for sample in range(3)]) for scan in range(2)])
     torch.testing.assert_close(z_0, expected, atol=1e-5, rtol=1e-5)
-    decoded = Enlarging()(2.0 * expected.mean(dim=1) + 0.5).clamp(0, 1)                      # scaled back, and then decoded
+    decoded = Enlarging()(2.0 * expected.mean(dim=1) + 0.5).clamp(0, 1)  # scaled back, and then decoded
     torch.testing.assert_close(synthesizer.decode(z_0.mean(dim=1)), decoded, atol=1e-5, rtol=1e-5)
 
 

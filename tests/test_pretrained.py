@@ -92,7 +92,7 @@ def test_settings_go_through_every_stage_and_a_run_in_pieces_equals_an_uncut_one
     assert run(exp="whole", **settings) == 0
     assert run("--stages", "aae", exp="pieces", **settings | {"aae_epochs": 1}) == 0
     assert run("--stages", "aae", "encode", "ldm", exp="pieces", **settings | {"ldm_epochs": 1}) == 0
-    assert run(exp="pieces", **settings) == 0              # with a decay, the rate of the first epoch is the same
+    assert run(exp="pieces", **settings) == 0  # with a decay, the rate of the first epoch is the same
     assert same_csvs(project / "result" / "whole", project / "result" / "pieces")
     losses = pd.read_csv(project / "result" / "whole" / "loss_curve.csv").query("stage == 'ldm'")
     assert losses["mse"].notna().all() and ("image" in losses) == (others["image_loss"] != 0)

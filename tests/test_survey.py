@@ -203,6 +203,20 @@ def test_a_damaged_survey_counts_as_not_there(tmp_path, count, record_property):
     assert load_survey(path) is None
 
 
+OF_THE_MRIS = b"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 1, 10, 8, 12)"
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(b"<f4", b"<f2"), (b"10", b" 1"), (b"(2", b"(0"),
+                                              (b"'shape'", b"[shape'")])
+def test_a_survey_whose_mris_claim_another_shape_or_type_counts_as_not_there(tmp_path, right, wrong):
+    """numpy alone would read fewer bytes than there are, and then compare no checksum."""
+    save_survey(tmp_path / "s.npz", made_up_survey(["a", "b"], 4.0))
+    whole = (tmp_path / "s.npz").read_bytes()
+    assert whole.count(OF_THE_MRIS) == 1
+    (tmp_path / "s.npz").write_bytes(whole.replace(OF_THE_MRIS, OF_THE_MRIS.replace(right, wrong)))
+    assert load_survey(tmp_path / "s.npz") is None
+
+
 @pytest.mark.parametrize("lost", ["mean_pet", "pet_std", "fine_mri", "ID", "pooled pet", "column SUVR",
                                   "column CL"])
 def test_a_survey_that_lacks_a_part_counts_as_not_there(tmp_path, lost):

@@ -192,7 +192,7 @@ def test_a_grid_of_the_cohorts_shape_but_elsewhere_is_not_taken_for_the_cohorts(
     name = (project / "data/phantom/data_info/test.txt").read_text().split()[0]
     image = nib.load(project / f"data/phantom/whole_MRI/{name}.nii.gz")
     moved = image.affine.copy()
-    moved[0, 3] -= 8                                       # one voxel to the left, and its content one to the right
+    moved[0, 3] -= 8  # one voxel to the left, and its content one to the right
     write_volume(project / f"moved/{name}.nii.gz", np.roll(image.get_fdata(dtype=np.float32), 1, axis=0), moved)
     assert synthesize_new(f"data/phantom/whole_MRI/{name}.nii.gz") == synthesize_new(f"moved/{name}.nii.gz", "out2") == 0
     one, other = (nib.load(project / folder / PET.format(name)).get_fdata() for folder in ("out", "out2"))
@@ -205,7 +205,8 @@ def test_the_pet_is_0_outside_the_crop(project, new_mri):
     corner, size = np.array(TINY["crop_start"]), np.array(TINY["volume_size"])
     low, high = (AFFINE[:3, 3] + 8 * (edge - 0.5) for edge in (corner, corner + size))
     centres = nib.affines.apply_affine(pet.affine, np.indices(pet.shape).reshape(3, -1).T)
-    outside = ((centres < low - 4) | (centres > high + 4)).any(1)                            # half a voxel of the cohort is interpolated
+    # half a voxel of the cohort is interpolated
+    outside = ((centres < low - 4) | (centres > high + 4)).any(1)
     assert outside.any() and (pet.get_fdata().reshape(-1)[outside] == 0).all()
 
 
@@ -248,14 +249,14 @@ def test_network_evaluations_are_those_that_were_made(project, monkeypatch, caps
 
 
 def test_the_range_is_that_of_the_samples_decoded_one_by_one(project):
-    settings = {"label_at_sampling": "mixed", "save_std": "true"}                            # matched samples depend on all of them
+    settings = {"label_at_sampling": "mixed", "save_std": "true"}  # matched samples depend on all of them
     assert synthesize_new(**settings) == 0
     assert synthesize_new(out="one", samples_per_scan=1, label_at_sampling="mixed", save_std="false") == 0
     row, one = (pd.read_csv(project / folder / "synthesized.csv").loc[0] for folder in ("out", "one"))
     for name in ("SUVR", "p_pet", "p_mri_pet"):
         low, high = row[f"{name}_samples_min"], row[f"{name}_samples_max"]
         assert low <= high
-        assert min(abs(one[name] - low), abs(one[name] - high)) < 1e-5                       # the first of the two
+        assert min(abs(one[name] - low), abs(one[name] - high)) < 1e-5  # the first of the two
         assert row[f"{name}_sd"] == pytest.approx((high - low) / np.sqrt(2), rel=1e-6)
         assert f"{name}_sd" not in one
     std = nib.load(project / "out" / PET.format("scan").replace("ilcldm", "ilcldmSD")).get_fdata()
@@ -393,7 +394,8 @@ def test_a_replacement_that_was_interrupted_is_made_by_the_next_run(project, mon
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "save_synthesis", disk_is_full)
         assert synthesize_new(samples_per_scan=1, overwrite="true") == 5
-    assert not list((project / "out").glob("*.nii.gz"))    # no old PET beside a sidecar that speaks of the new one
+    # no old PET beside a sidecar that speaks of the new one
+    assert not list((project / "out").glob("*.nii.gz"))
     assert synthesize_new(samples_per_scan=1) == 0
     assert synthesize_new(out="fresh", samples_per_scan=1) == 0
     for path in (project / "fresh").glob("*.nii.gz"):
@@ -573,7 +575,8 @@ def test_changed_settings_of_the_sampling_are_taken(project):
     one, other = (nib.load(project / folder / PET.format("scan")).get_fdata() for folder in ("out", "changed"))
     assert not np.array_equal(one, other)
     saved = json.loads((project / "result/a/config.json").read_text())["settings"]
-    assert (saved["sampler"], saved["label_at_sampling"]) == ("ddim", "matched")             # the experiment stays as it is
+    # the experiment stays as it is
+    assert (saved["sampler"], saved["label_at_sampling"]) == ("ddim", "matched")
 
 
 @pytest.mark.parametrize(("setting", "value"), [("seed", "3"), ("unet_channels", "8"), ("volume_size", "16"), ("preset", "demo")])
