@@ -4,8 +4,6 @@ A list of subjects is a table with the columns ID, label (0 or 1), mri and pet (
 about 8 mm), SUVR if there are regions, age and sex if data_info.csv has them. Labels are used by
 fit_status_classifiers alone: the score of a test subject never depends on a label of the test list.
 """
-import zipfile
-import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,13 +18,14 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from labels.linear import LabelClassifier
-from runtime.files import atomic, brief, file_status
+from runtime.files import atomic, brief, read_own_arrays
 from utils import InputError
 
 # Linear classifier -> the volumes that it sees. The PET is real in training, that of a method in the test.
 CLASSIFIERS = {"mri": ("mri",), "mri_pet": ("mri", "pet"), "pet": ("pet",)}
 NEEDS_PET = ("mri_pet", "pet", "suvr")
 NO_METHOD = "none"                                         # the method of a classifier that sees no PET
+AGAIN = "--stages test writes it again"                    # of a damaged file
 STATE = ("coef", "intercept", "voxels", "pool")            # of a linear classifier
 
 Score = Callable[[pd.DataFrame], np.ndarray]
@@ -172,17 +171,14 @@ def load_status_classifiers(path: Path, bound_to: dict[str, str]) -> dict[str, S
 
     Raises InputError if the file is damaged.
     """
-    file_status(path)
+    arrays, classifiers = read_own_arrays(path, AGAIN), {}
     try:
-        with np.load(path, allow_pickle=False) as file:    # numpy compares the archive's checksums
-            arrays = {name: file[name] for name in file.files}
-        classifiers = {}
         for name, key in bound_to.items():
             if arrays.get(f"{name}/bound_to") == key:
                 classifiers[name] = _from_arrays(name, arrays)
         return classifiers
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: damaged ({brief(error)}); --stages test writes it again") from error
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path}: damaged ({brief(error)}); {AGAIN}") from error
 
 
 def _from_arrays(name: str, arrays: dict[str, np.ndarray]) -> StatusClassifier:

@@ -10,8 +10,6 @@ list, whatever the networks are worth: poor ones have wide intervals.
 """
 import hashlib
 import json
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +20,10 @@ from scipy.special import expit, logit
 from scipy.stats import binomtest
 from sklearn.linear_model import LogisticRegression
 
-from runtime.files import atomic, brief, file_status
+from runtime.files import atomic, brief, read_own_arrays
 from utils import InputError
 
+AGAIN = "--stages test writes it again"                    # of a damaged file
 COVERAGE = 90                                              # percent
 LEAST = -(-COVERAGE // (100 - COVERAGE))                   # validation subjects that such a quantile needs
 
@@ -167,10 +166,8 @@ def load_calibration(path: Path, bound_to: dict) -> tuple[Calibration | None, st
     """
     if not path.exists():
         return None, f"not calibrated; --stages test does it and writes {path}"
-    file_status(path)
+    arrays = read_own_arrays(path, AGAIN)
     try:
-        with np.load(path, allow_pickle=False) as file:    # numpy compares the archive's checksums
-            arrays = {name: file[name] for name in file.files}
         saved = json.loads(str(arrays.pop("bound_to")))
         numbers = {name: value if value.ndim else float(value) for name, value in arrays.items()}
         calibration = Calibration(**numbers)
@@ -178,9 +175,8 @@ def load_calibration(path: Path, bound_to: dict) -> tuple[Calibration | None, st
         for name, value in bound_to.items():
             if saved.get(name) != value:
                 changes.append(f"{name}: {saved.get(name)} -> {value}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile,
-            zlib.error) as error:
-        raise InputError(f"{path}: damaged ({brief(error)}); --stages test writes it again") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({brief(error)}); {AGAIN}") from error
     if changes:
         return None, f"calibrated for others (saved -> now): {'; '.join(changes)}"
     return calibration, ""

@@ -1,7 +1,5 @@
 """The survey: what is known of the volumes of training and validation list, from one pass over them, kept
 beside the latents."""
-import zipfile
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +13,9 @@ from dataset import Scan
 from evaluation.measurement import Measurement
 from labels.linear import pool_volume, pool_width
 from labels.ridge import INPUT_MM
-from runtime.files import atomic
+from runtime.files import atomic, read_own_arrays
 from runtime.logs import progress_bar
-from utils import derived_seed
+from utils import InputError, derived_seed
 
 FORMAT = 1                                             # raise it when what a survey holds changes its meaning
 
@@ -87,11 +85,7 @@ def save_survey(path: Path, survey: Survey) -> None:
 def load_survey(path: Path) -> Survey | None:
     """A survey that was saved, or None if there is none that can be read to its end."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.testzip():                          # numpy checks only what it reads to its end
-                return None
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = read_own_arrays(path, "it is made again")
         table = pd.DataFrame({"ID": arrays["ID"].tolist()})
         for name in ("mri", "pet"):
             table[name] = list(arrays[f"pooled {name}"])
@@ -99,5 +93,5 @@ def load_survey(path: Path) -> Survey | None:
             table[name] = arrays[f"column {name}"]
         return Survey(torch.from_numpy(arrays["mean_pet"]), float(arrays["pet_std"]),
                       torch.from_numpy(arrays["fine_mri"]), table)
-    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
+    except (InputError, ValueError, KeyError):
         return None

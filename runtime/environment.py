@@ -12,8 +12,7 @@ PACKAGES = {"torch": "torch", "numpy": "numpy", "nibabel": "nibabel", "pandas": 
             "sklearn": "scikit-learn", "skimage": "scikit-image", "tqdm": "tqdm", "filelock": "filelock"}
 
 # Module -> package, what needs it, and the file that lists it. They are imported where they are used:
-# failures.explain
-# tells a user whose run comes there without them.
+# failures.explain tells a user whose run comes there without them.
 OPTIONAL = {"matplotlib": ("matplotlib", "figures and the report", "requirements.txt"),
             "jinja2": ("jinja2", "the report and tables for LaTeX", "requirements.txt"),
             "tabulate": ("tabulate", "tables in Markdown", "requirements.txt"),

@@ -22,7 +22,9 @@ from experiment.networks import build_aae, build_unet
 from runtime.checkpoints import load_checkpoint
 from runtime.commandline import parse
 
-CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv", "validation_list.csv")
+CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summary.csv",
+        "validation_list.csv")
+CHECKPOINTS = ("CHECKPOINT_AAE", "CHECKPOINT_AAE_last", "CHECKPOINT_Unet", "CHECKPOINT_Unet_last")
 ONE_EPOCH = {"aae_epochs": 1, "ldm_epochs": 1}              # of each stage, where more say no more
 COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain"]
 
@@ -86,14 +88,25 @@ def same_csvs(one, other) -> bool:
     return all((one / name).read_bytes() == (other / name).read_bytes() for name in CSVS)
 
 
+def same_states(one: Path, other: Path) -> bool:
+    """Whether two checkpoints hold the same state of networks and optimizers, bit for bit."""
+    states = [load_checkpoint(path)["state"] for path in (one, other)]
+    assert states[0].keys() == states[1].keys()
+    leaves = [torch.utils._pytree.tree_leaves(state) for state in states]
+    pairs = zip(*leaves, strict=True)
+    return all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in pairs)
+
+
 def test_a_run_writes_every_output(finished):
     folder = finished / "result" / "a"
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "CHECKPOINT_AAE.pth.tar", "CHECKPOINT_AAE_last.pth.tar", "CHECKPOINT_Unet.pth.tar", "CHECKPOINT_Unet_last.pth.tar",
-        *CSVS, "status_classifiers.npz", "scores.json", "synthesized", "loss_curve.png", "synthesized.png", "figures",
-        "report.html", "run.log", ".lock"}
-    assert {path.stem for path in (finished / "result" / "tables").iterdir()} == {"image_quality", "amyloid_status", "comparisons"}
-    test, validation, losses = (pd.read_csv(folder / name) for name in ("test.csv", "validation.csv", "loss_curve.csv"))
+        *(f"{name}.pth.tar" for name in CHECKPOINTS), *CSVS, "config.json", "status_classifiers.npz",
+        "scores.json", "synthesized", "loss_curve.png", "synthesized.png", "figures", "report.html",
+        "run.log", ".lock"}
+    tables = {path.stem for path in (finished / "result" / "tables").iterdir()}
+    assert tables == {"image_quality", "amyloid_status", "comparisons"}
+    names = ("test.csv", "validation.csv", "loss_curve.csv")
+    test, validation, losses = (pd.read_csv(folder / name) for name in names)
     assert test.columns.tolist() == COLUMNS
     assert [(m, i) for m, i in zip(test["method"], test["ID"], strict=True)] == [
         (method, scan_id) for method in ("aae", "il_cldm", "mean_pet") for scan_id in LISTS["test"]]
@@ -112,10 +125,12 @@ def test_a_run_writes_every_output(finished):
 def test_the_checkpoint_holds_what_the_test_stage_needs_as_plain_values(finished):
     saved = torch.load(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar", weights_only=True)
     assert {"unet", "ema", "opt"} == saved["state"].keys()
-    assert saved["metadata"].keys() == {"latent_mean", "latent_std", "soft_labels", "label_predictor", "affine", "phantom"}
+    assert saved["metadata"].keys() == {"latent_mean", "latent_std", "soft_labels", "label_predictor",
+                                        "affine", "phantom"}
     assert saved["metadata"]["label_predictor"]["coef"].dim() == 2
-    latents = np.stack([nib.load(next((finished / "data" / "latent_Abeta").rglob(f"{scan_id}.nii.gz"))).get_fdata()
-                        for scan_id in LISTS["train"]])
+    folder = finished / "data" / "latent_Abeta"
+    paths = [next(folder.rglob(f"{scan_id}.nii.gz")) for scan_id in LISTS["train"]]
+    latents = np.stack([nib.load(path).get_fdata() for path in paths])
     assert saved["metadata"]["latent_mean"] == pytest.approx(latents.mean(), rel=1e-4)
     assert saved["metadata"]["latent_std"] == pytest.approx(latents.std(), rel=1e-3)
     np.testing.assert_allclose(saved["metadata"]["affine"].numpy(), AFFINE)
@@ -124,8 +139,10 @@ def test_the_checkpoint_holds_what_the_test_stage_needs_as_plain_values(finished
 
 def test_the_command_and_the_losses_of_every_epoch_stand_in_the_log(finished):
     folder = finished / "result" / "a"
-    log, command = (folder / "run.log").read_text(), json.loads((folder / "scores.json").read_text())["command"]
-    assert command.startswith("python main.py --image_size 22 27 22 ") and "--exp a --stages check aae" in command
+    log = (folder / "run.log").read_text()
+    command = json.loads((folder / "scores.json").read_text())["command"]
+    assert command.startswith("python main.py --image_size 22 27 22 ")
+    assert "--exp a --stages check aae" in command
     assert f"  {command}\n" in log
     assert log.count("6 subjects, 2 a step, 0 of 2 epochs done") == 2  # both stages say it alike
     losses = pd.read_csv(folder / "loss_curve.csv").set_index(["stage", "epoch"])
@@ -185,14 +202,17 @@ def test_synthesized_volumes_overlay_their_mri_and_are_what_was_scored(finished)
         assert 0 <= voxels.min() < voxels.max() <= 1
         pet = nib.load(finished / "data" / "whole_Abeta" / f"{scan_id}.nii").get_fdata()
         psnr = -10 * np.log10(((voxels - pet)[crop] ** 2).mean())
-        assert test.query("method == 'il_cldm' and ID == @scan_id")["PSNR"].item() == pytest.approx(psnr, rel=1e-4)
+        found = test.query("method == 'il_cldm' and ID == @scan_id")["PSNR"].item()
+        assert found == pytest.approx(psnr, rel=1e-4)
 
 
 def test_mean_pet_is_the_mean_of_the_training_list(finished):
-    pets = [nib.load(finished / "data" / "whole_Abeta" / f"{scan_id}.nii").get_fdata()[3:19, 2:26, 3:19] for scan_id in LISTS["train"]]
-    pet = nib.load(finished / "data" / "whole_Abeta" / "s09.nii").get_fdata()[3:19, 2:26, 3:19]
-    found = pd.read_csv(finished / "result" / "a" / "test.csv").query("method == 'mean_pet' and ID == 's09'")["MAE"].item()
-    assert found == pytest.approx(np.abs(np.mean(pets, 0) - pet).mean(), rel=1e-5)
+    def crop_of(scan_id: str) -> np.ndarray:
+        return nib.load(finished / "data" / "whole_Abeta" / f"{scan_id}.nii").get_fdata()[3:19, 2:26, 3:19]
+    mean = np.mean([crop_of(scan_id) for scan_id in LISTS["train"]], axis=0)
+    test = pd.read_csv(finished / "result" / "a" / "test.csv")
+    found = test.query("method == 'mean_pet' and ID == 's09'")["MAE"].item()
+    assert found == pytest.approx(np.abs(mean - crop_of("s09")).mean(), rel=1e-5)
 
 
 def test_the_same_seed_gives_the_same_csvs_and_another_does_not(project):
@@ -200,13 +220,15 @@ def test_the_same_seed_gives_the_same_csvs_and_another_does_not(project):
     assert same_csvs(project / "result" / "a", project / "result" / "b")
     assert run("--stages", "aae", exp="c", seed=1, aae_epochs=1) == 0
     for name, column in (("loss_curve.csv", "rec"), ("validation.csv", "PSNR")):
-        one, other = (pd.read_csv(project / "result" / exp / name).query("stage == 'aae' and epoch == 1") for exp in "ac")
-        assert one[column].item() != other[column].item()
+        one, other = (pd.read_csv(project / "result" / exp / name) for exp in "ac")
+        first = "stage == 'aae' and epoch == 1"
+        assert one.query(first)[column].item() != other.query(first)[column].item()
 
 
 def test_reading_in_worker_processes_changes_nothing(project):
     assert run("--stages", "aae", exp="b", num_workers=2) == 0
-    one, other = (load_checkpoint(project / "result" / exp / "CHECKPOINT_AAE_last.pth.tar")["state"]["aae"] for exp in "ab")
+    paths = [project / "result" / exp / "CHECKPOINT_AAE_last.pth.tar" for exp in "ab"]
+    one, other = (load_checkpoint(path)["state"]["aae"] for path in paths)
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -215,11 +237,9 @@ def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project):
     assert run("--stages", "aae", "encode", "ldm", exp="b", ldm_epochs=1) == 0
     assert run(exp="b") == 0
     assert same_csvs(project / "result" / "a", project / "result" / "b")
-    for file in ("CHECKPOINT_AAE", "CHECKPOINT_AAE_last", "CHECKPOINT_Unet", "CHECKPOINT_Unet_last"):
-        one, other = (load_checkpoint(project / "result" / exp / f"{file}.pth.tar")["state"] for exp in "ab")
-        for part in one:
-            flat = [torch.utils._pytree.tree_leaves(state[part]) for state in (one, other)]
-            assert all(torch.equal(x, y) if torch.is_tensor(x) else x == y for x, y in zip(*flat, strict=True))
+    for file in CHECKPOINTS:
+        one, other = (project / "result" / exp / f"{file}.pth.tar" for exp in "ab")
+        assert same_states(one, other), file
 
 
 def test_a_finished_run_trains_nothing_again(project, capsys):
@@ -233,7 +253,11 @@ def test_a_finished_run_trains_nothing_again(project, capsys):
 
 def test_recomputed_activations_and_the_place_of_the_cache_change_nothing(project, monkeypatch, capsys):
     recomputed = []
-    monkeypatch.setattr(model, "checkpoint", lambda *args, **kwargs: recomputed.append(1) or checkpoint(*args, **kwargs))
+
+    def count(*arguments, **options):
+        recomputed.append(1)
+        return checkpoint(*arguments, **options)
+    monkeypatch.setattr(model, "checkpoint", count)
     assert run(exp="b", recompute=True, cache="file") == 0
     assert len(recomputed) > 50
     assert "kept in a file" in capsys.readouterr().out
@@ -280,16 +304,19 @@ def test_bfloat16_goes_through_every_stage(project, capsys):
     log = capsys.readouterr().out
     assert "networks compute in bf16 on cpu" in log
     assert log.count("waiting for data") == 2              # a line an epoch
-    assert json.loads((project / "result" / "b" / "scores.json").read_text())["settings"]["precision"] == "bf16"
-    scores = [pd.read_csv(project / "result" / exp / "validation.csv").query("epoch == 1")["PSNR"].values for exp in "ba"]
-    assert (scores[0] != scores[1]).all()
-    np.testing.assert_allclose(*scores, atol=1)
+    saved = json.loads((project / "result" / "b" / "scores.json").read_text())
+    assert saved["settings"]["precision"] == "bf16"
+    tables = [pd.read_csv(project / "result" / exp / "validation.csv") for exp in "ba"]
+    one, other = (table.query("epoch == 1")["PSNR"].values for table in tables)
+    assert (one != other).all()
+    np.testing.assert_allclose(one, other, atol=1)
 
 
 def test_the_std_of_the_samples_lies_beside_the_synthetic_pet(project, no_status):
     assert run("--stages", "test", exp="a", save_std=True, samples_per_scan=3) == 0
     for scan_id in LISTS["test"]:
-        std, x_hat = (nib.load(project / "result" / "a" / folder / f"{scan_id}.nii.gz") for folder in ("std", "synthesized"))
+        folder = project / "result" / "a"
+        std, x_hat = (nib.load(folder / name / f"{scan_id}.nii.gz") for name in ("std", "synthesized"))
         np.testing.assert_array_equal(std.affine, x_hat.affine)
         crop = std.get_fdata()[3:19, 2:26, 3:19]
         assert std.get_fdata().sum() == pytest.approx(crop.sum())
@@ -307,13 +334,15 @@ def test_every_stage_works_as_published(project):
 
 
 def test_storage_orientation_changes_no_score(project):
-    for path in [*(project / "data" / "whole_MRI").glob("*.nii.gz"), *(project / "data" / "whole_Abeta").glob("*.nii")]:
-        reorient(path, "LAS")
+    for folder in ("whole_MRI", "whole_Abeta"):
+        for path in (project / "data" / folder).iterdir():
+            reorient(path, "LAS")
     assert run(exp="b") == 0
     for name in ("test.csv", "validation.csv"):
         one, other = (pd.read_csv(project / "result" / exp / name) for exp in "ab")
         pd.testing.assert_frame_equal(one, other)
-    assert nib.aff2axcodes(nib.load(project / "result" / "b" / "synthesized" / "s09.nii.gz").affine) == ("L", "A", "S")
+    pet = nib.load(project / "result" / "b" / "synthesized" / "s09.nii.gz")
+    assert nib.aff2axcodes(pet.affine) == ("L", "A", "S")
 
 
 def test_with_both_conditions_ablated_nothing_of_the_subject_enters(project, no_status):
@@ -323,8 +352,9 @@ def test_with_both_conditions_ablated_nothing_of_the_subject_enters(project, no_
     assert unet["metadata"]["label_predictor"] is None and not unet["metadata"]["soft_labels"].any()
     assert not any(name.startswith("extractor") for name in unet["state"]["ema"])
     before = synthesized(project / "result" / "i")
-    for path in (project / "data" / "whole_MRI").glob("s09*"):
-        nib.save(nib.Nifti1Image(nib.load(path).get_fdata(dtype=np.float32)[::-1] * np.float32(0.5), AFFINE), path)
+    path = project / "data" / "whole_MRI" / "s09.nii.gz"
+    voxels = nib.load(path).get_fdata(dtype=np.float32)
+    nib.save(nib.Nifti1Image(voxels[::-1] * np.float32(0.5), AFFINE), path)
     assert run("--stages", "test", exp="i", **ablated) == 0
     after = synthesized(project / "result" / "i")
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -332,15 +362,20 @@ def test_with_both_conditions_ablated_nothing_of_the_subject_enters(project, no_
 
 def synthesized(folder) -> dict[str, np.ndarray]:
     """File name -> voxels of every synthetic PET of an experiment."""
-    return {path.name: nib.load(path).get_fdata() for path in sorted((folder / "synthesized").glob("*.nii.gz"))}
+    paths = sorted((folder / "synthesized").glob("*.nii.gz"))
+    return {path.name: nib.load(path).get_fdata() for path in paths}
+
+
+def swap_test_labels(path: Path) -> None:
+    """Give each subject of the test list the other label."""
+    path.write_text(path.read_text().replace("s09,0", "s09,1").replace("s10,1", "s10,0"))
 
 
 def test_a_synthesis_depends_neither_on_the_other_subjects_nor_on_any_test_label(project, no_status):
     before = synthesized(project / "result" / "a")
     info = project / "data_info"
     (info / "test.txt").write_text("s10\ns09\n")
-    table = (info / "data_info.csv").read_text()
-    (info / "data_info.csv").write_text(table.replace("s09,0", "s09,x").replace("s10,1", "s10,0").replace("s09,x", "s09,1"))
+    swap_test_labels(info / "data_info.csv")
     assert run("--stages", "test", exp="a") == 0           # a new test list needs no new training
     after = synthesized(project / "result" / "a")
     assert all(np.array_equal(before[name], after[name]) for name in before)
@@ -372,10 +407,12 @@ TRUE_LABEL = {"label_in_training": "true"}                 # of `finished`, whic
 
 
 def test_uptake_is_measured_in_the_masks_that_are_given(project):
-    write_volume(project / "labels.nii.gz", np.pad(np.full((4, 4, 4), 5, np.uint8), ((9, 9), (17, 6), (9, 9))))
+    region = np.pad(np.full((4, 4, 4), 5, np.uint8), ((9, 9), (17, 6), (9, 9)))
+    write_volume(project / "labels.nii.gz", region)
     (project / "labels.csv").write_text("index,name\n5,precuneus\n")
-    settings = masks(project) | TRUE_LABEL | {"regions_image": "labels.nii.gz", "regions_table": "labels.csv",
-                                              "centiloid_slope": 188.22, "centiloid_intercept": -189.16, "exp": "a"}
+    further = {"regions_image": "labels.nii.gz", "regions_table": "labels.csv", "centiloid_slope": 188.22,
+               "centiloid_intercept": -189.16}
+    settings = masks(project) | TRUE_LABEL | further | {"exp": "a"}
     assert run("--stages", "test", "tables", **settings) == 0
     uptake = pd.read_csv(project / "result" / "a" / "uptake.csv")
     assert uptake.columns.tolist() == ["method", "ID", "label", "SUVR", "CL", "SUVR_precuneus"]
@@ -387,11 +424,13 @@ def test_uptake_is_measured_in_the_masks_that_are_given(project):
     assert found["SUVR_precuneus"] == pytest.approx(pet[9:13, 17:21, 9:13].mean() / level, rel=1e-5)
     synthetic = nib.load(project / "result" / "a" / "synthesized" / "s10.nii.gz").get_fdata()
     found = uptake.query("method == 'il_cldm' and ID == 's10'").iloc[0]
-    assert found["SUVR"] == pytest.approx(synthetic[8:14, 16:22, 8:14].mean() / synthetic[8:14, 5:11, 8:14].mean(), rel=1e-5)
+    expected = synthetic[8:14, 16:22, 8:14].mean() / synthetic[8:14, 5:11, 8:14].mean()
+    assert found["SUVR"] == pytest.approx(expected, rel=1e-5)
     table = pd.read_csv(project / "result" / "tables" / "quantification.csv")
     assert set(table["measure"]) == {"SUVR", "CL", "SUVR_precuneus"}
     assert run("--stages", "test", exp="a") == 0  # without masks again: nothing of the earlier uptake stays
-    assert not [name for name in ("uptake.csv", "uncertainty.csv", "calibration.npz") if (project / "result" / "a" / name).exists()]
+    for name in ("uptake.csv", "uncertainty.csv", "calibration.npz"):
+        assert not (project / "result" / "a" / name).exists()
 
 
 def test_without_masks_the_log_says_how_to_get_uptake(finished):
@@ -404,13 +443,15 @@ def test_problems_of_all_masks_are_named_at_once_before_anything_is_written(root
     (root / "bad.nii.gz").write_bytes(b"no NIfTI")
     message = refused(capsys, brain_mask="bad.nii.gz", cortex_mask="nowhere.nii", reference_mask="bad.nii.gz",
                       regions_image="nowhere.nii", regions_table="table.csv")
-    for part in ("bad.nii.gz: cannot be read as NIfTI", "cortex_mask nowhere.nii: not there", "regions_image nowhere.nii: not there"):
+    for part in ("bad.nii.gz: cannot be read as NIfTI", "cortex_mask nowhere.nii: not there",
+                 "regions_image nowhere.nii: not there"):
         assert part in message
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
     ({"centiloid_slope": 188.22}, "need the SUVR's own regions: give cortex_mask and reference_mask"),
-    ({"cortex_mask": "cortex.nii.gz", "reference_mask": "cortex.nii.gz"}, "are the same region, so every SUVR would be 1"),
+    ({"cortex_mask": "cortex.nii.gz", "reference_mask": "cortex.nii.gz"},
+     "are the same region, so every SUVR would be 1"),
     ({"cortex_mask": "cortex.nii.gz"}, "cortex_mask and reference_mask go together"),
     ({"centiloid_intercept": 5.0}, "centiloid_intercept 5.0 needs a centiloid_slope")])
 def test_settings_of_the_uptake_that_mean_nothing_are_refused(root, capsys, settings, expected):
@@ -446,12 +487,15 @@ def test_scores_name_the_epochs_that_were_trained_and_end_with_further_training(
     assert not (project / "result" / "a" / "scores.json").exists()
 
 
-@pytest.mark.parametrize(("age", "sex", "expected"), [("70", "F", ""), ("-4", "F", "no age from 1 to 120 years (s09)"),
-                                                      ("abc", "F", "(s09)"), ("70", "", "(s09)"), ("1e308", "M", "(s09)")])
+@pytest.mark.parametrize(("age", "sex", "expected"), [
+    ("70", "F", ""), ("-4", "F", "no age from 1 to 120 years (s09)"), ("abc", "F", "(s09)"),
+    ("70", "", "(s09)"), ("1e308", "M", "(s09)")])
 def test_age_and_sex_are_read_if_all_are_known(project, capsys, age, sex, expected):
     path = project / "data_info" / "data_info.csv"
-    rows = [f"{line},{60 + i},{'mF'[i % 2]}" for i, line in enumerate(path.read_text().splitlines()[1:])]
-    path.write_text("\n".join(["ID,label,Age,SEX", *(row if not row.startswith("s09") else f"s09,0,{age},{sex}" for row in rows)]))
+    rows = ["ID,label,Age,SEX"]
+    for i, line in enumerate(path.read_text().splitlines()[1:]):
+        rows.append(f"{line},{age},{sex}" if line.startswith("s09") else f"{line},{60 + i},{'mF'[i % 2]}")
+    path.write_text("\n".join(rows))
     assert run("--stages", "test", exp="a") == 0
     found = "age_sex" in set(pd.read_csv(project / "result" / "a" / "predictions.csv")["classifier"])
     assert found == (not expected)
@@ -460,7 +504,10 @@ def test_age_and_sex_are_read_if_all_are_known(project, capsys, age, sex, expect
 
 def test_three_labels_are_scored_without_a_status(project):
     path = project / "data_info" / "data_info.csv"
-    path.write_text(path.read_text().replace("s03,0", "s03,2").replace("s04,1", "s04,2").replace("s10,1", "s10,2"))
+    rows = path.read_text()
+    for old, new in (("s03,0", "s03,2"), ("s04,1", "s04,2"), ("s10,1", "s10,2")):
+        rows = rows.replace(old, new)
+    path.write_text(rows)
     assert run("--stages", *STAGES, exp="three", num_classes=3, **ONE_EPOCH) == 0
     assert not (project / "result" / "three" / "predictions.csv").exists()
     assert "label 2" in (project / "result" / "three" / "report.html").read_text()
@@ -480,12 +527,12 @@ def test_a_pet_without_uptake_in_the_reference_is_named(project, capsys):
 def test_labels_of_the_test_list_change_no_score(project):
     settings = masks(project) | TRUE_LABEL | {"exp": "a"}
     assert run("--stages", "test", **settings) == 0
-    one = {name: pd.read_csv(project / "result" / "a" / f"{name}.csv") for name in ("test", "uptake", "predictions")}
-    path = project / "data_info" / "data_info.csv"
-    path.write_text(path.read_text().replace("s09,0", "s09,1").replace("s10,1", "s10,0"))
+    folder, names = project / "result" / "a", ("test", "uptake", "predictions")
+    one = {name: pd.read_csv(folder / f"{name}.csv") for name in names}
+    swap_test_labels(project / "data_info" / "data_info.csv")
     assert run("--stages", "test", **settings) == 0
     for name, table in one.items():
-        other = pd.read_csv(project / "result" / "a" / f"{name}.csv")
+        other = pd.read_csv(folder / f"{name}.csv")
         assert (other["label"] != table["label"]).all()
         pd.testing.assert_frame_equal(other.drop(columns="label"), table.drop(columns="label"))
 
@@ -508,7 +555,8 @@ def test_spoilt_results_of_any_experiment_are_refused_before_the_other_stages(pr
 
 
 def test_tables_and_report_without_scores_say_what_makes_them(root, capsys):
-    assert "holds no experiment with scores; --stages test writes them" in refused(capsys, "--stages", "tables")
+    message = refused(capsys, "--stages", "tables")
+    assert "holds no experiment with scores; --stages test writes them" in message
     assert "scores.json: not there" in refused(capsys, "--stages", "report", exp="z")
 
 
@@ -537,8 +585,9 @@ def test_bad_data_ends_the_run_before_anything_is_written(root, capsys, case):
         assert part in message
 
 
-@pytest.mark.parametrize(("argv", "expected"), [(["--epochs", "3"], "unknown setting --epochs"),
-                                                (["--volume_size", "17", "24", "16"], "must be divisible by 2")])
+@pytest.mark.parametrize(("argv", "expected"), [
+    (["--epochs", "3"], "unknown setting --epochs"),
+    (["--volume_size", "17", "24", "16"], "must be divisible by 2")])
 def test_wrong_settings_end_the_run_before_anything_is_written(root, capsys, argv, expected):
     assert expected in refused(capsys, *argv)
 
@@ -549,14 +598,17 @@ def test_no_data_at_all_names_the_demo(tmp_path, monkeypatch, capsys):
 
 
 def test_stages_without_what_they_build_on_say_which_to_run(root, capsys):
-    assert "CHECKPOINT_AAE.pth.tar is not there; run --stages aae first" in refused(capsys, "--stages", "encode", exp="z")
+    message = refused(capsys, "--stages", "encode", exp="z")
+    assert "CHECKPOINT_AAE.pth.tar is not there; run --stages aae first" in message
     assert run("--stages", "aae", exp="z") == 0
     capsys.readouterr()
-    assert "CHECKPOINT_Unet.pth.tar is not there; run --stages encode ldm first" in refused(capsys, "--stages", "test", exp="z")
+    message = refused(capsys, "--stages", "test", exp="z")
+    assert "CHECKPOINT_Unet.pth.tar is not there; run --stages encode ldm first" in message
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
-    ({"lambda_rec": 1.0}, "lambda_rec: 100.0 -> 1.0"), ({"seed": 5}, "seed: 0 -> 5"), ({"ldm_lr": 0.5}, "ldm_lr: 0.001 -> 0.5"),
+    ({"lambda_rec": 1.0}, "lambda_rec: 100.0 -> 1.0"), ({"seed": 5}, "seed: 0 -> 5"),
+    ({"ldm_lr": 0.5}, "ldm_lr: 0.001 -> 0.5"),
     # of the validations that chose the best epoch
     ({"label_at_sampling": "none"}, 'label_at_sampling: "mixed" -> "none"')])
 def test_a_checkpoint_of_other_settings_is_refused(project, capsys, settings, expected):
@@ -597,7 +649,8 @@ class Bomb:
 
 
 def test_code_in_a_checkpoint_is_refused(project, capsys):
-    torch.save({"settings": {}, "metadata": {}, "epoch": 1, "state": Bomb()}, "result/a/CHECKPOINT_AAE.pth.tar")
+    saved = {"settings": {}, "metadata": {}, "epoch": 1, "state": Bomb()}
+    torch.save(saved, "result/a/CHECKPOINT_AAE.pth.tar")
     assert "never code" in refused(capsys, exp="a")
     assert not (project / "exploded").exists()
 
@@ -619,11 +672,13 @@ def test_a_diverging_training_stops_with_code_3_and_keeps_the_last_checkpoint(pr
 
 def test_the_phantom_goes_through_every_stage_beside_its_oracle(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    settings = {"exp": "ph", "phantom_subjects": (4, 2, 4), "phantom_voxel": 8, "data_dir": "data/ph"} | ONE_EPOCH
+    phantom = {"phantom_subjects": (4, 2, 4), "phantom_voxel": 8, "data_dir": "data/ph"}
+    settings = {"exp": "ph"} | phantom | ONE_EPOCH
     assert run(**settings) == 0
     assert "digital phantom, not patient data" in capsys.readouterr().out
     test, summary = (pd.read_csv(tmp_path / "result" / "ph" / name) for name in ("test.csv", "summary.csv"))
-    assert test.groupby("method", sort=False).size().to_dict() == {"aae": 4, "il_cldm": 4, "mean_pet": 4, "oracle": 4}
+    rows = test.groupby("method", sort=False).size()
+    assert rows.to_dict() == {"aae": 4, "il_cldm": 4, "mean_pet": 4, "oracle": 4}
     assert set(summary["data"]) == {"digital phantom, not patient data"}
     means = test.groupby("method")["MAE_brain"].mean()
     assert means["oracle"] < means["mean_pet"]

@@ -28,7 +28,8 @@ def test_a_stage_1_of_another_experiment_is_neither_trained_nor_encoded_again(pr
     assert [(path.read_bytes(), path.stat().st_mtime_ns) for path in used] == before
     assert len(list((project / "data" / "latent_Abeta").rglob("*.nii.gz"))) == 8
     for name in ("test.csv", "predictions.csv"):           # the same seed and settings: the same networks
-        assert (project / "result" / "a" / name).read_bytes() == (project / "result" / "b" / name).read_bytes()
+        one, other = (project / "result" / exp / name for exp in "ab")
+        assert one.read_bytes() == other.read_bytes()
     assert run("--stages", "report", exp="b", aae_from="a") == 0
     assert (project / "result" / "b" / "report.html").is_file()
 
@@ -44,12 +45,13 @@ def test_a_stage_2_of_another_experiment_is_sampled_otherwise(project):  # noqa:
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"aae_from": "nowhere"}, "result/nowhere/CHECKPOINT_AAE.pth.tar is not there; train --exp nowhere first"),
+    ({"aae_from": "nowhere"},
+     "result/nowhere/CHECKPOINT_AAE.pth.tar is not there; train --exp nowhere first"),
     ({"ldm_from": "nowhere"}, "result/nowhere/CHECKPOINT_AAE.pth.tar is not there"),
     ({"aae_from": "a", "aae_lr": 1e-4}, "aae_lr: 0.001 -> 0.0001"),
     ({"ldm_from": "a", "prediction": "x0"}, 'prediction: "v" -> "x0"'),
 ])
-def test_a_stage_that_is_missing_or_of_other_settings_is_refused_first(project, capsys, settings, message):  # noqa: F811
+def test_a_stage_that_does_not_fit_is_refused_first(project, capsys, settings, message):  # noqa: F811
     assert run(exp="b", **settings) == 2
     assert message in capsys.readouterr().err
     assert not (project / "result" / "b" / "config.json").exists()
@@ -57,10 +59,10 @@ def test_a_stage_that_is_missing_or_of_other_settings_is_refused_first(project, 
 
 def test_seeds_that_use_stages_of_their_own_experiments_are_one_row(project):  # noqa: F811
     for seed in (1, 2):
-        stages = "--stages", "check", "ldm", "test"
-        own, other = {"exp": f"d{seed}", "seed": seed} | ONE_EPOCH, {"exp": f"x{seed}", "seed": seed} | ONE_EPOCH
-        assert run("--stages", "aae", "encode", **own) == 0
-        assert run(*stages, **other, aae_from=f"d{seed}", prediction="x0") == 0
+        settings = {"seed": seed} | ONE_EPOCH
+        assert run("--stages", "aae", "encode", exp=f"d{seed}", **settings) == 0
+        settings |= {"aae_from": f"d{seed}", "prediction": "x0"}
+        assert run("--stages", "check", "ldm", "test", exp=f"x{seed}", **settings) == 0
     assert run("--stages", "tables", exp="a") == 0
     table = pd.read_csv(project / "result" / "tables" / "image_quality.csv")
     x = table[(table["experiment"] == "x") & (table["method"] == "il_cldm")]
@@ -87,12 +89,12 @@ OTHERS = [
 
 
 @pytest.mark.parametrize("others", OTHERS)
-def test_settings_go_through_every_stage_and_a_run_in_pieces_equals_an_uncut_one(project, others):  # noqa: F811
+def test_in_pieces_with_other_settings_equals_uncut(project, others):  # noqa: F811
     settings = others | (masks(project) if others["label_in_training"] == "suvr" else {})
     assert run(exp="whole", **settings) == 0
     assert run("--stages", "aae", exp="pieces", **settings | {"aae_epochs": 1}) == 0
     assert run("--stages", "aae", "encode", "ldm", exp="pieces", **settings | {"ldm_epochs": 1}) == 0
-    assert run(exp="pieces", **settings) == 0  # with a decay, the rate of the first epoch is the same
+    assert run(exp="pieces", **settings) == 0              # a decay begins after the first epoch
     assert same_csvs(project / "result" / "whole", project / "result" / "pieces")
     losses = pd.read_csv(project / "result" / "whole" / "loss_curve.csv").query("stage == 'ldm'")
     assert losses["mse"].notna().all() and ("image" in losses) == (others["image_loss"] != 0)
@@ -104,7 +106,8 @@ def test_soft_labels_are_kept_with_the_weights_and_shuffled_ones_are_those_of_ot
     for exp, shuffle in (("suvr", False), ("shuffled", True)):
         stage_2 = {"exp": exp, "aae_from": "a", "ldm_epochs": 1, "shuffle_labels": shuffle}
         assert run("--stages", "ldm", **stage_2 | settings) == 0
-        labels[exp] = load_checkpoint(project / "result" / exp / "CHECKPOINT_Unet.pth.tar")["metadata"]["soft_labels"]
+        saved = load_checkpoint(project / "result" / exp / "CHECKPOINT_Unet.pth.tar")
+        labels[exp] = saved["metadata"]["soft_labels"]
     assert labels["suvr"].shape == (8, 2)                  # training list, then validation list
     np.testing.assert_allclose(labels["suvr"].sum(dim=1).numpy(), 1, atol=1e-6)
     suvr = [real_suvr(project, f"s0{number}") for number in range(1, 9)]

@@ -1,5 +1,4 @@
-"""The sweep over samplers, network evaluations and latent samples: what it measures, continues and refuses."""
-import json
+"""The sweep over samplers, steps and numbers of samples: what it measures, continues and refuses."""
 import os
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from config import Config
 from evaluation import figures
 from experiment.experiment import Experiment
 from experiment.networks import LatentSampler
+from experiment.saved import read_settings
 from experiment.session import check
 from studies import sweep
 
@@ -31,7 +31,7 @@ def run_sweep(exp: str = "a", **settings) -> int:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory) -> Path:
-    """A project folder in which the tiny cohort has gone through both stages and a sweep, as experiment `a`."""
+    """A project folder in which the tiny cohort went through both stages and a sweep, as experiment `a`."""
     root = tmp_path_factory.mktemp("swept")
     write_cohort(root)
     before = os.getcwd()
@@ -82,18 +82,21 @@ def test_it_covers_all_samplers_and_the_setting_of_the_experiment(swept):
     assert sorted(samples.pop(("ddim", 3))) == [1, 2, 4, 16]  # those of the setting too
     assert all(sorted(counts) == [1, 4, 16] for counts in samples.values())
     assert set(table["n"]) == {2} and table["measured_on"].nunique() == 1
-    assert {path.name for path in (swept / TABLE).parent.iterdir()} == {f"sampling_sweep.{suffix}" for suffix in ("csv", "png", "pdf")}
+    files = {path.name for path in (swept / TABLE).parent.iterdir()}
+    assert files == {"sampling_sweep.csv", "sampling_sweep.png", "sampling_sweep.pdf"}
 
 
 @pytest.mark.parametrize(("sampler", "steps", "samples"), [("ddim", 3, 2), ("dpm", 5, 4)])
 def test_a_row_is_what_a_run_with_these_settings_scores(project, sampler, steps, samples):
-    saved = json.loads(Path("result/a/config.json").read_text())["settings"]
-    cfg = Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+    cfg = Config(**read_settings("a"))
     exp = Experiment(cfg, check(cfg), torch.device("cpu"))
     synthesizer, predictor = exp.networks.best_synthesizer()
     run = LatentSampler(cfg, synthesizer, predictor, exp.measurement, sampler, steps, range(samples))
-    scores = pd.DataFrame([exp.measurement.image_scores(run.synthesize(batch)[0, 0], {"pet": batch["pet"][0, 0]})
-                           for batch in exp.batches(exp.cohort.validation, "mri", "pet", batch=1)])
+    rows = []
+    for batch in exp.batches(exp.cohort.validation, "mri", "pet", batch=1):
+        x_hat = run.synthesize(batch)[0, 0]
+        rows.append(exp.measurement.image_scores(x_hat, {"pet": batch["pet"][0, 0]}))
+    scores = pd.DataFrame(rows)
     table = pd.read_csv(TABLE).set_index(["sampler", "steps", "samples"])
     row = table.loc[(sampler, steps, samples), scores.columns]
     assert row.to_dict() == pytest.approx(scores.mean().to_dict(), rel=1e-5)
@@ -127,7 +130,8 @@ def test_rows_that_are_missing_or_of_other_networks_are_measured_again(project, 
     table.to_csv(TABLE, index=False)
     assert run_sweep() == 0
     assert TABLE.read_bytes() == whole
-    assert set(measured) == {(sampler, steps) for sampler in ("ddim", "dpm") for steps in (1, 2, 5, 10)} | {("ddim", 3)}
+    assert set(measured) == {(sampler, steps) for sampler in ("ddim", "dpm") for steps in (1, 2, 5, 10)} | {
+        ("ddim", 3)}
     measured.clear()
     assert run_sweep() == 0
     assert TABLE.read_bytes() == whole and measured == []
@@ -145,7 +149,8 @@ def test_another_setting_adds_its_row_and_loses_none(project, measured):
 # ---------------------------------------------------------------- what it refuses
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"exp": "typo"}, "result/typo/config.json is not there or damaged: a trained experiment is needed; trained here: a"),
+    ({"exp": "typo"}, "result/typo/config.json is not there or damaged: a trained experiment is needed; trained "
+                      "here: a"),
     ({"exp": "begun"}, "result/begun/CHECKPOINT_Unet.pth.tar is not there; run --stages encode ldm first"),
     ({"exp": ""}, "sweep needs --exp"),
     ({"seed": 1}, "unknown setting --seed"),
