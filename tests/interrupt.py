@@ -89,7 +89,8 @@ def outputs(project: Path) -> dict[str, object]:
             saved.pop("free_settings")                     # how many processes read, which varies here
             for keys, leaf in tree_flatten_with_path(saved)[0]:
                 found[f"{name} {keys}"] = leaf.numpy().tobytes() if torch.is_tensor(leaf) else leaf
-        elif path.name not in (".lock", "run.log", "config.json", "scores.json"):            # the last two name the processes that read
+        # the last two name the processes that read
+        elif path.name not in (".lock", "run.log", "config.json", "scores.json"):
             found[name] = path.read_bytes()
     return found
 
@@ -126,13 +127,14 @@ def interrupt(child: int, draw: random.Random, project: Path, faults: Faults) ->
 
 
 def run_with_interruptions(project: Path, longest: float, draw: random.Random, faults: Faults) -> None:
-    """Interrupt a run at random moments of its first `longest` seconds, and give it again, until it finishes."""
+    """Interrupt a run at random moments of its first `longest` seconds, and give it again, until it
+    finishes."""
     shutil.rmtree(project, ignore_errors=True)
     write_cohort(project)
     while True:
         child = start(project, exp="a", num_workers=draw.choice([0] * 9 + [1]))
         code = wait(child, draw.uniform(0, longest))
-        longest *= 1.02                                    # so that a run finishes even if the machine became slower
+        longest *= 1.02                             # so that a run finishes even if the machine became slower
         if code is None:
             if interrupt(child, draw, project, faults) == 0:
                 break
@@ -162,9 +164,10 @@ def kills(count: int, seed: int, root: Path) -> bool:
                 faults.found.append(f"{name} differs")
         faults.found += [f"{path} was left behind" for path in cut.rglob(f"{files.PARTIAL}*")]
     killed = faults.signals[signal.SIGKILL]
-    print(f"{killed} kills, {faults.signals.total() - killed} polite signals, {faults.finished} runs finished; "
-          f"{len(expected)} final outputs compared each; killed in {dict(faults.stages.most_common())}; slowest end "
-          f"{faults.slowest:.1f} s; {len(faults.found)} faults")
+    print(f"{killed} kills, {faults.signals.total() - killed} polite signals, {faults.finished} runs "
+          f"finished; {len(expected)} final outputs compared each; killed in "
+          f"{dict(faults.stages.most_common())}; slowest end {faults.slowest:.1f} s; {len(faults.found)} "
+          "faults")
     print("\n".join(faults.found[:20]))
     return not faults.found
 
@@ -173,19 +176,17 @@ def state() -> dict[str, int]:
     """What a process must not pile up."""
     gc.collect()
     resident = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    return {
-        "MiB": resident // 2**20,
-        "open files": len(os.listdir("/proc/self/fd")),
-        "threads": threading.active_count(),
-        "processes": len(list(Path("/proc/self/task").glob("*/children"))[0].read_text().split()),
-    }
+    return {"MiB": resident // 2**20, "open files": len(os.listdir("/proc/self/fd")),
+            "threads": threading.active_count(),
+            "processes": len(list(Path("/proc/self/task").glob("*/children"))[0].read_text().split())}
 
 
 def cycles(count: int, steps: int, seed: int, root: Path) -> bool:
     """Whether training so many steps, stopped and continued so many times, leaves the process as small as it
     was."""
     draw = random.Random(seed)
-    write_cohort(root, {"train": [f"t{i:03}" for i in range(40)], "validation": ["v1", "v2"], "test": ["x1", "x2"]})
+    write_cohort(root,
+                 {"train": [f"t{i:03}" for i in range(40)], "validation": ["v1", "v2"], "test": ["x1", "x2"]})
     os.chdir(root)
     epochs = max(1, steps // 2 // 20)                      # 20 steps an epoch, two stages
     stages = ["--stages", "aae", "encode", "ldm"]
@@ -194,11 +195,13 @@ def cycles(count: int, steps: int, seed: int, root: Path) -> bool:
     states, stops, trained, code, began = [], 0, 0, AGAIN, time.monotonic()
     with open("screen.txt", "w") as screen:
         sys.stdout = sys.stderr = screen
-        main.main(arguments(TINY | {"exp": "first", "aae_epochs": 1, "ldm_epochs": 1}) + stages)   # what is made once, such as fonts
+        # what is made once, such as fonts
+        main.main(arguments(TINY | {"exp": "first", "aae_epochs": 1, "ldm_epochs": 1}) + stages)
         while code == AGAIN or (code == 0 and stops < count):
             if code == 0:
                 shutil.rmtree("result/a")
-            stopper = threading.Timer(draw.uniform(0.5, 2) if stops < count else 3600, os.kill, (os.getpid(), signal.SIGTERM))
+            stopper = threading.Timer(draw.uniform(0.5, 2) if stops < count else 3600, os.kill,
+                                      (os.getpid(), signal.SIGTERM))
             stopper.start()
             code = main.main(argv)
             stopper.cancel()
@@ -207,12 +210,18 @@ def cycles(count: int, steps: int, seed: int, root: Path) -> bool:
             trained += code == 0
             states.append(state())
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-    early, late = ({name: int(np.median([s[name] for s in part])) for name in states[0]} for part in (states[:6], states[-6:]))
-    print(
-        f"{trained * 2 * epochs * 20} training steps, {stops} stops, exit code {code}, {time.monotonic() - began:.0f} s; "
-        f"early {early}, late {late} (medians of 6 cycles)"
+    early, late = (
+        {name: int(np.median([s[name] for s in part])) for name in states[0]}
+        for part in (states[:6], states[-6:])
     )
-    return code == 0 and stops >= count and late["MiB"] <= 1.05 * early["MiB"] and all(late[n] <= early[n] for n in early if n != "MiB")
+    print(f"{trained * 2 * epochs * 20} training steps, {stops} stops, exit code {code}, "
+          f"{time.monotonic() - began:.0f} s; early {early}, late {late} (medians of 6 cycles)")
+    return (
+        code == 0
+        and stops >= count
+        and late["MiB"] <= 1.05 * early["MiB"]
+        and all(late[n] <= early[n] for n in early if n != "MiB")
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""The regressions that the diffusion is compared with, on a tiny cohort: what they learn, repeat and refuse, and where
-their scores stand."""
+"""The regressions that the diffusion is compared with, on a tiny cohort: what they learn, repeat and refuse,
+and where their scores stand."""
 import os
 import shutil
 import signal
@@ -25,7 +25,8 @@ from model import UNet
 from runtime.checkpoints import load_checkpoint
 from runtime.failures import explain
 
-SMALL = TINY | {"exp": "a", "regression_channels": 4, "cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
+SMALL = TINY | {"exp": "a", "regression_channels": 4, "cortex_mask": "cortex.nii.gz",
+                "reference_mask": "cerebellum.nii.gz"}
 FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in BASELINES for last in ("", "_last")]
 OF_THE_STAGES = [f"CHECKPOINT_{name}.pth.tar" for name in ("AAE", "AAE_last", "Unet", "Unet_last")]
 
@@ -37,7 +38,8 @@ def run(*stages: str, **settings) -> int:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A project folder in which the tiny cohort has gone through both stages and the baselines, as experiment `a`, with regions."""
+    """A project folder in which the tiny cohort has gone through both stages and the baselines, as experiment
+    `a`, with regions."""
     root = tmp_path_factory.mktemp("finished")
     write_cohort(root)
     masks(root)
@@ -75,7 +77,8 @@ def untrained(name: str, exp: Experiment) -> Regression:
     """A baseline of the experiment whose training has not begun."""
     aae = exp.networks.best_aae()
     latents = exp.load_latents(aae)
-    return build_baseline(name, exp.cfg, exp.device, aae, {scan.id: latents[scan.id] for scan in exp.cohort.train})
+    training = {scan.id: latents[scan.id] for scan in exp.cohort.train}
+    return build_baseline(name, exp.cfg, exp.device, aae, training)
 
 
 def methods(project, exp: str = "a", name: str = "test") -> list[str]:
@@ -160,11 +163,12 @@ def test_the_baselines_are_scored_beside_the_diffusion(finished):
     for name in BASELINES:
         assert set(predictions.loc[predictions["method"] == name, "classifier"]) == {"pet", "mri_pet", "suvr"}
         assert predictions.query("method == @name and classifier == 'pet'")["ID"].tolist() == LISTS["test"]
-    for name, before, after in (("image_quality", "mean_pet", "il_cldm"), ("quantification", "mean_pet", "il_cldm")):
+    for name in ("image_quality", "quantification"):
         table = pd.read_csv(finished / "result" / "tables" / f"{name}.csv")
         rows = (table[table["measure"] == "SUVR"] if "measure" in table else table)["method"].tolist()
-        assert rows[:4] == [before, *BASELINES, after]
-    comparisons = pd.read_csv(finished / "result" / "tables" / "comparisons.csv").query("table == 'amyloid_status'")
+        assert rows[:4] == ["mean_pet", *BASELINES, "il_cldm"]
+    comparisons = pd.read_csv(finished / "result" / "tables" / "comparisons.csv")
+    comparisons = comparisons.query("table == 'amyloid_status'")
     assert {("pet latent_regression", "pet il_cldm (a)"), ("pet image_regression", "pet il_cldm (a)")} <= set(
         zip(comparisons["a"], comparisons["b"], strict=True))
     assert "latent_regression" in (finished / "result" / "a" / "report.html").read_text()
@@ -172,27 +176,35 @@ def test_the_baselines_are_scored_beside_the_diffusion(finished):
 
 def test_scores_are_those_of_the_best_epochs_moving_average(finished, monkeypatch):
     monkeypatch.chdir(finished)
-    cfg, cpu = Config(**SMALL), torch.device("cpu")
-    saved = {name: load_checkpoint(finished / "result" / "a" / f"CHECKPOINT_{name}.pth.tar") for name in ("AAE", *BASELINES)}
+    cfg, cpu, folder = Config(**SMALL), torch.device("cpu"), finished / "result" / "a"
+    names = ("AAE", "Unet", *BASELINES)
+    saved = {name: load_checkpoint(folder / f"CHECKPOINT_{name}.pth.tar") for name in names}
     aae, latent = build_aae(cfg, cpu), build_unet(cfg, cpu)
     image = UNet(1, 4, (1, 2), 1, norm_groups=4, downscale=1, regression=True)
     aae.load_state_dict(saved["AAE"]["state"]["aae"])
     latent.load_state_dict(saved["latent_regression"]["state"]["ema"])
     image.load_state_dict(saved["image_regression"]["state"]["ema"])
     scale = saved["latent_regression"]["metadata"]
-    stage_2 = load_checkpoint(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["metadata"]
-    assert scale == {name: stage_2[name] for name in ("latent_mean", "latent_std")}
-    test = pd.read_csv(finished / "result" / "a" / "test.csv")
+    assert scale == {name: saved["Unet"]["metadata"][name] for name in ("latent_mean", "latent_std")}
+    test = pd.read_csv(folder / "test.csv")
     for subject in LISTS["test"]:
-        mri, pet = (torch.from_numpy(nib.load(next((finished / "data" / folder).glob(f"{subject}.*"))).get_fdata(dtype=np.float32))
-                    [None, None, 3:19, 2:26, 3:19] for folder in ("whole_MRI", "whole_Abeta"))
+        mri, pet = crop_of(finished, "whole_MRI", subject), crop_of(finished, "whole_Abeta", subject)
         with torch.no_grad():
-            noise = torch.zeros(1, cfg.latent_channels, 8, 12, 8)
-            latent_pet = latent(noise, mri, torch.tensor([19])) * scale["latent_std"] + scale["latent_mean"]
-            volumes = {"latent_regression": aae.decoder(latent_pet), "image_regression": image(mri[:, :0], mri, torch.tensor([0]))}
+            z_t = torch.zeros(1, cfg.latent_channels, 8, 12, 8)
+            z_0 = latent(z_t, mri, torch.tensor([19]))
+            volumes = {"latent_regression": aae.decoder(z_0 * scale["latent_std"] + scale["latent_mean"]),
+                       "image_regression": image(mri[:, :0], mri, torch.tensor([0]))}
         found = test[test["ID"] == subject].set_index("method")["PSNR"]
         for name, volume in volumes.items():
-            assert found[name] == pytest.approx(-10 * np.log10((volume.clamp(0, 1) - pet).square().mean().item()), rel=1e-4)
+            error = (volume.clamp(0, 1) - pet).square().mean().item()
+            assert found[name] == pytest.approx(-10 * np.log10(error), rel=1e-4)
+
+
+def crop_of(project, modality: str, subject: str) -> torch.Tensor:
+    """The crop of a volume of the cohort, [1, 1, D, H, W]."""
+    [path] = (project / "data" / modality).glob(f"{subject}.*")
+    voxels = nib.load(path).get_fdata(dtype=np.float32)
+    return torch.from_numpy(voxels)[None, None, 3:19, 2:26, 3:19]
 
 
 def test_without_baselines_there_is_no_row_and_the_others_are_the_same(project):
@@ -207,19 +219,26 @@ def test_without_baselines_there_is_no_row_and_the_others_are_the_same(project):
 def test_losses_and_validations_stand_beside_those_of_the_stages(finished, monkeypatch):
     folder = finished / "result" / "a"
     losses, validation = (pd.read_csv(folder / f"{name}.csv") for name in ("loss_curve", "validation"))
-    assert losses.groupby("stage")["epoch"].apply(list).to_dict() == dict.fromkeys(("aae", "ldm", *BASELINES), [1, 2])
+    stages = ("aae", "ldm", *BASELINES)
+    assert losses.groupby("stage")["epoch"].apply(list).to_dict() == dict.fromkeys(stages, [1, 2])
     assert losses[losses["stage"].isin(BASELINES)]["mse"].notna().all()
-    assert validation.groupby("stage")["best"].sum().to_dict() == dict.fromkeys(("aae", "ldm", *BASELINES), 1)
+    assert validation.groupby("stage")["best"].sum().to_dict() == dict.fromkeys(stages, 1)
     shown = []
-    monkeypatch.setattr(figures, "_save", lambda figure, *_: shown.extend(axis.get_title() for axis in figure.axes))
+
+    def note_titles(figure, *_):
+        for axis in figure.axes:
+            shown.append(axis.get_title())
+    monkeypatch.setattr(figures, "_save", note_titles)
     figures.plot_curves(folder, folder / "curves", "")
-    assert shown[::2] == ["Stage 1, autoencoder", "Stage 2, denoiser", "Baseline, latent regression", "Baseline, image regression"]
+    assert shown[::2] == ["Stage 1, autoencoder", "Stage 2, denoiser", "Baseline, latent regression",
+                          "Baseline, image regression"]
 
 
 # ---------------------------------------------------------------- going on
 
 def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project, monkeypatch):
-    shutil.copytree(project / "result" / "a", project / "result" / "b", ignore=shutil.ignore_patterns("*regression*"))
+    one, other = project / "result" / "a", project / "result" / "b"
+    shutil.copytree(one, other, ignore=shutil.ignore_patterns("*regression*"))
     taken, step = [], Regression.step
 
     def signalled(baseline, *arguments):
@@ -232,12 +251,12 @@ def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project, monkeypatch):
     assert [run("baselines", exp="b") for _ in range(3)] == [75, 75, 0]
     assert len(taken) == 12
     for file in FILES:
-        assert same_states(project / "result" / "a" / file, project / "result" / "b" / file), file
+        assert same_states(one / file, other / file), file
     for name in ("loss_curve.csv", "validation.csv"):
-        assert (project / "result" / "b" / name).read_bytes() == (project / "result" / "a" / name).read_bytes()
+        assert (other / name).read_bytes() == (one / name).read_bytes()
     for file, weights in zip(FILES[1::2], (taken[:6], taken[6:]), strict=True):
-        # a copy for ema_start = 2 steps
-        average, ema = dict(weights[1]), load_checkpoint(project / "result" / "b" / file)["state"]["ema"]
+        ema = load_checkpoint(other / file)["state"]["ema"]
+        average = dict(weights[1])                         # a copy for ema_start = 2 steps
         for after_step in weights[2:]:
             average = {name: average[name].lerp(weight, 0.5) for name, weight in after_step.items()}
         for name, weight in average.items():
@@ -253,12 +272,14 @@ def test_finished_ones_are_left_alone_and_others_end_the_scores(project, capsys)
     assert run("baselines", ldm_epochs=3) == 0
     assert not (folder / "scores.json").exists()
     assert run("test") == 0
-    assert "image_regression is trained for 3 epochs, stage 2 for 2; --stages baselines goes on" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "image_regression is trained for 3 epochs, stage 2 for 2; --stages baselines goes on" in said
     assert {*BASELINES} < set(methods(project))
 
 
 def test_two_processes_with_one_subject_each_take_the_steps_of_one_with_two(project):
-    """By plain gradient descent, because Adam's first steps have the size of the learning rate however small the gradient is."""
+    """By plain gradient descent, because Adam's first steps have the size of the learning rate however small
+    the gradient is."""
     remove(project, *FILES, *OF_THE_STAGES[2:])
     shutil.copytree("result/a", "result/b")
 
@@ -271,7 +292,8 @@ def test_two_processes_with_one_subject_each_take_the_steps_of_one_with_two(proj
     assert in_ranks(2, lambda: descend(exp="b", ldm_batch_size=1)) == [0, 0]
     assert in_ranks(1, lambda: descend(exp="a")) == [0]
     for name in BASELINES:
-        one, other = (load_checkpoint(project / f"result/{exp}/CHECKPOINT_{name}_last.pth.tar")["state"]["ema"] for exp in "ab")
+        paths = [project / f"result/{exp}/CHECKPOINT_{name}_last.pth.tar" for exp in "ab"]
+        one, other = (load_checkpoint(path)["state"]["ema"] for path in paths)
         for key, weight in one.items():
             torch.testing.assert_close(weight, other[key], rtol=1e-4, atol=1e-6)
 
@@ -287,7 +309,8 @@ def refused(project, capsys, *stages: str, **settings) -> str:
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("settings", [{"regression_channels": 8}, {"ldm_lr": 0.5}, {"unet_mults": (1, 1)}, {"seed": 1}])
+@pytest.mark.parametrize("settings", [{"regression_channels": 8}, {"ldm_lr": 0.5}, {"unet_mults": (1, 1)},
+                                      {"seed": 1}])
 def test_a_changed_setting_is_refused(project, capsys, settings):
     remove(project, *OF_THE_STAGES)
     message = refused(project, capsys, "aae", "baselines", **settings)
@@ -298,12 +321,14 @@ def test_a_changed_setting_is_refused(project, capsys, settings):
 def test_what_a_baseline_does_not_use_may_change(project):
     remove(project, *OF_THE_STAGES[2:])
     times = {name: (project / "result" / "a" / name).stat().st_mtime_ns for name in FILES}
-    others = {"prediction": "eps", "beta": (1e-4, 0.1), "image_loss": 0.0, "time_shift": 1.0, "label_in_training": "true"}
+    others = {"prediction": "eps", "beta": (1e-4, 0.1), "image_loss": 0.0, "time_shift": 1.0,
+              "label_in_training": "true"}
     assert run("baselines", **others) == 0
     assert {name: (project / "result" / "a" / name).stat().st_mtime_ns for name in FILES} == times
     latent, image = (Config(**SMALL).settings_of(name) for name in BASELINES)
-    assert {"timesteps", "conditioning", "unet_channels", "latent_scaling", "ldm_batch_size", "ema_decay"} <= latent.keys()
-    assert {"regression_channels", "unet_mults", "unet_norm_groups", "ldm_lr", "ldm_batch_size", "volume_size"} <= image.keys()
+    both = {"unet_mults", "unet_norm_groups", "ldm_lr", "ldm_batch_size", "ema_decay", "volume_size"}
+    assert {"timesteps", "conditioning", "unet_channels", "latent_scaling", *both} <= latent.keys()
+    assert {"regression_channels", *both} <= image.keys()
     assert not {"unet_channels", "conditioning", "lambda_rec", *others} & image.keys()
     assert not {"lambda_rec", *others} & latent.keys()
 
@@ -315,7 +340,7 @@ def test_another_autoencoder_is_refused_and_its_row_left_out(project, capsys):
     capsys.readouterr()
     assert run("baselines", **other) == 2
     message = capsys.readouterr().err
-    assert "CHECKPOINT_latent_regression_last.pth.tar was trained with other settings (saved -> now)" in message
+    assert "latent_regression_last.pth.tar was trained with other settings (saved -> now)" in message
     assert "autoencoder: " in message
     assert run("test", **other) == 0
     [line] = [line for line in capsys.readouterr().out.splitlines() if "left out: " in line]
@@ -333,7 +358,8 @@ def test_one_that_no_longer_fits_is_left_out_of_the_test(project, capsys, name):
     assert run("test", **settings) == 0
     assert f"{name} is left out: " in (out := capsys.readouterr().out)
     assert why in out
-    assert methods(project) == ["aae", "il_cldm", *(other for other in BASELINES if other != name), "mean_pet"]
+    [other] = set(BASELINES) - {name}
+    assert methods(project) == ["aae", "il_cldm", other, "mean_pet"]
 
 
 def test_more_epochs_of_stage_1_after_a_baseline_are_refused(project, capsys):
@@ -348,14 +374,16 @@ def test_without_an_autoencoder_nothing_is_begun(root, capsys):
 
 
 def test_resume_speaks_of_the_baselines_too(project, capsys):
-    assert "CHECKPOINT_latent_regression_last.pth.tar is there" in refused(project, capsys, "baselines", resume="no")
+    file = "CHECKPOINT_latent_regression_last.pth.tar"
+    assert f"{file} is there" in refused(project, capsys, "baselines", resume="no")
     remove(project, *FILES)
-    assert "CHECKPOINT_latent_regression_last.pth.tar is not there" in refused(project, capsys, "baselines", resume="yes")
+    assert f"{file} is not there" in refused(project, capsys, "baselines", resume="yes")
 
 
 def test_room_is_asked_for_what_the_checkpoints_take(project):
     sizes = [(project / "result" / "a" / file).stat().st_size for file in FILES[1::2]]
-    assert experiment(stages=("baselines",), exp="fresh").checkpoint_room() == pytest.approx(3 * sum(sizes), rel=0.2)
+    fresh = experiment(stages=("baselines",), exp="fresh")
+    assert fresh.checkpoint_room() == pytest.approx(3 * sum(sizes), rel=0.2)
     assert experiment(stages=("test",), exp="fresh").checkpoint_room() == 0
     trained = experiment(stages=("baselines",))
     trained.refuse_conflicts()

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from runtime.checkpoints import FORMAT, Progress, StageRun, check_settings, load_checkpoint, restore, write_stage_rows
+from runtime.checkpoints import (FORMAT, Progress, StageRun, check_settings, load_checkpoint, restore,
+                                 write_stage_rows)
 from runtime.signals import Stopped
 from utils import InputError, NotFiniteError
 
@@ -19,7 +20,8 @@ def test_rows_of_a_stage_replace_only_that_stage(tmp_path):
     path = tmp_path / "a.csv"
     write_stage_rows(path, "aae", [{"stage": "aae", "epoch": 1, "rec": 0.5}])
     write_stage_rows(path, "ldm", [{"stage": "ldm", "epoch": 1, "mse": 0.25}])
-    write_stage_rows(path, "aae", [{"stage": "aae", "epoch": 1, "rec": 0.5}, {"stage": "aae", "epoch": 2, "rec": 0.125}])
+    write_stage_rows(path, "aae",
+                     [{"stage": "aae", "epoch": 1, "rec": 0.5}, {"stage": "aae", "epoch": 2, "rec": 0.125}])
     table = pd.read_csv(path)
     assert table[["stage", "epoch"]].values.tolist() == [["aae", 1], ["aae", 2], ["ldm", 1]]
     assert table["rec"].tolist()[:2] == [0.5, 0.125]
@@ -41,7 +43,8 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize("spoil", [lambda content: b"", lambda content: content[:500], lambda content: b"text" * 50])
+@pytest.mark.parametrize("spoil",
+                         [lambda content: b"", lambda content: content[:500], lambda content: b"text" * 50])
 def test_a_damaged_or_missing_checkpoint_is_an_input_error(tmp_path, spoil):
     path = tmp_path / "a.pth.tar"
     with pytest.raises(InputError, match="is not there"):
@@ -60,12 +63,8 @@ def test_a_published_checkpoint_in_its_place_is_named_as_such(tmp_path):
 
 @pytest.mark.parametrize(
     ("number", "described"),
-    [
-        (None, "no format number"),
-        (FORMAT - 1, f"format {FORMAT - 1}"),
-        (FORMAT + 1, f"format {FORMAT + 1}"),
-        (str(FORMAT), "no format number"),
-    ],
+    [(None, "no format number"), (FORMAT - 1, f"format {FORMAT - 1}"), (FORMAT + 1, f"format {FORMAT + 1}"),
+     (str(FORMAT), "no format number")],
 )
 def test_a_checkpoint_of_another_version_is_refused_with_what_to_do(tmp_path, number, described):
     stage_run(tmp_path, nn.Linear(1, 1)).finish_epoch(1, {"rec": 1.0}, scores(20.0))
@@ -79,17 +78,17 @@ def test_a_checkpoint_of_another_version_is_refused_with_what_to_do(tmp_path, nu
         torch.save(saved, path)
         with pytest.raises(InputError) as error:
             load_checkpoint(path)
-        assert str(error.value) == (
-            f"{path} was written by another version of this project ({described}, expected format {FORMAT}); "
-            "train under another --exp, or use the version that wrote it"
-        )
+        assert str(error.value) == (f"{path} was written by another version of this project ({described}, "
+                                    f"expected format {FORMAT}); train under another --exp, or use the "
+                                    "version that wrote it")
     with pytest.raises(InputError, match="C_last.pth.tar was written by another version"):
         stage_run(tmp_path, nn.Linear(1, 1))
 
 
 def test_other_settings_are_listed_as_saved_and_now(tmp_path):
     with pytest.raises(InputError) as error:
-        check_settings(tmp_path, {"settings": {"a": 1, "b": [1, 2], "c": "x"}}, {"a": 1, "b": [1, 3], "d": None, "c": "y"})
+        check_settings(tmp_path, {"settings": {"a": 1, "b": [1, 2], "c": "x"}},
+                       {"a": 1, "b": [1, 3], "d": None, "c": "y"})
     assert "b: [1, 2] -> [1, 3]" in str(error.value)
     assert 'c: "x" -> "y"' in str(error.value)
     assert " a:" not in str(error.value)
@@ -118,7 +117,8 @@ def test_a_run_keeps_the_best_epoch_and_continues_after_the_last(tmp_path):
     assert validation["best"].tolist() == [False, True, False]
     assert validation["score"].tolist() == [25.0, 30.0, 27.0]
 
-    (tmp_path / "validation.csv").write_text("stage,epoch,PSNR,SSIM,score,best\naae,1,")     # half a row, as a kill leaves it
+    # half a row, as a kill leaves it
+    (tmp_path / "validation.csv").write_text("stage,epoch,PSNR,SSIM,score,best\naae,1,")
     module, run = new_run(workers=0)
     assert run.remarks == ["num_workers: 2 -> 0"]
     assert list(run.epochs_left(4)) == [4]
@@ -180,7 +180,8 @@ def test_a_stopped_epoch_is_saved_with_its_steps_and_is_never_the_best(tmp_path)
         expected = torch.rand(4)
         raise Stopped(signal.SIGTERM)
     resumed = stage_run(tmp_path, nn.Linear(1, 1))
-    assert (resumed.epoch, resumed.progress.losses, resumed.parts["m"].weight.item()) == (1, [{"rec": 0.5}], 7)
+    assert (resumed.epoch, resumed.progress.losses, resumed.parts["m"].weight.item()) == (1, [{"rec": 0.5}],
+                                                                                          7)
     resumed.progress.restore_random()
     assert torch.equal(torch.rand(4), expected)
     assert load_checkpoint(tmp_path / "C.pth.tar")["state"]["m"]["weight"].item() != 7
@@ -204,21 +205,19 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path):
 def test_the_best_checkpoint_alone_is_no_reason_to_begin_again(tmp_path):
     stage_run(tmp_path, nn.Linear(1, 1)).finish_epoch(1, {"rec": 1.0}, scores(20.0))
     (tmp_path / "C_last.pth.tar").unlink()
-    with pytest.raises(InputError, match="C.pth.tar is there, but not C_last.pth.tar, from which its training would continue"):
+    with pytest.raises(
+        InputError, match="C.pth.tar is there, but not C_last.pth.tar, from which its training would continue"
+    ):
         stage_run(tmp_path, nn.Linear(1, 1))
 
 
 @pytest.mark.parametrize(
     "spoil",
-    [
-        lambda state: state.pop("m"),
-        lambda state: state["m"].pop("bias"),
-        lambda state: state["m"].update(more=1),
-        lambda state: state["m"].update(bias=torch.ones(2)),
-        lambda state: state.update(opt=None),
-        lambda state: state["opt"]["state"][0].update(exp_avg=torch.ones(5)),
-        lambda state: state["opt"]["state"][0].update(exp_avg="x"),
-    ],
+    [lambda state: state.pop("m"), lambda state: state["m"].pop("bias"),
+     lambda state: state["m"].update(more=1), lambda state: state["m"].update(bias=torch.ones(2)),
+     lambda state: state.update(opt=None),
+     lambda state: state["opt"]["state"][0].update(exp_avg=torch.ones(5)),
+     lambda state: state["opt"]["state"][0].update(exp_avg="x")],
 )
 def test_a_state_of_another_network_or_optimizer_is_refused(tmp_path, spoil):
     module = nn.Linear(1, 1)

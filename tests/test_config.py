@@ -11,55 +11,20 @@ from runtime.commandline import parse
 ABOUT = "Trains and tests."
 
 # The published method, written down from its description alone and not from config.py.
-PAPER = {
-    "seed": 0,
-    "precision": "fp32",
-    "image_size": (181, 217, 181),
-    "crop_start": (10, 18, 10),
-    "volume_size": (160, 192, 160),
-    "crop_jitter": 2,
-    "num_classes": 2,
-    "aae_channels": (16, 32, 64),
-    "latent_channels": 1,
-    "aae_norm_groups": 16,
-    "aae_output_norm": True,
-    "aae_block_norm": True,
-    "disc_channels": (16, 32, 64, 128),
-    "lambda_rec": 100.0,
-    "aae_lr": 1e-4,
-    "aae_lr_decay": False,
-    "aae_betas": (0.5, 0.999),
-    "aae_batch_size": 2,
-    "aae_epochs": 1000,
-    "unet_channels": 128,
-    "unet_mults": (1, 2, 2, 4),
-    "unet_res_blocks": 2,
-    "unet_attention_levels": (),
-    "unet_norm_groups": 32,
-    "time_dim": 128,
-    "timesteps": 1000,
-    "beta": (1e-4, 0.02),
-    "zero_terminal_snr": False,
-    "prediction": "eps",
-    "min_snr": 0.0,
-    "time_shift": 1.0,
-    "image_loss": 0.0,
-    "conditioning": "input",
-    "latent_scaling": False,
-    "label_in_training": "true",
-    "shuffle_labels": False,
-    "ldm_lr": 1e-4,
-    "ldm_lr_decay": False,
-    "ldm_batch_size": 2,
-    "ldm_epochs": 1000,
-    "ema_decay": 0.9999,
-    "ema_start": 2000,
-    "validation_every": 1,
-    "sampler": "ddpm",
-    "samples_per_scan": 1,
-    "label_at_sampling": "none",
-}
-VALIDATION = {"validation_sampler": "ddim", "validation_steps": 50}  # not ddpm: 999 evaluations a scan and epoch
+PAPER = {"seed": 0, "precision": "fp32", "image_size": (181, 217, 181), "crop_start": (10, 18, 10),
+         "volume_size": (160, 192, 160), "crop_jitter": 2, "num_classes": 2, "aae_channels": (16, 32, 64),
+         "latent_channels": 1, "aae_norm_groups": 16, "aae_output_norm": True, "aae_block_norm": True,
+         "disc_channels": (16, 32, 64, 128), "lambda_rec": 100.0, "aae_lr": 1e-4, "aae_lr_decay": False,
+         "aae_betas": (0.5, 0.999), "aae_batch_size": 2, "aae_epochs": 1000, "unet_channels": 128,
+         "unet_mults": (1, 2, 2, 4), "unet_res_blocks": 2, "unet_attention_levels": (),
+         "unet_norm_groups": 32, "time_dim": 128, "timesteps": 1000, "beta": (1e-4, 0.02),
+         "zero_terminal_snr": False, "prediction": "eps", "min_snr": 0.0, "time_shift": 1.0,
+         "image_loss": 0.0, "conditioning": "input", "latent_scaling": False, "label_in_training": "true",
+         "shuffle_labels": False, "ldm_lr": 1e-4, "ldm_lr_decay": False, "ldm_batch_size": 2,
+         "ldm_epochs": 1000, "ema_decay": 0.9999, "ema_start": 2000, "validation_every": 1, "sampler": "ddpm",
+         "samples_per_scan": 1, "label_at_sampling": "none"}
+# not ddpm: 999 evaluations a scan and epoch
+VALIDATION = {"validation_sampler": "ddim", "validation_steps": 50}
 REGIONS = {"cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
 
 
@@ -97,7 +62,8 @@ def test_there_are_at_most_80_settings():
     assert len(dataclasses.fields(Config)) <= 80
 
 
-@pytest.mark.parametrize("more", [(), ("--cortex_mask", "cortex.nii.gz", "--reference_mask", "cerebellum.nii.gz")])
+@pytest.mark.parametrize("more",
+                         [(), ("--cortex_mask", "cortex.nii.gz", "--reference_mask", "cerebellum.nii.gz")])
 def test_published_preset_is_the_published_method(more):
     published = parse_config("--preset", "published", *more)
     expected = PAPER | VALIDATION
@@ -106,7 +72,11 @@ def test_published_preset_is_the_published_method(more):
 
 def test_published_preset_sets_back_what_the_default_changed_and_nothing_else():
     default, published = Config(**REGIONS), Config(**REGIONS, **PUBLISHED)
-    changed = {field.name for field in dataclasses.fields(Config) if getattr(default, field.name) != getattr(published, field.name)}
+    changed = {
+        field.name
+        for field in dataclasses.fields(Config)
+        if getattr(default, field.name) != getattr(published, field.name)
+    }
     assert changed == PUBLISHED.keys()
     assert changed == {name for name in PAPER if getattr(default, name) != PAPER[name]} | {"validation_steps"}
     assert {name: (PAPER | VALIDATION)[name] for name in changed} == PUBLISHED
@@ -119,7 +89,8 @@ def test_a_default_that_departs_from_the_paper_says_so_on_its_field():
 
 
 def test_a_value_beats_a_preset_and_a_later_preset_an_earlier_one():
-    cfg = parse_config("--preset", "demo", "published", "--aae_epochs", "3", "--latent_scaling", "true", "--unet_mults", "1", "2")
+    cfg = parse_config("--preset", "demo", "published", "--aae_epochs", "3", "--latent_scaling", "true",
+                       "--unet_mults", "1", "2")
     assert (cfg.aae_epochs, cfg.latent_scaling, cfg.unet_mults, cfg.prediction) == (3, True, (1, 2), "eps")
     assert cfg.volume_size == PRESETS["demo"]["volume_size"]
     assert cfg.exp == "demo_published"
@@ -136,7 +107,9 @@ def test_folders_that_all_experiments_share_are_not_an_experiment(capsys, exp):
 
 
 def test_the_lists_of_a_phantom_lie_beside_its_volumes():
-    assert parse_config("--preset", "demo", "--data_dir", "data/other").info_folder == Path("data/other/data_info")
+    assert parse_config("--preset", "demo", "--data_dir", "data/other").info_folder == Path(
+        "data/other/data_info"
+    )
     assert parse_config("--info_dir", "lists").info_folder == Path("lists")
 
 
@@ -151,7 +124,8 @@ def test_the_lists_of_a_phantom_lie_beside_its_volumes():
     (REGIONS | {"label_at_sampling": "mixed"}, "suvr", "mixed"),
     (REGIONS | {"label_at_sampling": "none"}, "suvr", "none"),
     ({"label_in_training": "none"}, "none", "none")])
-def test_labels_are_chosen_by_what_is_known_of_the_cohort_and_saved_as_chosen(settings, in_training, at_sampling):
+def test_labels_are_chosen_by_what_is_known_of_the_cohort_and_saved_as_chosen(settings, in_training,
+                                                                              at_sampling):
     cfg = Config(**settings)
     assert (cfg.label_in_training, cfg.label_at_sampling) == (in_training, at_sampling)
     assert cfg.predicts_label == (at_sampling != "none")
@@ -187,7 +161,9 @@ def test_help_lists_the_settings_in_their_groups(capsys):
         assert listed == [f"--{name}" for name in names]
 
 
-@pytest.mark.parametrize(("word", "meant"), [("--aae_epoch", "--aae_epochs"), ("--presett", "--preset"), ("--samplr", "--sampler")])
+@pytest.mark.parametrize(
+    ("word", "meant"), [("--aae_epoch", "--aae_epochs"), ("--presett", "--preset"), ("--samplr", "--sampler")]
+)
 def test_unknown_setting_names_the_nearest(capsys, word, meant):
     message = refused(capsys, word, "3")
     assert f"unknown setting {word}; did you mean {meant}?" in message
@@ -196,12 +172,17 @@ def test_unknown_setting_names_the_nearest(capsys, word, meant):
 
 @pytest.mark.parametrize("word", ["--label_dropout", "--guidance", "--cortex_loss", "--gan", "loose"])
 def test_words_that_are_not_settings_are_refused(capsys, word):
-    assert refused(capsys, word).startswith(f"error: {'unknown setting ' + word if word[0] == '-' else repr(word) + ' belongs to no'}")
+    assert refused(capsys, word).startswith(
+        f"error: {'unknown setting ' + word if word[0] == '-' else repr(word) + ' belongs to no'}"
+    )
 
 
 def test_every_unknown_setting_is_named_at_once(capsys):
     message = refused(capsys, "--aae_epoch", "3", "--ldm_epoch=4", "--seed", "1")
-    assert "--aae_epoch; did you mean --aae_epochs?" in message and "--ldm_epoch; did you mean --ldm_epochs?" in message
+    assert (
+        "--aae_epoch; did you mean --aae_epochs?" in message
+        and "--ldm_epoch; did you mean --ldm_epochs?" in message
+    )
 
 
 def test_a_switch_is_given_with_or_without_a_word():
@@ -263,55 +244,27 @@ def test_settings_that_cannot_work_are_refused_with_the_reason(capsys, argv, exp
 
 
 def test_all_wrong_settings_are_listed_at_once(capsys):
-    message = refused(
-        capsys,
-        "--aae_epochs",
-        "0",
-        "--seed",
-        "-1",
-        "--ema_decay",
-        "2",
-        "--ldm_epochs",
-        "many",
-        "--sampler",
-        "euler",
-        "--recompute",
-        "maybe",
-        "--volume_size",
-        "160",
-        "192",
-    )
-    for part in (
-        "7 problem(s)",
-        "aae_epochs 0 must",
-        "seed -1 must",
-        "ema_decay 2.0 must",
-        "ldm_epochs 'many' must",
-        "sampler 'euler' must",
-        "recompute 'maybe' must",
-        "volume_size (160, 192) must",
-    ):
+    message = refused(capsys, "--aae_epochs", "0", "--seed", "-1", "--ema_decay", "2", "--ldm_epochs", "many",
+                      "--sampler", "euler", "--recompute", "maybe", "--volume_size", "160", "192")
+    for part in ("7 problem(s)", "aae_epochs 0 must", "seed -1 must", "ema_decay 2.0 must",
+                 "ldm_epochs 'many' must", "sampler 'euler' must", "recompute 'maybe' must",
+                 "volume_size (160, 192) must"):
         assert part in message
     assert len(message.splitlines()) == 8
 
 
 def test_all_settings_that_do_not_fit_together_are_listed_at_once(capsys):
-    message = refused(capsys, "--exp", "tables", "--time_dim", "7", "--crop_jitter", "50", "--reference_mask", "a.nii.gz")
-    for part in ("exp 'tables'", "time_dim 7", "the crop [10, 170)", "cortex_mask and reference_mask go together"):
+    message = refused(capsys, "--exp", "tables", "--time_dim", "7", "--crop_jitter", "50", "--reference_mask",
+                      "a.nii.gz")
+    for part in ("exp 'tables'", "time_dim 7", "the crop [10, 170)",
+                 "cortex_mask and reference_mask go together"):
         assert part in message
 
 
 @pytest.mark.parametrize(
     "default",
-    [
-        {"aae_epochs": "3"},
-        {"latent_scaling": 1},
-        {"volume_size": [160, 192, 160]},
-        {"volume_size": (160, 192)},
-        {"seed": 1.5},
-        {"seed": True},
-        {"sampler": ("ddim",)},
-    ],
+    [{"aae_epochs": "3"}, {"latent_scaling": 1}, {"volume_size": [160, 192, 160]},
+     {"volume_size": (160, 192)}, {"seed": 1.5}, {"seed": True}, {"sampler": ("ddim",)}],
 )
 def test_a_default_edited_to_another_type_is_refused(default):
     with pytest.raises(ValueError, match=next(iter(default))):
@@ -328,37 +281,11 @@ def test_json_holds_every_setting_and_the_versions():
     assert {"il_cldm", "python", "torch"} <= saved["versions"].keys()
 
 
-FREE = {
-    "exp",
-    "aae_from",
-    "ldm_from",
-    "stages",
-    "resume",
-    "device",
-    "gpus",
-    "num_workers",
-    "cache",
-    "precision",
-    "recompute",
-    "data_dir",
-    "info_dir",
-    "subject_pattern",
-    "sampling_batch",
-    "bootstrap_resamples",
-    "shown_subjects",
-}   # speed, places, pictures
-DATA = {
-    "seed",
-    "brain_mask",
-    "image_size",
-    "crop_start",
-    "volume_size",
-    "num_classes",
-    "phantom_subjects",
-    "phantom_voxel",
-    "phantom_link",
-    "phantom_seed",
-}
+FREE = {"exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache",
+        "precision", "recompute", "data_dir", "info_dir", "subject_pattern", "sampling_batch",
+        "bootstrap_resamples", "shown_subjects"}   # speed, places, pictures
+DATA = {"seed", "brain_mask", "image_size", "crop_start", "volume_size", "num_classes", "phantom_subjects",
+        "phantom_voxel", "phantom_link", "phantom_seed"}
 
 
 def names_of(stage: str) -> set[str]:

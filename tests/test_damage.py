@@ -33,7 +33,8 @@ def random_flips(content: bytes, n: int) -> Iterable[bytes]:
 
 
 def flips_of_all_bits(content: bytes, positions: Iterable[int]) -> Iterable[bytes]:
-    return flips(content, [position for position in positions for _ in range(8)], [*range(8)] * len(positions))
+    return flips(content, [position for position in positions for _ in range(8)],
+                 [*range(8)] * len(positions))
 
 
 def truncations(content: bytes, n: int) -> Iterable[bytes]:
@@ -74,7 +75,9 @@ def packed(request, tmp_path) -> tuple[Path, Callable[[], str]]:
             found, found_affine = read_volume(pet)
         except InputError:
             return "refused"
-        return "the same" if np.array_equal(found, voxels) and np.array_equal(found_affine, affine) else "wrong"
+        return (
+            "the same" if np.array_equal(found, voxels) and np.array_equal(found_affine, affine) else "wrong"
+        )
     return (pet, read) if request.param == "volume" else (latents.folder / "a.nii.gz", read_latent)
 
 
@@ -84,23 +87,22 @@ def test_a_flipped_bit_in_a_gz_is_refused_or_changes_nothing(packed, count, reco
     found = outcomes(path, random_flips(path.read_bytes(), n), read)
     assert set(found) <= {"refused", "the same"}
     assert found["refused"] > 0.9 * n
-    record_property(
-        "trust",
-        f"{request.node.callspec.id} .nii.gz: {n} flipped bits, {found['refused']} refused, "
-        f"{found['the same']} without effect, {found['wrong']} wrong",
-    )
+    record_property("trust", f"{request.node.callspec.id} .nii.gz: {n} flipped bits, {found['refused']} "
+                             f"refused, {found['the same']} without effect, {found['wrong']} wrong")
 
 
 def test_a_flipped_bit_in_the_frame_of_a_gz_is_refused_or_changes_nothing(packed, record_property, request):
-    """The frame: flags, time and system before the data, which mostly change nothing, and checksum and length after it."""
+    """The frame: flags, time and system before the data, which mostly change nothing, and checksum and length
+    after it."""
     path, read = packed
     content = path.read_bytes()
     header = outcomes(path, flips_of_all_bits(content, GZIP_HEADER), read)
     trailer = outcomes(path, flips_of_all_bits(content, GZIP_TRAILER), read)
     assert set(header) == {"refused", "the same"}
     assert trailer == {"refused": 64}
-    record_property("trust", f"{request.node.callspec.id} .nii.gz: all {header.total() + trailer.total()} bits of its frame, "
-                             f"{header['refused'] + trailer['refused']} refused, {header['the same']} without effect, 0 wrong")
+    record_property("trust", f"{request.node.callspec.id} .nii.gz: all {header.total() + trailer.total()} "
+                             f"bits of its frame, {header['refused'] + trailer['refused']} refused, "
+                             f"{header['the same']} without effect, 0 wrong")
 
 
 def test_a_truncated_gz_is_refused(packed, count, record_property, request):
@@ -118,7 +120,9 @@ def test_a_truncated_nii_is_refused_with_its_size(tmp_path, count, record_proper
         path.write_bytes(content)
         with pytest.raises(InputError, match="truncated or damaged") as error:
             read_volume(path)
-        assert len(content) < 540 or f"in the bytes 352 to {len(whole)}, {len(content)} found" in str(error.value)
+        assert len(content) < 540 or f"in the bytes 352 to {len(whole)}, {len(content)} found" in str(
+            error.value
+        )
     record_property("trust", f"volume .nii: {n} truncations, {n} refused")
 
 
@@ -153,7 +157,8 @@ def test_a_flipped_bit_in_a_checkpoint_is_refused_or_changes_nothing(checkpoint,
     found = outcomes(path, random_flips(path.read_bytes(), n), read)
     assert set(found) <= {"refused", "the same"}
     assert found["refused"] > 0.7 * n  # in so small a file the frame of the archive takes much of it
-    record_property("trust", f"checkpoint: {n} flipped bits, {found['refused']} refused, {found['the same']} without effect, 0 wrong")
+    record_property("trust", f"checkpoint: {n} flipped bits, {found['refused']} refused, {found['the same']} "
+                             "without effect, 0 wrong")
 
 
 def test_a_truncated_checkpoint_is_refused(checkpoint, count, record_property):

@@ -33,7 +33,10 @@ def test_a_right_cohort_passes_and_the_report_counts_it(root):
     assert [scan.id for scan in cohort.train] == LISTS["train"]
     assert [scan.label for scan in cohort.test] == [0, 1]
     np.testing.assert_allclose(cohort.affine, AFFINE)
-    mri, pet = (max(nib.load(path).get_fdata().max() for path in (root / "data" / name).iterdir()) for name in ("whole_MRI", "whole_Abeta"))
+    mri, pet = (
+        max(nib.load(path).get_fdata().max() for path in (root / "data" / name).iterdir())
+        for name in ("whole_MRI", "whole_Abeta")
+    )
     assert cohort.report.splitlines() == [
         "  list         subjects  label 0  label 1",
         "  train               6        3        3",
@@ -51,7 +54,15 @@ def test_the_fingerprint_follows_what_is_in_the_lists_and_not_how_it_is_stored(r
     before = check(root)
     mri, pet = root / "data/whole_MRI/s03.nii.gz", root / "data/whole_Abeta/s03.nii"
     assert re.fullmatch("[0-9a-f]{16}", before.fingerprint("train"))
-    assert len({before.fingerprint(*splits) for splits in (["train"], ["validation"], ["train", "test"], ["test", "train"])}) == 4
+    assert (
+        len(
+            {
+                before.fingerprint(*splits)
+                for splits in (["train"], ["validation"], ["train", "test"], ["test", "train"])
+            }
+        )
+        == 4
+    )
 
     reorient(mri, "LPS")
     nib.save(nib.load(pet, mmap=False), pet.with_suffix(".nii.gz"))
@@ -63,8 +74,11 @@ def test_the_fingerprint_follows_what_is_in_the_lists_and_not_how_it_is_stored(r
     assert same.fingerprint("test") != before.fingerprint("test")
 
     seen = {before.fingerprint("train")}
-    for i, change in enumerate((edit("train.txt", "s03\ns04\n", "s04\ns03\n"), edit("train.txt", "s06\n", ""),
-                                edit("data_info.csv", "s03,0", "s03,1"), one_voxel(mri), one_voxel(pet.with_suffix(".nii.gz")), shift_all)):
+    for i, change in enumerate(
+        (edit("train.txt", "s03\ns04\n", "s04\ns03\n"), edit("train.txt", "s06\n", ""),
+         edit("data_info.csv", "s03,0", "s03,1"), one_voxel(mri), one_voxel(pet.with_suffix(".nii.gz")),
+         shift_all)
+    ):
         change(root)
         seen.add(check(root).fingerprint("train"))
         assert len(seen) == i + 2
@@ -84,7 +98,8 @@ def shift_all(root, by: float = 1.0) -> None:
     """Move all volumes to the right, in mm."""
     for path in (root / "data").rglob("*.nii*"):
         image = nib.load(path, mmap=False)
-        write_volume(path, image.get_fdata(dtype=np.float32), image.affine + np.array([[0, 0, 0, by]] + [[0] * 4] * 3))
+        write_volume(path, image.get_fdata(dtype=np.float32),
+                     image.affine + np.array([[0, 0, 0, by]] + [[0] * 4] * 3))
 
 
 def test_byte_order_marks_carriage_returns_and_blank_lines_are_harmless(root):
@@ -175,60 +190,99 @@ def with_nan(voxels):
 PET = "whole_Abeta/s03.nii"
 SHIFTED = AFFINE + np.array([[0, 0, 0, 1]] + [[0] * 4] * 3)
 BAD = {
-    "missing MRI": (lambda root: (root / "data/whole_MRI/s03.nii.gz").unlink(), ["whole_MRI/s03.nii[.gz]: not there"]),
-    "both suffixes": (lambda root: (root / "data/whole_MRI/s03.nii").write_bytes(b""), ["whole_MRI/s03.nii and s03.nii.gz: both"]),
+    "missing MRI": (lambda root: (root / "data/whole_MRI/s03.nii.gz").unlink(),
+                    ["whole_MRI/s03.nii[.gz]: not there"]),
+    "both suffixes": (lambda root: (root / "data/whole_MRI/s03.nii").write_bytes(b""),
+                      ["whole_MRI/s03.nii and s03.nii.gz: both"]),
     "truncated gzip": (truncate("whole_MRI/s03.nii.gz"), ["whole_MRI/s03.nii.gz: truncated or damaged"]),
     "truncated nii": (truncate("whole_Abeta/s03.nii"), ["whole_Abeta/s03.nii: truncated or damaged"]),
-    "not NIfTI": (lambda root: (root / "data/whole_Abeta/s03.nii").write_text("text"), ["whole_Abeta/s03.nii: cannot be read as NIfTI"]),
+    "not NIfTI": (lambda root: (root / "data/whole_Abeta/s03.nii").write_text("text"),
+                  ["whole_Abeta/s03.nii: cannot be read as NIfTI"]),
     "4D": (replace_voxels(lambda v: np.stack([v, v], -1)), ["s03.nii: has 4 dimensions (22, 27, 22, 2)"]),
     "other shape": (replace_voxels(lambda v: v[1:]), ["s03.nii: has 21x27x22 voxels", "expected 22x27x22"]),
     "pair on two grids": (replace_voxels(lambda v: v, affine=SHIFTED), ["s03: MRI", "are not on one grid"]),
-    "damaged at its start": (lambda root: flip(root / "data/whole_MRI/s03.nii.gz", 14), ["whole_MRI/s03.nii.gz: cannot be read as NIfTI"]),
-    "colours": (replace_voxels(lambda v: np.zeros(v.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])), ["s03.nii: holds [('R'"]),
-    "contradictory sides": (lambda root: mirror_qform(root / "data/whole_Abeta/s03.nii"), ["sform and its qform disagree"]),
-    "no affine": (lambda root: strip_affine(root / "data/whole_Abeta/s03.nii"), ["s03.nii: has neither sform nor qform"]),
+    "damaged at its start": (lambda root: flip(root / "data/whole_MRI/s03.nii.gz", 14),
+                             ["whole_MRI/s03.nii.gz: cannot be read as NIfTI"]),
+    "colours": (replace_voxels(lambda v: np.zeros(v.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])),
+                ["s03.nii: holds [('R'"]),
+    "contradictory sides": (lambda root: mirror_qform(root / "data/whole_Abeta/s03.nii"),
+                            ["sform and its qform disagree"]),
+    "no affine": (lambda root: strip_affine(root / "data/whole_Abeta/s03.nii"),
+                  ["s03.nii: has neither sform nor qform"]),
     "NaN": (replace_voxels(with_nan), ["s03.nii: holds NaN or infinite"]),
     "constant": (replace_voxels(np.zeros_like), ["s03.nii: every voxel is 0"]),
-    "too bright": (replace_voxels(lambda v: 200 * v), ["s03.nii: intensities from 0 to",
-                                                           "expected within [0, 1], PET scaled by one constant for all\n"]),
+    "too bright": (
+        replace_voxels(lambda v: 200 * v),
+        ["s03.nii: intensities from 0 to", "expected within [0, 1], PET scaled by one constant for all\n"],
+    ),
     "negative": (replace_voxels(lambda v: v - 0.1), ["s03.nii: intensities from -0.1"]),
     "no label": (edit("data_info.csv", "s03,0\n", ""), ["data_info.csv: s03 has no rows; expected one row"]),
     "two labels": (edit("data_info.csv", "s03,0\n", "s03,0\ns03,1\n"), ["data_info.csv: s03 has 2 rows"]),
     "doubtful label": (edit("data_info.csv", "s03,0\n", "s03,0.5\n"), ["s03 has the label '0.5'"]),
-    "label out of range": (edit("data_info.csv", "s03,0\n", "s03,2\n"), ["s03 has the label '2'; expected one row with a label in 0 .. 1"]),
-    "no label column": (edit("data_info.csv", "label", "status"), ["column(s) label missing, found ID, status"]),
+    "label out of range": (edit("data_info.csv", "s03,0\n", "s03,2\n"),
+                           ["s03 has the label '2'; expected one row with a label in 0 .. 1"]),
+    "no label column": (edit("data_info.csv", "label", "status"),
+                        ["column(s) label missing, found ID, status"]),
     "ID twice in a list": (edit("train.txt", "s03\n", "s03\ns03\n"), ["train.txt: s03 stands 2 times"]),
-    "ID in two lists": (edit("test.txt", "s09\n", "s03\n"), [
-        "subject s03 is in more than one list: train.txt as s03, test.txt as s03; keep all its scans in one\n"]),
-    "empty list": (lambda root: (root / "data_info/validation.txt").write_text("\n \n"), ["validation.txt: holds no ID"]),
-    "missing list": (lambda root: (root / "data_info/validation.txt").unlink(), ["validation.txt: cannot be read"]),
-    "ID that is a path": (edit("train.txt", "s03\n", "../data/s03\n"), [
-        "train.txt: '../data/s03' is not an ID; expected a file name without folder and without .nii or .nii.gz, of at most 200 letters, "
-        "digits, '.', '_' and '-'\n"]),
-    "ID of a megabyte": (edit("train.txt", "s03\n", "s" * 10 ** 6 + "\n"), ["train.txt: 'sss", "sss... is not an ID", "at most 200"]),
+    "ID in two lists": (
+        edit("test.txt", "s09\n", "s03\n"),
+        [
+            "subject s03 is in more than one list: train.txt as s03, test.txt as s03; keep all its scans in "
+            "one\n"
+        ],
+    ),
+    "empty list": (lambda root: (root / "data_info/validation.txt").write_text("\n \n"),
+                   ["validation.txt: holds no ID"]),
+    "missing list": (lambda root: (root / "data_info/validation.txt").unlink(),
+                     ["validation.txt: cannot be read"]),
+    "ID that is a path": (
+        edit("train.txt", "s03\n", "../data/s03\n"),
+        [
+            "train.txt: '../data/s03' is not an ID; expected a file name without folder and without .nii or "
+            ".nii.gz, of at most 200 letters, digits, '.', '_' and '-'\n"
+        ],
+    ),
+    "ID of a megabyte": (edit("train.txt", "s03\n", "s" * 10**6 + "\n"),
+                         ["train.txt: 'sss", "sss... is not an ID", "at most 200"]),
     "ID with a NUL": (edit("train.txt", "s03\n", "s\0\n"), ["train.txt: 's\\x00' is not an ID"]),
-    "list that is a pipe": (replace_file("data_info/train.txt", os.mkfifo), ["train.txt: cannot be read: it is not a file but"]),
-    "list without end": (lambda root: os.truncate(root / "data_info/train.txt", 2 ** 26 + 1), ["train.txt: has 67108865 bytes"]),
-    "list in UTF-16": (lambda root: (root / "data_info/train.txt").write_text("s03", "utf-16"), ["train.txt: cannot be read as text"]),
-    "table that is a folder": (replace_file("data_info/data_info.csv", os.mkdir), ["data_info.csv: cannot be read: it is not a file but"]),
-    "no ID column": (edit("data_info.csv", "ID,label", "name,label"), ["column(s) ID missing, found name, label"]),
-    "two label columns": (edit("data_info.csv", "ID,label", "ID,label,label"), ["column(s) label stand twice"]),
-    "label of a megabyte": (edit("data_info.csv", "s03,0", "s03," + "1" * 10 ** 6), ["s03 has the label '111", "1...; expected"]),
-    "pipe": (replace_file(f"data/{PET}", os.mkfifo), ["s03.nii: cannot be read: it is not a file but a folder, a pipe"]),
-    "folder": (replace_file(f"data/{PET}", os.mkdir), ["s03.nii: cannot be read: it is not a file but a folder, a pipe"]),
-    "link to a device": (replace_file(f"data/{PET}", lambda path: path.symlink_to("/dev/zero")), ["link that leaves its folder"]),
-    "link to a file": (replace_file(f"data/{PET}", link_outside), ["s03.nii: is a link that leaves its folder; copy the file"]),
-    "link to nothing": (replace_file(f"data/{PET}", lambda path: path.symlink_to("x")), ["s03.nii: cannot be read: No such"]),
-    "link to itself": (replace_file(f"data/{PET}", lambda path: path.symlink_to(path.name)), ["s03.nii: cannot be read: Too many"]),
-    "absurd size": (set_header(PET, dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]), ["header claims 30000x30000x30000 voxels"]),
-    "size beyond its end": (set_header(PET, dim=[3, 22, 27, 23, 1, 1, 1, 1]), ["bytes 352 to 55000, 52624 found"]),
+    "list that is a pipe": (replace_file("data_info/train.txt", os.mkfifo),
+                            ["train.txt: cannot be read: it is not a file but"]),
+    "list without end": (lambda root: os.truncate(root / "data_info/train.txt", 2**26 + 1),
+                         ["train.txt: has 67108865 bytes"]),
+    "list in UTF-16": (lambda root: (root / "data_info/train.txt").write_text("s03", "utf-16"),
+                       ["train.txt: cannot be read as text"]),
+    "table that is a folder": (replace_file("data_info/data_info.csv", os.mkdir),
+                               ["data_info.csv: cannot be read: it is not a file but"]),
+    "no ID column": (edit("data_info.csv", "ID,label", "name,label"),
+                     ["column(s) ID missing, found name, label"]),
+    "two label columns": (edit("data_info.csv", "ID,label", "ID,label,label"),
+                          ["column(s) label stand twice"]),
+    "label of a megabyte": (edit("data_info.csv", "s03,0", "s03," + "1" * 10**6),
+                            ["s03 has the label '111", "1...; expected"]),
+    "pipe": (replace_file(f"data/{PET}", os.mkfifo),
+             ["s03.nii: cannot be read: it is not a file but a folder, a pipe"]),
+    "folder": (replace_file(f"data/{PET}", os.mkdir),
+               ["s03.nii: cannot be read: it is not a file but a folder, a pipe"]),
+    "link to a device": (replace_file(f"data/{PET}", lambda path: path.symlink_to("/dev/zero")),
+                         ["link that leaves its folder"]),
+    "link to a file": (replace_file(f"data/{PET}", link_outside),
+                       ["s03.nii: is a link that leaves its folder; copy the file"]),
+    "link to nothing": (replace_file(f"data/{PET}", lambda path: path.symlink_to("x")),
+                        ["s03.nii: cannot be read: No such"]),
+    "link to itself": (replace_file(f"data/{PET}", lambda path: path.symlink_to(path.name)),
+                       ["s03.nii: cannot be read: Too many"]),
+    "absurd size": (set_header(PET, dim=[3, 30000, 30000, 30000, 1, 1, 1, 1]),
+                    ["header claims 30000x30000x30000 voxels"]),
+    "size beyond its end": (set_header(PET, dim=[3, 22, 27, 23, 1, 1, 1, 1]),
+                            ["bytes 352 to 55000, 52624 found"]),
     "negative size": (set_header(PET, dim=[3, 22, -27, 22, 1, 1, 1, 1]), ["has 3 dimensions (22, -27, 22)"]),
     "no size": (set_header(PET, dim=[3, 22, 0, 22, 1, 1, 1, 1]), ["has 3 dimensions (22, 0, 22)"]),
     "one dimension": (set_header(PET, dim=[1, 22, 27, 22, 1, 1, 1, 1]), ["has 1 dimensions (22,)"]),
     "NaN as scale": (set_header(PET, scl_slope=np.nan), ["s03.nii: its scale factors scl_slope nan"]),
     "NaN in the affine": (set_header(PET, srow_x=[np.nan, 0, 0, 0]), ["s03.nii: its affine holds nan"]),
     "flat affine": (set_header(PET, srow_x=[0, 8, 0, 0]), ["s03.nii: its affine cannot be inverted"]),
-    "impossible qform": (set_header(PET, qform_code=1, quatern_b=9), ["s03.nii: cannot be read as NIfTI: truncated or"]),
+    "impossible qform": (set_header(PET, qform_code=1, quatern_b=9),
+                         ["s03.nii: cannot be read as NIfTI: truncated or"]),
     "voxels before their header's end": (set_header(PET, vox_offset=0), ["voxels in the bytes 0 to 52272"]),
     "ID with its suffix": (edit("train.txt", "s03\n", "s03.nii.gz\n"), ["'s03.nii.gz' is not an ID"]),
 }
@@ -280,15 +334,19 @@ def test_a_problem_of_one_file_hides_none_of_the_next_files(root):
     data = root / "data"
     (data / "whole_MRI/s01.nii.gz").write_bytes(b"text")
     write_volume(data / "whole_Abeta/s02.nii", np.ones((22, 27, 21), np.float32))
-    for name, affine in (("whole_MRI/s03.nii.gz", SHIFTED), ("whole_Abeta/s05.nii", SHIFTED), ("whole_MRI/s05.nii.gz", SHIFTED)):
+    for name, affine in (("whole_MRI/s03.nii.gz", SHIFTED), ("whole_Abeta/s05.nii", SHIFTED),
+                         ("whole_MRI/s05.nii.gz", SHIFTED)):
         write_volume(data / name, nib.load(data / name, mmap=False).get_fdata(dtype=np.float32), affine)
     strip_affine(data / "whole_Abeta/s06.nii")
-    for name, change in (("s07", with_nan), ("s08", np.zeros_like), ("s09", lambda v: 3 * v), ("s10", lambda v: -v)):
-        write_volume(data / f"whole_Abeta/{name}.nii", change(nib.load(data / f"whole_Abeta/{name}.nii", mmap=False).get_fdata()))
+    for name, change in (("s07", with_nan), ("s08", np.zeros_like), ("s09", lambda v: 3 * v),
+                         ("s10", lambda v: -v)):
+        write_volume(data / f"whole_Abeta/{name}.nii",
+                     change(nib.load(data / f"whole_Abeta/{name}.nii", mmap=False).get_fdata()))
     message = problems(root)
-    for part in ("10 problem(s) in the data:\n  ", "s01.nii.gz: cannot be read as NIfTI", "s02.nii: has 22x27x21", "s03: MRI (from (-85.5,",
-                 "s05.nii.gz: from (-85.5,", "s05.nii: from (-85.5,", "s06.nii: has neither", "s07.nii: holds NaN", "s08.nii: every voxel",
-                 "s09.nii: intensities from 0 to", "s10.nii: intensities from -"):
+    for part in ("10 problem(s) in the data:\n  ", "s01.nii.gz: cannot be read as NIfTI",
+                 "s02.nii: has 22x27x21", "s03: MRI (from (-85.5,", "s05.nii.gz: from (-85.5,",
+                 "s05.nii: from (-85.5,", "s06.nii: has neither", "s07.nii: holds NaN",
+                 "s08.nii: every voxel", "s09.nii: intensities from 0 to", "s10.nii: intensities from -"):
         assert part in message
     assert len(message.splitlines()) == 11
 
@@ -374,9 +432,12 @@ def test_a_link_into_a_folder_whose_name_only_begins_alike_is_refused(root):
     assert "s03.nii: is a link that leaves its folder" in problems(root)
 
 
-@pytest.mark.parametrize(("one", "other"), [("037S6046", "037_S_6046_m12"), ("sub-ADNI037S6046_ses-M00", "037S6046"),
-                                            ("sub-01_ses-M00", "sub-01_ses-M12"), ("p7_bl", "p7_m24"),
-                                            ("p7_2015-03-02", "p7_20170302"), ("037_S6046", "037_S_6046")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("037S6046", "037_S_6046_m12"), ("sub-ADNI037S6046_ses-M00", "037S6046"),
+     ("sub-01_ses-M00", "sub-01_ses-M12"), ("p7_bl", "p7_m24"), ("p7_2015-03-02", "p7_20170302"),
+     ("037_S6046", "037_S_6046")],
+)
 def test_two_visits_of_a_subject_in_two_lists_are_refused(root, one, other):
     for old, new in (("s01", one), ("s09", other)):
         for path in list((root / "data").rglob(f"{old}.nii*")):
@@ -400,7 +461,11 @@ def test_other_affines_of_one_shape_are_refused(root):
         write_volume(path, nib.load(path, mmap=False).get_fdata(dtype=np.float32), SHIFTED)
     message = problems(root)
     assert "2 problem(s)" in message
-    assert "s05.nii: from (-85.5, -122.5, -68.5) to (82.5, 85.5, 99.5) mm, most of the cohort from (-86.5, -122.5, -68.5)" in message
+    assert (
+        "s05.nii: from (-85.5, -122.5, -68.5) to (82.5, 85.5, 99.5) mm, most of the cohort from (-86.5, "
+        "-122.5, -68.5)"
+        in message
+    )
 
 
 def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
@@ -409,10 +474,12 @@ def test_a_training_list_that_fills_no_batch_or_lacks_a_label_is_refused(root):
     path = root / "data_info" / "train.txt"
     assert message.splitlines()[1:] == [
         f"  {path}: 2 usable subjects do not fill the 3 of one step (batch size x processes)",
-        f"  {path}: not all of the 2 labels occur at least 2 times, so none can be left out to see how well the MRI predicts it; "
-        "--label_at_sampling none goes without a prediction"]
+        f"  {path}: not all of the 2 labels occur at least 2 times, so none can be left out to see how well "
+        "the MRI predicts it; --label_at_sampling none goes without a prediction",
+    ]
     path.write_text("s01\ns02\ns03\n")
-    assert "not all of the 2 labels occur at least 2 times" in problems(root, smallest_training_list=3, least_of_each_label=2)
+    assert "not all of the 2 labels occur at least 2 times" in problems(root, smallest_training_list=3,
+                                                                        least_of_each_label=2)
     assert len(check(root, smallest_training_list=3).train) == 3
     path.write_text("s01\ns02\ns03\ns04\n")
     assert len(check(root, smallest_training_list=4, least_of_each_label=2).train) == 4
@@ -491,17 +558,27 @@ def test_bytes_after_the_voxels_are_read_but_no_more_than_padding(tmp_path):
 
 def test_age_and_sex_are_read_or_their_lack_is_said(root):
     scans, path = check(root).test, root / "data_info" / "data_info.csv"
-    assert read_demographics(root / "data_info", scans) == (None, f"{path} has no column age and no column sex")
+    assert read_demographics(root / "data_info", scans) == (None,
+                                                            f"{path} has no column age and no column sex")
     path.write_text("ID,label,Age,SEX\ns09,0,71.5,f\ns10,1,80, M\ns01,0,3000,M\n")
     table, problem = read_demographics(root / "data_info", scans)
-    assert (table.to_dict("list"), problem) == ({"ID": ["s09", "s10"], "age": [71.5, 80.0], "sex": ["F", "M"]}, "")
-    path.write_text("ID,label,Age,SEX\ns09,0,71.5,f\n")    # s10 was taken out after the check
-    assert "1 scans have no sex or no age from 1 to 120 years (s10)" in read_demographics(root / "data_info", scans)[1]
+    assert (table.to_dict("list"), problem) == (
+        {"ID": ["s09", "s10"], "age": [71.5, 80.0], "sex": ["F", "M"]},
+        "",
+    )
+    path.write_text("ID,label,Age,SEX\ns09,0,71.5,f\n")  # s10 was taken out after the check
+    assert (
+        "1 scans have no sex or no age from 1 to 120 years (s10)"
+        in read_demographics(root / "data_info", scans)[1]
+    )
 
 
-@pytest.mark.parametrize(("age", "sex", "right"), [
-    ("1", "F", True), ("120", "m", True), ("0.9", "F", False), ("120.1", "F", False), ("", "F", False), ("old", "F", False),
-    ("70", "", False), ("70", "-4", False), ("70", "-1", False), ("70", "na", False), ("70", "NaN", False)])
+@pytest.mark.parametrize(
+    ("age", "sex", "right"),
+    [("1", "F", True), ("120", "m", True), ("0.9", "F", False), ("120.1", "F", False), ("", "F", False),
+     ("old", "F", False), ("70", "", False), ("70", "-4", False), ("70", "-1", False), ("70", "na", False),
+     ("70", "NaN", False)],
+)
 def test_an_age_or_a_sex_that_is_none_is_not_used(root, age, sex, right):
     scans, path = check(root).test, root / "data_info" / "data_info.csv"
     # the first of two counts
@@ -509,7 +586,8 @@ def test_an_age_or_a_sex_that_is_none_is_not_used(root, age, sex, right):
     table, problem = read_demographics(root / "data_info", scans)
     assert (table is not None, problem == "") == (right, right)
     if right:
-        assert table.to_dict("list") == {"ID": ["s09", "s10"], "age": [70.0, float(age)], "sex": ["F", sex.upper()]}
+        assert table.to_dict("list") == {"ID": ["s09", "s10"], "age": [70.0, float(age)],
+                                         "sex": ["F", sex.upper()]}
     else:
         assert problem == f"{path}: 1 scans have no sex or no age from 1 to 120 years (s10)"
 

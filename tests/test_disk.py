@@ -45,7 +45,8 @@ def contents(root) -> dict[str, bytes]:
             if path.is_file() and path.name not in ("run.log", "running.json", ".lock")}
 
 
-def test_every_single_write_may_fail_for_want_of_room(root, expected, monkeypatch, capsys, count, record_property):
+def test_every_single_write_may_fail_for_want_of_room(root, expected, monkeypatch, capsys, count,
+                                                      record_property):
     """The disk fills up at one write after the other; each time the message names the file, and no file is
     half there."""
     sync, failed, step = files.sync, Counter(), count(7, 1)
@@ -68,10 +69,14 @@ def test_every_single_write_may_fail_for_want_of_room(root, expected, monkeypatc
             break
         assert code == 5
         err = capsys.readouterr().err
-        assert re.search(r"cannot be written: No space left on device; (more than )?[\d.]+ [MG]iB are needed, [\d.]+ [MG]iB are free", err)
+        assert re.search(
+            r"cannot be written: No space left on device; (more than )?[\d.]+ [MG]iB are needed, [\d.]+ [MG]iB are free",
+            err,
+        )
         assert "Traceback" not in err
         assert not list(root.rglob(f"{files.PARTIAL}*"))
-        before = {name: content for name, content in contents(root).items() if name.endswith((".tar", ".nii.gz"))}
+        before = {name: content for name,
+                  content in contents(root).items() if name.endswith((".tar", ".nii.gz"))}
         monkeypatch.setattr(files, "sync", sync)
         if number % (5 * step) == 0:                       # to go on takes as long as all the rest
             assert run() == 0
@@ -92,7 +97,8 @@ def small_disk(tmp_path):
     disk.mkdir()
 
     def mount(options: str) -> None:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True, capture_output=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", disk], check=True,
+                       capture_output=True)
     try:
         mount("size=64m")
     except (OSError, subprocess.CalledProcessError):
@@ -102,7 +108,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_a_run_on_a_disk_that_fills_up_goes_on_when_there_is_room(small_disk, expected, monkeypatch, capfd, count, record_property):
+def test_a_run_on_a_disk_that_fills_up_goes_on_when_there_is_room(small_disk, expected, monkeypatch, capfd,
+                                                                  count, record_property):
     disk, remount = small_disk
     monkeypatch.chdir(disk)
     monkeypatch.setattr(session, "check_room", lambda *_: None)  # it would refuse at once
@@ -144,14 +151,18 @@ def test_a_read_only_disk_is_named_before_the_first_epoch(small_disk, monkeypatc
     remount("rw")
 
 
-def test_a_disk_without_room_for_the_checkpoints_is_named_before_the_first_epoch(small_disk, monkeypatch, capsys):
+def test_a_disk_without_room_for_the_checkpoints_is_named_before_the_first_epoch(small_disk, monkeypatch,
+                                                                                 capsys):
     disk, remount = small_disk
     monkeypatch.chdir(disk)
     used = shutil.disk_usage(disk).used // 1024
     remount(f"size={used + 800}k")
     assert run() == 5
     captured = capsys.readouterr()
-    assert "result/a: the checkpoints (the best, the last, and the next while it is written) need " in captured.err
+    assert (
+        "result/a: the checkpoints (the best, the last, and the next while it is written) need "
+        in captured.err
+    )
     assert "aae " not in captured.out
 
 
@@ -164,5 +175,8 @@ def test_an_experiment_folder_that_vanishes_ends_the_run_and_is_not_made_again(r
         finish(self, epoch, *args)
     monkeypatch.setattr(StageRun, "finish_epoch", vanish)
     assert run() == 5
-    assert "CHECKPOINT_AAE_last.pth.tar: cannot be written, its folder is gone (stage aae)" in capsys.readouterr().err
+    assert (
+        "CHECKPOINT_AAE_last.pth.tar: cannot be written, its folder is gone (stage aae)"
+        in capsys.readouterr().err
+    )
     assert not (root / "result").exists()

@@ -18,7 +18,9 @@ COMMANDS = find_commands()
 
 
 def test_the_page_of_settings_is_what_the_code_says():
-    assert (ROOT / "docs/settings.md").read_text() == settings.page(), "python -m docs.settings writes it again"
+    assert (ROOT / "docs/settings.md").read_text() == settings.page(), (
+        "python -m docs.settings writes it again"
+    )
 
 
 def test_the_readme_is_one_page():

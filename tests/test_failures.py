@@ -47,26 +47,21 @@ def fails_with(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
     [
         (InputError("a.nii.gz: damaged"), 2, "a.nii.gz: damaged"),
         (
-            InputError(
-                "Caught InputError in DataLoader worker process 0.\nOriginal Traceback ...\nutils.InputError: a.nii: cut\n"
-            ),
+            InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback "
+                       "...\nutils.InputError: a.nii: cut\n"),
             2,
             "error: a.nii: cut",
         ),
         (NotFiniteError("aae epoch 3, step 2: loss nan on s01"), 3, "aae epoch 3, step 2: loss nan on s01"),
         (torch.OutOfMemoryError("CUDA out of memory"), 4, "--sampling_batch 1"),
         (MemoryError(), 4, "--cache off"),
-        (
-            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
-            4,
-            "what was saved is kept",
-        ),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 4,
+         "what was saved is kept"),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 4, "out of memory"),
         (OSError(errno.EIO, "Input/output error", "b.nii"), 5, "Input/output error: 'b.nii'"),
         (
-            OSError(
-                "Caught OSError in DataLoader worker process 1.\nOriginal Traceback ...\nOSError: [Errno 5] b.nii\n"
-            ),
+            OSError("Caught OSError in DataLoader worker process 1.\nOriginal Traceback ...\nOSError: "
+                    "[Errno 5] b.nii\n"),
             5,
             "error: [Errno 5] b.nii\n",
         ),
@@ -85,23 +80,24 @@ def test_out_of_memory_in_a_training_names_its_stage_and_what_takes_less(stage):
     error = MemoryError()
     error.add_note(stage)
     message = explain(error)[1]
-    assert message.startswith(f"error: out of memory (stage {stage}); --recompute true takes less; so does --{stage}_batch_size 1, ")
+    assert message.startswith(f"error: out of memory (stage {stage}); --recompute true takes less; so does "
+                              f"--{stage}_batch_size 1, ")
 
 
 @pytest.mark.parametrize(
     "text",
-    [
-        "a fault of ours",
-        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\na fault of ours",
-    ],
+    ["a fault of ours",
+     "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback\na fault of ours"],
 )
 def test_a_fault_of_the_program_is_not_hidden(monkeypatch, capsys, text):
     with pytest.raises(RuntimeError, match="a fault of ours"):
         fails_with(monkeypatch, capsys, RuntimeError(text))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
-def test_a_signal_ends_a_training_after_its_step_and_the_same_command_goes_on(root, monkeypatch, capsys, number, code):
+@pytest.mark.parametrize(("number", "code"),
+                         [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_training_after_its_step_and_the_same_command_goes_on(root, monkeypatch, capsys,
+                                                                              number, code):
     assert run("aae", exp="uncut") == 0
     taken, step = [], main.aae_step
 
@@ -117,10 +113,15 @@ def test_a_signal_ends_a_training_after_its_step_and_the_same_command_goes_on(ro
     assert run("aae") == 0
     assert len(taken) == 6
     assert "1 of 2 epochs and 2 steps done" in capsys.readouterr().out
-    uncut, cut = (load_checkpoint(root / "result" / exp / "CHECKPOINT_AAE_last.pth.tar")["state"] for exp in ("uncut", "a"))
+    uncut, cut = (
+        load_checkpoint(root / "result" / exp / "CHECKPOINT_AAE_last.pth.tar")["state"]
+        for exp in ("uncut", "a")
+    )
     for part, other in zip(*(torch.utils._pytree.tree_leaves(state) for state in (uncut, cut)), strict=True):
         assert torch.equal(part, other) if torch.is_tensor(part) else part == other
-    assert (root / "result/uncut/loss_curve.csv").read_bytes() == (root / "result/a/loss_curve.csv").read_bytes()
+    assert (root / "result/uncut/loss_curve.csv").read_bytes() == (
+        root / "result/a/loss_curve.csv"
+    ).read_bytes()
 
 
 def test_a_signal_in_the_validation_loses_no_step(root, monkeypatch, capsys):
@@ -195,7 +196,9 @@ def test_what_a_killed_run_left_is_said_and_removed(root, capsys):
     (folder / "synthesized" / ".partial-host-1-x").mkdir(parents=True)
     (folder / "running.json").write_text('{"host": "node7", "pid": 4711, "since": "yesterday"}')
     assert run("aae") == 0
-    assert "an earlier run here (process 4711 on node7, since yesterday) was killed" in capsys.readouterr().out
+    assert (
+        "an earlier run here (process 4711 on node7, since yesterday) was killed" in capsys.readouterr().out
+    )
     assert not list(folder.rglob(".partial-*"))
     assert not (folder / "running.json").exists()
 
@@ -227,7 +230,8 @@ sys.meta_path.insert(0, Nowhere())
 
 def start(*words: str, **options) -> subprocess.CompletedProcess:
     """A run of main.py in a process of its own."""
-    return subprocess.run([sys.executable, str(ROOT / "main.py"), *words], capture_output=True, text=True, timeout=300, **options)
+    return subprocess.run([sys.executable, str(ROOT / "main.py"), *words], capture_output=True, text=True,
+                          timeout=300, **options)
 
 
 def test_missing_packages_are_named_with_what_brings_them(tmp_path):
@@ -265,11 +269,8 @@ def test_a_missing_optional_package_is_explained_where_it_is_imported(monkeypatc
     with pytest.raises(ModuleNotFoundError) as missing:
         __import__(f"{module}.inside")
     missing.value.add_note("report")
-    assert explain(missing.value) == (
-        2,
-        f"error: the package {package}, which is needed for {use}, is missing; pip install -r "
-        f"{listed_in} brings it (stage report)",
-    )
+    assert explain(missing.value) == (2, f"error: the package {package}, which is needed for {use}, is "
+                                         f"missing; pip install -r {listed_in} brings it (stage report)")
 
 
 def test_a_package_that_pandas_misses_is_explained(monkeypatch):
@@ -278,19 +279,27 @@ def test_a_package_that_pandas_misses_is_explained(monkeypatch):
     with pytest.raises(ImportError) as missing:
         pd.DataFrame({"a": [1]}).to_markdown()
     assert missing.value.name is None
-    assert explain(missing.value)[1].startswith("error: the package tabulate, which is needed for tables in Markdown, is missing; ")
+    assert explain(missing.value)[1].startswith("error: the package tabulate, which is needed for tables in "
+                                                "Markdown, is missing; ")
 
 
 def test_a_version_that_is_asked_for_of_a_missing_package_is_explained():
     with pytest.raises(ModuleNotFoundError) as missing:
         raise importlib.metadata.PackageNotFoundError("antspyx")
-    assert explain(missing.value)[1].endswith("is missing; pip install -r requirements-preprocess.txt brings it")
+    assert explain(missing.value)[1].endswith("is missing; pip install -r requirements-preprocess.txt "
+                                              "brings it")
 
 
 def test_a_package_that_is_there_but_broken_is_explained_with_its_reason():
-    code, message = explain(ImportError("libjpeg.so.9: cannot open shared object file", name="matplotlib._image"))
+    code, message = explain(
+        ImportError("libjpeg.so.9: cannot open shared object file", name="matplotlib._image")
+    )
     assert code == 2
-    assert "matplotlib, which is needed for figures and the report, cannot be imported (libjpeg.so.9: cannot open" in message
+    assert (
+        "matplotlib, which is needed for figures and the report, cannot be imported (libjpeg.so.9: cannot "
+        "open"
+        in message
+    )
     assert explain(ImportError("libgfortran.so.5: cannot open", name="sklearn.utils"))[1].startswith(
         "error: the package scikit-learn, cannot be imported (libgfortran.so.5")
 
@@ -318,7 +327,8 @@ def test_every_package_that_is_imported_is_asked_for():
     """In all rooms: a package that always has to be there is found before the first import, any other is
     explained."""
     paths = [path for path in ROOT.rglob("*.py") if path.relative_to(ROOT).parts[0] != "tests"]
-    assert len(paths) > 40 and {path.parent.name for path in paths} >= {"runtime", "evaluation", "cohort", "studies"}
+    assert len(paths) > 40 and {path.parent.name for path in paths} >= {"runtime", "evaluation", "cohort",
+                                                                        "studies"}
     own = {path.relative_to(ROOT).parts[0].removesuffix(".py") for path in paths}
     imported = set()
     for path in paths:
@@ -342,17 +352,13 @@ def test_every_package_is_pinned_in_the_file_that_the_message_names():
 
 @pytest.mark.parametrize(
     ("name", "content", "stages"),
-    [
-        ("validation.csv", "", ("report",)),
-        ("loss_curve.csv", "epoch\n1\n", ("report",)),
-        ("loss_curve.csv", "\xff\0", ("test",)),
-        ("validation.csv", "stage,epoch\nldm,1\n", ("aae",)),
-        ("sweep/sampling_sweep.csv", "", ("sweep",)),
-        ("sweep/sampling_sweep.csv", "sampler\nddim\n", ("sweep",)),
-        ("CHECKPOINT_Unet.pth.tar", "", ("test",)),
-    ],
+    [("validation.csv", "", ("report",)), ("loss_curve.csv", "epoch\n1\n", ("report",)),
+     ("loss_curve.csv", "\xff\0", ("test",)), ("validation.csv", "stage,epoch\nldm,1\n", ("aae",)),
+     ("sweep/sampling_sweep.csv", "", ("sweep",)),
+     ("sweep/sampling_sweep.csv", "sampler\nddim\n", ("sweep",)), ("CHECKPOINT_Unet.pth.tar", "", ("test",))],
 )
-def test_a_damaged_output_of_an_earlier_run_is_named(finished, tmp_path, monkeypatch, capsys, name, content, stages):
+def test_a_damaged_output_of_an_earlier_run_is_named(finished, tmp_path, monkeypatch, capsys, name, content,
+                                                     stages):
     shutil.copytree(finished, tmp_path / "p")
     monkeypatch.chdir(tmp_path / "p")
     path = tmp_path / "p" / "result" / "a" / name
@@ -377,13 +383,16 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("place", "words"), [("figures", ["--stages", "test", "report"]), ("sweep", [])])
-def test_a_file_in_place_of_a_folder_is_found_before_the_first_sample(finished, tmp_path, monkeypatch, capsys, place, words):
+def test_a_file_in_place_of_a_folder_is_found_before_the_first_sample(finished, tmp_path, monkeypatch, capsys,
+                                                                      place, words):
     shutil.copytree(finished, tmp_path / "p")
     monkeypatch.chdir(tmp_path / "p")
     shutil.rmtree(Path("result/a") / place, ignore_errors=True)
     (Path("result/a") / place).write_text("a file")
     monkeypatch.setattr("model.Synthesizer.sample", None)
-    assert (main.main([*arguments(TINY | {"exp": "a"}), *words]) if words else main.main(["sweep", "--exp", "a"])) == 5
+    assert (
+        main.main([*arguments(TINY | {"exp": "a"}), *words]) if words else main.main(["sweep", "--exp", "a"])
+    ) == 5
     captured = capsys.readouterr()
     assert f"result/a/{place}: cannot be written to: File exists" in captured.err
     assert "\ntest " not in captured.out
@@ -398,26 +407,23 @@ def test_a_file_called_result_is_named_before_the_data_are_read(root, capsys):
 
 
 def test_ctrl_c_ends_a_loop_of_the_shell_too(tmp_path):
-    code = "import os, signal; from runtime.signals import CTRL_C, leave; os.kill(os.getppid(), signal.SIGINT); leave(CTRL_C)"   # to both
+    # to both
+    code = "import os, signal; from runtime.signals import CTRL_C, leave; os.kill(os.getppid(), signal.SIGINT); leave(CTRL_C)"
     loop = f"for i in 1 2; do echo $i; {sys.executable} -c '{code}'; done"
     shell = ["env", "--default-signal=INT", "bash", "-c", loop]  # tests in the background may have it ignored
     ended = subprocess.run(shell, capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert ended.stdout == "1\n"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "code"),
+                         [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_a_signal_during_the_imports_has_its_exit_code(tmp_path, number, code):
     hook = tmp_path / "numpy"                              # imported before the run listens
     hook.mkdir()
-    (hook / "__init__.py").write_text(f"import os, time\nos.kill(os.getpid(), {int(number)})\ntime.sleep(60)\n")
-    ended = subprocess.run(
-        [sys.executable, str(ROOT / "main.py")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        cwd=tmp_path,
-    )
+    (hook / "__init__.py").write_text("import os, time\nos.kill(os.getpid(), "
+                                      f"{int(number)})\ntime.sleep(60)\n")
+    ended = subprocess.run([sys.executable, str(ROOT / "main.py")], capture_output=True, text=True,
+                           timeout=60, env=os.environ | {"PYTHONPATH": str(tmp_path)}, cwd=tmp_path)
     assert (ended.returncode, ended.stderr) == (code, "")
 
 
@@ -425,13 +431,8 @@ def test_a_screen_that_is_gone_does_not_cost_the_run_its_steps(root):
     reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
     reader.wait()
     run = subprocess.Popen(
-        [
-            sys.executable,
-            str(ROOT / "main.py"),
-            *arguments(TINY | {"exp": "a", "aae_epochs": 500}),
-            "--stages",
-            "aae",
-        ],
+        [sys.executable, str(ROOT / "main.py"), *arguments(TINY | {"exp": "a", "aae_epochs": 500}),
+         "--stages", "aae"],
         stdout=reader.stdin,
         stderr=reader.stdin,
         env=os.environ | {"OMP_NUM_THREADS": "1"},

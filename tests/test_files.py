@@ -13,18 +13,8 @@ from pathlib import Path
 import pytest
 
 from runtime import files
-from runtime.files import (
-    BusyError,
-    FolderLock,
-    WriteError,
-    atomic,
-    check_room,
-    make_folder,
-    read_table,
-    remove_leftovers,
-    write_text,
-    write_together,
-)
+from runtime.files import (BusyError, FolderLock, WriteError, atomic, check_room, make_folder, read_table,
+                           remove_leftovers, write_text, write_together)
 from runtime.signals import Stopped, handle_signals
 from utils import InputError
 
@@ -58,7 +48,8 @@ def test_a_file_and_its_name_are_on_the_disk_before_the_block_ends(tmp_path, mon
     monkeypatch.setattr(files.os, "fsync", noted_sync)
     monkeypatch.setattr(files.os, "replace", noted_replace)
     write_text(tmp_path / "a.txt", "text")
-    assert events == [("sync", (tmp_path / "a.txt").stat().st_ino), ("rename", None), ("sync", tmp_path.stat().st_ino)]
+    assert events == [("sync", (tmp_path / "a.txt").stat().st_ino), ("rename", None),
+                      ("sync", tmp_path.stat().st_ino)]
 
 
 def test_a_signal_does_not_cut_the_writing_of_a_file(tmp_path):
@@ -75,7 +66,8 @@ def test_a_full_disk_is_reported_with_the_free_space_and_harms_nothing(tmp_path)
         partial.write_text("ne")
         raise OSError(errno.ENOSPC, "No space left on device")
     free = shutil.disk_usage(tmp_path).free / 2 ** 30
-    reported = re.search(r"No space left on device; 3.00 GiB are needed, ([\d.]+) GiB are free", str(error.value))
+    reported = re.search(r"No space left on device; 3.00 GiB are needed, ([\d.]+) GiB are free",
+                         str(error.value))
     assert str(error.value).startswith(f"{path}: cannot be written: ")
     assert float(reported[1]) == pytest.approx(free, rel=0.1)  # others may write meanwhile
     assert "the file that was there before is intact" in str(error.value)
@@ -97,19 +89,17 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
 
 def test_too_little_room_is_found_before_anything_is_written(tmp_path):
     check_room(tmp_path, 1, "the checkpoints")
-    with pytest.raises(WriteError, match=r"the checkpoints need 1048576\.00 GiB, [\d.]+ GiB are free on its disk"):
+    with pytest.raises(WriteError,
+                       match=r"the checkpoints need 1048576\.00 GiB, [\d.]+ GiB are free on its disk"):
         check_room(tmp_path / "not" / "yet", 2 ** 50, "the checkpoints")
 
 
 def test_what_dead_processes_were_writing_is_removed_and_what_others_write_is_not(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    names = {
-        "dead": f".partial-{files.PROCESSES}-{process.pid}-x",
-        "alive": f".partial-{files.PROCESSES}-{os.getppid()}-x",
-        "elsewhere": ".partial-other-host-1-x",
-        "old": ".partial-other-host-2-x",
-    }
+    names = {"dead": f".partial-{files.PROCESSES}-{process.pid}-x",
+             "alive": f".partial-{files.PROCESSES}-{os.getppid()}-x", "elsewhere": ".partial-other-host-1-x",
+             "old": ".partial-other-host-2-x"}
     for name in names.values():
         (tmp_path / "sub" / name).mkdir(parents=True)
     os.utime(tmp_path / "sub" / names["old"], (0, 0))
@@ -122,8 +112,12 @@ def test_what_dead_processes_were_writing_is_removed_and_what_others_write_is_no
 def test_a_second_run_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path):
     with FolderLock(tmp_path):
         code = f"from pathlib import Path\nfrom runtime.files import FolderLock\nFolderLock(Path({str(tmp_path)!r})).acquire()"
-        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT)
-        assert f"BusyError: {tmp_path}: another run works here (process {os.getpid()} on {files.HOST}, since 2" in other.stderr
+        other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                               cwd=ROOT)
+        assert (
+            f"BusyError: {tmp_path}: another run works here (process {os.getpid()} on {files.HOST}, since 2"
+            in other.stderr
+        )
         with pytest.raises(BusyError):
             FolderLock(tmp_path).acquire()
     with FolderLock(tmp_path) as lock:
@@ -133,10 +127,11 @@ def test_a_second_run_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path
 
 def test_the_lock_of_a_killed_run_is_recognised(tmp_path):
     code = (
-        f"import os, signal\nfrom pathlib import Path\nfrom runtime.files import FolderLock\n"
-        f"lock = FolderLock(Path({str(tmp_path)!r}))\nlock.acquire()\n"
-        "if os.fork() == 0:\n    import time; time.sleep(2); os._exit(0)\n"  # as a reading process, which outlives it
-        "os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal\nfrom pathlib import Path\nfrom runtime.files import FolderLock\nlock = "
+        f"FolderLock(Path({str(tmp_path)!r}))\nlock.acquire()\n"
+        # as a reading process, which outlives it
+        "if os.fork() == 0:\n    import time; time.sleep(2); os._exit(0)\nos.kill(os.getpid(), "
+        "signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code], timeout=60, stdout=subprocess.DEVNULL, cwd=ROOT)
     assert killed.returncode == -signal.SIGKILL
@@ -177,9 +172,11 @@ def test_files_that_belong_together_are_replaced_together_or_not_at_all(tmp_path
     with monkeypatch.context() as patch, pytest.raises(WriteError):
         patch.setattr(files, "sync", full)
         write_together(folder, {"a.txt": "new", "b.txt": "new"})
-    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "old", "b.txt": "old", "mine.txt": "mine"}
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "old", "b.txt": "old",
+                                                                          "mine.txt": "mine"}
     write_together(folder, {"a.txt": "new", "b.txt": "new"})
-    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "new", "b.txt": "new", "mine.txt": "mine"}
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"a.txt": "new", "b.txt": "new",
+                                                                          "mine.txt": "mine"}
 
 
 def test_a_run_killed_between_files_that_belong_together_leaves_no_old_one_among_new(tmp_path, monkeypatch):
@@ -202,7 +199,9 @@ def test_rows_of_a_table_keep_the_numbers_of_a_spreadsheet(tmp_path):
     assert (table["ID"].tolist(), [index + 2 for index in table.index]) == (["a", "b"], [2, 5])
 
 
-def test_a_table_whose_rows_are_longer_than_its_header_is_refused_instead_of_read_one_column_to_the_left(tmp_path):
+def test_a_table_whose_rows_are_longer_than_its_header_is_refused_instead_of_read_one_column_to_the_left(
+    tmp_path,
+):
     (tmp_path / "a.csv").write_text("ID,label\na,1,\nb,0,\n")
     with pytest.raises(InputError, match="more fields than its header has columns"):
         read_table(tmp_path / "a.csv", "ID")

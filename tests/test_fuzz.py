@@ -28,7 +28,8 @@ GRID, CROP = (4, 5, 4), Crop((0, 0, 0), (4, 5, 4))
 IDS = dict(zip(SPLITS, ("a", "b", "c"), strict=True))      # one subject a list
 MOST_BYTES = 30e6                                          # that reading a file of a few kilobytes may take
 MOST_LETTERS = 1000                                        # of a line of a message
-REPEATABLE = settings(derandomize=True, database=None, deadline=10000, suppress_health_check=list(HealthCheck))
+REPEATABLE = settings(derandomize=True, database=None, deadline=10000,
+                      suppress_health_check=list(HealthCheck))
 
 # ---------------------------------------------------------------- what may stand in a file
 
@@ -106,37 +107,20 @@ def tables(*headers: str) -> st.SearchStrategy[bytes]:
     return st.one_of(
         st.builds(encode, text, ENCODINGS),
         st.binary(max_size=200),
-        st.builds(
-            lambda head, rest: f"{head}\n".encode() + rest, st.sampled_from(headers), st.binary(max_size=100)
-        ),
+        st.builds(lambda head, rest: f"{head}\n".encode() + rest, st.sampled_from(headers),
+                  st.binary(max_size=100)),
     )
 
 
 LISTS = st.one_of(
-    st.builds(
-        lambda words, end, code: encode(end.join(words), code), st.lists(WORDS, max_size=8), ENDS, ENCODINGS
-    ),
+    st.builds(lambda words, end, code: encode(end.join(words), code), st.lists(WORDS, max_size=8), ENDS,
+              ENCODINGS),
     st.binary(max_size=200),
 )
 NUMBERS = st.one_of(
     st.sampled_from(
-        [
-            0.0,
-            -0.0,
-            1.0,
-            -1.0,
-            8.0,
-            352.0,
-            1e-30,
-            1e30,
-            -1e30,
-            3e38,
-            2.0**31,
-            2.0**62,
-            float("nan"),
-            float("inf"),
-            float("-inf"),
-        ]
+        [0.0, -0.0, 1.0, -1.0, 8.0, 352.0, 1e-30, 1e30, -1e30, 3e38, 2.0**31, 2.0**62, float("nan"),
+         float("inf"), float("-inf")]
     ),
     st.floats(width=32),
 )
@@ -153,11 +137,16 @@ def field(form: str, offset: int, number: int, values: st.SearchStrategy) -> st.
 
 
 DIM, DATATYPE, CODES = field("<h", 40, 8, SHORTS), field("<h", 70, 2, SHORTS), field("<h", 252, 2, SHORTS)
-PIXDIM, VOX_OFFSET, SCALE = field("<f", 76, 8, NUMBERS), field("<f", 108, 1, NUMBERS), field("<f", 112, 2, NUMBERS)
+PIXDIM, VOX_OFFSET, SCALE = (field("<f", 76, 8, NUMBERS), field("<f", 108, 1, NUMBERS),
+                             field("<f", 112, 2, NUMBERS))
 QFORM_SFORM = field("<f", 256, 18, NUMBERS)
 MAGIC = st.tuples(st.just(344), st.sampled_from([b"n+1\0", b"ni1\0", b"n+2\0", b"\0\0\0\0", b"n+1x"]))
 ANYWHERE = st.tuples(st.integers(0, 352), st.binary(min_size=1, max_size=8))
-PATCHES = st.lists(st.one_of(DIM, DIM, DATATYPE, CODES, PIXDIM, VOX_OFFSET, SCALE, QFORM_SFORM, MAGIC, ANYWHERE), min_size=1, max_size=4)
+PATCHES = st.lists(
+    st.one_of(DIM, DIM, DATATYPE, CODES, PIXDIM, VOX_OFFSET, SCALE, QFORM_SFORM, MAGIC, ANYWHERE),
+    min_size=1,
+    max_size=4,
+)
 
 
 # ---------------------------------------------------------------- the properties
@@ -169,9 +158,13 @@ def cohort(tmp_path) -> Path:
     info.mkdir()
     for i, (split, scan_id) in enumerate(IDS.items()):
         (info / f"{split}.txt").write_text(f"{scan_id}\n")
-        write_volume(tmp_path / "data" / "whole_MRI" / f"{scan_id}.nii.gz", np.random.default_rng(i).random(GRID).astype(np.float32))
-        write_volume(tmp_path / "data" / "whole_Abeta" / f"{scan_id}.nii", np.random.default_rng(9 + i).random(GRID).astype(np.float32))
-    (info / "data_info.csv").write_text("ID,label,age,sex\n" + "".join(f"{scan_id},1,70,F\n" for scan_id in IDS.values()))
+        write_volume(tmp_path / "data" / "whole_MRI" / f"{scan_id}.nii.gz",
+                     np.random.default_rng(i).random(GRID).astype(np.float32))
+        write_volume(tmp_path / "data" / "whole_Abeta" / f"{scan_id}.nii",
+                     np.random.default_rng(9 + i).random(GRID).astype(np.float32))
+    (info / "data_info.csv").write_text(
+        "ID,label,age,sex\n" + "".join(f"{scan_id},1,70,F\n" for scan_id in IDS.values())
+    )
     return tmp_path
 
 
@@ -214,7 +207,8 @@ def draw(strategy: st.SearchStrategy, n: int, try_one: Callable[[object], str]) 
 
 
 def summary(what: str, found: Counter) -> str:
-    return f"{what}: {found.total()} random cases, " + ", ".join(f"{number} {name}" for name, number in sorted(found.items()))
+    return f"{what}: {found.total()} random cases, " + ", ".join(f"{number} {name}" for name,
+                                                                 number in sorted(found.items()))
 
 
 def test_a_list_of_any_content_is_read_or_refused(cohort, count, record_property):
@@ -227,7 +221,8 @@ def test_a_list_of_any_content_is_read_or_refused(cohort, count, record_property
             assert [scan.id for scan in check(cohort).train] == ["a"]  # nobody else could be in it
         return outcome(read)
     blank = st.text(" \t\r\n\f\u3000", max_size=4)
-    right = st.builds(lambda *parts: "".join(parts).encode(), st.sampled_from(["", "\ufeff"]), blank, st.just("a"), blank)
+    right = st.builds(lambda *parts: "".join(parts).encode(), st.sampled_from(["", "\ufeff"]), blank,
+                      st.just("a"), blank)
     found = draw(st.one_of(LISTS, right), count(60, 2000), try_one)
     assert set(found) == {"read", "refused"}
     record_property("trust", summary("lists", found))
@@ -248,7 +243,8 @@ def test_a_data_info_of_any_content_is_read_or_refused(cohort, count, record_pro
         return outcome(read)
     right = st.lists(WORDS, min_size=2, max_size=2).map(lambda words: "ID,label,age,sex\n" + "".join(
         f"{scan_id},1,{','.join(words)}\n" for scan_id in IDS.values())).map(str.encode)
-    found = draw(st.one_of(tables("ID,label", "label,ID,age,sex", "ID,label,label", "ID,ID,label"), right), count(60, 2500), try_one)
+    found = draw(st.one_of(tables("ID,label", "label,ID,age,sex", "ID,label,label", "ID,ID,label"), right),
+                 count(60, 2500), try_one)
     assert set(found) == {"read", "refused"}
     record_property("trust", summary("data_info.csv", found))
 
@@ -310,10 +306,8 @@ def test_a_nifti_2_with_any_header_is_read_or_refused(tmp_path, count, record_pr
 
     anywhere = st.tuples(
         st.integers(0, 540),
-        st.one_of(
-            st.binary(min_size=1, max_size=8),
-            st.integers(-(2**63), 2**63 - 1).map(lambda n: struct.pack("<q", n)),
-        ),
+        st.one_of(st.binary(min_size=1, max_size=8),
+                  st.integers(-(2**63), 2**63 - 1).map(lambda n: struct.pack("<q", n))),
     )
     found = draw(st.lists(anywhere, min_size=1, max_size=4), count(60, 1500), try_one)
     assert set(found) == {"read", "refused"}
@@ -349,11 +343,9 @@ def write_bomb(path: Path, shape: tuple[int, int, int], behind: int) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "behind", "expected"),
-    [
-        ((30000,) * 3, 2**20, "header claims 30000x30000x30000 voxels"),
-        ((800, 800, 800), 2**20, "claims voxels in the bytes 352 to 2048000352"),
-        (SHAPE, 2**28, "unpacks to more than 1048576 bytes behind"),
-    ],
+    [((30000,) * 3, 2**20, "header claims 30000x30000x30000 voxels"),
+     ((800, 800, 800), 2**20, "claims voxels in the bytes 352 to 2048000352"),
+     (SHAPE, 2**28, "unpacks to more than 1048576 bytes behind")],
 )
 def test_a_bomb_is_refused_before_it_fills_the_memory(tmp_path, shape, behind, expected):
     path = tmp_path / "a.nii.gz"
@@ -392,6 +384,8 @@ def test_nothing_outside_the_data_is_opened_or_changed(root, tmp_path_factory, c
     assert main.main(arguments(TINY) + ["--stages", "check"]) == 2
     assert OPENED
     assert not [name for name in OPENED if "secret" in name or outside.parent.name in name]
-    assert {"ID": "is not an ID", "link": "leaves its folder"}["ID" if "ID" in attack else "link"] in capsys.readouterr().err
+    assert {"ID": "is not an ID", "link": "leaves its folder"}[
+        "ID" if "ID" in attack else "link"
+    ] in capsys.readouterr().err
     assert outside.read_bytes() == before
     assert list(outside.parent.iterdir()) == [outside]

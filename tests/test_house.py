@@ -7,18 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 AT_THE_ROOT = {"main", "config", "dataset", "model", "utils"}
-FLOORS = [
-    {"utils", "model"},
-    {"runtime"},
-    {"config", "imaging", "labels"},
-    {"dataset", "phantom"},
-    {"cohort"},
-    {"baselines", "evaluation"},
-    {"experiment"},
-    {"newscans"},
-    {"main"},
-    {"studies"},
-]  # a room imports from floors before its own
+FLOORS = [{"utils", "model"}, {"runtime"}, {"config", "imaging", "labels"}, {"dataset", "phantom"},
+          {"cohort"}, {"baselines", "evaluation"}, {"experiment"}, {"newscans"}, {"main"},
+          {"studies"}]  # a room imports from floors before its own
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 ROOMS = sorted(FLOOR.keys() - AT_THE_ROOT)
 
@@ -113,9 +104,13 @@ def test_only_the_top_floors_see_a_whole_config():
         if room_of(module) not in {"config", "main", "experiment", "newscans", "studies"}:
             for node in ast.walk(tree):
                 if isinstance(node, ast.arg | ast.AnnAssign):
-                    assert "Config" not in ast.unparse(node.annotation or ast.Constant(None)).split("."), f"{module}, line {node.lineno}"
+                    assert "Config" not in ast.unparse(node.annotation or ast.Constant(None)).split("."), (
+                        f"{module}, line {node.lineno}"
+                    )
                 elif isinstance(node, ast.Call):
-                    assert ast.unparse(node.func) not in ("Config", "config.Config"), f"{module}, line {node.lineno}"
+                    assert ast.unparse(node.func) not in ("Config", "config.Config"), (
+                        f"{module}, line {node.lineno}"
+                    )
 
 
 def test_every_word_of_the_command_line_has_a_module_with_a_main():
@@ -137,7 +132,9 @@ def functions_of(tree: ast.Module) -> list[ast.FunctionDef]:
 
 
 def test_no_function_of_main_is_longer_than_35_lines():
-    long = {function.name: function.end_lineno - function.lineno + 1 for function in functions_of(MODULES["main"])}
+    long = {
+        function.name: function.end_lineno - function.lineno + 1 for function in functions_of(MODULES["main"])
+    }
     assert not {name: lines for name, lines in long.items() if lines > 35}
 
 

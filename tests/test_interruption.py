@@ -24,5 +24,6 @@ def test_a_killed_run_that_is_given_again_equals_an_uncut_one_bit_for_bit(record
 
 
 def test_stopping_and_continuing_piles_nothing_up(record_property, count):
-    text = interrupted(record_property, "cycles", "--count", str(count(3, 50)), "--steps", str(count(80, 1000)))
+    text = interrupted(record_property, "cycles", "--count", str(count(3, 50)), "--steps",
+                       str(count(80, 1000)))
     assert int(re.search(r"(\d+) stops", text)[1]) >= count(3, 50)

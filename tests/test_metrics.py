@@ -31,7 +31,9 @@ def test_scores_equal_their_definitions(score):
     assert scores["SSIM"] == pytest.approx(np.mean(inner), abs=1e-5)
     inside = [ssim_at(i, j, k) for i in range(3, 6) for j in range(4, 7) for k in range(3, 8)]
     brain[:, :, [2, 8]] = False
-    assert score(torch.from_numpy(x_hat), torch.from_numpy(x), brain)["SSIM_brain"] == pytest.approx(np.mean(inside), abs=1e-5)
+    assert score(torch.from_numpy(x_hat), torch.from_numpy(x), brain)["SSIM_brain"] == pytest.approx(
+        np.mean(inside), abs=1e-5
+    )
 
 
 def test_a_perfect_volume_scores_perfectly():
@@ -50,7 +52,9 @@ def test_evaluate_gives_a_row_a_subject_whatever_the_batch_and_refuses_nan():
     together = [{"id": ["a", "b", "c"], "label": torch.tensor([0, 1, 0]), "pet": x}]
     alone = [{"id": [name], "label": torch.tensor([label]), "pet": x[i:i + 1]}
              for i, name, label in ((0, "a", 0), (1, "b", 1), (2, "c", 0))]
-    one, three = (evaluate(lambda batch: batch["pet"] * 0.9, loader, score, "t") for loader in (together, alone))
+    one, three = (
+        evaluate(lambda batch: batch["pet"] * 0.9, loader, score, "t") for loader in (together, alone)
+    )
     pd.testing.assert_frame_equal(one, three)
     assert one["ID"].tolist() == ["a", "b", "c"]
     assert one["label"].tolist() == [0, 1, 0]
@@ -88,7 +92,8 @@ def test_a_measure_gets_the_volumes_of_its_scan_and_what_is_predicted_beside_the
     assert table["first"].tolist() == mri.flatten(1)[:, 0].tolist()
     assert table["brightest"].tolist() == mri.flatten(1).max(dim=1).values.tolist()
     without_mri = [{name: value for name, value in batch.items() if name != "mri"} for batch in batches]
-    names = evaluate(lambda batch: batch["pet"], without_mri, lambda x_hat, volumes: {"names": "".join(volumes)}, "t")["names"]
+    names = evaluate(lambda batch: batch["pet"], without_mri, lambda x_hat,
+                     volumes: {"names": "".join(volumes)}, "t")["names"]
     assert names.tolist() == ["pet"] * 5
 
 
@@ -132,7 +137,9 @@ def volumes(kind: str) -> tuple[torch.Tensor, torch.Tensor]:
         return tuple(torch.from_numpy(rng.random((24, 20, 28), np.float32)) for _ in range(2))
     x = load_mni152_template(resolution=4).get_fdata(dtype=np.float32)
     x = x / x.max()
-    return torch.from_numpy(x), torch.from_numpy(gaussian_filter(x, 0.6) + 0.01 * rng.random(x.shape, np.float32))
+    return torch.from_numpy(x), torch.from_numpy(
+        gaussian_filter(x, 0.6) + 0.01 * rng.random(x.shape, np.float32)
+    )
 
 
 @pytest.mark.parametrize("kind", ["random", "real"])

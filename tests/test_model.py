@@ -10,28 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model import (
-    AAE,
-    Diffusion,
-    Discriminator,
-    Extractor,
-    GroupNorm,
-    LatentSpace,
-    Projector,
-    Synthesizer,
-    UNet,
-    load_published,
-    recompute_activations,
-    std_over_samples,
-)
+from model import (AAE, Diffusion, Discriminator, Extractor, GroupNorm, LatentSpace, Projector, Synthesizer,
+                   UNet, load_published, recompute_activations, std_over_samples)
 
 TOLERANCE = 1e-4
 
 
 def published_weights(names: list[str]) -> dict[str, torch.Tensor]:
-    """The weights of the published networks, drawn anew as PyTorch initialises them, 1D ones perturbed, rounded to float16.
+    """The weights of the published networks, drawn anew as PyTorch initialises them, 1D ones perturbed,
+    rounded to float16.
 
-    Only names, shapes, a checksum and the networks' outputs are stored: the next numbers of one seeded stream are the weights.
+    Only names, shapes, a checksum and the networks' outputs are stored: the next numbers of one seeded stream
+    are the weights.
     """
     weights, fan_in = {}, 1
     for entry in names:
@@ -51,7 +41,10 @@ def published_weights(names: list[str]) -> dict[str, torch.Tensor]:
     for name, weight in weights.items():
         if weight.dim() == 1 and not name.endswith("inv_freq"):
             weight += 0.05 * torch.randn_like(weight)
-    return {name: weight if name.endswith("inv_freq") else weight.half().float() for name, weight in weights.items()}
+    return {
+        name: weight if name.endswith("inv_freq") else weight.half().float()
+        for name, weight in weights.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +57,14 @@ def golden() -> dict:
                             ("unet", {"z_t": (2, 1, 8, 12, 10), "mri": (2, 1, 32, 48, 40)})):
         weights = published_weights(stored[f"{network}/names"].tolist())
         checksum = sum(w.double().abs().sum().item() for name, w in weights.items() if "inv_freq" not in name)
-        assert checksum == pytest.approx(stored[f"{network}/digest"][0], rel=1e-9), "torch draws other random numbers than it used to"
+        assert checksum == pytest.approx(stored[f"{network}/digest"][0], rel=1e-9), (
+            "torch draws other random numbers than it used to"
+        )
         vectors[network] = {"weights": weights}
         for name, shape in inputs.items():
-            vectors[network][name] = (torch.randn(shape) if name == "z_t" else torch.rand(shape)).half().float()
+            vectors[network][name] = (
+                (torch.randn(shape) if name == "z_t" else torch.rand(shape)).half().float()
+            )
     for key in stored.files:
         network, name = key.split("/")
         if name not in ("names", "digest"):
@@ -98,7 +95,9 @@ def test_discriminator_equals_the_published_one(golden):
 @torch.no_grad()
 def test_unet_equals_the_published_one(golden):
     unet, vectors = UNet(base_channels=32, channel_mults=(1, 2), attention_levels=(1,)), golden["unet"]
-    load_published(unet, {"state_dict": {f"module.{name}": w for name, w in vectors["weights"].items()}, "optimizer": {}})
+    load_published(
+        unet, {"state_dict": {f"module.{name}": w for name, w in vectors["weights"].items()}, "optimizer": {}}
+    )
     z_t, mri, t, label = (vectors[name] for name in ("z_t", "mri", "t", "label"))
     assert_close(unet.extractor(mri), vectors["condition"])
     assert_close(unet(z_t, mri, t), vectors["eps_without_label"])
@@ -134,7 +133,8 @@ def test_published_weights_that_do_not_fit_are_all_named_and_nothing_is_loaded(g
     before = {name: w.clone() for name, w in aae.state_dict().items()}
     with pytest.raises(ValueError, match="do not fit this AAE") as error:
         load_published(aae, weights)
-    for part in ("missing: encoder.0.bias", "misshapen: encoder.model.0.weight is (8, 1, 3, 3, 3)", "unknown: surplus"):
+    for part in ("missing: encoder.0.bias", "misshapen: encoder.model.0.weight is (8, 1, 3, 3, 3)",
+                 "unknown: surplus"):
         assert part in str(error.value)
     assert all(torch.equal(w, before[name]) for name, w in aae.state_dict().items())
 
@@ -197,14 +197,17 @@ def small_unet() -> UNet:
 def test_label_and_mri_change_the_output_and_probabilities_mix_labels(small_unet):
     z_t, mri, t = torch.randn(1, 1, 8, 8, 8), torch.rand(1, 1, 16, 16, 16), torch.tensor([500])
     nothing = small_unet(z_t, mri, t)
-    positive, negative = small_unet(z_t, mri, t, torch.tensor([1])), small_unet(z_t, mri, t, torch.tensor([0]))
+    positive, negative = (small_unet(z_t, mri, t, torch.tensor([1])),
+                          small_unet(z_t, mri, t, torch.tensor([0])))
     assert not torch.allclose(positive, negative, atol=1e-3)
     assert not torch.allclose(nothing, small_unet(z_t, 1 - mri, t), atol=1e-3)
     torch.testing.assert_close(small_unet(z_t, mri, t, torch.tensor([[0.0, 1.0]])), positive)
     torch.testing.assert_close(small_unet(z_t, mri, t, torch.zeros(1, 2)), nothing)
     projector = small_unet.projector
     mixed = projector(t, torch.tensor([[0.25, 0.75]]))
-    torch.testing.assert_close(mixed, 0.25 * projector(t, torch.tensor([0])) + 0.75 * projector(t, torch.tensor([1])))
+    torch.testing.assert_close(
+        mixed, 0.25 * projector(t, torch.tensor([0])) + 0.75 * projector(t, torch.tensor([1]))
+    )
 
 
 def test_without_image_conditioning_the_mri_has_no_say():
@@ -233,7 +236,8 @@ def test_multiscale_features_enter_at_every_level_and_leave_the_rest_as_it_was()
 
 
 def test_a_regression_network_sees_the_mri_itself_and_nothing_of_a_latent():
-    network, mri, t = tiny_unet(regression=True, downscale=1), torch.rand(2, 1, 8, 8, 8), torch.zeros(2, dtype=torch.int64)
+    network, mri, t = (tiny_unet(regression=True, downscale=1), torch.rand(2, 1, 8, 8, 8),
+                       torch.zeros(2, dtype=torch.int64))
     [condition] = network.condition(mri)
     assert torch.equal(condition, mri)
     assert network(mri[:, :0], mri, t).shape == mri.shape
@@ -309,7 +313,9 @@ def gaussian_error(sampler: str, steps: int) -> float:
         return diffusion.target(z_0, t, (z_t - a.sqrt() * z_0) / (1 - a).sqrt())
     z_T = torch.randn(1, 1, 10, 10, 10, generator=torch.Generator().manual_seed(0))
     a_1, a_T = diffusion.alpha_bar[1], diffusion.alpha_bar[-1]  # (z_t - alpha mean) / SD(z_t) stays
-    z_1 = (z_T - a_T.sqrt() * mean) * ((a_1 * std ** 2 + 1 - a_1) / (a_T * std ** 2 + 1 - a_T)).sqrt() + a_1.sqrt() * mean
+    z_1 = (z_T - a_T.sqrt() * mean) * (
+        (a_1 * std**2 + 1 - a_1) / (a_T * std**2 + 1 - a_T)
+    ).sqrt() + a_1.sqrt() * mean
     exact = z_0_given(z_1, torch.tensor([1]))
     error = (getattr(diffusion, sampler)(denoise, z_T, steps) - exact).pow(2).mean().sqrt().item()
     assert len(evaluations) == steps
@@ -360,7 +366,9 @@ def test_the_first_step_of_the_second_order_solver_is_one_of_ddim():
 
     def denoise(z_t, t):
         return torch.sin(3 * z_t) + (t / 1000).view(-1, 1, 1, 1, 1)
-    torch.testing.assert_close(diffusion.dpm(denoise, z_T, 2), diffusion.ddim(denoise, z_T, 2), atol=1e-4, rtol=1e-4)
+
+    torch.testing.assert_close(diffusion.dpm(denoise, z_T, 2), diffusion.ddim(denoise, z_T, 2), atol=1e-4,
+                               rtol=1e-4)
 
 
 @pytest.mark.parametrize(("T", "last"), [(1000, 0.02), (20, 0.5)])
@@ -386,7 +394,8 @@ def test_samplers_stay_on_the_device_of_their_input():
         assert diffusion.dpm(denoise, z_T, 4).device == z_T.device
 
 
-# ---------------------------------------------------------------- latents, and the synthesis of a PET from them
+# ---------------------------------------------------------------- latents, and the synthesis of a PET from
+# them
 
 class Enlarging(nn.Module):
     """Stands in for a decoder: doubles the grid."""
@@ -469,7 +478,11 @@ def test_a_latent_does_not_depend_on_the_batch_that_it_was_sampled_in(small_unet
         stream = (eps[None] for eps in noise_stream(scan, sample))
         with torch.no_grad():
             z_T = next(stream)
-            return diffusion.ddpm(denoise, z_T, stream) if sampler == "ddpm" else getattr(diffusion, sampler)(denoise, z_T, 4)
+            return (
+                diffusion.ddpm(denoise, z_T, stream)
+                if sampler == "ddpm"
+                else getattr(diffusion, sampler)(denoise, z_T, 4)
+            )
     expected = torch.stack([torch.cat([alone(scan, sample) for sample in range(3)]) for scan in range(2)])
     torch.testing.assert_close(z_0, expected, atol=1e-5, rtol=1e-5)
     decoded = Enlarging()(2.0 * expected.mean(dim=1) + 0.5).clamp(0, 1)  # scaled back, and then decoded
@@ -525,7 +538,8 @@ def test_recomputed_activations_change_neither_output_nor_gradients_and_take_les
             module, inputs = AAE((8, 16), norm_groups=8), (torch.rand(1, 1, 16, 16, 16),)
         else:
             module = tiny_unet()
-            inputs = (torch.randn(1, 1, 8, 8, 8), torch.rand(1, 1, 16, 16, 16), torch.tensor([5]), torch.tensor([1]))
+            inputs = (torch.randn(1, 1, 8, 8, 8), torch.rand(1, 1, 16, 16, 16), torch.tensor([5]),
+                      torch.tensor([1]))
         if recompute:
             recompute_activations(module)
         kept = {}                                          # storage -> bytes of what the backward pass needs

@@ -29,8 +29,10 @@ from runtime.signals import Stopped, handle_signals
 from utils import InputError
 
 ROOT = Path(main.__file__).parent
-LISTS = {"train": [f"s{i:02}" for i in range(1, 9)], "validation": ["s09", "s10", "s11", "s12", "s13"], "test": ["s14", "s15", "s16"]}
-ONE_LAYER = TINY | {"disc_channels": (8,), "aae_epochs": 1, "ldm_epochs": 1}                 # a discriminator without batch norm
+LISTS = {"train": [f"s{i:02}" for i in range(1, 9)], "validation": ["s09", "s10", "s11", "s12", "s13"],
+         "test": ["s14", "s15", "s16"]}
+# a discriminator without batch norm
+ONE_LAYER = TINY | {"disc_channels": (8,), "aae_epochs": 1, "ldm_epochs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +66,8 @@ def in_ranks(count: int, function: Callable[[], object], limit: float = 120) -> 
             children.append(child)
             pipes.append(read)
             continue
-        os.environ |= {
-            "RANK": str(number),
-            "LOCAL_RANK": str(number),
-            "WORLD_SIZE": str(count),
-            "LOCAL_WORLD_SIZE": str(count),
-            "MASTER_ADDR": "localhost",
-            "MASTER_PORT": str(port),
-        }
+        os.environ |= {"RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(count),
+                       "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
         signal.alarm(int(limit))                           # ends a process that hangs
         try:
             result = function()
@@ -124,7 +120,8 @@ def test_two_ranks_with_one_subject_each_take_the_steps_of_one_with_two(project)
         return main.main([*arguments(settings | more), "--stages", "aae", "encode", "ldm"])
     assert in_ranks(2, lambda: descend(exp="two", aae_batch_size=1, ldm_batch_size=1)) == [0, 0]
     assert in_ranks(1, lambda: descend(exp="one")) == [0]
-    for file, name in (("CHECKPOINT_AAE_last", "aae"), ("CHECKPOINT_AAE_last", "disc"), ("CHECKPOINT_Unet_last", "unet")):
+    for file, name in (("CHECKPOINT_AAE_last", "aae"), ("CHECKPOINT_AAE_last", "disc"),
+                       ("CHECKPOINT_Unet_last", "unet")):
         one, two = weights("one", file)[name], weights("two", file)[name]
         assert max((one[key] - two[key]).abs().max().item() for key in one) < 1e-5
     one, two = (pd.read_csv(f"result/{exp}/loss_curve.csv") for exp in ("one", "two"))
@@ -133,7 +130,8 @@ def test_two_ranks_with_one_subject_each_take_the_steps_of_one_with_two(project)
 
 def test_every_rank_holds_the_same_weights_after_every_epoch_and_says_which(project):
     assert run_main(2, "--stages", "aae", "encode", "ldm", **TINY | {"exp": "a"}) == [0, 0]
-    said = re.findall(r"(aae|ldm) epoch (\d): weights [0-9a-f]{16} on all 2 ranks", Path("result/a/run.log").read_text())
+    said = re.findall(r"(aae|ldm) epoch (\d): weights [0-9a-f]{16} on all 2 ranks",
+                      Path("result/a/run.log").read_text())
     assert said == [("aae", "1"), ("aae", "2"), ("ldm", "1"), ("ldm", "2")]
 
 
@@ -149,7 +147,10 @@ def test_ranks_that_drift_apart_are_noticed(project):
         main.aae_step = stray
         return main.main([*arguments(TINY | {"exp": "a"}), "--stages", "aae"])
     errors = in_ranks(2, drift)
-    assert all(isinstance(error, RuntimeError) and "the weights of aae epoch 1 differ between ranks" in str(error) for error in errors)
+    assert all(
+        isinstance(error, RuntimeError) and "the weights of aae epoch 1 differ between ranks" in str(error)
+        for error in errors
+    )
     assert not list(Path("result/a").glob("*.pth.tar"))
 
 
@@ -174,18 +175,25 @@ def test_scores_latents_and_volumes_do_not_depend_on_the_number_of_ranks(project
             path.unlink()
         assert run_main(count, "--stages", "encode", "test", **settings) == [0] * count
         assert {name: (results / name).read_bytes() for name in names} == alone
-        again = {path.name: nib.load(path).get_fdata() for path in Path("data/latent_Abeta").glob("*/*.nii.gz")}
-        assert again.keys() == latents.keys() and all(np.array_equal(again[name], latents[name]) for name in latents)
+        again = {
+            path.name: nib.load(path).get_fdata() for path in Path("data/latent_Abeta").glob("*/*.nii.gz")
+        }
+        assert again.keys() == latents.keys() and all(
+            np.array_equal(again[name], latents[name]) for name in latents
+        )
 
 
 def test_validation_scores_and_loss_do_not_depend_on_the_number_of_ranks(project):
     """A learning rate too small to move a weight, so that all validate the same networks."""
-    still = TINY | {"aae_lr": 1e-8, "ldm_lr": 1e-8, "label_at_sampling": "none", "aae_epochs": 1, "ldm_epochs": 1}
+    still = TINY | {"aae_lr": 1e-8, "ldm_lr": 1e-8, "label_at_sampling": "none", "aae_epochs": 1,
+                    "ldm_epochs": 1}
     csvs = []
 
     def freeze() -> int:
         torch.optim.Adam.step = torch.optim.AdamW.step = lambda *_: None
-        return main.main([*arguments(still | {"exp": f"of_{ranks.world_size()}"}), "--stages", "aae", "encode", "ldm"])
+        return main.main(
+            [*arguments(still | {"exp": f"of_{ranks.world_size()}"}), "--stages", "aae", "encode", "ldm"]
+        )
     for count in (1, 2, 3):
         assert in_ranks(count, freeze) == [0] * count
         losses = pd.read_csv(f"result/of_{count}/loss_curve.csv")["mse_validation"].dropna().tolist()
@@ -214,7 +222,8 @@ def test_the_ranks_share_out_every_step_of_an_epoch_and_nothing_twice(count):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_what_is_gathered_stands_in_the_order_of_the_batches(count):
     def collect() -> list:
-        loader = torch.utils.data.DataLoader(range(7), batch_sampler=ranks.DistributedBatches(7, 2, shared=True))
+        loader = torch.utils.data.DataLoader(range(7),
+                                             batch_sampler=ranks.DistributedBatches(7, 2, shared=True))
         return ranks.gather_batches([batch.tolist() for batch in loader], loader)
     assert in_process_group(count, collect) == [[[0, 1], [2, 3], [4, 5], [6]]] * count
 
@@ -222,7 +231,8 @@ def test_what_is_gathered_stands_in_the_order_of_the_batches(count):
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_what_is_not_shared_every_rank_has_whole(count):
     def collect() -> list:
-        loader = torch.utils.data.DataLoader(range(7), batch_sampler=ranks.DistributedBatches(7, 3, shared=False))
+        loader = torch.utils.data.DataLoader(range(7),
+                                             batch_sampler=ranks.DistributedBatches(7, 3, shared=False))
         assert not ranks.is_shared(loader)
         return ranks.gather_batches([batch.tolist() for batch in loader], loader)
     assert in_process_group(count, collect) == [[[0, 1, 2], [3, 4, 5], [6]]] * count
@@ -264,9 +274,12 @@ def test_running_statistics_of_batch_norms_are_averaged_and_nothing_else(count):
         norm.num_batches_tracked.fill_(5)
         norm.weight.data.fill_(ranks.rank())
         ranks.average_statistics([torch.nn.Sequential(norm), torch.nn.Linear(1, 1)])
-        return norm.running_mean.tolist(), norm.running_var.tolist(), norm.num_batches_tracked.item(), norm.weight.tolist()
+        return (norm.running_mean.tolist(), norm.running_var.tolist(), norm.num_batches_tracked.item(),
+                norm.weight.tolist())
     middle = (count - 1) / 2
-    assert in_process_group(count, average) == [([middle], [1 + middle], 5, [float(rank)]) for rank in range(count)]
+    assert in_process_group(count, average) == [
+        ([middle], [1 + middle], 5, [float(rank)]) for rank in range(count)
+    ]
 
 
 def test_losses_are_averaged_and_a_signal_to_one_rank_is_known_to_all():
@@ -300,7 +313,8 @@ def test_a_signal_to_one_rank_ends_all_after_the_same_step_and_any_number_of_the
                 time.sleep(3)
             save(run)
         main.aae_step, StageRun._save = stepping, slow_save
-        return main.main([*arguments(settings), "--stages", "aae", "encode", "ldm"]), len(taken), time.monotonic()
+        return (main.main([*arguments(settings), "--stages", "aae", "encode", "ldm"]), len(taken),
+                time.monotonic())
     (*ended, saved_at), (*other, left_at) = in_ranks(2, signalled)
     assert ended == other == [75, 2]
     assert left_at > saved_at - 1  # not before rank 0 has saved, which takes it three seconds
@@ -356,14 +370,19 @@ def test_what_is_left_of_an_epoch_is_taken_by_another_number_of_ranks(project):
         main.main([*arguments(settings), "--stages", "aae"])
         return batches
     for count, stop_after in ((2, 1), (3, -1)):
-        seen += [name for batches in in_ranks(count, lambda stop_after=stop_after: recorded(stop_after)) for name in batches]
+        seen += [
+            name
+            for batches in in_ranks(count, lambda stop_after=stop_after: recorded(stop_after))
+            for name in batches
+        ]
     assert len(seen) == len(set(seen)) == 2 + 6
 
 
 def test_bad_data_is_said_once_and_ends_all(project, capfd):
     Path("data_info").unlink()
     began = time.monotonic()
-    assert [getattr(code, "code", code) for code in run_main(3, **TINY | {"exp": "a"})] == [2, ranks.FAILED, ranks.FAILED]
+    assert [getattr(code, "code", code) for code in run_main(3, **TINY | {"exp": "a"})] == [2, ranks.FAILED,
+                                                                                            ranks.FAILED]
     assert time.monotonic() - began < 30
     assert capfd.readouterr().err.count("error:") == 1
 
@@ -377,7 +396,8 @@ def test_a_step_that_fails_on_one_rank_names_its_subjects_and_ends_all(project, 
         main.aae_step = poisoned
         return main.main([*arguments(TINY | {"exp": "a"}), "--stages", "aae"])
     assert in_ranks(2, diverge) == [3, 3]
-    assert re.search(r"rank 1: error: aae epoch 1, step 1: loss {'rec': nan.* on s\d\d, s\d\d", capfd.readouterr().err)
+    assert re.search(r"rank 1: error: aae epoch 1, step 1: loss {'rec': nan.* on s\d\d, s\d\d",
+                     capfd.readouterr().err)
 
 
 def test_a_rank_that_fails_alone_takes_the_others_with_it(project, capfd):
@@ -390,7 +410,10 @@ def test_a_rank_that_fails_alone_takes_the_others_with_it(project, capfd):
         return main.main([*arguments(TINY | {"exp": "a"}), "--stages", "aae"])
     assert in_ranks(2, fail) == [6, 2]
     said = capfd.readouterr().err
-    assert "rank 1: error: one.nii.gz: truncated" in said and "rank 0: error: another process of this run failed or is gone" in said
+    assert (
+        "rank 1: error: one.nii.gz: truncated" in said
+        and "rank 0: error: another process of this run failed or is gone" in said
+    )
 
 
 def test_torchrun_ends_within_a_minute_when_a_rank_is_killed_and_another_number_of_ranks_goes_on(project):
@@ -411,7 +434,9 @@ def test_torchrun_ends_within_a_minute_when_a_rank_is_killed_and_another_number_
     output, _ = run.communicate(timeout=90)
     assert time.monotonic() - began < 60
     assert run.returncode != 0
-    assert re.search("rank 0: (error: another process of this run failed or is gone|stopped by SIGTERM)", output), output   # by torchrun
+    # by torchrun
+    assert re.search("rank 0: (error: another process of this run failed or is gone|stopped by SIGTERM)",
+                     output), output
     epochs = load_checkpoint(last)["epoch"]
     assert main.main([*arguments(settings | {"aae_epochs": epochs + 1}), "--stages", "aae"]) == 0
     assert load_checkpoint(last)["epoch"] == epochs + 1
@@ -425,23 +450,15 @@ def test_torchrun_ends_within_a_minute_when_a_rank_is_killed_and_another_number_
         ({}, {"gpus": 2}, "gpus 2, but torch finds 0 GPUs here"),
         ({}, {"gpus": 2, "device": "cpu"}, "gpus 2, but device is cpu"),
         (
-            {
-                "RANK": "0",
-                "WORLD_SIZE": "2",
-                "LOCAL_WORLD_SIZE": "2",
-                "MASTER_ADDR": "localhost",
-                "MASTER_PORT": "29500",
-            },
+            {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
+             "MASTER_PORT": "29500"},
             {"gpus": 3},
             "gpus 3, but 2 processes were started",
         ),
         ({"RANK": "x", "WORLD_SIZE": "2"}, {}, "RANK=x, WORLD_SIZE=2"),
         ({"RANK": "2", "WORLD_SIZE": "2"}, {}, "RANK=2, WORLD_SIZE=2"),
-        (
-            {"RANK": "0", "WORLD_SIZE": "2"},
-            {},
-            "LOCAL_RANK=, LOCAL_WORLD_SIZE=, MASTER_ADDR=, MASTER_PORT=; set all of them",
-        ),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, {},
+         "LOCAL_RANK=, LOCAL_WORLD_SIZE=, MASTER_ADDR=, MASTER_PORT=; set all of them"),
     ],
 )
 def test_processes_that_cannot_be_are_refused(project, monkeypatch, capsys, environment, settings, message):
@@ -456,7 +473,8 @@ def test_processes_that_cannot_be_are_refused(project, monkeypatch, capsys, envi
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     ranks.check_environment(2, "auto")
-    for name, value in zip((*ranks.ALONE, "MASTER_ADDR", "MASTER_PORT"), ("0", "3", "0", "3", "localhost", "29500"), strict=True):
+    for name, value in zip((*ranks.ALONE, "MASTER_ADDR", "MASTER_PORT"),
+                           ("0", "3", "0", "3", "localhost", "29500"), strict=True):
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match="3 processes on this machine, but torch finds 2 GPUs"):
         ranks.check_environment(0, "auto")
@@ -474,12 +492,14 @@ def test_gpus_starts_as_many_processes(project, monkeypatch):
     assert started == [(3, ["--gpus", "3", "--exp", "a"])]
 
 
-@pytest.mark.parametrize(("number", "code"), [(None, 0), (signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, 6)])
+@pytest.mark.parametrize(("number", "code"),
+                         [(None, 0), (signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, 6)])
 def test_launched_processes_end_together_with_their_exit_code(project, number, code):
     settings = TINY | {"exp": "a", "aae_epochs": 1 if number is None else 300}
     words = [*arguments(settings), "--stages", "aae"]
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runtime.ranks import launch; sys.exit(launch(2, {words!r}))"
-    run = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True,
+                           env=os.environ | {"OMP_NUM_THREADS": "1"})
     last = project / "result/a/CHECKPOINT_AAE_last.pth.tar"
     while not last.exists() and run.poll() is None:
         time.sleep(0.1)
@@ -497,7 +517,11 @@ def test_launched_processes_end_together_with_their_exit_code(project, number, c
 def child_of(pid: int, rank: int) -> int:
     """ID of the process with that rank among the children of another."""
     children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return next(child for child in children if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes())
+    return next(
+        child
+        for child in children
+        if f"\0RANK={rank}\0".encode() in Path(f"/proc/{child}/environ").read_bytes()
+    )
 
 
 def test_the_global_batch_is_said_and_must_be_filled(project, capfd):

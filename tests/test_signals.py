@@ -9,18 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.signals import (
-    AGAIN,
-    CTRL_C,
-    SIGNALS,
-    Stopped,
-    abandoned_on_error,
-    acknowledge_stop,
-    defer_signals,
-    handle_signals,
-    serve_parent,
-    stop_if_requested,
-)
+from runtime.signals import (AGAIN, CTRL_C, SIGNALS, Stopped, abandoned_on_error, acknowledge_stop,
+                             defer_signals, handle_signals, serve_parent, stop_if_requested)
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,22 +53,19 @@ def test_handlers_are_as_before_after_the_block():
 
 
 def test_a_second_signal_ends_at_once_even_in_a_deferring_block():
-    code = (
-        "import os, signal, time\nfrom runtime.signals import defer_signals, handle_signals\n"
-        "with handle_signals(), defer_signals():\n    os.kill(os.getpid(), signal.SIGUSR1)\n    print('deferred', flush=True)\n"
-        "    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n"
-    )
+    code = ("import os, signal, time\nfrom runtime.signals import defer_signals, handle_signals\nwith "
+            "handle_signals(), defer_signals():\n    os.kill(os.getpid(), signal.SIGUSR1)\n    "
+            "print('deferred', flush=True)\n    os.kill(os.getpid(), signal.SIGTERM)\n    time.sleep(60)\n")
     ended = run_python(code, capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stdout) == (AGAIN, "deferred\n")
     assert "SIGUSR1: finishing what is being done; a second signal ends at once" in ended.stderr
 
 
 def test_a_worker_leaves_signals_to_its_parent_but_can_be_ended():
-    code = (
-        "import os, signal\nfrom runtime.signals import serve_parent\nserve_parent()\n"
-        "os.kill(os.getpid(), signal.SIGINT)\nos.kill(os.getpid(), signal.SIGUSR1)\nprint('alive', flush=True)\n"
-        "os.kill(os.getpid(), signal.SIGTERM)\nprint('still alive')\n"
-    )
+    code = ("import os, signal\nfrom runtime.signals import "
+            "serve_parent\nserve_parent()\nos.kill(os.getpid(), signal.SIGINT)\nos.kill(os.getpid(), "
+            "signal.SIGUSR1)\nprint('alive', flush=True)\nos.kill(os.getpid(), "
+            "signal.SIGTERM)\nprint('still alive')\n")
     ended = run_python(code, capture_output=True, text=True, timeout=30)
     assert (ended.returncode, ended.stdout) == (0, "alive\n")
     assert serve_parent.__defaults__  # a loader calls it with the number of the worker, a pool without
@@ -111,10 +98,9 @@ def test_a_stop_that_python_swallowed_is_raised_at_the_next_chance():
 
 
 def test_a_closed_screen_changes_no_exit_code(tmp_path):
-    code = (
-        "import os, signal\nfrom runtime.signals import Stopped, handle_signals, leave\nos.close(2)\ntry:\n    with handle_signals():\n"
-        "        os.kill(os.getpid(), signal.SIGTERM)\nexcept Stopped as stop:\n    leave(stop.exit_code)\n"
-    )
+    code = ("import os, signal\nfrom runtime.signals import Stopped, handle_signals, "
+            "leave\nos.close(2)\ntry:\n    with handle_signals():\n        os.kill(os.getpid(), "
+            "signal.SIGTERM)\nexcept Stopped as stop:\n    leave(stop.exit_code)\n")
     assert run_python(code, stdout=subprocess.DEVNULL, timeout=30).returncode == AGAIN
 
 
@@ -131,11 +117,9 @@ def test_what_is_saved_for_a_stop_is_not_stopped_again():
 
 
 def test_a_worker_ends_with_its_parent_however_that_ended():
-    code = (
-        "import os, signal, time\nfrom runtime.signals import serve_parent\nchild = os.fork()\n"
-        "if child:\n    print(child, flush=True)\n    time.sleep(0.5)\n    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "serve_parent()\ntime.sleep(60)\n"
-    )
+    code = ("import os, signal, time\nfrom runtime.signals import serve_parent\nchild = os.fork()\nif "
+            "child:\n    print(child, flush=True)\n    time.sleep(0.5)\n    os.kill(os.getpid(), "
+            "signal.SIGKILL)\nserve_parent()\ntime.sleep(60)\n")
     child = int(run_python(code, stdout=subprocess.PIPE, text=True, timeout=70).stdout)
     for _ in range(100):
         if not Path(f"/proc/{child}").exists() or " Z " in Path(f"/proc/{child}/stat").read_text():
@@ -146,9 +130,9 @@ def test_a_worker_ends_with_its_parent_however_that_ended():
 
 def test_a_signal_after_an_error_does_not_cost_its_message():
     code = ("import os, signal\nfrom runtime import program, failures\nexplain = failures.explain\n"
-            "def signalled(error):\n    os.kill(os.getpid(), signal.SIGTERM)\n    return explain(error)\n"
-            "def fail():\n    raise FileNotFoundError(2, 'No such file', 'a.nii')\n"
-            "program.explain = signalled\nprogram.leave(program.exit_code(fail))\n")
+            "def signalled(error):\n    os.kill(os.getpid(), signal.SIGTERM)\n    return "
+            "explain(error)\ndef fail():\n    raise FileNotFoundError(2, 'No such file', "
+            "'a.nii')\nprogram.explain = signalled\nprogram.leave(program.exit_code(fail))\n")
     ended = run_python(code, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 5
     assert "error: [Errno 2] No such file: 'a.nii'" in ended.stderr and "Traceback" not in ended.stderr

@@ -149,8 +149,8 @@ def test_another_setting_adds_its_row_and_loses_none(project, measured):
 # ---------------------------------------------------------------- what it refuses
 
 @pytest.mark.parametrize(("settings", "words"), [
-    ({"exp": "typo"}, "result/typo/config.json is not there or damaged: a trained experiment is needed; trained "
-                      "here: a"),
+    ({"exp": "typo"},
+     "result/typo/config.json is not there or damaged: a trained experiment is needed; trained here: a"),
     ({"exp": "begun"}, "result/begun/CHECKPOINT_Unet.pth.tar is not there; run --stages encode ldm first"),
     ({"exp": ""}, "sweep needs --exp"),
     ({"seed": 1}, "unknown setting --seed"),

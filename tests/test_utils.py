@@ -11,7 +11,10 @@ def test_noise_of_a_draw_depends_on_seed_subject_and_number_alone():
     shape = (1, 2, 2, 2)
     first = next(draw_noise(0, "s1", 0, shape))
     assert torch.equal(next(draw_noise(0, "s1", 0, shape)), first)
-    assert not any(torch.equal(next(draw_noise(*other, shape)), first) for other in ((1, "s1", 0), (0, "s2", 0), (0, "s1", 1)))
+    assert not any(
+        torch.equal(next(draw_noise(*other, shape)), first)
+        for other in ((1, "s1", 0), (0, "s2", 0), (0, "s1", 1))
+    )
     stream = draw_noise(0, "s1", 0, shape)
     assert torch.equal(next(stream), first)
     assert not torch.equal(next(stream), first)
