@@ -519,7 +519,7 @@ class LatentSpace:
     """
 
     def __init__(self, aae: AAE, mean: float = 0.0, std: float = 1.0):
-        self.encoder, self.decoder, self.mean, self.std = aae.encoder, aae.decoder, mean, std
+        self.aae, self.encoder, self.decoder, self.mean, self.std = aae, aae.encoder, aae.decoder, mean, std
 
     def scale(self, latent: Tensor) -> Tensor:
         """E(x) [..., C, d, h, w] -> z_0 of the same shape."""

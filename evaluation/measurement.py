@@ -113,6 +113,11 @@ class Measurement:
         return torch.tensor([composite.measure(pet)["SUVR"] for pet in pets[:, 0].cpu().numpy()],
                             dtype=torch.float64)
 
+    def region_key(self) -> str:
+        """Identifies the two masks of the SUVR; nothing without regions."""
+        keys = self.mask_keys()
+        return f"{keys['cortex']} {keys['reference']}" if self.regions else ""
+
     def mask_keys(self) -> dict[str, str]:
         """8 hexadecimal digits that identify each mask on the crop."""
         masks = {"brain": self.brain}

@@ -198,6 +198,15 @@ class LatentSampler:
         self.cfg, self.synthesizer, self.predictor, self.measurement = (cfg, synthesizer, predictor,
                                                                         measurement)
         self.sampler, self.steps, self.samples, self.matched = sampler, steps, samples, matched
+        if matched and predictor:
+            self._refuse_other_regions()
+
+    def _refuse_other_regions(self) -> None:
+        """Raise InputError if an SUVR is to be corrected in other regions than the denoiser was trained with."""
+        if self.predictor.regions and self.predictor.regions != self.measurement.region_key():
+            raise InputError("label_at_sampling matched: this denoiser was trained with the SUVR of other regions "
+                             "than those of cortex_mask and reference_mask; give the masks of its training, or "
+                             "--label_at_sampling mixed")
 
     @property
     def evaluations(self) -> int:

@@ -89,6 +89,8 @@ def _labels(exp: Experiment, survey: Survey) -> tuple[Tensor, dict | None]:
     brain = pool_volume(torch.from_numpy(exp.measurement.brain).float()[None, None], pool)[0, 0]
     predictor = LabelPredictor.cross_fit(survey.mri, labels[order], soft_labels[: len(train)].numpy(), brain,
                                          pool, cfg.seed, levels)
+    if levels is not None:
+        predictor.regions = exp.measurement.region_key()
     return soft_labels, predictor.state()
 
 

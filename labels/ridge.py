@@ -30,12 +30,13 @@ class LabelPredictor:
     voxels: [d, h, w] bool, the F features. calibration: [2, K], as calibrate gives.
     pool: voxels, along an axis, that become one.
     levels: [2], mean SUVR of the training list with each label, or None if no SUVR made the soft labels.
+    regions: key of the masks of that SUVR, or nothing.
     """
 
     def __init__(self, coef: Tensor, intercept: Tensor, span: Tensor, voxels: Tensor, calibration: Tensor,
-                 pool: int, levels: Tensor | None = None):
+                 pool: int, levels: Tensor | None = None, regions: str = ""):
         self.coef, self.intercept, self.span, self.voxels = coef, intercept, span, voxels
-        self.calibration, self.pool, self.levels = calibration, pool, levels
+        self.calibration, self.pool, self.levels, self.regions = calibration, pool, levels, regions
 
     @classmethod
     def cross_fit(cls, mri: Tensor, labels: np.ndarray, soft_labels: np.ndarray, brain: Tensor, pool: int,

@@ -73,7 +73,7 @@ def load_trained(cfg: Config, mri_percentile: float) -> Trained:
     synthesizer, predictor = networks.best_synthesizer()
     sampler = LatentSampler(cfg, synthesizer, predictor, measurement, cfg.sampler, cfg.sampling_steps,
                             range(cfg.samples_per_scan), cfg.label_at_sampling == "matched")
-    used = {"autoencoder": {"file": networks.best_path("aae"), "weights": weights_key(networks.best_aae())},
+    used = {"autoencoder": {"file": networks.best_path("aae"), "weights": weights_key(synthesizer.space.aae)},
             "denoiser": {"file": networks.best_path("ldm"), "weights": weights_key(synthesizer.unet)}}
     calibration, no_interval = _read_calibration(cfg, measurement, synthesizer)
     notice = f"{'trained on a digital phantom, ' if metadata['phantom'] else ''}{RESEARCH_NOTICE}"

@@ -3,6 +3,7 @@ evaluations and latent samples.
 
     python main.py sweep --exp NAME
 
+Every latent sample is drawn in one pass: the second pass of label_at_sampling matched is left out.
 The defaults of sampler, sampling_steps and samples_per_scan were chosen from this table, and never from the
 test list.
 """

@@ -76,7 +76,7 @@ def metadata_of(suvr: list[float] = SUVR, **settings) -> dict:
     cfg = Config(**TINY | {"cortex_mask": "c", "reference_mask": "r"} | settings)
     scans = [SimpleNamespace(id=str(i), label=i % 2) for i in range(6)]
     cohort = SimpleNamespace(train=scans[:4], validation=scans[4:], affine=np.eye(4))
-    measurement = SimpleNamespace(voxel_mm=8.0, brain=np.ones((2, 2, 2), bool))
+    measurement = SimpleNamespace(voxel_mm=8.0, brain=np.ones((2, 2, 2), bool), region_key=lambda: "masks")
     exp = SimpleNamespace(cfg=cfg, cohort=cohort, measurement=measurement, is_phantom=False)
     mri = torch.rand(4, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     table = pd.DataFrame({"ID": [scan.id for scan in scans], "SUVR": suvr})

@@ -622,8 +622,8 @@ def test_changed_settings_of_the_sampling_are_taken(project):
     changes = {"sampler": "dpm", "sampling_steps": 4, "samples_per_scan": 1, "label_at_sampling": "mixed"}
     assert synthesize_new(out="changed", **changes) == 0
     sampling = sidecar_of("changed")["Sampling"]
-    assert sampling == {"Sampler": "dpm", "NetworkEvaluations": 4, "LatentSamples": 1, "Label": "mixed", "Seed": 0,
-                        "Device": "cpu"}
+    assert sampling == {"Sampler": "dpm", "NetworkEvaluations": 4, "LatentSamples": 1, "Label": "mixed",
+                        "Seed": 0, "Device": "cpu"}
     one, other = (pet_of(folder) for folder in ("out", "changed"))
     assert not np.array_equal(one, other)
     saved = json.loads((project / "result/a/config.json").read_text())["settings"]
