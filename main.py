@@ -274,7 +274,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     if argv and argv[0] in WORDS:
         return importlib.import_module(WORDS[argv[0]]).main(argv[1:])
-    return run_experiment(argv, STAGES, ABOUT)
+    return run_experiment(argv, STAGES, ABOUT, WORDS)
 
 
 if __name__ == "__main__":

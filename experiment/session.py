@@ -2,7 +2,7 @@
 and report."""
 import importlib.util
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from evaluation.results import forget_run, load_run, load_runs
 from experiment.experiment import PHANTOM_NOTICE, Experiment
 from phantom.cohort import build_phantom
 from runtime.checkpoints import StageRun
-from runtime.commandline import parse
+from runtime.commandline import parse, refuse_tool
 from runtime.files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
 from runtime.logs import LOG, keep_log, say
 from runtime.program import exit_code
@@ -26,8 +26,13 @@ from utils import InputError, pick_device
 Stage = Callable[[Experiment], None]
 
 
-def run_experiment(argv: list[str], stages: dict[str, Stage], about: str) -> int:
-    """Run the stages that a command line asks for. Returns the exit code (docs/running.md)."""
+def run_experiment(argv: list[str], stages: dict[str, Stage], about: str, tools: Iterable[str]) -> int:
+    """Run the stages that a command line asks for. Returns the exit code (docs/running.md).
+
+    tools: first words that would have named a tool, for a suggestion.
+    """
+    if argv and not argv[0].startswith("-"):
+        refuse_tool(argv[0], tools)
     cfg = parse(Config, argv, "main.py", about, PRESETS)
     return exit_code(partial(_run, cfg, argv, stages))
 

@@ -107,6 +107,13 @@ def _refuse_words(words: list[str], known: list[str], prog: str) -> NoReturn:
     leave("\n  ".join([*messages, f"python {prog} --help lists all settings"]))
 
 
+def refuse_tool(word: str, tools: Iterable[str]) -> NoReturn:
+    """Exit because the first word names none of the tools, with the one that was probably meant."""
+    close = difflib.get_close_matches(word, list(tools), n=1)
+    meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(tools)}"
+    leave(f"{word!r} is no command of main.py; {meant}\n  python main.py --help lists all settings")
+
+
 def leave(message: str) -> NoReturn:
     """End the program because of wrong settings: the message alone, exit code 2."""
     argparse.ArgumentParser().exit(2, f"error: {message}\n")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import main
 from config import PRESETS, PUBLISHED, Config
 from runtime.commandline import parse
 
@@ -323,3 +324,12 @@ def test_every_setting_is_bound_to_a_result_or_free():
 def test_what_is_bound_equals_itself_after_a_way_through_json():
     bound = parse_config("--preset", "demo").settings_of("aae", "ldm", "synthesis")
     assert json.loads(json.dumps(bound)) == bound
+
+
+@pytest.mark.parametrize(("word", "hint"), [("synthesise", "did you mean synthesize?"), ("preproces", "did you mean preprocess?"),
+                                            ("xyz", "there are preprocess, prepare, synthesize, sweep, study, benchmark")])
+def test_a_misspelt_command_names_the_nearest(capsys, word, hint):
+    with pytest.raises(SystemExit) as stop:
+        main.main([word, "--exp", "a"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {word!r} is no command of main.py; {hint}")
