@@ -1,8 +1,8 @@
 """Every setting of an experiment: edit a default here, or pass `--field value` to main.py.
 
 The defaults are this project's own. Where they depart from the published method (Ou et al., IEEE JBHI 2025),
-the field says `published=VALUE`; --preset published sets all of these back (docs/published.md). "paper" marks
-a value that is the paper's.
+the field says `published=VALUE`; --preset published sets all of these back, but for the sampler of the
+validation (docs/published.md: two exceptions). "paper" marks a value that is the paper's.
 """
 import dataclasses
 import json
@@ -20,9 +20,8 @@ STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")
 OPTIONAL_STAGES = ("baselines",)                           # run only where they are asked for
 
 # What a setting affects: the four trainings, the choice of stage 2's best epoch, the synthetic PETs, the
-# scores, the rows of new scans,
-# and what rows of a table must share to be compared. Checkpoints, latents, calibration, sweep and study are
-# bound to these marks.
+# scores, the rows of new scans, and what rows of a table must share to be compared. Checkpoints, latents,
+# calibration, sweep and study are bound to these marks.
 AAE, LDM = ("aae",), ("ldm",)
 DENOISER = ("ldm", "latent_regression")                    # the UNet on latents
 STAGE_2 = ("ldm", "latent_regression", "image_regression")

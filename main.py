@@ -67,7 +67,8 @@ def train_aae(exp: Experiment) -> None:
     opt_d = Adam(disc.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True)
     run = exp.stage_run("aae", {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d})
 
-    # Read by imaging/volumes.py:read_volume, cropped by imaging/cache.py, shifted by dataset.py, never scaled.
+    # Read (and brought to RAS) by imaging/volumes.py:read_volume, cropped by imaging/cache.py:VolumeCache,
+    # shifted by dataset.py:VolumeDataset; no intensity is scaled beyond the file's own scale factors.
     volumes = exp.training_batches(cfg.aae_batch_size, "pet", jitter=True)
     validation = exp.batches(exp.cohort.validation, "pet", divided=True)
 
@@ -129,13 +130,15 @@ class Stage2:
 def ldm_loss(unet: UNet, stage_2: Stage2, batch: LatentBatch, t: Tensor, eps: Tensor) -> dict[str, Tensor]:
     """The loss of the denoiser and its terms, at steps t [B] with noise eps [B, C, d, h, w].
 
-    mse: squared error of its prediction of v, or of eps as published (Ho et al. 2020, Eq. 14); with min_snr 0
-    all weights are 1. image: L1 between the decoded estimate of z_0 and the PET, in units of pet_std.
+    mse: squared error of its prediction of v, or of eps as published (Ho et al. 2020, Eq. 14), which min_snr
+    weighs; with 0 all weights are 1. image: L1 between the decoded estimate of z_0 and the PET, in units of
+    pet_std; its gradient reaches the denoiser through the frozen decoder. The label of the batch is described
+    in experiment/stage_2.py:LatentBatch.
     """
     diffusion = stage_2.diffusion
     z_t = diffusion.q_sample(batch.z_0, t, eps)
     output = unet(z_t, batch.mri, t, batch.label).float()                                    # [B, C, d, h, w]
-    target = diffusion.target(batch.z_0, t, eps)           # v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) z_0
+    target = diffusion.target(batch.z_0, t, eps)       # v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) z_0
     error = F.mse_loss(output, target, reduction="none").flatten(1).mean(dim=1)              # [B]
     mse = (diffusion.loss_weight(t, stage_2.min_snr) * error).mean()
     if not stage_2.image_loss:
@@ -197,7 +200,7 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
     synthesizer, predictor = (exp.networks.synthesizer(space, ema.module),
                               exp.networks.label_predictor(run.metadata))
     sampler = LatentSampler(cfg, synthesizer, predictor, exp.measurement, cfg.validation_sampler,
-                            cfg.validation_steps, range(1))
+                            cfg.validation_steps, range(1))                   # one sample, in one pass
 
     def validate(title: str) -> tuple[dict[str, float], pd.DataFrame]:
         mse = validation_loss(exp, ema.module, stage_2, latent_batches, validation)

@@ -2,6 +2,10 @@
 baselines of this kind share.
 
 Optimizer, batches, epochs, moving average and the choice of the best epoch are those of stage 2.
+
+To add one: a subclass in a file of its own here; its name in config.BASELINES, and in the `affects` marks of
+the settings that it depends on; its construction in experiment/networks.py:build_baseline. Training,
+checkpoints, scores and tables follow. For the pictures: its title in evaluation/figures.py:CURVES.
 """
 from collections.abc import Callable
 from contextlib import nullcontext

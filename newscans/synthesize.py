@@ -2,6 +2,11 @@
 experiment.
 
     python main.py synthesize --exp NAME --mri FILE_OR_FOLDER --out FOLDER
+
+Header and voxels are checked, the MRI is brought onto the crop of the cohort's grid, its label is predicted,
+latents are sampled (experiment/networks.py:LatentSampler; 4 samples of 2 DDIM steps, twice where regions are
+known: 16 network evaluations, else 8), their mean is decoded and clamped, and the PET is written on the MRI's
+own grid with its sidecar.
 """
 from dataclasses import dataclass
 from functools import partial
