@@ -217,6 +217,7 @@ def validation_loss(exp: Experiment, unet: UNet, stage_2: Stage2, latent_batches
     """Squared error of the validation list, at steps and noise that are the same in every epoch and for any
     number of ranks."""
     def mse_of(batch: dict) -> float:
+        """Mean squared error of one batch, on the latents' scale."""
         latent_batch = latent_batches.of(batch)
         seed_everything(exp.cfg.seed, "validation loss", *batch["id"])
         t = stage_2.diffusion.draw_times(len(latent_batch.z_0), stage_2.time_shift)
