@@ -26,7 +26,7 @@ from experiment.networks import LatentSampler, build_aae, build_diffusion, build
 from experiment.scoring import (ScanSynthesis, TestScores, clear_results, fit_status, read_real,
                                 trained_epochs, write_results)
 from experiment.session import begin_training, plot_history, plot_shown_scans, report, run_experiment, tables
-from experiment.stage_2 import LatentBatch, LatentBatches, stage_2_metadata
+from experiment.stage_2 import LatentBatch, LatentBatches, record_passes, stage_2_metadata
 from model import AAE, Diffusion, Discriminator, LatentSpace, UNet
 from runtime.checkpoints import StageRun
 from runtime.fit import draw_rows, fit, update
@@ -46,15 +46,13 @@ def aae_step(aae: AAE, disc: Discriminator, opt_g: Optimizer, opt_d: Optimizer, 
     with cast():
         x_hat = aae(x)                                                                       # [B, 1, D, H, W]
         loss_rec, loss_adv = F.l1_loss(x_hat.float(), x), -disc(x_hat).float().mean()
-    losses = {"rec": loss_rec.item(), "adv": loss_adv.item()}
-    update(opt_g, lambda_rec * loss_rec + loss_adv, losses)                                  # lambda_rec 100
+    terms = {"rec": loss_rec, "adv": loss_adv}
+    losses = update(opt_g, lambda_rec * loss_rec + loss_adv, terms)                          # lambda_rec 100
 
     with cast():
         real, fake = disc(x).float(), disc(x_hat.detach()).float()             # the hinge loss stops at x_hat
         loss_disc = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-    losses["disc"] = loss_disc.item()
-    update(opt_d, loss_disc, losses)
-    return losses
+    return losses | update(opt_d, loss_disc, {"disc": loss_disc})
 
 
 def train_aae(exp: Experiment) -> None:
@@ -159,9 +157,7 @@ def ldm_step(unet: UNet, opt: Optimizer, stage_2: Stage2, batch: LatentBatch,
     with cast():
         losses = ldm_loss(unet, stage_2, batch, t, eps)
     loss = losses.pop("loss")
-    values = {name: value.item() for name, value in losses.items()}
-    update(opt, loss, values)
-    return values
+    return update(opt, loss, losses)
 
 
 def train_ldm(exp: Experiment) -> None:
@@ -190,6 +186,7 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
     stage_2 = Stage2(build_diffusion(cfg, exp.device), space, survey.pet_std, cfg.image_loss, cfg.time_shift,
                      cfg.min_snr)
     latent_batches = LatentBatches(exp, space, latents, run.metadata["soft_labels"])
+    record_passes(exp, unet)
 
     def step(batch: dict) -> dict[str, float]:
         losses = ldm_step(unet, opt, stage_2, latent_batches.of(batch), exp.cast)

@@ -72,9 +72,8 @@ def derived_seed(*parts) -> int:
 
 
 def seed_everything(*parts) -> None:
-    """Seed torch's global generators from the parts and ask for deterministic kernels."""
+    """Seed torch's global generators from the parts."""
     torch.manual_seed(derived_seed(*parts))
-    torch.backends.cudnn.deterministic = True
 
 
 def draw_noise(seed: int, subject: str, draw: int, shape: tuple[int, ...]) -> Iterator[Tensor]:

@@ -57,9 +57,7 @@ class Regression:
                        self.target(batch).to(device, non_blocking=True))
         with cast():
             loss = F.mse_loss(self.output(self.network, mri).float(), target)
-        losses = {"mse": loss.item()}
-        update(opt, loss, losses)
-        return losses
+        return update(opt, loss, {"mse": loss})
 
     def predictor(self, network: UNet, cast: Callable = nullcontext) -> Callable[[dict], Tensor]:
         """A predict function for evaluate: MRI -> PET in [0, 1], by one evaluation of this network."""

@@ -16,6 +16,7 @@ from evaluation.measurement import Measurement
 from imaging.volumes import Crop
 from labels.ridge import LabelPredictor
 from model import AAE, Diffusion, Discriminator, LatentSpace, Synthesizer, UNet, recompute_activations
+from runtime import gpu
 from runtime.checkpoints import check_settings, load_checkpoint, restore
 from utils import InputError, NotFiniteError, autocast, draw_noise, has_bf16, pick_precision, weights_key
 
@@ -84,12 +85,10 @@ def latent_scale(cfg: Config, latents: dict[str, Tensor] | None,
 
 
 def place(network: Network, cfg: Config, device: torch.device) -> Network:
-    """The network on its device; on a CPU channels last, which its activations follow: training is faster
-    so."""
+    """The network on its device, as it is fastest there."""
     if cfg.recompute:
         recompute_activations(network)
-    memory_format = torch.channels_last_3d if device.type == "cpu" else torch.contiguous_format
-    return network.to(device=device, memory_format=memory_format)
+    return gpu.prepare(network, device)
 
 
 def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
@@ -107,6 +106,7 @@ class Networks:
         self.cfg, self.device = cfg, device
         self.dtype = pick_precision(cfg.precision, device)
         self.crop = Crop(cfg.crop_start, cfg.volume_size)
+        gpu.set_up(cfg.deterministic)
 
     @property
     def precision(self) -> str:
@@ -122,6 +122,13 @@ class Networks:
     def cast(self) -> torch.autocast:
         """The context in which networks compute in the precision of the settings."""
         return autocast(self.device, self.dtype)
+
+    def check_device(self) -> None:
+        """On a GPU: say which, and raise InputError if a convolution as large as the largest of this run is
+        wrong there."""
+        if self.device.type == "cuda":
+            cfg = self.cfg
+            gpu.check(self.device, self.dtype, cfg.aae_batch_size, max(cfg.aae_channels[:2]), cfg.volume_size)
 
     def best_checkpoint(self, stage: str) -> dict:
         """The best checkpoint of a stage. Raises InputError if there is none."""

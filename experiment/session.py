@@ -140,6 +140,7 @@ def _begin(exp: Experiment, lock: FolderLock) -> None:
     write_text(cfg.result_dir / "config.json", cfg.to_json())
     LOG.debug("%s", exp.command)
     networks = exp.networks
+    networks.check_device()
     say("check", f"{exp.cache.describe()}; networks compute in {networks.precision} on "
                  f"{exp.device}{networks.slow_precision}")
 

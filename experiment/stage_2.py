@@ -12,7 +12,8 @@ from experiment.survey import Survey
 from labels.linear import pool_volume, pool_width
 from labels.ridge import INPUT_MM, LabelPredictor
 from labels.soft_labels import label_order, one_hot, suvr_levels, suvr_soft_labels
-from model import LatentSpace
+from model import LatentSpace, UNet
+from runtime import gpu
 from runtime.logs import say
 from runtime.ranks import from_rank_0
 from utils import InputError
@@ -51,6 +52,18 @@ class LatentBatches:
         pet = batch["pet"].to(self.device, non_blocking=True) if self.with_pet else None
         return LatentBatch(z_0.to(self.device), batch["mri"].to(self.device, non_blocking=True),
                            label.to(self.device), pet)
+
+
+def record_passes(exp: Experiment, unet: UNet) -> None:
+    """On a GPU: record the passes of the denoiser's training, whose batches all have one size; not those that
+    recompute activations, which cannot be recorded."""
+    cfg, n = exp.cfg, exp.cfg.ldm_batch_size
+    if cfg.recompute:
+        return
+    shapes = ((n, cfg.latent_channels, *cfg.latent_size), (n, 1, *cfg.volume_size), (n, cfg.num_classes))
+    z_t, mri, label = (torch.zeros(shape, device=exp.device) for shape in shapes)
+    t = torch.zeros(n, dtype=torch.int64, device=exp.device)
+    gpu.graph_training(unet, exp.networks.dtype, z_t, mri, t, label)
 
 
 def stage_2_metadata(exp: Experiment, latents: dict[str, Tensor], survey: Survey) -> dict:

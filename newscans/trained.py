@@ -64,6 +64,7 @@ def load_trained(cfg: Config, mri_percentile: float) -> Trained:
     """
     networks = Networks(cfg, pick_device(cfg.device))
     metadata = _check_checkpoints(cfg, networks)
+    networks.check_device()
     grid = Grid(tuple(cfg.image_size), metadata["affine"].numpy())
     measurement = Measurement.read(mask_files(cfg), grid.affine, networks.crop)
     if cfg.label_at_sampling == "matched" and not measurement.regions:

@@ -105,21 +105,26 @@ def _take_step(run: StageRun, batch: dict, step: Callable[[dict], dict[str, floa
     return stop
 
 
-def update(opt: Optimizer, loss: Tensor, losses: dict[str, float]) -> None:
-    """Take the optimizer's step down the loss, with gradients that are averaged over the ranks.
+def update(opt: Optimizer, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, float]:
+    """Take the optimizer's step down the loss, with gradients that are averaged over the ranks. Returns the
+    values of its terms.
 
-    Weights of other networks that the loss goes through get no gradient. losses: the terms, for the message.
-    Raises NotFiniteError before the step if a loss or the norm of the gradient is not finite.
+    Weights of other networks that the loss goes through get no gradient. Raises NotFiniteError before the
+    step if a term or the norm of the gradient is not finite.
     """
     weights = [weight for group in opt.param_groups for weight in group["params"]]
     opt.zero_grad(set_to_none=True)
     loss.backward(inputs=weights)
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     all_reduce_mean(gradients)
-    norm = torch.nn.utils.get_total_norm(gradients).item()
-    if not np.isfinite([norm, *losses.values()]).all():
-        raise NotFiniteError(f"loss {losses}, norm of the gradient {norm}")
+    norm = torch.nn.utils.get_total_norm(gradients)
+    # together, because a GPU is waited for each time
+    *values, norm = torch.stack([*terms.values(), norm.to(loss.device)]).tolist()
+    values = dict(zip(terms, values, strict=True))
+    if not np.isfinite([norm, *values.values()]).all():
+        raise NotFiniteError(f"loss {values}, norm of the gradient {norm}")
     opt.step()
+    return values
 
 
 def set_rate(optimizers: list[Optimizer], rate: float, epoch: int, epochs: int, decay: bool) -> None:

@@ -3,12 +3,9 @@ exit code if it ends early."""
 import traceback
 from collections.abc import Callable
 
-from runtime.commandline import parse
 from runtime.failures import explain
 from runtime.logs import LOG, logging_run
-from runtime.signals import acknowledge_stop, handle_signals, leave
-
-__all__ = ["exit_code", "leave", "parse"]
+from runtime.signals import acknowledge_stop, handle_signals
 
 
 def exit_code(work: Callable[[], int | None]) -> int:

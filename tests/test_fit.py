@@ -49,7 +49,7 @@ def test_an_update_on_one_rank_is_the_step_down_the_gradient_of_its_own_loss_alo
     unused, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
     weight.grad = torch.full((2,), 100.0)
     opt = torch.optim.SGD([weight, unused], 0.1)
-    update(opt, (other * weight ** 2).sum(), {"mse": 5.0})
+    assert update(opt, (other * weight ** 2).sum(), {"mse": torch.tensor(5.0)}) == {"mse": 5.0}
     torch.testing.assert_close(weight.data, torch.tensor([0.8, 1.6]))
     assert unused.item() == 1 and unused.grad is None
     assert other.item() == 1 and other.grad is None
@@ -60,7 +60,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step(losses):
     weight = nn.Parameter(torch.ones(3))
     opt = torch.optim.SGD([weight], 0.1, momentum=0.9)
     with pytest.raises(NotFiniteError, match="norm of the gradient"):
-        update(opt, weight.sum(), losses)
+        update(opt, weight.sum(), {name: torch.tensor(value) for name, value in losses.items()})
     assert torch.equal(weight.data, torch.ones(3))
     assert not opt.state                                   # nor is there a momentum
 
@@ -69,7 +69,7 @@ def test_a_gradient_that_is_not_finite_stops_even_where_the_loss_is():
     weight = nn.Parameter(torch.zeros(1))
     loss = weight.sqrt().sum()                             # 0, with an infinite slope
     with pytest.raises(NotFiniteError, match=r"loss {'mse': 0.0}, norm of the gradient inf"):
-        update(torch.optim.SGD([weight], 0.1), loss, {"mse": loss.item()})
+        update(torch.optim.SGD([weight], 0.1), loss, {"mse": loss})
     assert weight.item() == 0
 
 
@@ -112,8 +112,7 @@ def test_a_loss_that_is_not_finite_names_step_and_subjects(tmp_path):
 
     def step(batch):
         loss = (network.weight * (float("nan") if "c" in batch["id"] else 1.0)).sum()
-        update(opt, loss, {"rec": loss.item()})
-        return {"rec": loss.item()}
+        return update(opt, loss, {"rec": loss})
     message = ("aae epoch 3, step 2: loss {'rec': nan}, norm of the gradient nan on b, c; "
                "the last checkpoint is kept")
     with pytest.raises(NotFiniteError, match=message):
@@ -186,11 +185,11 @@ class Training:
         self.modes.append(network.training)
         self.rates.append(opt.param_groups[0]["lr"])
         loss = (network(torch.randn(4, 2)) - 1).square().mean()
-        update(opt, loss, {"rec": loss.item()})
+        losses = update(opt, loss, {"rec": loss})
         self.steps += 1
         if self.steps == self.stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
-        return {"rec": loss.item()}
+        return losses
 
     def validate(self, title: str) -> tuple[dict[str, float], pd.DataFrame]:
         """A further loss, and scores that get worse after the second epoch."""

@@ -129,10 +129,10 @@ def test_a_worker_ends_with_its_parent_however_that_ended():
 
 
 def test_a_signal_after_an_error_does_not_cost_its_message():
-    code = ("import os, signal\nfrom runtime import program, failures\nexplain = failures.explain\n"
+    code = ("import os, signal\nfrom runtime import program, failures, signals\nexplain = failures.explain\n"
             "def signalled(error):\n    os.kill(os.getpid(), signal.SIGTERM)\n    return "
             "explain(error)\ndef fail():\n    raise FileNotFoundError(2, 'No such file', "
-            "'a.nii')\nprogram.explain = signalled\nprogram.leave(program.exit_code(fail))\n")
+            "'a.nii')\nprogram.explain = signalled\nsignals.leave(program.exit_code(fail))\n")
     ended = run_python(code, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 5
     assert "error: [Errno 2] No such file: 'a.nii'" in ended.stderr and "Traceback" not in ended.stderr
