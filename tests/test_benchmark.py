@@ -1,5 +1,8 @@
 """The benchmark: that it measures what it says, and computes the cost of a run from that."""
 import dataclasses
+import json
+from functools import partial
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,14 +12,15 @@ from conftest import TINY, arguments
 from config import PRESETS, Config
 from experiment.networks import build_unet
 from runtime.commandline import parse
-from studies import benchmark
+from studies import benchmark, parts
+from studies import gpu as gpu_study
 
 CFG = Config(**TINY)
 MATCHED = parse(Config, ["--preset", "demo"], "main.py benchmark", "", PRESETS)
 
 
 @pytest.mark.parametrize("published", [True, False])
-@pytest.mark.parametrize("part", benchmark.PARTS)
+@pytest.mark.parametrize("part", parts.PARTS)
 def test_every_part_can_be_measured(part, published):
     seconds, memory = benchmark.measure(part, CFG, published, quick=True)
     assert seconds > 0
@@ -24,14 +28,14 @@ def test_every_part_can_be_measured(part, published):
 
 
 def test_the_head_is_not_empty():
-    head = benchmark.Setup(CFG, False).head()
+    head = parts.Setup(CFG, False).head()
     assert head.shape == CFG.image_size
     assert 0 <= head.min() < head.std() < head.max() <= 1
     assert (head > 0.3).mean() > 0.1
 
 
 def test_volumes_and_latents_are_random_and_not_zero():
-    setup = benchmark.Setup(CFG, False)
+    setup = parts.Setup(CFG, False)
     x, z = setup.volumes(2), setup.latents(2)
     assert x.shape == (2, 1, *CFG.volume_size) and 0 <= x.min() < 0.1 < 0.9 < x.max() <= 1
     assert z.shape == (2, CFG.latent_channels, *CFG.latent_size) and abs(z.mean()) < 0.1
@@ -40,7 +44,7 @@ def test_volumes_and_latents_are_random_and_not_zero():
 
 def test_as_published_is_float32_in_the_default_layout_without_a_cache():
     cfg = dataclasses.replace(CFG, precision="bf16", recompute=True)
-    plain, ours = benchmark.Setup(cfg, True), benchmark.Setup(cfg, False)
+    plain, ours = parts.Setup(cfg, True), parts.Setup(cfg, False)
     assert (plain.cfg.precision, plain.cfg.cache, plain.cfg.recompute) == ("fp32", "off", False)
     assert (plain.dtype, ours.dtype) == (torch.float32, torch.bfloat16)
     assert ours.cfg == cfg
@@ -61,11 +65,11 @@ def test_the_optimizers_are_plain_as_published_and_fused_in_ours(monkeypatch):
             """The optimizer, whose options are noted."""
             fused.append(options["fused"])
             return kind(*args, **options)
-        monkeypatch.setattr(benchmark.torch.optim, name, noted)
+        monkeypatch.setattr(parts.torch.optim, name, noted)
     for published in (True, False):
         fused.clear()
-        benchmark.stage_1_step(benchmark.Setup(CFG, published))
-        benchmark.stage_2_step(benchmark.Setup(CFG, published))
+        parts.stage_1_step(parts.Setup(CFG, published))
+        parts.stage_2_step(parts.Setup(CFG, published))
         assert fused == [not published] * 3
 
 
@@ -75,9 +79,9 @@ def test_the_image_loss_is_part_of_our_step_alone(monkeypatch):
     def noted(unet, opt, stage_2, batch, cast):
         """Note the weight of the image loss and whether there are PETs."""
         batches.append((stage_2.image_loss, batch.pet is not None))
-    monkeypatch.setattr(benchmark, "ldm_step", noted)
+    monkeypatch.setattr(parts, "ldm_step", noted)
     for published in (True, False):
-        action, _ = benchmark.stage_2_step(benchmark.Setup(CFG, published))
+        action, _ = parts.stage_2_step(parts.Setup(CFG, published))
         action()
     assert batches == [(0.0, False), (CFG.image_loss, True)]
 
@@ -90,9 +94,9 @@ def test_the_extractor_runs_in_every_evaluation_as_published_and_never_in_ours(m
         unet = build_unet(*args)
         unet.extractor.register_forward_hook(lambda *_: seen.append(1))
         return unet
-    monkeypatch.setattr(benchmark, "build_unet", watched)
+    monkeypatch.setattr(parts, "build_unet", watched)
     for published in (True, False):
-        action, samples = benchmark.network_evaluation(benchmark.Setup(CFG, published))
+        action, samples = parts.network_evaluation(parts.Setup(CFG, published))
         seen.clear()
         action()
         action()
@@ -107,8 +111,8 @@ def test_a_scan_has_a_pet_and_the_network_evaluations_of_one_pass(monkeypatch):
         unet = build_unet(*args)
         unet.out.register_forward_hook(lambda _module, _inputs, output: evaluated.append(len(output)))
         return unet
-    monkeypatch.setattr(benchmark, "build_unet", counted)
-    action, _ = benchmark.scan_pass(benchmark.Setup(CFG, False))
+    monkeypatch.setattr(parts, "build_unet", counted)
+    action, _ = parts.scan_pass(parts.Setup(CFG, False))
     x_hat = action()
     assert x_hat.shape == (1, 1, *CFG.volume_size) and x_hat.std() > 0
     assert sum(evaluated) == benchmark.scan_nfe(CFG) == CFG.samples_per_scan * CFG.sampling_steps
@@ -129,7 +133,7 @@ def test_seconds_are_the_median_after_a_warm_up_for_a_unit_of_work(monkeypatch):
         """Let the clock go on."""
         clock[0] += next(taken)
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setitem(benchmark.PARTS, "encode", lambda setup: (action, 2))
+    monkeypatch.setitem(parts.PARTS, "encode", lambda setup: (action, 2))
     assert benchmark.measure("encode", CFG, False, quick=False)[0] == pytest.approx(0.01)
 
 
@@ -137,7 +141,7 @@ def test_on_a_gpu_the_clock_waits_for_it_and_its_memory_is_measured(monkeypatch)
     """Without a GPU: a setup that says it is on one, and counters in the place of torch's functions."""
     clock, pending = [0.0], [0.0]
 
-    class OnGpu(benchmark.Setup):
+    class OnGpu(parts.Setup):
         """A setup on a GPU."""
 
         def __init__(self, cfg, published):
@@ -156,7 +160,7 @@ def test_on_a_gpu_the_clock_waits_for_it_and_its_memory_is_measured(monkeypatch)
     monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2 ** 30)
-    monkeypatch.setitem(benchmark.PARTS, "encode", lambda setup: (launch, 2))
+    monkeypatch.setitem(parts.PARTS, "encode", lambda setup: (launch, 2))
     assert benchmark.measure("encode", CFG, False, quick=False) == (pytest.approx(0.1), 3.0)
 
 
@@ -197,9 +201,9 @@ def test_a_part_whose_memory_does_not_suffice_is_left_out_and_other_faults_are_n
 def made_up(part, _cfg, published, _quick):
     """Seconds and memory in the place of measured ones."""
     if published:
-        assert part != benchmark.SCAN                      # it is extrapolated
+        assert part != parts.SCAN                      # it is extrapolated
         return 8.0, 2.0
-    return {benchmark.SCAN: 14.0}.get(part, 2.0), 1.0
+    return {parts.SCAN: 14.0}.get(part, 2.0), 1.0
 
 
 def test_the_tables_hold_ratios_an_extrapolated_scan_and_a_computed_run(tmp_path, monkeypatch, capsys):
@@ -207,9 +211,9 @@ def test_the_tables_hold_ratios_an_extrapolated_scan_and_a_computed_run(tmp_path
     monkeypatch.setattr(benchmark, "measure_apart", made_up)
     assert benchmark.main(["--quick", "--preset", "published", *arguments(TINY)]) == 0
     table = pd.read_csv(tmp_path / "result" / "benchmark" / "benchmark.csv").set_index("part")
-    assert table.index.tolist() == list(benchmark.PARTS)
-    assert (table.drop(benchmark.SCAN)["ratio"] == 4).all()
-    assert table.loc[benchmark.SCAN, "published_s"] == 19 * 8 + 8              # T - 1 evaluations, a decode
+    assert table.index.tolist() == list(parts.PARTS)
+    assert (table.drop(parts.SCAN)["ratio"] == 4).all()
+    assert table.loc[parts.SCAN, "published_s"] == 19 * 8 + 8              # T - 1 evaluations, a decode
     assert (table["published_scan_NFE"] == 19).all()
     assert f"torch {torch.__version__}" in table["machine"].iloc[0]
     assert "computed from these, not measured" in capsys.readouterr().out
@@ -227,7 +231,7 @@ def test_a_computed_run_is_made_of_the_measured_parts(tmp_path, monkeypatch, cap
     assert benchmark.main(["--quick", *preset, *words]) == 0
     table = pd.read_csv(tmp_path / "result" / "benchmark" / "benchmark.csv").set_index("part")
     assert (table["scan_NFE"] == 3 * 2 * passes).all()
-    assert table.loc[benchmark.SCAN, "seconds"] == 14 * passes
+    assert table.loc[parts.SCAN, "seconds"] == 14 * passes
     cost = pd.read_csv(tmp_path / "result" / "benchmark" / "run_cost_given.csv")
     cost = cost.set_index("of a computed run")
     assert cost.loc["stage 1 training", "published_h"] == pytest.approx(2 * 204 * 8 / 3600)
@@ -252,3 +256,72 @@ def test_a_gpu_that_is_not_there_is_refused_in_a_sentence(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     assert benchmark.main(["--preset", "demo", "--device", "cuda"]) == 2
     assert "device cuda" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- on a GPU, as far as a CPU can tell
+
+def dry_run(*words: str) -> dict:
+    """What a dry run leaves in its file."""
+    assert benchmark.main(["--dry_run", *words]) == 0
+    return json.loads(Path("result/benchmark/gpu.json").read_text())
+
+
+def test_a_dry_run_goes_through_every_row_and_a_second_call_measures_none_again(tmp_path, monkeypatch, capsys):
+    """With tests/test_gpu.py in its place, which is run on its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gpu_study, "gpu_tests", lambda: {"result": "not here"})
+    monkeypatch.setattr(gpu_study, "LOADED_STEPS", 8)
+    found = dry_run("--num_workers", "0")
+    rows = [f"{row.table}: {row.name}" for row in gpu_study.rows(Config())]
+    assert list(found["rows"]) == rows and len(set(rows)) == len(rows) > 50
+    assert not [name for name, values in found["rows"].items() if "failed" in values]
+    measured = [values["seconds"] for values in found["rows"].values() if "seconds" in values]
+    assert len(measured) > 40 and min(measured) > 0
+    page = Path("result/benchmark/gpu.md").read_text()
+    assert "hours of 1000 + 1000 epochs with 408 + 51 + 51 subjects" in page
+    assert all(name in page for name in rows)
+    capsys.readouterr()
+    assert dry_run("--num_workers", "0") == found
+    assert f"{len(rows)} rows are there already" in capsys.readouterr().out
+
+
+def test_a_call_ends_with_its_minutes_and_the_next_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    clock, measured = [0.0], []
+
+    def measure(name: str) -> dict:
+        """Take 50 seconds; the second row fails."""
+        clock[0] += 50
+        measured.append(name)
+        if name == "b":
+            raise RuntimeError("no such kernel")
+        return {"seconds": 1.0}
+    monkeypatch.setattr(gpu_study, "rows", lambda cfg: [gpu_study.Row("t", name, partial(measure, name))
+                                                        for name in "abcd"])
+    monkeypatch.setattr(gpu_study.time, "monotonic", lambda: clock[0])
+    found = dry_run("--minutes", "1.5")["rows"]
+    assert list(found) == ["t: a", "t: b"] and found["t: b"] == {"failed": "RuntimeError: no such kernel"}
+    assert list(dry_run("--minutes", "10")["rows"]) == ["t: a", "t: b", "t: c", "t: d"]
+    assert measured == list("abcd")
+
+
+def test_rows_of_another_machine_are_not_continued(tmp_path):
+    file = tmp_path / "gpu.json"
+    file.write_text(json.dumps({"about": {"machine": "x"}, "rows": {"a": {"seconds": 1.0}}}))
+    assert gpu_study._measured_before(file, {"machine": "x"}) == {"a": {"seconds": 1.0}}
+    assert gpu_study._measured_before(file, {"machine": "y"}) == {}
+    file.write_text("cut")
+    assert gpu_study._measured_before(file, {"machine": "x"}) == {}
+
+
+def test_the_hours_of_a_run_on_a_gpu_are_those_of_its_rows():
+    seconds = {"steps: stage 1 training step, batch 2, bf16": 0.1, "parts: encode, batch 4, bf16": 0.02,
+               "steps: stage 2 training step, batch 2, bf16": 0.2, "parts: decode, batch 4, bf16": 0.03,
+               "parts: network evaluation, batch 8, bf16": 0.004, "parts: scores of a volume": 0.01,
+               "parts: one scan, bf16": 0.5}
+    found = {name: {"seconds": value} for name, value in seconds.items()}
+    hours = gpu_study.hours_of(Config(), found)
+    assert hours["stage 1 training"] == pytest.approx(1000 * 204 * 0.1 / 3600)
+    assert hours["stage 2 validation"] == pytest.approx(1000 * 51 * (2 * 0.004 + 0.03 + 0.01) / 3600)
+    assert hours["all"] == pytest.approx(sum(value for name, value in hours.items() if name != "all"))
+    assert gpu_study.hours_of(Config(), {name: found[name] for name in list(found)[1:]}) == {}
