@@ -23,12 +23,15 @@ OPTIONAL_STAGES = ("baselines",)                           # run only where they
 # scores, the rows of new scans, and what rows of a table must share to be compared. Checkpoints, latents,
 # calibration, sweep and study are bound to these marks.
 AAE, LDM = ("aae",), ("ldm",)
-DENOISER = ("ldm", "latent_regression")                    # the UNet on latents
-STAGE_2 = ("ldm", "latent_regression", "image_regression")
+BASELINES = ("latent_regression", "labelled_latent_regression", "image_regression",
+             "labelled_image_regression")                  # those that are trained
+LABELLED = tuple(name for name in BASELINES if name.startswith("labelled_"))  # with the label of stage 2
+ON_IMAGES = tuple(name for name in BASELINES if name.endswith("image_regression"))
+DENOISER = ("ldm", *(name for name in BASELINES if name not in ON_IMAGES))    # the UNet on latents
+STAGE_2 = ("ldm", *BASELINES)
 ALL = ("aae", *STAGE_2)
 COHORT = (*ALL, "comparison")
 SAMPLING, SCORES, NEW_SCANS = ("synthesis",), ("scores", "comparison"), ("new_scans",)
-BASELINES = ("latent_regression", "image_regression")      # those that are trained
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,8 @@ class Config:
         "level of uptake is decided at high noise", affects=LDM, low=0.01, high=100.0, published=1.0)
     image_loss: float = setting(1.0,
         "weight of the L1 between PET and decoded estimate of z_0, in units of the PET's standard deviation "
-        "over the training list (an idea of CoCoLIT, 2025); 0: none", affects=LDM, low=0.0, published=0.0)
+        "over the training list (an idea of CoCoLIT, 2025); 0: none", low=0.0, published=0.0,
+        affects=(*LDM, "labelled_latent_regression"))
     conditioning: str = setting("multiscale",
         "where the UNet sees the MRI; input: as one channel beside z_t; multiscale: also as features at "
         "every resolution; none: an ablation, in which only the label's prediction does", affects=DENOISER,
@@ -177,10 +181,11 @@ class Config:
     label_in_training: str = setting("auto",
         "label that the UNet is trained with; suvr: where the SUVR of the subject's own PET lies between the "
         "means of the labels; true: the label; none: an ablation; auto: suvr if the regions of the SUVR are "
-        "known (cortex_mask, or a phantom), else true", affects=LDM, choices=("auto", "suvr", "true", "none"),
-        published="true")
+        "known (cortex_mask, or a phantom), else true", affects=(*LDM, *LABELLED),
+        choices=("auto", "suvr", "true", "none"), published="true")
     shuffle_labels: bool = setting(False,
-        "a null control: the labels of the training list change places at random before stage 2", affects=LDM)
+        "a null control: the labels of the training list change places at random before stage 2",
+        affects=(*LDM, *LABELLED))
     ldm_lr: float = setting(1e-4, "learning rate of AdamW; paper: 1e-4", affects=STAGE_2, low=1e-8, high=1.0)
     ldm_lr_decay: bool = setting(False,
         "let the learning rate of stage 2 fall to 0 along half a cosine, epoch by epoch; paper: constant",
@@ -202,10 +207,13 @@ class Config:
         "network evaluations a validation scan with ddim and dpm; the published preset takes 50, because eps "
         "says too little of z_0 at the first", affects=LDM, low=1, published=50)
 
+    baselines: tuple[str, ...] = setting(BASELINES,
+        "regressions from the MRI to the PET or its latent, trained as stage 2 is; labelled: given its label "
+        "too, and on latents its image loss, so that only the diffusion is missing",
+        section="baselines (--stages baselines)", choices=BASELINES)
     regression_channels: int = setting(16,
         "width of the first level of the UNet that regresses the PET on the MRI; further levels as in "
-        "unet_mults", section="baselines (--stages baselines), trained as stage 2 is",
-        affects=("image_regression",), low=1)
+        "unet_mults", affects=ON_IMAGES, low=1)
 
     sampler: str = setting("ddim",
         "ddim: deterministic, few evaluations; dpm: DPM-Solver++(2M), the same with fewer; ddpm: ancestral, "
@@ -296,6 +304,11 @@ class Config:
     def predicts_label(self) -> bool:
         """Whether sampling conditions on a label predicted from the MRI."""
         return self.label_at_sampling != "none"
+
+    @property
+    def trainable_baselines(self) -> tuple[str, ...]:
+        """The baselines of the settings; no labelled one where sampling has no label."""
+        return tuple(name for name in self.baselines if self.predicts_label or name not in LABELLED)
 
     @property
     def least_of_each_label(self) -> int:

@@ -183,6 +183,7 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
     cfg, latents, survey = exp.cfg, exp.load_latents(aae), exp.survey()
     run.metadata = run.metadata or stage_2_metadata(exp, latents, survey)
     space = LatentSpace(aae, run.metadata["latent_mean"], run.metadata["latent_std"])
+    say("ldm", f"latents are shifted by {space.mean:.3f} and scaled by {space.std:.3f}")
     stage_2 = Stage2(build_diffusion(cfg, exp.device), space, survey.pet_std, cfg.image_loss, cfg.time_shift,
                      cfg.min_snr)
     latent_batches = LatentBatches(exp, space, latents, run.metadata["soft_labels"])

@@ -9,20 +9,16 @@ from model import UNet
 class ImageRegression(Regression):
     """The denoiser's architecture on the grid of the volumes."""
 
-    name, modalities = "image_regression", ("mri", "pet")
-
-    def __init__(self, network: UNet, num_classes: int):
-        super().__init__(network)
-        self.num_classes = num_classes
+    modalities = ("mri", "pet")
 
     def target(self, batch: dict) -> Tensor:
         """The PETs of the batch, [B, 1, D, H, W]."""
         return batch["pet"]
 
-    def output(self, network: UNet, mri: Tensor) -> Tensor:
-        """mri [B, 1, D, H, W] -> PET of that shape."""
+    def output(self, network: UNet, mri: Tensor, label: Tensor) -> Tensor:
+        """mri [B, 1, D, H, W], label [B, K] -> PET of that shape."""
         t = torch.zeros(len(mri), dtype=torch.int64, device=mri.device)
-        return network(mri[:, :0], mri, t, mri.new_zeros(len(mri), self.num_classes))
+        return network(mri[:, :0], mri, t, label)
 
     def to_pet(self, output: Tensor) -> Tensor:
         """The output, which is the PET."""

@@ -1,12 +1,11 @@
 """Latent regression: the denoiser's network, evaluated once, from the MRI to the latent of the PET.
 
-Whatever the diffusion is better at than this, diffusion adds; the rest any regression of the latents on the
-MRI gives.
+Whatever the diffusion is better at than the labelled one, diffusion adds.
 """
 import torch
 from torch import Tensor
 
-from baselines.regression import Regression
+from baselines.regression import Labels, Regression
 from model import LatentSpace, UNet
 
 
@@ -16,23 +15,26 @@ class LatentRegression(Regression):
     latents: ID -> z_0 [C, d, h, w] of the training list; empty for a trained one. space: of these latents.
     """
 
-    name, modalities = "latent_regression", ("mri",)
-
     def __init__(self, network: UNet, space: LatentSpace, latents: dict[str, Tensor], timesteps: int,
-                 num_classes: int, latent_shape: tuple[int, ...]):
-        super().__init__(network)
+                 num_classes: int, latent_shape: tuple[int, ...], labels: Labels | None = None):
+        super().__init__(network, num_classes, labels)
         self.space, self.latents = space, latents
-        self.timesteps, self.num_classes, self.latent_shape = timesteps, num_classes, latent_shape
+        self.timesteps, self.latent_shape = timesteps, latent_shape
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """The PET only for an image loss."""
+        return ("mri", "pet") if self.labels and self.labels.image_loss else ("mri",)
 
     def target(self, batch: dict) -> Tensor:
         """z_0 of the batch, [B, C, d, h, w]."""
         return torch.stack([self.latents[name] for name in batch["id"]])
 
-    def output(self, network: UNet, mri: Tensor) -> Tensor:
-        """mri [B, 1, D, H, W] -> the estimate of z_0 [B, C, d, h, w]."""
+    def output(self, network: UNet, mri: Tensor, label: Tensor) -> Tensor:
+        """mri [B, 1, D, H, W], label [B, K] -> the estimate of z_0 [B, C, d, h, w]."""
         z_t = mri.new_zeros(len(mri), *self.latent_shape)
         t = torch.full((len(mri),), self.timesteps - 1, device=mri.device)
-        return network(z_t, mri, t, mri.new_zeros(len(mri), self.num_classes))
+        return network(z_t, mri, t, label)
 
     def to_pet(self, output: Tensor) -> Tensor:
         """The decoded estimate of z_0."""

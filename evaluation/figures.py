@@ -25,7 +25,10 @@ CURVES = {
     "ldm": ("Stage 2, denoiser",
             {"mse": "training", "image": "training, decoded images", "mse_validation": "validation"}),
     "latent_regression": ("Baseline, latent regression", {"mse": "training"}),
+    "labelled_latent_regression": ("Baseline, latent regression with label",
+                                   {"mse": "training", "image": "training, decoded images"}),
     "image_regression": ("Baseline, image regression", {"mse": "training"}),
+    "labelled_image_regression": ("Baseline, image regression with label", {"mse": "training"}),
 }
 PANELS = {"PSNR_brain": "PSNR in the brain (dB)", "SSIM_brain": "SSIM in the brain",
           "SUVR_r": "correlation of SUVR"}
@@ -43,6 +46,8 @@ STATUS_CLASSIFIERS = {                                     # (classifier, method
     ("mri", "none"): ("MRI", "#0072B2", "-."),
     ("pet", "latent_regression"): ("PET by latent regression", "#009E73", "--"),
     ("pet", "image_regression"): ("PET by image regression", "#E69F00", "-."),
+    ("pet", "labelled_latent_regression"): ("PET by latent regression with label", "#56B4E9", "--"),
+    ("pet", "labelled_image_regression"): ("PET by image regression with label", "#F0E442", "-."),
     ("pet", "mean_pet"): ("mean training PET", "#888888", ":"),
 }
 

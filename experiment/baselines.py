@@ -6,14 +6,15 @@ import pandas as pd
 from torch.optim import AdamW
 
 from baselines import mean_pet, oracle
-from baselines.latent_regression import LatentRegression
-from baselines.regression import Regression
-from config import BASELINES
+from baselines.regression import Labels, Regression
+from config import BASELINES, LABELLED, ON_IMAGES
 from evaluation.scores import Predict, evaluate
 from experiment.experiment import Experiment
 from experiment.networks import build_baseline
 from experiment.session import begin_training, plot_history
+from experiment.stage_2 import stage_2_metadata
 from experiment.survey import Survey
+from labels.ridge import LabelPredictor
 from model import AAE
 from runtime.checkpoints import check_settings, load_checkpoint, restore
 from runtime.fit import fit
@@ -23,30 +24,52 @@ from utils import EMA, InputError, seed_everything, weights_key
 
 def _bound_to(baseline_name: str, aae: AAE) -> dict:
     """What else than its settings a checkpoint belongs to: an autoencoder, unless it knows none."""
-    return {"autoencoder": weights_key(aae)} if baseline_name == LatentRegression.name else {}
+    return {} if baseline_name in ON_IMAGES else {"autoencoder": weights_key(aae)}
 
 
 # ---------------------------------------------------------------- training
 
 def train_baselines(exp: Experiment) -> None:
     """Train the regressions from MRI to PET, in as many epochs as stage 2."""
-    aae = exp.networks.best_aae()
+    cfg, aae = exp.cfg, exp.networks.best_aae()
     latents = exp.load_latents(aae)
     training = {scan.id: latents[scan.id] for scan in exp.cohort.train}
-    for name in BASELINES:
-        seed_everything(exp.cfg.seed, name)
-        train_baseline(exp, build_baseline(name, exp.cfg, exp.device, aae, training), aae)
+    metadata = {}
+    if set(cfg.trainable_baselines) & set(LABELLED):
+        metadata = stage_2_metadata(exp, latents, exp.survey())
+    for name in cfg.baselines:
+        if name not in cfg.trainable_baselines:
+            say("baselines", f"{name} is left out: with label_at_sampling none there is no label to give it")
+            continue
+        seed_everything(cfg.seed, name)
+        labels = labels_of(exp, name, metadata)
+        train_baseline(exp, name, build_baseline(name, cfg, exp.device, aae, training, labels), aae, metadata)
     plot_history(exp)
 
 
-def train_baseline(exp: Experiment, baseline: Regression, aae: AAE) -> None:
-    """Train one regression; validate, keep and use the moving average of its network."""
-    cfg, network, bound_to = exp.cfg, baseline.network, _bound_to(baseline.name, aae)
+def labels_of(exp: Experiment, name: str, metadata: dict) -> Labels | None:
+    """What the baseline knows of labels, from the metadata of stage 2 or of its own checkpoint; None for one
+    without."""
+    if name not in LABELLED:
+        return None
+    scans = exp.cohort.train + exp.cohort.validation
+    of = {scan.id: label for scan, label in zip(scans, metadata["soft_labels"], strict=True)}
+    predictor = LabelPredictor.from_state(metadata["label_predictor"])
+    image_loss = 0.0 if name in ON_IMAGES else exp.cfg.image_loss
+    return Labels(of, predictor.label, image_loss, exp.survey().pet_std)
+
+
+def train_baseline(exp: Experiment, name: str, baseline: Regression, aae: AAE, metadata: dict) -> None:
+    """Train one regression; validate, keep and use the moving average of its network. metadata: that of stage
+    2, of which a labelled one keeps the labels."""
+    cfg, network, bound_to = exp.cfg, baseline.network, _bound_to(name, aae)
     if bound_to:
         bound_to["aae_epochs"] = cfg.aae_epochs            # an autoencoder that must not be trained further
     ema, opt = EMA(network, cfg.ema_decay, cfg.ema_start), AdamW(network.parameters(), cfg.ldm_lr, fused=True)
-    run = exp.stage_run(baseline.name, {"unet": network, "ema": ema.module, "opt": opt}, **bound_to)
+    run = exp.stage_run(name, {"unet": network, "ema": ema.module, "opt": opt}, **bound_to)
     run.metadata = run.metadata or baseline.metadata()
+    if baseline.labels:
+        run.metadata |= {key: metadata[key] for key in ("soft_labels", "label_predictor")}
     subjects = exp.training_batches(cfg.ldm_batch_size, *baseline.modalities)
     validation = exp.batches(exp.cohort.validation, "mri", "pet", divided=True)
 
@@ -99,9 +122,10 @@ def _trained(exp: Experiment, name: str, aae: AAE) -> Predict:
     path = exp.networks.best_path(name)
     saved = load_checkpoint(path)
     check_settings(path, saved, exp.settings(name) | _bound_to(name, aae))
-    if name == LatentRegression.name and not {"latent_mean", "latent_std"} <= saved["metadata"].keys():
+    if name not in ON_IMAGES and not {"latent_mean", "latent_std"} <= saved["metadata"].keys():
         raise InputError(f"{path} does not say how its latents were scaled")
-    baseline = build_baseline(name, exp.cfg, exp.device, aae, metadata=saved["metadata"])
+    labels = labels_of(exp, name, saved["metadata"])
+    baseline = build_baseline(name, exp.cfg, exp.device, aae, labels=labels, metadata=saved["metadata"])
     network = baseline.network.eval().requires_grad_(False)
     restore(network, saved["state"].get("ema"), path)
     return baseline.predictor(network, exp.cast)

@@ -6,7 +6,7 @@ import torch.nn as nn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from config import BASELINES, Config
+from config import DENOISER, Config
 from dataset import LATENTS, Cohort, EpochOrder, LatentCache, Scan, VolumeDataset, volume_loader
 from evaluation.measurement import MaskFiles, Measurement
 from evaluation.results import load_run
@@ -163,7 +163,7 @@ class Experiment:
         own = [
             stage for stage in CHECKPOINT if stage in self.cfg.stages and not self.cfg.pretrained_from(stage)
         ]
-        return own + list(BASELINES if "baselines" in self.cfg.stages else ())
+        return own + list(self.cfg.trainable_baselines if "baselines" in self.cfg.stages else ())
 
     def checkpoint_room(self) -> int:
         """Bytes that the trainings of this run may take on the disk in addition to what is there."""
@@ -253,7 +253,7 @@ class Experiment:
         ):
             raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages "
                              "test report")
-        for stage in (*CHECKPOINT, *(BASELINES if "baselines" in cfg.stages else ())):
+        for stage in (*CHECKPOINT, *(cfg.trainable_baselines if "baselines" in cfg.stages else ())):
             self._check_checkpoints(stage)
         self._refuse_resume()
 
@@ -261,7 +261,7 @@ class Experiment:
         """Raise InputError if a checkpoint of the stage is bound to other settings than these."""
         settings = self.settings(stage)
         # its autoencoder must stay what it is
-        if stage in ("ldm", "latent_regression") and "aae" in self.cfg.stages:
+        if stage in DENOISER and "aae" in self.cfg.stages:
             settings["aae_epochs"] = self.cfg.aae_epochs
         # the best epoch must stay chosen in one way
         if stage == "ldm" and stage in self.trainings():

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from baselines.image_regression import ImageRegression
 from baselines.latent_regression import LatentRegression
-from baselines.regression import Regression
-from config import Config
+from baselines.regression import Labels, Regression
+from config import BASELINES, LABELLED, ON_IMAGES, Config
 from evaluation.measurement import Measurement
 from imaging.volumes import Crop
 from labels.ridge import LabelPredictor
@@ -53,21 +53,24 @@ def build_unet(cfg: Config, device: torch.device) -> UNet:
 
 
 def build_baseline(name: str, cfg: Config, device: torch.device, aae: AAE,
-                   latents: dict[str, Tensor] | None = None, metadata: dict | None = None) -> Regression:
+                   latents: dict[str, Tensor] | None = None, labels: Labels | None = None,
+                   metadata: dict | None = None) -> Regression:
     """The trained baseline of this name (config.BASELINES), its network untrained.
 
-    latents: ID -> E(x) of the training list, for training. metadata: that of a checkpoint, for a trained one.
+    latents: ID -> E(x) of the training list, for training. labels: for one of config.LABELLED. metadata: that
+    of a checkpoint, for a trained one.
     """
-    if name == ImageRegression.name:
+    labels = labels if name in LABELLED else None
+    if name in ON_IMAGES:
         groups = math.gcd(cfg.unet_norm_groups, cfg.regression_channels)
         unet = UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim,
                     num_classes=cfg.num_classes, norm_groups=groups, downscale=1, regression=True)
-        return ImageRegression(place(unet, cfg, device), cfg.num_classes)
-    if name == LatentRegression.name:
+        return ImageRegression(place(unet, cfg, device), cfg.num_classes, labels)
+    if name in BASELINES:
         space = LatentSpace(aae, *latent_scale(cfg, latents, metadata))
         z_0 = {subject: space.scale(latent) for subject, latent in (latents or {}).items()}
         shape = (cfg.latent_channels, *cfg.latent_size)
-        return LatentRegression(build_unet(cfg, device), space, z_0, cfg.timesteps, cfg.num_classes, shape)
+        return LatentRegression(build_unet(cfg, device), space, z_0, cfg.timesteps, cfg.num_classes, shape, labels)
     raise ValueError(f"there is no baseline {name!r}; those of config.BASELINES are built here")
 
 
@@ -230,12 +233,7 @@ class LatentSampler:
         """z_0 of a batch {id, mri}: [B, m, C, d, h, w]. Raises NotFiniteError that names the subjects."""
         if not self.predictor:
             return self._sample(batch, None)
-        predict = (
-            self.predictor.soft_labels
-            if self.cfg.label_in_training == "suvr"
-            else self.predictor.probabilities
-        )
-        label = predict(batch["mri"])                                                        # [B, K]
+        label = self.predictor.label(batch["mri"])                                           # [B, K]
         z_0 = self._sample(batch, label)
         if not self.matched:
             return z_0

@@ -14,7 +14,6 @@ from labels.ridge import INPUT_MM, LabelPredictor
 from labels.soft_labels import label_order, one_hot, suvr_levels, suvr_soft_labels
 from model import LatentSpace, UNet
 from runtime import gpu
-from runtime.logs import say
 from runtime.ranks import from_rank_0
 from utils import InputError
 
@@ -75,7 +74,6 @@ def stage_2_metadata(exp: Experiment, latents: dict[str, Tensor], survey: Survey
     labels.
     """
     mean, std = latent_scale(exp.cfg, {scan.id: latents[scan.id] for scan in exp.cohort.train}, None)
-    say("ldm", f"latents are shifted by {mean:.3f} and scaled by {std:.3f}")
     soft_labels, predictor = from_rank_0(_labels, exp, survey)
     return {"latent_mean": mean, "latent_std": std, "soft_labels": soft_labels, "label_predictor": predictor,
             "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom}

@@ -67,6 +67,11 @@ class LabelPredictor:
         """Soft labels for MRIs [B, 1, D, H, W], within those of the training list: [B, K] float32."""
         return self._regress(volume).clamp(*self.span)
 
+    def label(self, volume: Tensor) -> Tensor:
+        """What takes the place of the label for MRIs [B, 1, D, H, W]: soft labels if an SUVR made those that it
+        was fitted to, else probabilities; [B, K] float32."""
+        return self.probabilities(volume) if self.levels is None else self.soft_labels(volume)
+
     def corrected(self, soft_labels: Tensor, suvr: Tensor) -> Tensor:
         """Soft labels [B, 2] with what the SUVR [B] of the PETs that were synthesized with them lacks.
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from config import PRESETS, Config
+from config import BASELINES, PRESETS, Config
 from evaluation.results import Run, load_run
 from runtime.commandline import parse
 from runtime.files import make_folder, write_csv, write_text
@@ -161,7 +161,7 @@ def load_finished(cfg: Config) -> Run | None:
         run = load_run(cfg.result_dir)
     except InputError:
         return None
-    wanted = cfg.settings_of("aae", "ldm", "latent_regression", "image_regression", "synthesis", "scores")
+    wanted = cfg.settings_of("aae", "ldm", *BASELINES, "synthesis", "scores")
     wanted |= {"aae_epochs": cfg.aae_epochs, "ldm_epochs": cfg.ldm_epochs}
     for name, value in wanted.items():
         if run.metadata["settings"][name] != value:

@@ -15,16 +15,19 @@ from test_ranks import in_ranks
 
 import main
 from baselines.regression import Regression
-from config import BASELINES, Config
+from config import BASELINES, LABELLED, ON_IMAGES, Config
 from evaluation import figures
 from experiment import baselines
 from experiment.experiment import Experiment
 from experiment.networks import build_aae, build_baseline, build_unet
 from experiment.session import check
+from experiment.stage_2 import stage_2_metadata
+from labels.ridge import LabelPredictor
 from model import UNet
 from runtime.checkpoints import load_checkpoint
 from runtime.failures import explain
 
+PLAIN = tuple(name for name in BASELINES if name not in LABELLED)
 SMALL = TINY | {"exp": "a", "regression_channels": 4, "cortex_mask": "cortex.nii.gz",
                 "reference_mask": "cerebellum.nii.gz"}
 FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in BASELINES for last in ("", "_last")]
@@ -78,7 +81,15 @@ def untrained(name: str, exp: Experiment) -> Regression:
     aae = exp.networks.best_aae()
     latents = exp.load_latents(aae)
     training = {scan.id: latents[scan.id] for scan in exp.cohort.train}
-    return build_baseline(name, exp.cfg, exp.device, aae, training)
+    labels = baselines.labels_of(exp, name, stage_2_metadata(exp, latents, exp.survey()))
+    return build_baseline(name, exp.cfg, exp.device, aae, training, labels)
+
+
+def label_of(baseline: Regression, batch: dict) -> torch.Tensor:
+    """What a baseline is given as the label of a training batch, [B, 2]."""
+    if not baseline.labels:
+        return torch.zeros(len(batch["id"]), 2)
+    return torch.stack([baseline.labels.of[subject] for subject in batch["id"]])
 
 
 def methods(project, exp: str = "a", name: str = "test") -> list[str]:
@@ -112,7 +123,7 @@ def test_it_learns_what_the_mri_tells_of_each_subject(project, name):
     baseline = untrained(name, exp)
     [batch] = exp.batches(exp.cohort.train[:4], "mri", "pet", batch=4)
     batch |= {modality: batch[modality][..., 4:12, 8:20, 4:12] for modality in ("mri", "pet")}
-    if name == "latent_regression":                        # a part of the box is enough, and faster
+    if name not in ON_IMAGES:                              # a part of the box is enough, and faster
         baseline.latents = {subject: z_0[:, 2:6, 4:10, 2:6] for subject, z_0 in baseline.latents.items()}
         baseline.latent_shape = (exp.cfg.latent_channels, 4, 6, 4)
     target, network = baseline.target(batch), baseline.network
@@ -122,11 +133,11 @@ def test_it_learns_what_the_mri_tells_of_each_subject(project, name):
     of_the_mean = (target - target.mean(dim=0)).square().mean().item()  # what one answer for everybody leaves
     assert loss < 0.3 * of_the_mean
     with torch.no_grad():
-        others = baseline.output(network, batch["mri"].roll(1, dims=0))
+        others = baseline.output(network, batch["mri"].roll(1, dims=0), label_of(baseline, batch).roll(1, dims=0))
     assert (others - target).square().mean() > (others - target.roll(1, dims=0)).square().mean()
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", PLAIN)
 def test_neither_label_nor_noise_enters(project, name):
     exp = experiment()
     baseline = untrained(name, exp)
@@ -145,18 +156,61 @@ def test_neither_label_nor_noise_enters(project, name):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_the_training_sees_no_label(project):
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_labelled_one_is_given_the_label_of_stage_2_and_predicts_it_from_the_mri(project, name):
+    exp = experiment()
+    baseline, saved = untrained(name, exp), exp.networks.best_checkpoint("ldm")["metadata"]
+    scans = exp.cohort.train + exp.cohort.validation
+    for scan, label in zip(scans, saved["soft_labels"], strict=True):
+        assert torch.equal(baseline.labels.of[scan.id], label)
+    [batch] = exp.batches(exp.cohort.test, "mri", "pet", batch=2)
+    predictor, network = LabelPredictor.from_state(saved["label_predictor"]), baseline.network
+    assert torch.equal(baseline.labels.predict(batch["mri"]), predictor.soft_labels(batch["mri"]))
+    with torch.no_grad():
+        once = baseline.predictor(network)(batch)
+        assert torch.equal(baseline.predictor(network)(batch | {"label": 1 - batch["label"]}), once)
+        assert torch.equal(baseline.predictor(network)(batch | {"pet": batch["pet"] + 1}), once)
+        network.projector.label.weight[0] += 1
+        assert not torch.equal(baseline.predictor(network)(batch), once)
+
+
+def test_the_loss_of_a_labelled_one_on_latents_has_the_image_loss_of_stage_2(project):
+    exp = experiment(image_loss=2.0)
+    baseline, plain = (untrained(name, exp) for name in ("labelled_latent_regression", "latent_regression"))
+    [batch] = exp.batches(exp.cohort.train[:2], "mri", "pet", batch=2)
+    z_0, label = baseline.target(batch), label_of(baseline, batch)
+    with torch.no_grad():
+        output = baseline.output(baseline.network, batch["mri"], label)
+        x_hat = exp.networks.best_aae().decoder(output * baseline.space.std + baseline.space.mean)
+    losses = baseline.step(torch.optim.SGD(baseline.network.parameters(), 0.0), batch)
+    assert losses["mse"] == pytest.approx((output - z_0).square().mean().item(), rel=1e-4)
+    expected = 2 * (x_hat - batch["pet"]).abs().mean().item() / exp.survey().pet_std
+    assert losses["image"] == pytest.approx(expected, rel=1e-4)
+    assert plain.step(torch.optim.SGD(plain.network.parameters(), 0.0), batch).keys() == {"mse"}
+    assert (baseline.modalities, plain.modalities) == (("mri", "pet"), ("mri",))
+
+
+def test_without_a_label_in_sampling_the_labelled_ones_are_left_out(project, capsys):
+    remove(project, *FILES, *OF_THE_STAGES[2:])
+    assert run("baselines", label_at_sampling="none") == 0
+    said = capsys.readouterr().out
+    assert all(f"{name} is left out: with label_at_sampling none" in said for name in LABELLED)
+    there = {path.name for path in (project / "result" / "a").glob("*regression.pth.tar")}
+    assert there == {f"CHECKPOINT_{name}.pth.tar" for name in PLAIN}
+
+
+def test_the_training_of_the_others_sees_no_label(project):
     path = project / "data_info" / "data_info.csv"
     path.write_text(path.read_text().replace(",0", ",x").replace(",1", ",0").replace(",x", ",1"))
-    assert run("aae", "encode", "baselines", exp="b") == 0
-    for file in FILES:
+    assert run("aae", "encode", "baselines", exp="b", baselines=PLAIN) == 0
+    for file in [file for file in FILES if "labelled" not in file]:
         assert same_states(project / "result" / "a" / file, project / "result" / "b" / file), file
 
 
 # ---------------------------------------------------------------- what is written
 
 def test_the_baselines_are_scored_beside_the_diffusion(finished):
-    expected = ["aae", "il_cldm", "latent_regression", "image_regression", "mean_pet"]
+    expected = ["aae", "il_cldm", *BASELINES, "mean_pet"]
     assert methods(finished) == methods(finished, name="summary") == expected
     assert set(methods(finished, name="uptake")) == {"real", *expected}
     predictions = pd.read_csv(finished / "result" / "a" / "predictions.csv")
@@ -166,7 +220,7 @@ def test_the_baselines_are_scored_beside_the_diffusion(finished):
     for name in ("image_quality", "quantification"):
         table = pd.read_csv(finished / "result" / "tables" / f"{name}.csv")
         rows = (table[table["measure"] == "SUVR"] if "measure" in table else table)["method"].tolist()
-        assert rows[:4] == ["mean_pet", *BASELINES, "il_cldm"]
+        assert rows[:6] == ["mean_pet", *BASELINES, "il_cldm"]
     comparisons = pd.read_csv(finished / "result" / "tables" / "comparisons.csv")
     comparisons = comparisons.query("table == 'amyloid_status'")
     assert {("pet latent_regression", "pet il_cldm (a)"), ("pet image_regression", "pet il_cldm (a)")} <= set(
@@ -179,21 +233,28 @@ def test_scores_are_those_of_the_best_epochs_moving_average(finished, monkeypatc
     cfg, cpu, folder = Config(**SMALL), torch.device("cpu"), finished / "result" / "a"
     names = ("AAE", "Unet", *BASELINES)
     saved = {name: load_checkpoint(folder / f"CHECKPOINT_{name}.pth.tar") for name in names}
-    aae, latent = build_aae(cfg, cpu), build_unet(cfg, cpu)
-    image = UNet(1, 4, (1, 2), 1, norm_groups=4, downscale=1, regression=True)
+    aae = build_aae(cfg, cpu)
     aae.load_state_dict(saved["AAE"]["state"]["aae"])
-    latent.load_state_dict(saved["latent_regression"]["state"]["ema"])
-    image.load_state_dict(saved["image_regression"]["state"]["ema"])
+    networks = {name: UNet(1, 4, (1, 2), 1, norm_groups=4, downscale=1, regression=True)
+                if name in ON_IMAGES else build_unet(cfg, cpu) for name in BASELINES}
+    for name, network in networks.items():
+        network.load_state_dict(saved[name]["state"]["ema"])
     scale = saved["latent_regression"]["metadata"]
     assert scale == {name: saved["Unet"]["metadata"][name] for name in ("latent_mean", "latent_std")}
+    predictor = LabelPredictor.from_state(saved["Unet"]["metadata"]["label_predictor"])
     test = pd.read_csv(folder / "test.csv")
     for subject in LISTS["test"]:
         mri, pet = crop_of(finished, "whole_MRI", subject), crop_of(finished, "whole_Abeta", subject)
         with torch.no_grad():
             z_t = torch.zeros(1, cfg.latent_channels, 8, 12, 8)
-            z_0 = latent(z_t, mri, torch.tensor([19]))
-            volumes = {"latent_regression": aae.decoder(z_0 * scale["latent_std"] + scale["latent_mean"]),
-                       "image_regression": image(mri[:, :0], mri, torch.tensor([0]))}
+            volumes = {}
+            for name, network in networks.items():
+                label = predictor.soft_labels(mri) if name in LABELLED else None
+                if name in ON_IMAGES:
+                    volumes[name] = network(mri[:, :0], mri, torch.tensor([0]), label)
+                else:
+                    z_0 = network(z_t, mri, torch.tensor([19]), label)
+                    volumes[name] = aae.decoder(z_0 * scale["latent_std"] + scale["latent_mean"])
         found = test[test["ID"] == subject].set_index("method")["PSNR"]
         for name, volume in volumes.items():
             error = (volume.clamp(0, 1) - pet).square().mean().item()
@@ -231,7 +292,8 @@ def test_losses_and_validations_stand_beside_those_of_the_stages(finished, monke
     monkeypatch.setattr(figures, "_save", note_titles)
     figures.plot_curves(folder, folder / "curves", "")
     assert shown[::2] == ["Stage 1, autoencoder", "Stage 2, denoiser", "Baseline, latent regression",
-                          "Baseline, image regression"]
+                          "Baseline, latent regression with label", "Baseline, image regression",
+                          "Baseline, image regression with label"]
 
 
 # ---------------------------------------------------------------- going on
@@ -249,12 +311,13 @@ def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project, monkeypatch):
         return losses
     monkeypatch.setattr(Regression, "step", signalled)
     assert [run("baselines", exp="b") for _ in range(3)] == [75, 75, 0]
-    assert len(taken) == 12
+    assert len(taken) == 24
     for file in FILES:
         assert same_states(one / file, other / file), file
     for name in ("loss_curve.csv", "validation.csv"):
         assert (other / name).read_bytes() == (one / name).read_bytes()
-    for file, weights in zip(FILES[1::2], (taken[:6], taken[6:]), strict=True):
+    for file, first in zip(FILES[1::2], range(0, 24, 6), strict=True):
+        weights = taken[first:first + 6]
         ema = load_checkpoint(other / file)["state"]["ema"]
         average = dict(weights[1])                         # a copy for ema_start = 2 steps
         for after_step in weights[2:]:
@@ -268,7 +331,7 @@ def test_finished_ones_are_left_alone_and_others_end_the_scores(project, capsys)
     times = {name: (folder / name).stat().st_mtime_ns for name in [*FILES, "scores.json"]}
     assert run("baselines") == 0
     assert {name: (folder / name).stat().st_mtime_ns for name in times} == times
-    assert capsys.readouterr().out.count("6 subjects, 2 a step, 2 of 2 epochs done") == 2
+    assert capsys.readouterr().out.count("6 subjects, 2 a step, 2 of 2 epochs done") == len(BASELINES)
     assert run("baselines", ldm_epochs=3) == 0
     assert not (folder / "scores.json").exists()
     assert run("test") == 0
@@ -323,9 +386,11 @@ def test_what_a_baseline_does_not_use_may_change(project):
     times = {name: (project / "result" / "a" / name).stat().st_mtime_ns for name in FILES}
     others = {"prediction": "eps", "beta": (1e-4, 0.1), "image_loss": 0.0, "time_shift": 1.0,
               "label_in_training": "true"}
-    assert run("baselines", **others) == 0
+    assert run("baselines", baselines=PLAIN, **others) == 0
     assert {name: (project / "result" / "a" / name).stat().st_mtime_ns for name in FILES} == times
-    latent, image = (Config(**SMALL).settings_of(name) for name in BASELINES)
+    latent, image = (Config(**SMALL).settings_of(name) for name in PLAIN)
+    assert {"image_loss", "label_in_training", *latent} <= Config(**SMALL).settings_of(LABELLED[0]).keys()
+    assert Config(**SMALL).settings_of(LABELLED[1]).keys() - image == {"label_in_training", "shuffle_labels"}
     both = {"unet_mults", "unet_norm_groups", "ldm_lr", "ldm_batch_size", "ema_decay", "volume_size"}
     assert {"timesteps", "conditioning", "unet_channels", "latent_scaling", *both} <= latent.keys()
     assert {"regression_channels", *both} <= image.keys()
@@ -343,23 +408,24 @@ def test_another_autoencoder_is_refused_and_its_row_left_out(project, capsys):
     assert "latent_regression_last.pth.tar was trained with other settings (saved -> now)" in message
     assert "autoencoder: " in message
     assert run("test", **other) == 0
-    [line] = [line for line in capsys.readouterr().out.splitlines() if "left out: " in line]
-    assert line.startswith("test   latent_regression is left out: ") and "autoencoder: " in line
-    assert methods(project) == ["aae", "il_cldm", "image_regression", "mean_pet"]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "left out: " in line]
+    assert [line.split()[1] for line in lines] == ["latent_regression", "labelled_latent_regression"]
+    assert all("autoencoder: " in line for line in lines)
+    assert methods(project) == ["aae", "il_cldm", *ON_IMAGES, "mean_pet"]
 
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_one_that_no_longer_fits_is_left_out_of_the_test(project, capsys, name):
-    if name == "image_regression":
-        settings, why = {"regression_channels": 8}, "regression_channels: 4 -> 8"
+    if name in ON_IMAGES:
+        settings, why, left_out = {"regression_channels": 8}, "regression_channels: 4 -> 8", ON_IMAGES
     else:
-        settings, why = {}, "cannot be used as a checkpoint"
-        (project / "result/a" / FILES[0]).write_bytes(b"damaged")
+        settings, why, left_out = {}, "cannot be used as a checkpoint", (name,)
+        (project / f"result/a/CHECKPOINT_{name}.pth.tar").write_bytes(b"damaged")
     assert run("test", **settings) == 0
     assert f"{name} is left out: " in (out := capsys.readouterr().out)
     assert why in out
-    [other] = set(BASELINES) - {name}
-    assert methods(project) == ["aae", "il_cldm", other, "mean_pet"]
+    others = [other for other in BASELINES if other not in left_out]
+    assert methods(project) == ["aae", "il_cldm", *others, "mean_pet"]
 
 
 def test_more_epochs_of_stage_1_after_a_baseline_are_refused(project, capsys):
