@@ -38,7 +38,7 @@ def prepare(network: nn.Module, device: torch.device, channels_last: bool = True
     """
     memory_format = torch.channels_last_3d if channels_last else torch.contiguous_format
     fused = None
-    if fused_norm and channels_last and device.type == "cuda" and has_triton():
+    if fused_norm and channels_last and device.type == "cuda" and has_triton(device):
         from runtime.fused_norm import group_norm          # here, because not every machine has Triton
         fused = group_norm
     for module in network.modules():
@@ -66,16 +66,18 @@ def graph_training(network: nn.Module, dtype: torch.dtype, *inputs: Tensor) -> N
         torch.cuda.make_graphed_callables(network, places, allow_unused_input=True)
 
 
-def has_triton() -> bool:
-    """Whether Triton is there, which comes with torch for CUDA on Linux, and the C compiler that it needs."""
+def has_triton(device: torch.device) -> bool:
+    """Whether Triton is there, which comes with torch for CUDA on Linux, with the C compiler that it needs and a
+    GPU that it knows."""
     spec = importlib.util.find_spec("triton")
-    return spec is not None and spec.origin is not None and any(map(shutil.which, ("gcc", "clang", "cc")))
+    is_there = spec is not None and spec.origin is not None and any(map(shutil.which, ("gcc", "clang", "cc")))
+    return is_there and torch.cuda.get_device_capability(device) >= (7, 0)
 
 
 def describe(device: torch.device) -> str:
     """GPU, memory, and the versions that its speed and its errors depend on."""
     gpu, cudnn = torch.cuda.get_device_properties(device), torch.backends.cudnn.version() or 0
-    triton = "" if has_triton() else ", no Triton or no C compiler for it (GroupNorms are slower)"
+    triton = "" if has_triton(device) else ", no Triton for it or no C compiler (GroupNorms are slower)"
     return (f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, torch {torch.__version__}, CUDA {torch.version.cuda}, "
             f"cuDNN {cudnn_version(cudnn)}{triton}")
 

@@ -44,8 +44,7 @@ TINY = {"volume_size": (16, 24, 16), "image_size": (22, 27, 22), "crop_start": (
         "aae_channels": (8, 16, 32), "aae_norm_groups": 8, "disc_channels": (8, 16), "unet_channels": 16,
         "unet_mults": (1, 2), "unet_res_blocks": 1, "unet_norm_groups": 8}
 
-
-PLAIN = {"precision": "fp32", "deterministic": True, **AS_TORCH._asdict()}
+PLAIN = {"precision": "fp32", "deterministic": True, **AS_TORCH._asdict()}     # torch's defaults
 SWITCHES = {"deterministic": {"deterministic": True}, "no CUDA graph": {"graphed": False},
             "no channels added": {"padded": False}, "torch's GroupNorm": {"fused_norm": False},
             "optimizer not fused": {"fused_optimizer": False}, "activations recomputed": {"recompute": True},

@@ -1,6 +1,7 @@
 """What makes networks fast on a GPU, as far as a CPU can tell: what is added changes no number, versions with
 known faults are named, and a convolution that is wrong is refused."""
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -106,3 +107,14 @@ def test_nothing_is_recorded_on_a_cpu():
     forward = network.forward
     gpu.graph_training(network, torch.float32, torch.zeros(1))
     assert network.forward == forward
+
+
+@pytest.mark.parametrize("origin, compiler, capability, expected", [
+    ("there", "/usr/bin/gcc", (9, 0), True), (None, "/usr/bin/gcc", (9, 0), False),      # a folder of that name
+    ("there", None, (9, 0), False), ("there", "/usr/bin/gcc", (6, 1), False)])
+def test_triton_counts_as_there_with_a_compiler_and_a_gpu_that_it_knows(monkeypatch, origin, compiler, capability,
+                                                                       expected):
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=origin))
+    monkeypatch.setattr(gpu.shutil, "which", lambda name: compiler)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert gpu.has_triton(torch.device("cuda")) is expected
