@@ -46,8 +46,8 @@ STATUS_CLASSIFIERS = {                                     # (classifier, method
     ("mri", "none"): ("MRI", "#0072B2", "-."),
     ("pet", "latent_regression"): ("PET by latent regression", "#009E73", "--"),
     ("pet", "image_regression"): ("PET by image regression", "#E69F00", "-."),
-    ("pet", "labelled_latent_regression"): ("PET by latent regression with label", "#56B4E9", "--"),
-    ("pet", "labelled_image_regression"): ("PET by image regression with label", "#F0E442", "-."),
+    ("pet", "labelled_latent_regression"): ("labelled latent regression", "#56B4E9", "--"),
+    ("pet", "labelled_image_regression"): ("labelled image regression", "#F0E442", "-."),
     ("pet", "mean_pet"): ("mean training PET", "#888888", ":"),
 }
 

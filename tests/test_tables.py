@@ -246,7 +246,8 @@ def test_every_setting_that_training_or_synthesis_depends_on_must_be_equal_in_a_
     free = {field.name for field in dataclasses.fields(Config)} - set(ROW_SETTINGS) - set(SEEDS)
     assert free == {
         "exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache",
-        "recompute", "data_dir", "info_dir", "subject_pattern", "sampling_batch", "save_std",
+        "deterministic", "recompute", "data_dir", "info_dir", "subject_pattern", "sampling_batch", "save_std",
+        "baselines",
         "bootstrap_resamples", "shown_subjects"}
 
 
