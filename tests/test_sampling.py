@@ -40,10 +40,19 @@ class NoiseAlone:
         return z_0.mean(dim=1, keepdim=True)
 
 
-def predictor_of(probabilities: Tensor = PROBABILITIES, soft_labels: Tensor = SOFT_LABELS) -> SimpleNamespace:
-    """Stands in for a predictor that gives the scans these rows."""
-    return SimpleNamespace(probabilities=lambda mri: probabilities[:len(mri)],
-                           soft_labels=lambda mri: soft_labels[:len(mri)])
+class Predictor(LabelPredictor):
+    """A predictor that gives the scans these rows; levels: those of an SUVR, if one made its soft labels."""
+
+    def __init__(self, probabilities: Tensor = PROBABILITIES, levels: Tensor | None = None):
+        self.rows, self.levels, self.regions = probabilities, levels, ""
+
+    def probabilities(self, volume: Tensor) -> Tensor:
+        """The first rows."""
+        return self.rows[:len(volume)]
+
+    def soft_labels(self, volume: Tensor) -> Tensor:
+        """The first soft labels."""
+        return SOFT_LABELS[:len(volume)]
 
 
 def batch_of(*ids: str) -> dict:
@@ -67,7 +76,7 @@ def test_the_noise_of_a_sample_depends_on_seed_id_and_its_number_alone():
     samples = z_0.flatten(0, 1).flatten(1)                 # [8, ...]
     assert len(samples.unique(dim=0)) == 8                 # all differ
     assert torch.equal(z_0[1, 2], next(draw_noise(0, "b", 2, SHAPE)))
-    otherwise = sampler_of(NoiseAlone(), predictor_of(), range(2, 4), "dpm", 5)
+    otherwise = sampler_of(NoiseAlone(), Predictor(), range(2, 4), "dpm", 5)
     assert torch.equal(otherwise({"id": ["b"], "mri": torch.rand(1, 1, 1, 1, 1)})[0], z_0[1, 2:])
     assert torch.equal(sampler_of(NoiseAlone())(batch_of("c", "b", "a"))[2], z_0[0])
     other_seed = sampler_of(NoiseAlone(), seed=1)(batch_of("a", "b"))
@@ -86,7 +95,7 @@ def test_a_real_denoiser_gives_a_scan_the_same_latents_whoever_stands_beside_it(
 
     def sample(labels: list[int], rows: list[int]) -> Tensor:
         """Latents of the scans of these rows, with these labels."""
-        predictor = predictor_of(torch.eye(2)[labels])
+        predictor = Predictor(torch.eye(2)[labels])
         sampler = LatentSampler(cfg, synthesizer, predictor, None, "ddim", 2, range(2))
         return sampler({"id": [ids[row] for row in rows], "mri": mri[rows]})
     together = sample([0, 1, 1], [0, 1, 2])
@@ -109,7 +118,8 @@ def test_latents_that_are_not_finite_are_refused_with_the_names_of_their_scans()
 @pytest.mark.parametrize("in_training", ["true", "suvr"])
 def test_a_scan_is_given_what_its_mri_predicts_of_what_training_was_given(in_training):
     synthesizer, labels = NoiseAlone(), {"label_in_training": in_training, "label_at_sampling": "mixed"}
-    sampler = sampler_of(synthesizer, predictor_of(), **REGIONS, **labels)
+    predictor = Predictor(levels=torch.tensor([1.0, 1.5]) if in_training == "suvr" else None)
+    sampler = sampler_of(synthesizer, predictor, **REGIONS, **labels)
     sampler(batch_of("a", "b"))
     [given] = synthesizer.given
     assert torch.equal(given["label"], SOFT_LABELS if in_training == "suvr" else PROBABILITIES)
