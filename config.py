@@ -67,8 +67,8 @@ class Config:
         "in float32; auto: bf16 where the device has instructions for it", choices=("auto", "fp32", "bf16"),
         published="fp32")
     deterministic: bool = setting(False,
-        "on a GPU: only kernels that give the same numbers in every run of a seed, which takes about twice as "
-        "long (docs/speed.md); on a CPU every run does")
+        "on a GPU: only kernels that give the same numbers in every run of a seed, which takes two to three "
+        "times as long (docs/speed.md); on a CPU every run does")
     recompute: bool = setting(False,
         "recompute activations in the backward pass instead of keeping them: less memory, more time")
 

@@ -26,7 +26,7 @@ from experiment.networks import LatentSampler, build_aae, build_diffusion, build
 from experiment.scoring import (ScanSynthesis, TestScores, clear_results, fit_status, read_real,
                                 trained_epochs, write_results)
 from experiment.session import begin_training, plot_history, plot_shown_scans, report, run_experiment, tables
-from experiment.stage_2 import LatentBatch, LatentBatches, record_passes, stage_2_metadata
+from experiment.stage_2 import LatentBatch, LatentBatches, capture_passes, stage_2_metadata
 from model import AAE, Diffusion, Discriminator, LatentSpace, UNet
 from runtime.checkpoints import StageRun
 from runtime.fit import draw_rows, fit, update
@@ -187,7 +187,7 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
     stage_2 = Stage2(build_diffusion(cfg, exp.device), space, survey.pet_std, cfg.image_loss, cfg.time_shift,
                      cfg.min_snr)
     latent_batches = LatentBatches(exp, space, latents, run.metadata["soft_labels"])
-    record_passes(exp, unet)
+    capture_passes(exp, unet)
 
     def step(batch: dict) -> dict[str, float]:
         losses = ldm_step(unet, opt, stage_2, latent_batches.of(batch), exp.cast)

@@ -19,10 +19,10 @@ FEW_VOXELS = 2 ** 17                  # so few that synthetic volumes of both me
 
 
 class Conv3d(nn.Conv3d):
-    """nn.Conv3d that can add channels of zeros before and behind, because on a GPU a convolution of 8
-    channels is several times faster than one of a single channel.
+    """nn.Conv3d that can zero-pad its channels, because on a GPU a convolution of 8 channels is several times
+    faster than one of a single channel.
 
-    least_channels: as many as both sides get at least (runtime/gpu.py:prepare sets it); 0: none are added.
+    least_channels: as many as input and output get at least (runtime/gpu.py:prepare sets it); 0: no padding.
     """
 
     least_channels = 0

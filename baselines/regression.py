@@ -1,9 +1,9 @@
 """Regression from the MRI to the PET by one network evaluation, without noise: what baselines of this kind
 share.
 
-Optimizer, batches, epochs, moving average and the choice of the best epoch are those of stage 2. Each is trained
-twice: without label, and as a labelled one with all that the diffusion has beside noise. What the diffusion has
-over the labelled one is the diffusion's; the rest is the label's and the image loss's.
+Optimizer, batches, epochs, moving average and the choice of the best epoch are those of stage 2. Each is
+trained twice: without label, and as a labelled one with all that the diffusion has beside noise. What the
+diffusion has over the labelled one is the diffusion's; the rest is the label's and the image loss's.
 
 To add one: a subclass in a file of its own here; its name in config.BASELINES; its construction in
 experiment/networks.py:build_baseline. Training, checkpoints, scores and tables follow. For the pictures: its
@@ -26,9 +26,9 @@ from runtime.fit import update
 class Labels:
     """What a labelled regression knows of labels, as stage 2 does.
 
-    of: ID -> weights of the label embeddings [K] in training. predict: MRI [B, 1, D, H, W] -> the same [B, K],
-    predicted from it, which takes their place afterwards. image_loss: weight of the L1 between PET and decoded
-    output, in units of pet_std, the standard deviation over all voxels of all training PETs.
+    of: ID -> weights of the label embeddings [K] in training. predict: MRI [B, 1, D, H, W] -> the same
+    [B, K], predicted from it, which takes their place afterwards. image_loss: weight of the L1 between PET
+    and decoded output, in units of pet_std, the standard deviation over all voxels of all training PETs.
     """
     of: dict[str, Tensor]
     predict: Callable[[Tensor], Tensor]
@@ -69,7 +69,7 @@ class Regression:
         return {}
 
     def step(self, opt: Optimizer, batch: dict, cast: Callable = nullcontext) -> dict[str, float]:
-        """Update the network on a batch: its loss and its terms. cast: gives the context, such as autocast, of
+        """Update the network on a batch: the terms of its loss. cast: gives the context, such as autocast, of
         the forward pass."""
         device = next(self.network.parameters()).device
         mri, target = (batch["mri"].to(device, non_blocking=True),

@@ -11,7 +11,7 @@ from torch import Tensor
 from baselines.image_regression import ImageRegression
 from baselines.latent_regression import LatentRegression
 from baselines.regression import Labels, Regression
-from config import BASELINES, LABELLED, ON_IMAGES, Config
+from config import BASELINES, ON_IMAGES, Config
 from evaluation.measurement import Measurement
 from imaging.volumes import Crop
 from labels.ridge import LabelPredictor
@@ -57,10 +57,9 @@ def build_baseline(name: str, cfg: Config, device: torch.device, aae: AAE,
                    metadata: dict | None = None) -> Regression:
     """The trained baseline of this name (config.BASELINES), its network untrained.
 
-    latents: ID -> E(x) of the training list, for training. labels: for one of config.LABELLED. metadata: that
-    of a checkpoint, for a trained one.
+    latents: ID -> E(x) of the training list, for training. labels: of a labelled one. metadata: that of a
+    checkpoint, for a trained one.
     """
-    labels = labels if name in LABELLED else None
     if name in ON_IMAGES:
         groups = math.gcd(cfg.unet_norm_groups, cfg.regression_channels)
         unet = UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim,
@@ -70,7 +69,8 @@ def build_baseline(name: str, cfg: Config, device: torch.device, aae: AAE,
         space = LatentSpace(aae, *latent_scale(cfg, latents, metadata))
         z_0 = {subject: space.scale(latent) for subject, latent in (latents or {}).items()}
         shape = (cfg.latent_channels, *cfg.latent_size)
-        return LatentRegression(build_unet(cfg, device), space, z_0, cfg.timesteps, cfg.num_classes, shape, labels)
+        return LatentRegression(build_unet(cfg, device), space, z_0, cfg.timesteps, cfg.num_classes, shape,
+                                labels)
     raise ValueError(f"there is no baseline {name!r}; those of config.BASELINES are built here")
 
 

@@ -53,16 +53,16 @@ class LatentBatches:
                            label.to(self.device), pet)
 
 
-def record_passes(exp: Experiment, unet: UNet) -> None:
-    """On a GPU: record the passes of the denoiser's training, whose batches all have one size; not those that
-    recompute activations, which cannot be recorded."""
+def capture_passes(exp: Experiment, unet: UNet) -> None:
+    """On a GPU: capture the passes of the denoiser's training, whose batches all have one size, as CUDA
+    graphs; not those that recompute activations, which cannot be captured."""
     cfg, n = exp.cfg, exp.cfg.ldm_batch_size
     if cfg.recompute:
         return
     shapes = ((n, cfg.latent_channels, *cfg.latent_size), (n, 1, *cfg.volume_size), (n, cfg.num_classes))
     z_t, mri, label = (torch.zeros(shape, device=exp.device) for shape in shapes)
     t = torch.zeros(n, dtype=torch.int64, device=exp.device)
-    gpu.graph_training(unet, exp.networks.dtype, z_t, mri, t, label)
+    gpu.capture_training(unet, exp.networks.dtype, z_t, mri, t, label)
 
 
 def stage_2_metadata(exp: Experiment, latents: dict[str, Tensor], survey: Survey) -> dict:

@@ -68,8 +68,8 @@ class LabelPredictor:
         return self._regress(volume).clamp(*self.span)
 
     def label(self, volume: Tensor) -> Tensor:
-        """What takes the place of the label for MRIs [B, 1, D, H, W]: soft labels if an SUVR made those that it
-        was fitted to, else probabilities; [B, K] float32."""
+        """What takes the place of the label for MRIs [B, 1, D, H, W], [B, K] float32: soft labels if an SUVR
+        made those that it was fitted to, else probabilities."""
         return self.probabilities(volume) if self.levels is None else self.soft_labels(volume)
 
     def corrected(self, soft_labels: Tensor, suvr: Tensor) -> Tensor:

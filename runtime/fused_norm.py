@@ -3,8 +3,8 @@
 The voxels of x [B, C, D, H, W] lie in memory as [B, S, C], S = D H W. With the sums of x and x^2 over S of
 every channel, GroupNorm is y = f(a x + k), with one a and k for each sample and channel; f is the activation.
 Its gradient has the same form: with g = f'(a x + k) dy and the sums of g and g x, dx = a g + p x + q. So each
-direction reads its tensors twice, writes once, and keeps nothing but x. Statistics are float32 sums of blocks,
-added up in float64; there are no atomic additions, so the same input gives the same output.
+direction reads its tensors twice, writes once, and keeps nothing but x. Statistics are float32 sums of
+blocks, added up in float64; there are no atomic additions, so the same input gives the same output.
 """
 import math
 
@@ -56,11 +56,13 @@ class _GroupNorm(Function):
         grid = _Grid(x)
         sums, dx = grid.sums(), torch.empty_like(x)
         factors = x.new_empty(4, grid.batch, grid.channels, dtype=torch.float32)   # p, q; of weight, of bias
-        _backward_sums[grid.summed](x, dy, a, k, sums, grid.rows, grid.channels, *grid.block, grid.rounds, ctx.f)
+        _backward_sums[grid.summed](x, dy, a, k, sums, grid.rows, grid.channels, *grid.block, grid.rounds,
+                                    ctx.f)
         _backward_factors[(grid.batch, ctx.groups)](sums, weight, statistics, *factors, grid.rows,
                                                     grid.channels, grid.summed[0], ctx.groups,
                                                     *grid.factor_block(ctx.groups))
-        _backward_apply[grid.applied](x, dy, a, k, *factors[:2], dx, grid.rows, grid.channels, *grid.block, ctx.f)
+        _backward_apply[grid.applied](x, dy, a, k, *factors[:2], dx, grid.rows, grid.channels, *grid.block,
+                                      ctx.f)
         d_weight, d_bias = factors[2:].sum(dim=1)
         return dx, None, d_weight, d_bias, None, None
 
@@ -130,7 +132,8 @@ def _forward_sums(x, sums, rows, channels, row_width: tl.constexpr, channel_widt
     """Sums of x and x^2 over the rows of a program."""
     first, second = tl.zeros([channel_width], tl.float32), tl.zeros([channel_width], tl.float32)
     for i in range(rounds):
-        offsets, inside, _, _ = _place(rows, channels, tl.program_id(0) * rounds + i, row_width, channel_width)
+        offsets, inside, _, _ = _place(rows, channels, tl.program_id(0) * rounds + i, row_width,
+                                       channel_width)
         v = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
         first += tl.sum(v, axis=0)
         second += tl.sum(v * v, axis=0)
@@ -229,7 +232,8 @@ def _backward_factors(sums, weight, statistics, p, q, d_weight, d_bias, rows, ch
 def _forward_apply(x, a, k, y, rows, channels, row_width: tl.constexpr, channel_width: tl.constexpr,
                    f: tl.constexpr):
     """y = f(a x + k)."""
-    offsets, inside, of_channel, is_channel = _place(rows, channels, tl.program_id(0), row_width, channel_width)
+    offsets, inside, of_channel, is_channel = _place(rows, channels, tl.program_id(0), row_width,
+                                                     channel_width)
     v = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     factor = tl.load(a + of_channel, mask=is_channel, other=0.0)[None, :]
     shift = tl.load(k + of_channel, mask=is_channel, other=0.0)[None, :]
@@ -240,7 +244,8 @@ def _forward_apply(x, a, k, y, rows, channels, row_width: tl.constexpr, channel_
 def _backward_apply(x, dy, a, k, p, q, dx, rows, channels, row_width: tl.constexpr,
                     channel_width: tl.constexpr, f: tl.constexpr):
     """dx = a g + p x + q."""
-    offsets, inside, of_channel, is_channel = _place(rows, channels, tl.program_id(0), row_width, channel_width)
+    offsets, inside, of_channel, is_channel = _place(rows, channels, tl.program_id(0), row_width,
+                                                     channel_width)
     v = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     g = tl.load(dy + offsets, mask=inside, other=0.0).to(tl.float32)
     factor = tl.load(a + of_channel, mask=is_channel, other=0.0)[None, :]

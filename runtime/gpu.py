@@ -2,9 +2,9 @@
 
 Networks are channels last there, as on a CPU, which convolutions in bfloat16 want. torch's GroupNorm would
 undo that: it makes its input contiguous, and computes in float32 under autocast. So it is replaced by a fused
-one (runtime/fused_norm.py) where Triton is at hand. Convolutions from or to a single channel get zeros beside
-it, and the denoiser's training passes are recorded, because launching them takes longer than computing them.
-docs/speed.md says what each is worth.
+one (runtime/fused_norm.py) where Triton is at hand. Convolutions from or to few channels are zero-padded,
+and the denoiser's training passes are captured as CUDA graphs, because launching them takes longer than
+computing. docs/speed.md says what each is worth.
 """
 import importlib.util
 import shutil
@@ -20,7 +20,7 @@ from runtime.logs import say
 from utils import InputError
 
 GIB = 2 ** 30
-LARGEST_ERROR = 0.05           # of a bfloat16 convolution, in standard deviations of its output; rounding: 0.02
+LARGEST_ERROR = 0.05      # of a bfloat16 convolution, in standard deviations of its output; rounding: 0.02
 
 
 def set_up(deterministic: bool) -> None:
@@ -49,26 +49,26 @@ def prepare(network: nn.Module, device: torch.device, channels_last: bool = True
     return network.to(device=device, memory_format=memory_format)
 
 
-def graph_training(network: nn.Module, dtype: torch.dtype, *inputs: Tensor) -> None:
-    """Record the training passes of a network, forward and backward, as CUDA graphs: then a pass is one launch
-    instead of a thousand, for which a GPU waits longer than for its own work.
+def capture_training(network: nn.Module, dtype: torch.dtype, *inputs: Tensor) -> None:
+    """Capture the training passes of a network, forward and backward, as CUDA graphs: then a pass is one
+    launch instead of a thousand, which take longer than the work itself.
 
     inputs: of the shapes and types of every later call in training mode. Passes in evaluation mode stay as
     they are. Nothing on a CPU.
     """
     if inputs[0].device.type != "cuda":
         return
-    # every pass copies its inputs to where the recorded ones lay, which must not be anybody's tensors
+    # every pass copies its inputs to where the captured ones lay, which must not be anybody's tensors
     places = tuple(torch.zeros_like(one) for one in inputs)
-    # gradients are added up on another stream than the one of the recording, which torch warns of once
+    # gradients are added up on another stream than the one of the capture, which torch warns of once
     warnings.filterwarnings("ignore", message="The AccumulateGrad node's stream")
     with torch.autocast("cuda", dtype, enabled=dtype != torch.float32, cache_enabled=False):
         torch.cuda.make_graphed_callables(network, places, allow_unused_input=True)
 
 
 def has_triton(device: torch.device) -> bool:
-    """Whether Triton is there, which comes with torch for CUDA on Linux, with the C compiler that it needs and a
-    GPU that it knows."""
+    """Whether Triton is there, which comes with torch for CUDA on Linux, with the C compiler that it needs
+    and a GPU that it knows."""
     spec = importlib.util.find_spec("triton")
     is_there = spec is not None and spec.origin is not None and any(map(shutil.which, ("gcc", "clang", "cc")))
     return is_there and torch.cuda.get_device_capability(device) >= (7, 0)
@@ -78,8 +78,8 @@ def describe(device: torch.device) -> str:
     """GPU, memory, and the versions that its speed and its errors depend on."""
     gpu, cudnn = torch.cuda.get_device_properties(device), torch.backends.cudnn.version() or 0
     triton = "" if has_triton(device) else ", no Triton for it or no C compiler (GroupNorms are slower)"
-    return (f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, torch {torch.__version__}, CUDA {torch.version.cuda}, "
-            f"cuDNN {cudnn_version(cudnn)}{triton}")
+    return (f"{gpu.name}, {gpu.total_memory / GIB:.0f} GiB, torch {torch.__version__}, "
+            f"CUDA {torch.version.cuda}, cuDNN {cudnn_version(cudnn)}{triton}")
 
 
 def cudnn_version(number: int) -> str:
@@ -92,8 +92,8 @@ def known_faults(torch_version: str, cudnn: int) -> list[str]:
     """What is known to be wrong with these versions, as sentences; empty if nothing is."""
     found = []
     if torch_version.startswith("2.9."):
-        found.append(f"torch {torch_version} is several times slower in 3D convolutions in bfloat16, and takes "
-                     "several times the memory (pytorch issue 166122); take another version")
+        found.append(f"torch {torch_version} is several times slower in 3D convolutions in bfloat16, and "
+                     "takes several times the memory (pytorch issue 166122); take another version")
     if 90800 <= cudnn < 91100:
         found.append(f"cuDNN {cudnn_version(cudnn)} gave wrong 3D convolutions in bfloat16 on large volumes "
                      "(pytorch issue 163539); a newer one is safer, and --precision fp32 is safe")
@@ -110,10 +110,11 @@ def check(device: torch.device, dtype: torch.dtype, batch: int, channels: int,
     if dtype != torch.float32:
         error = convolution_error(device, dtype, batch, channels, size)
         if not error <= LARGEST_ERROR:                     # nor is it if it is not a number
-            raise InputError(f"a 3D convolution of {batch} volumes of {'x'.join(map(str, size))} voxels in {dtype} "
-                             f"differs by {error:.2g} standard deviations from the same in float32, on "
-                             f"{describe(device)}; rounding gives at most {LARGEST_ERROR}. Take another version "
-                             "of torch, or --precision fp32")
+            voxels = "x".join(map(str, size))
+            raise InputError(f"a 3D convolution of {batch} volumes of {voxels} voxels in {dtype} differs by "
+                             f"{error:.2g} standard deviations from the same in float32, on "
+                             f"{describe(device)}; rounding gives at most {LARGEST_ERROR}. Take another "
+                             "version of torch, or --precision fp32")
 
 
 @torch.no_grad()

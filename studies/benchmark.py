@@ -201,8 +201,8 @@ def benchmark(settings: dict[str, Config], quick: bool) -> None:
 
 def main(argv: list[str]) -> int:
     """Run the benchmark. Returns the exit code."""
-    about = ("Measure seconds and memory of every part of the method. --quick: fewer repetitions. --minutes N: what "
-             "a GPU does, within so many minutes. --dry_run: the same in tiny sizes, on any machine.")
+    about = ("Measure seconds and memory of every part of the method. --quick: fewer repetitions. "
+             "--minutes N: what a GPU does, within so many minutes. --dry_run: the same in tiny sizes, on any machine.")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--minutes", type=float, default=0.0)

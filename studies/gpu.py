@@ -2,10 +2,10 @@
 
     python main.py benchmark --device cuda --minutes 5 [--dry_run] [--field value]
 
-The most important comes first, every row is written as soon as it is measured, and what does not fit the
-minutes is left to the next call, which goes on where this one ended, on the same card with the same versions.
-Seconds are medians after a warm-up, synchronised. --dry_run: all of it in tiny sizes, on any machine. Writes
-result/benchmark/gpu.json and gpu.md.
+The most important comes first, and every row is written as soon as it is measured. What does not fit the
+minutes, or failed, is left to the next call, which goes on where this one ended, on the same card with the
+same versions; after a change of the code remove gpu.json. Seconds are medians after a warm-up, synchronised.
+--dry_run: all of it in tiny sizes, on any machine. Writes result/benchmark/gpu.json and gpu.md.
 """
 import dataclasses
 import json
@@ -124,7 +124,8 @@ def parity(cfg: Config, precision: str) -> dict:
     device, found = pick_device(cfg.device), {}
     cfg = dataclasses.replace(cfg, **{name: DEMO[name] for name in TINY})
     dtype = pick_precision(precision, device)
-    for name, build, inputs in (("autoencoder", build_aae, _aae_inputs), ("denoiser", build_unet, _unet_inputs)):
+    networks = {"autoencoder": (build_aae, _aae_inputs), "denoiser": (build_unet, _unet_inputs)}
+    for name, (build, inputs) in networks.items():
         torch.manual_seed(0)
         on_cpu = build(cfg, torch.device("cpu")).eval()
         there = build(cfg, device).eval()
@@ -153,7 +154,7 @@ def gpu_tests() -> dict:
     ended = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=",
                             "tests/test_gpu.py"], cwd=root, capture_output=True, text=True)
     lines = ended.stdout.strip().splitlines()
-    (FOLDER / "test_gpu.txt").write_text(ended.stdout + ended.stderr)
+    write_text(FOLDER / "test_gpu.txt", ended.stdout + ended.stderr)
     return {"result": lines[-1].strip("= ") if lines else ended.stderr[-200:]}
 
 
@@ -193,7 +194,7 @@ def loading(cfg: Config, stage: str, steps: int) -> dict:
 
 
 def fits(cfg: Config, gib: int) -> dict:
-    """Which steps a card of so much memory has room for, emulated on this one by a limit on torch's memory."""
+    """Which steps a card of so much memory has room for, emulated here by a limit on torch's memory."""
     total = torch.cuda.get_device_properties(0).total_memory / gpu.GIB if torch.cuda.is_available() else gib
     if gib * 0.94 > total:                                 # a card's own programs take some
         return {"not emulated": f"this card has {total:.0f} GiB"}
@@ -298,8 +299,8 @@ def measure(cfg: Config, minutes: float, dry_run: bool) -> None:
     """Measure what is not there yet, until the minutes are over; print and write every row."""
     device = pick_device("cpu" if dry_run and not torch.cuda.is_available() else "cuda")
     cfg = dataclasses.replace(cfg, device=device.type, **(TINY if dry_run else {}))
-    about = {"version": VERSION, "machine": gpu.describe(device) if device.type == "cuda" else "dry run on a CPU",
-             "size": "x".join(map(str, cfg.volume_size))}
+    machine = gpu.describe(device) if device.type == "cuda" else "dry run on a CPU"
+    about = {"version": VERSION, "machine": machine, "size": "x".join(map(str, cfg.volume_size))}
     make_folder(FOLDER)
     file = FOLDER / "gpu.json"
     found = _measured_before(file, about)
@@ -325,12 +326,15 @@ def measure(cfg: Config, minutes: float, dry_run: bool) -> None:
 
 
 def _measured_before(file: Path, about: dict) -> dict[str, dict]:
-    """The rows of an earlier call on the same card, with the same versions and size."""
+    """The rows of an earlier call on the same card, with the same versions and size, but for those that
+    failed."""
     try:
         before = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return before["rows"] if before.get("about") == about else {}
+    if before.get("about") != about:
+        return {}
+    return {name: values for name, values in before["rows"].items() if "failed" not in values}
 
 
 def _shown(values: dict) -> str:
@@ -345,8 +349,10 @@ def markdown(cfg: Config, about: dict, found: dict[str, dict]) -> str:
     hours = hours_of(cfg, found)
     if hours:
         subjects = " + ".join(map(str, SUBJECTS.values()))
-        lines += ["", f"Computed from these, not measured: hours of {cfg.aae_epochs} + {cfg.ldm_epochs} epochs with "
-                      f"{subjects} subjects: " + ", ".join(f"{name} {value:.1f}" for name, value in hours.items())]
+        shown = ", ".join(f"{name} {value:.1f}" for name, value in hours.items())
+        epochs = f"{cfg.aae_epochs} + {cfg.ldm_epochs}"
+        lines += ["", f"Computed from these, not measured: hours of {epochs} epochs with {subjects} subjects: "
+                      f"{shown}"]
     return "\n".join(lines) + "\n"
 
 

@@ -135,7 +135,7 @@ def stage_2_update(setup: Setup) -> Callable[[Tensor, Tensor | None], object]:
     stage_2 = Stage2(diffusion, space, PET_STD, cfg.image_loss, cfg.time_shift, cfg.min_snr)
     z_0, label = setup.latents(n), torch.rand(n, cfg.num_classes, device=setup.device).softmax(dim=1)
     if setup.way.graphed and not cfg.recompute:
-        gpu.graph_training(unet, setup.dtype, z_0, setup.volumes(n), diffusion.draw_times(n), label)
+        gpu.capture_training(unet, setup.dtype, z_0, setup.volumes(n), diffusion.draw_times(n), label)
 
     def update(mri: Tensor, pet: Tensor | None) -> None:
         """Update both."""

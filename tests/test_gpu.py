@@ -3,6 +3,8 @@
     python -m pytest tests/test_gpu.py
 """
 import dataclasses
+import os
+import signal
 
 import numpy as np
 import pandas as pd
@@ -25,8 +27,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is 
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SMALL = dataclasses.replace(Config(), **{name: DEMO[name] for name in (
-    "image_size", "crop_start", "volume_size", "crop_jitter", "aae_channels", "aae_norm_groups", "disc_channels",
-    "unet_channels", "unet_mults", "unet_res_blocks", "unet_norm_groups")})
+    "image_size", "crop_start", "volume_size", "crop_jitter", "aae_channels", "aae_norm_groups",
+    "disc_channels", "unet_channels", "unet_mults", "unet_res_blocks", "unet_norm_groups")})
 PUBLISHED = dataclasses.replace(SMALL, conditioning="input", aae_output_norm=True, aae_block_norm=True,
                                 latent_channels=1, prediction="eps", image_loss=0.0)
 
@@ -58,7 +60,8 @@ def exact():
     (16, 16, (40, 96, 40), "relu", torch.float32), (384, 32, (10, 12, 10), "silu", torch.bfloat16),
     (24, 4, (5, 7, 9), "none", torch.float32), (1024, 32, (5, 6, 5), "silu", torch.float32),
     (64, 16, (64, 64, 80), "relu", torch.bfloat16)])
-def test_the_fused_norm_and_its_gradients_are_those_of_torch_in_float64(channels, groups, size, activation, dtype):
+def test_the_fused_norm_and_its_gradients_are_those_of_torch_in_float64(channels, groups, size, activation,
+                                                                       dtype):
     from runtime.fused_norm import group_norm
     allowed = 1e-5 if dtype == torch.float32 else 5e-3
     torch.manual_seed(0)
@@ -105,11 +108,11 @@ def test_networks_give_what_they_give_on_a_cpu(cfg, precision, allowed):
         assert difference(found, expected) < allowed, build.__name__
 
 
-@pytest.mark.parametrize("graphed", [False, True])
+@pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("precision, allowed", [("fp32", 1e-3), ("bf16", 5e-2)])
-def test_updates_of_both_stages_are_those_of_a_cpu(precision, allowed, graphed):
+def test_updates_of_both_stages_are_those_of_a_cpu(precision, allowed, captured):
     """Three updates of each: their losses, on the same batch, steps and noise, with the denoiser's passes
-    recorded or not."""
+    captured or not."""
     cfg, losses = SMALL, {}
     dtype = pick_precision(precision, GPU)
     torch.manual_seed(1)
@@ -125,8 +128,9 @@ def test_updates_of_both_stages_are_those_of_a_cpu(precision, allowed, graphed):
         found = [aae_step(aae, disc, opt_g, opt_d, x.to(device), 100.0, cast) for _ in range(3)]
         stage_2 = Stage2(build_diffusion(cfg, device), LatentSpace(aae.eval().requires_grad_(False)), 0.2)
         batch = LatentBatch(*(value.to(device) for value in (z_0, mri, torch.eye(2), x)))
-        if graphed:
-            gpu.graph_training(unet, dtype, batch.z_0, batch.mri, torch.tensor([5, 5], device=device), batch.label)
+        if captured:
+            t = torch.tensor([5, 5], device=device)
+            gpu.capture_training(unet, dtype, batch.z_0, batch.mri, t, batch.label)
         stage_2.diffusion.draw_times = lambda n, shift, device=device: torch.tensor([200, 700], device=device)
         for _ in range(3):
             with pytest.MonkeyPatch.context() as patch:    # the same noise, which is drawn on the device
@@ -207,10 +211,11 @@ def test_two_runs_of_a_seed_are_equal_to_the_last_bit(root):
 
 def test_a_checkpoint_goes_from_cpu_to_gpu_and_back(root):
     assert run(device="cpu", precision="fp32", aae_epochs=1, ldm_epochs=1) == 0
-    assert main.main([*arguments(SETTINGS | {"device": "cuda", "aae_epochs": 1, "ldm_epochs": 2}), "--stages", "check",
-                      "encode", "ldm", "test"]) == 0
-    assert main.main([*arguments(SETTINGS | {"device": "cpu", "precision": "fp32", "aae_epochs": 1, "ldm_epochs": 3}),
-                      "--stages", "check", "encode", "ldm", "test"]) == 0
+    on_gpu = {"device": "cuda", "aae_epochs": 1, "ldm_epochs": 2}
+    on_cpu = {"device": "cpu", "precision": "fp32", "aae_epochs": 1, "ldm_epochs": 3}
+    for settings in (on_gpu, on_cpu):
+        words = arguments(SETTINGS | settings)
+        assert main.main([*words, "--stages", "check", "encode", "ldm", "test"]) == 0
     assert pd.read_csv(root / "result/a/loss_curve.csv")["epoch"].max() == 3
 
 
@@ -223,8 +228,6 @@ def test_a_run_that_is_cut_in_an_epoch_goes_on_bit_for_bit(root, monkeypatch):
         losses = step(*args)
         taken.append(1)
         if len(taken) == 2:
-            import os
-            import signal
             os.kill(os.getpid(), signal.SIGTERM)
         return losses
     monkeypatch.setattr(main, "ldm_step", cut)
@@ -246,8 +249,8 @@ def test_too_little_memory_is_explained(root, capsys):
 
 def test_the_demo_goes_through_every_stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = ["--preset", "demo", "--device", "cuda", "--phantom_subjects", "12", "4", "4", "--aae_epochs", "2",
-             "--ldm_epochs", "4", "--bootstrap_resamples", "100"]
+    words = ["--preset", "demo", "--device", "cuda", "--phantom_subjects", "12", "4", "4",
+             "--aae_epochs", "2", "--ldm_epochs", "4", "--bootstrap_resamples", "100"]
     stages = ["--stages", "check", "aae", "encode", "ldm", "baselines", "test"]
     assert main.main([*words, "--exp", "demo", *stages]) == 0
     table = pd.read_csv(tmp_path / "result/demo/test.csv")

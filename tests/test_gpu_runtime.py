@@ -24,9 +24,10 @@ def padded(network: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("network, shapes", [
-    (AAE((8, 16, 32), 1, norm_groups=8), [(2, 1, 16, 24, 16)]), (Discriminator((4, 16)), [(2, 1, 16, 24, 16)]),
+    (AAE((8, 16, 32), 1, norm_groups=8), [(2, 1, 16, 24, 16)]),
+    (Discriminator((4, 16)), [(2, 1, 16, 24, 16)]),
     (UNet(1, 8, (1, 2), 1, norm_groups=4, multiscale=True), [(2, 1, 4, 6, 4), (2, 1, 16, 24, 16)])])
-def test_channels_of_zeros_change_neither_output_nor_gradients(network, shapes):
+def test_zero_padded_channels_change_neither_output_nor_gradients(network, shapes):
     network = network.double()
     inputs, wide, results = [torch.rand(shape, dtype=torch.float64) for shape in shapes], padded(network), []
     if len(inputs) == 2:
@@ -42,7 +43,7 @@ def test_channels_of_zeros_change_neither_output_nor_gradients(network, shapes):
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
 
 
-def test_only_a_gpu_gets_fused_norms_and_channels_of_zeros():
+def test_only_a_gpu_gets_fused_norms_and_zero_padded_channels():
     network = gpu.prepare(UNet(1, 8, (1, 2), 1, norm_groups=4), CPU)
     norms = [module for module in network.modules() if isinstance(module, GroupNorm)]
     convolutions = [module for module in network.modules() if isinstance(module, Conv3d)]
@@ -65,11 +66,14 @@ def test_what_cudnn_is_asked_for_follows_the_setting():
 
 
 @pytest.mark.parametrize("torch_version, cudnn, expected", [
-    ("2.9.1+cu130", 91900, ["torch 2.9.1"]), ("2.13.0", 91002, ["cuDNN 9.10.2"]), ("2.13.0", 90800, ["cuDNN 9.8.0"]),
-    ("2.13.0", 91100, []), ("2.8.0", 90701, []), ("2.9.0", 90900, ["torch 2.9.0", "cuDNN 9.9.0"]), ("2.6.0", 8907, [])])
+    ("2.9.1+cu130", 91900, ["torch 2.9.1"]), ("2.13.0", 91002, ["cuDNN 9.10.2"]),
+    ("2.13.0", 90800, ["cuDNN 9.8.0"]), ("2.13.0", 91100, []), ("2.8.0", 90701, []),
+    ("2.9.0", 90900, ["torch 2.9.0", "cuDNN 9.9.0"]), ("2.6.0", 8907, [])])
 def test_versions_with_known_faults_are_named(torch_version, cudnn, expected):
     found = gpu.known_faults(torch_version, cudnn)
-    assert len(found) == len(expected) and all(name in fault for name, fault in zip(expected, found, strict=True))
+    assert len(found) == len(expected)
+    for name, fault in zip(expected, found, strict=True):
+        assert name in fault
 
 
 def test_versions_of_cudnn_are_written_as_people_write_them():
@@ -102,18 +106,18 @@ def test_a_device_whose_convolutions_are_wrong_is_refused_with_what_to_do(monkey
     gpu.check(CPU, torch.float32, 2, 8, (8, 9, 10))        # which is never wrong in this way
 
 
-def test_nothing_is_recorded_on_a_cpu():
+def test_nothing_is_captured_on_a_cpu():
     network = UNet(1, 8, (1, 2), 1, norm_groups=4)
     forward = network.forward
-    gpu.graph_training(network, torch.float32, torch.zeros(1))
+    gpu.capture_training(network, torch.float32, torch.zeros(1))
     assert network.forward == forward
 
 
 @pytest.mark.parametrize("origin, compiler, capability, expected", [
-    ("there", "/usr/bin/gcc", (9, 0), True), (None, "/usr/bin/gcc", (9, 0), False),      # a folder of that name
+    ("there", "/usr/bin/gcc", (9, 0), True),
+    (None, "/usr/bin/gcc", (9, 0), False),                 # a folder of that name
     ("there", None, (9, 0), False), ("there", "/usr/bin/gcc", (6, 1), False)])
-def test_triton_counts_as_there_with_a_compiler_and_a_gpu_that_it_knows(monkeypatch, origin, compiler, capability,
-                                                                       expected):
+def test_triton_needs_a_compiler_and_a_gpu_that_it_knows(monkeypatch, origin, compiler, capability, expected):
     monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: SimpleNamespace(origin=origin))
     monkeypatch.setattr(gpu.shutil, "which", lambda name: compiler)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
