@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from runtime.settings import UNPUBLISHED, plain, refuse, setting, value_problems
+from runtime.settings import UNPUBLISHED, dotted, plain, read_groups, refuse, setting, value_problems
 
 VERSION = "0.2.0"
 STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")
@@ -23,16 +23,216 @@ OPTIONAL_STAGES = ("baselines",)                           # run only where they
 # scores, the rows of new scans, and what rows of a table must share to be compared. Checkpoints, latents,
 # calibration, sweep and study are bound to these marks.
 AAE, LDM = ("aae",), ("ldm",)
-BASELINES = ("latent_regression", "labelled_latent_regression", "image_regression",
-             "labelled_image_regression")                  # those that are trained
-LABELLED = tuple(name for name in BASELINES if name.startswith("labelled_"))  # with the label of stage 2
-ON_IMAGES = tuple(name for name in BASELINES if name.endswith("image_regression"))
-DENOISER = ("ldm", *(name for name in BASELINES if name not in ON_IMAGES))    # the UNet on latents
-STAGE_2 = ("ldm", *BASELINES)
-ALL = ("aae", *STAGE_2)
+REGRESSIONS = ("latent_regression", "labelled_latent_regression", "image_regression",
+               "labelled_image_regression")                # controls of the diffusion
+SYSTEMS = ("pix2pix", "tpa_gan", "fgan", "resvit", "ddpm")  # published, compared in the method's paper
+BASELINES = (*REGRESSIONS, *SYSTEMS)                       # those that are trained
+LABELLED = tuple(name for name in REGRESSIONS if name.startswith("labelled_"))  # with the label of stage 2
+DENOISER = ("ldm", *(name for name in REGRESSIONS if name.endswith("latent_regression")))  # the UNet on latents
+ON_IMAGES = tuple(name for name in BASELINES if name not in DENOISER)          # without a first stage
+IMAGE_REGRESSIONS = tuple(name for name in ON_IMAGES if name in REGRESSIONS)
+SEEING_LABELS = ("tpa_gan", "fgan")                        # of the systems, in training
+SCHEDULED = tuple(name for name in SYSTEMS if name != "ddpm")  # phases and rates follow from the epochs
+STAGE_2 = ("ldm", *REGRESSIONS)
+PET = ("ldm", *BASELINES)                                  # everything that gives a PET
+ALL = ("aae", *PET)
 COHORT = (*ALL, "comparison")
 SAMPLING, SCORES, NEW_SCANS = ("synthesis",), ("scores", "comparison"), ("new_scans",)
 
+
+# ---------------------------------------------------------------- hyperparameters of the compared systems
+# Defaults are for 160x192x160. published: the value in the system's own paper or code, which no preset sets.
+
+IN_PREDICTION = ("prediction",)                            # may be changed after the training
+
+
+@dataclass(frozen=True)
+class Pix2PixSettings:
+    """Pix2Pix in three dimensions (baselines/pix2pix.py)."""
+
+    downs: int = setting(5, "halvings of the generator", low=2, high=10, published=8)
+    width: int = setting(32, "channels of the generator's first level", low=1, published=64)
+    dropout_blocks: int = setting(2,
+        "blocks with dropout, from the one next to the innermost outward", low=0, published=3)
+    dropout: float = setting(0.5,
+        "share of the features that dropout drops; as published", low=0.0, high=0.99)
+    disc_width: int = setting(32, "channels of the discriminator's first layer", low=1, published=64)
+    disc_layers: int = setting(3, "halvings of the discriminator; as published", low=1, high=10)
+    norm: str = setting("instance",
+        "norm of both networks: a batch is one or two volumes", choices=("instance", "batch"),
+        published="batch")
+    init_std: float = setting(0.02,
+        "standard deviation of the normal start of both networks; as published", low=0.0, high=1.0)
+    lambda_l1: float = setting(100.0,
+        "weight of L1 against the adversarial term; as published", low=0.0)
+    lr: float = setting(2e-4, "learning rate of both Adams; as published", low=1e-8, high=1.0)
+    betas: tuple[float, float] = setting((0.5, 0.999),
+        "betas of both Adams; as published", low=0.0, high=0.99999)
+    constant_share: float = setting(0.5,
+        "share of the epochs before the learning rate falls; as published", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class TPAGANSettings:
+    """TPA-GAN (baselines/tpa_gan.py): a generator G, a discriminator D and a frozen classifier T."""
+
+    width: int = setting(8, "width to which all channels of G are proportional; as published", low=1)
+    residual_units: int = setting(6, "residual units at G's coarsest grid; as published", low=0)
+    shared_kernel: bool = setting(True,
+        "one kernel for all convolutions of the residual units; as published")
+    disc_channels: tuple[int, ...] = setting((32, 64, 128, 256, 512),
+        "channels of D, one entry a halving of the grid; as published", low=1)
+    task_layers: tuple[int, ...] = setting((2, 2, 2, 2),
+        "layers of each of T's dense blocks; as published", low=1)
+    task_channels: int = setting(16, "channels of T's first convolution; as published", low=1)
+    task_growth: int = setting(16, "channels that a dense layer of T adds; as published", low=1)
+    task_bottleneck: int = setting(4,
+        "channels inside a dense layer, in multiples of task_growth; as published", low=1)
+    task_share: float = setting(0.12,
+        "share of the epochs for T's own training; published: 40 epochs beside 300 of G", low=0.0, high=1.0)
+    rec_share: float = setting(0.13,
+        "share of the epochs left in which G learns from the reconstruction alone; published: 40 of 300",
+        low=0.0, high=1.0)
+    adv_share: float = setting(0.14,
+        "share of the epochs left in which G learns from D, and in the rest from T; published: 41 of 300",
+        low=0.0, high=1.0)
+    adv_weight: float = setting(1.0, "weight of D's verdict in G's loss; as published", low=0.0)
+    task_weight: float = setting(1.0, "weight of T's cross-entropy in G's loss; as published", low=0.0)
+    ssim_window: int = setting(11,
+        "voxels of SSIM's Gaussian window along both axes; as published", low=1)
+    ssim_sigma: float = setting(1.5,
+        "standard deviation of that window in voxels; as published", low=0.01)
+    least_term: float = setting(1e-8,
+        "value as which a smaller term of the loss counts in the weights: a term of 0 would give an infinite "
+        "one", low=1e-30)
+    g_lr: float = setting(1e-4, "learning rate of G, constant; as published", low=1e-8, high=1.0)
+    d_lr: float = setting(4e-4, "learning rate of D, constant; as published", low=1e-8, high=1.0)
+    betas: tuple[float, float] = setting((0.9, 0.999),
+        "betas of all three Adams; as published", low=0.0, high=0.99999)
+    task_lr: float = setting(1e-3, "learning rate of T at first; as published", low=1e-8, high=1.0)
+    task_weight_decay: float = setting(1e-4, "weight decay of T alone; as published", low=0.0)
+    task_decays: tuple[float, ...] = setting((21 / 40, 31 / 40),
+        "shares of T's epochs after which its learning rate falls; as published", low=0.0, high=1.0,
+        empty=True)
+    task_decay: float = setting(0.1,
+        "factor by which T's learning rate falls each time; as published", low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class FGANSettings:
+    """FGAN (baselines/fgan.py): a generator, a discriminator, and DSNet, a classifier of PETs."""
+
+    generator_width: int = setting(16,
+        "channels of the generator at full resolution; as published", low=1)
+    generator_blocks: int = setting(3,
+        "residual blocks at a quarter of the resolution; as published", low=0)
+    output_norm: bool = setting(False,
+        "InstanceNorm before the tanh, which removes the overall level of uptake", published=True)
+    discriminator_width: int = setting(32,
+        "channels of the discriminator's first layer; as published", low=1)
+    classifier_channels: tuple[int, ...] = setting((16, 32, 64, 64, 64),
+        "channels of DSNet, one entry a layer; as published", low=1)
+    classifier_pools: int = setting(4,
+        "max pools, after the first layers of DSNet, never after its last; as published", low=0)
+    second_order: bool = setting(True,
+        "squares beside the features in DSNet's descriptor; as published")
+    feature_layers: tuple[int, ...] = setting((0, 1, 2, 3, 4),
+        "layers of DSNet in the feature consistency, 0 the first; as published", low=0)
+    lambda_feature: float = setting(1.0, "weight of the feature consistency; as published", low=0.0)
+    lambda_adv: float = setting(1.0, "weight of the adversarial term; as published", low=0.0)
+    lambda_voxel: float = setting(0.0,
+        "weight of L1 on the scale [-1, 1], an option of the authors' code; as published", low=0.0)
+    lr: float = setting(2e-4,
+        "learning rate of generator and discriminator (Adam); as published", low=1e-8, high=1.0)
+    betas: tuple[float, float] = setting((0.5, 0.999),
+        "betas of generator and discriminator; as published", low=0.0, high=0.99999)
+    constant_share: float = setting(100 / 151,
+        "share of the epochs before the learning rate falls to 0; as published", low=0.0, high=0.999999)
+    classifier_lr: float = setting(0.01, "learning rate of DSNet (plain SGD); as published", low=1e-8,
+        high=1.0)
+    classifier_share: float = setting(50 / 151,
+        "share of the epochs in which DSNet learns; as published", low=1e-6, high=1.0)
+
+
+@dataclass(frozen=True)
+class ResvitSettings:
+    """ResViT on axial slices (baselines/resvit.py)."""
+
+    width: int = setting(64,
+        "channels of the first encoder layer; ART blocks have 4 times as many; as published", low=1)
+    art_blocks: int = setting(9, "ART blocks A1, A2, ...; as published", low=1)
+    transformer_blocks: tuple[int, ...] = setting((1, 6),
+        "ART blocks with a transformer, 1 the first; as published", low=1)
+    downs: int = setting(2, "halvings of the slice before the transformer; as published", low=0, high=6)
+    hidden: int = setting(768, "width of the transformer; as published, ViT-B/16", low=1)
+    layers: int = setting(12, "layers of the transformer; as published", low=1)
+    heads: int = setting(12, "heads of each attention; as published", low=1)
+    mlp: int = setting(3072, "width of the layer inside each MLP; as published", low=1)
+    dropout: float = setting(0.1,
+        "dropout after the embedding and in each MLP; as published", low=0.0, high=0.99)
+    disc_width: int = setting(64, "channels of the discriminator's first layer; as published", low=1)
+    disc_layers: int = setting(3,
+        "convolutions of stride 2 of the discriminator; 3: patches of 70x70, as published", low=1, high=6)
+    lambda_l1: float = setting(100.0, "weight of L1 on the scale [-1, 1]; as published", low=0.0)
+    lambda_adv: float = setting(1.0, "weight of the adversarial term; as published", low=0.0)
+    lr_1: float = setting(2e-4,
+        "learning rate of both networks in the first phase; as published", low=1e-8, high=1.0)
+    lr_2: float = setting(1e-3,
+        "learning rate of both networks in the second phase; as published", low=1e-8, high=1.0)
+    betas: tuple[float, float] = setting((0.5, 0.999),
+        "betas of Adam; as published", low=0.0, high=0.99999)
+    epochs_1: int = setting(100,
+        "share of the epochs without transformers, epochs_1 / (epochs_1 + epochs_2); as published", low=0)
+    epochs_2: int = setting(50, "share of the epochs with transformers; as published", low=1)
+    warmup_epochs: int = setting(5,
+        "epochs of epochs_2 in which lr_2 rises, because the transformer starts from random weights", low=0,
+        published=0)
+    slices_per_volume: int = setting(32, "slices of each volume in a step", low=1, published=1)
+    predict_slices: int = setting(32,
+        "slices that are predicted at once; less takes less memory and changes no PET", low=1,
+        affects=IN_PREDICTION)
+
+
+@dataclass(frozen=True)
+class DDPMSettings:
+    """A diffusion model of the PET volume itself (baselines/ddpm.py)."""
+
+    downsample: int = setting(2,
+        "side of the network's voxels, in voxels of the volume; because of memory", low=1, high=8,
+        published=1)
+    base_channels: int = setting(32, "width of the first UNet level", low=1)
+    channel_mults: tuple[int, ...] = setting((1, 2, 4, 8),
+        "width of each UNet level in multiples of the first", low=1)
+    res_blocks: int = setting(2, "residual blocks a level, one more on the way up", low=1)
+    time_dim: int = setting(32, "width of the time embedding, even", low=4)
+    norm_groups: int = setting(32, "groups of every GroupNorm", low=1)
+    attention_levels: tuple[int, ...] = setting((),
+        "levels with attention, 0 the finest; the middle always has it", low=0, empty=True)
+    output_norm: bool = setting(False,
+        "GroupNorm before the last convolution: it hides the level of uptake", published=True)
+    T: int = setting(1000, "steps of the diffusion; as published", low=10)
+    beta: tuple[float, float] = setting((1e-4, 0.02),
+        "first and last noise variance, linear in between; as published", low=1e-8, high=0.5)
+    time_shift: float = setting(1.0,
+        "s of the times in training, as the setting time_shift of stage 2; 1: uniform, as published",
+        low=0.01, high=100.0)
+    lr: float = setting(1e-4, "learning rate of AdamW, constant", low=1e-8, high=1.0, published=2e-4)
+    betas: tuple[float, float] = setting((0.9, 0.999), "betas of AdamW", low=0.0, high=0.99999)
+    weight_decay: float = setting(0.01, "weight decay of AdamW", low=0.0)
+    ema_decay: float = setting(0.9999,
+        "decay of the moving average of the weights; as published", low=0.0, high=0.999999)
+    ema_start: int = setting(2000, "steps for which the average is a plain copy", low=0)
+    sampler: str = setting("ddim",
+        "ddim: few network evaluations; ddpm: ancestral, T - 1", choices=("ddim", "ddpm"), published="ddpm",
+        affects=IN_PREDICTION)
+    sampling_steps: int = setting(50, "network evaluations a sample with ddim", low=1, affects=IN_PREDICTION)
+    samples: int = setting(1,
+        "m samples a scan; above 1, a row ddpm_mean has their mean beside that of the first alone", low=1,
+        affects=IN_PREDICTION)
+    validation_steps: int = setting(10, "network evaluations of the one sample of a validation", low=1)
+
+
+# ---------------------------------------------------------------- the experiment
 
 @dataclass(frozen=True)
 class Config:
@@ -46,8 +246,8 @@ class Config:
         "experiment whose trained stage 2 is used, to sample it otherwise, with its stage 1 unless aae_from "
         "says whose; empty: its own")
     stages: tuple[str, ...] = setting(STAGES,
-        "stages to run, in the paper's order whatever theirs; baselines, the regressions that the diffusion "
-        "is compared with, only where asked for", choices=STAGES + OPTIONAL_STAGES)
+        "stages to run, in the paper's order whatever theirs; baselines, what the diffusion is compared with, "
+        "only where asked for", choices=STAGES + OPTIONAL_STAGES)
     seed: int = setting(0,
         "seed of weights, order, noise and crops; paper: 0", affects=ALL, low=0, high=2 ** 32 - 1)
     resume: str = setting("auto",
@@ -87,7 +287,8 @@ class Config:
     volume_size: tuple[int, int, int] = setting((160, 192, 160),
         "D, H, W in voxels, after the crop; paper", affects=COHORT, low=8)
     crop_jitter: int = setting(2,
-        "stage 1 shifts the training crop by up to this many voxels an axis; paper: 2", affects=AAE, low=0)
+        "stage 1 and the compared systems shift the training crop by up to this many voxels an axis; paper: 2",
+        affects=(*AAE, *SYSTEMS), low=0)
     num_classes: int = setting(2,
         "number of labels K; labels are 0 .. K - 1; paper: 2, amyloid negative and positive", affects=ALL,
         low=2)
@@ -138,7 +339,7 @@ class Config:
     aae_batch_size: int = setting(2,
         "volumes a step and process; paper: 2, in one process", affects=AAE, low=1)
     aae_epochs: int = setting(1000,
-        "epochs; paper: 1000; may be raised later", affects=AAE, low=1, extendable=True)
+        "epochs; paper: 1000; may be raised later", affects=(*AAE, *ON_IMAGES), low=1, extendable=True)
 
     unet_channels: int = setting(128,
         "width of the first UNet level; paper: 128", section="stage 2, the latent diffusion model (LDM)",
@@ -184,22 +385,23 @@ class Config:
         "known (cortex_mask, or a phantom), else true", affects=(*LDM, *LABELLED),
         choices=("auto", "suvr", "true", "none"), published="true")
     shuffle_labels: bool = setting(False,
-        "a null control: the labels of the training list change places at random before stage 2",
-        affects=(*LDM, *LABELLED))
+        "a null control: the labels of the training list change places at random before stage 2, and before "
+        "a system is trained that sees them",
+        affects=(*LDM, *LABELLED, *SEEING_LABELS))
     ldm_lr: float = setting(1e-4, "learning rate of AdamW; paper: 1e-4", affects=STAGE_2, low=1e-8, high=1.0)
     ldm_lr_decay: bool = setting(False,
         "let the learning rate of stage 2 fall to 0 along half a cosine, epoch by epoch; paper: constant",
         affects=STAGE_2)
     ldm_batch_size: int = setting(2,
-        "subjects a step and process; paper: 2, in one process", affects=STAGE_2, low=1)
+        "subjects a step and process; paper: 2, in one process", affects=PET, low=1)
     ldm_epochs: int = setting(1000,
-        "epochs; paper: 1000; may be raised later", affects=STAGE_2, low=1, extendable=True)
+        "epochs; paper: 1000; may be raised later", affects=PET, low=1, extendable=True)
     ema_decay: float = setting(0.9999,
         "decay of the moving average of the weights; paper: 0.9999", affects=STAGE_2, low=0.0, high=0.999999)
     ema_start: int = setting(2000,
         "steps for which the average is a plain copy; paper: 2000", affects=STAGE_2, low=0)
     validation_every: int = setting(1,
-        "epochs from one validation to the next; paper: 1", affects=STAGE_2, low=1)
+        "epochs from one validation to the next; paper: 1", affects=PET, low=1)
     validation_sampler: str = setting("ddim",
         "sampler of the validation; paper: ddpm, 999 network evaluations a subject and epoch", affects=LDM,
         choices=("ddim", "dpm", "ddpm"))
@@ -207,13 +409,30 @@ class Config:
         "network evaluations a validation scan with ddim and dpm; the published preset takes 50, because eps "
         "says too little of z_0 at the first", affects=LDM, low=1, published=50)
 
-    baselines: tuple[str, ...] = setting(BASELINES,
-        "regressions from the MRI to the PET or its latent, trained as stage 2 is; labelled: given its label "
-        "too, and on latents its image loss, so that only the diffusion is missing",
-        section="baselines (--stages baselines)", choices=BASELINES)
+    baselines: tuple[str, ...] = setting(REGRESSIONS,
+        "what is trained to compare with: regressions from the MRI to the PET or its latent (labelled: given "
+        "the label of stage 2 too, and on latents its image loss, so that only the diffusion is missing), and "
+        f"the systems of the paper's comparison, {', '.join(SYSTEMS)}; all: every one of them",
+        section="baselines (--stages baselines)", choices=(*BASELINES, "all"))
     regression_channels: int = setting(16,
         "width of the first level of the UNet that regresses the PET on the MRI; further levels as in "
-        "unet_mults", affects=ON_IMAGES, low=1)
+        "unet_mults", affects=IMAGE_REGRESSIONS, low=1)
+
+    pix2pix: Pix2PixSettings = setting(Pix2PixSettings(),
+        "hyperparameters of Pix2Pix; batch size and validation are those of stage 2, the epochs those of both stages",
+        section="compared system Pix2Pix (Isola et al., CVPR 2017)", affects=("pix2pix",))
+    tpa_gan: TPAGANSettings = setting(TPAGANSettings(),
+        "hyperparameters of TPA-GAN; batch size and validation are those of stage 2, the epochs those of both stages",
+        section="compared system TPA-GAN (Gao et al., IEEE JBHI 2022)", affects=("tpa_gan",))
+    fgan: FGANSettings = setting(FGANSettings(),
+        "hyperparameters of FGAN; batch size and validation are those of stage 2, the epochs those of both stages",
+        section="compared system FGAN (Pan et al., IEEE TPAMI 2022)", affects=("fgan",))
+    resvit: ResvitSettings = setting(ResvitSettings(),
+        "hyperparameters of ResViT; batch size and validation are those of stage 2, the epochs those of both stages",
+        section="compared system ResViT (Dalmaz et al., IEEE TMI 2022)", affects=("resvit",))
+    ddpm: DDPMSettings = setting(DDPMSettings(),
+        "hyperparameters of the DDPM; batch size and validation are those of stage 2, the epochs those of both stages",
+        section="compared system DDPM of PET volumes (Ho et al., NeurIPS 2020)", affects=("ddpm",))
 
     sampler: str = setting("ddim",
         "ddim: deterministic, few evaluations; dpm: DPM-Solver++(2M), the same with fewer; ddpm: ancestral, "
@@ -259,11 +478,18 @@ class Config:
         high=8)
 
     def __post_init__(self):
+        read_groups(self)
         problems = value_problems(self)
         if not problems:
+            self._resolve_baselines()
             self._resolve_labels()
             problems = list(_misfits(self))
         refuse(problems)
+
+    def _resolve_baselines(self) -> None:
+        """Put the names of all baselines in the place of all."""
+        if "all" in self.baselines:
+            object.__setattr__(self, "baselines", BASELINES)
 
     def _resolve_labels(self) -> None:
         """Put the labels that are meant in the place of auto, so that all that is saved says what was
@@ -311,6 +537,11 @@ class Config:
         return tuple(name for name in self.baselines if self.predicts_label or name not in LABELLED)
 
     @property
+    def baselines_need_stage_1(self) -> bool:
+        """Whether any baseline of the settings works on latents, or is given the label of stage 2."""
+        return bool({*DENOISER, *LABELLED} & {*self.trainable_baselines})
+
+    @property
     def least_of_each_label(self) -> int:
         """Subjects that the training list must have with every label: the predictor of the label is
         cross-fitted."""
@@ -326,14 +557,25 @@ class Config:
         """Folder of every output of this experiment."""
         return Path("result") / self.exp
 
+    def epochs_of(self, stage: str) -> int:
+        """Epochs of a training. What has no first stage gets those of both: it sees as many volumes as
+        IL-CLDM does."""
+        if stage == "aae":
+            return self.aae_epochs
+        return self.ldm_epochs + (self.aae_epochs if stage in ON_IMAGES else 0)
+
     def pretrained_from(self, stage: str) -> str:
         """The experiment whose trained stage this one uses; empty: it trains its own."""
         return {"aae": self.aae_from or self.ldm_from, "ldm": self.ldm_from}.get(stage, "")
 
     def settings_of(self, *results: str) -> dict:
-        """The settings that any of these results is bound to, as JSON values."""
-        return {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)
-                if set(results) & set(f.metadata["affects"]) and not f.metadata["extendable"]}
+        """The settings that any of these results is bound to, as JSON values; those of a compared system by
+        their dotted names, such as pix2pix.lambda_l1."""
+        bound = {}
+        for f in dataclasses.fields(self):
+            if set(results) & set(f.metadata["affects"]) and not f.metadata["extendable"]:
+                bound |= dotted(f.name, getattr(self, f.name), but=IN_PREDICTION)
+        return bound
 
     def noted_settings(self, stage: str) -> dict:
         """The settings that may change while the stage is trained, as JSON values: what a run notes when it
@@ -354,6 +596,13 @@ class Config:
                 versions[name] = version(name)
         settings = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return json.dumps({"settings": settings, "versions": versions}, indent=2) + "\n"
+
+
+def with_systems(saved: dict) -> dict:
+    """Settings as JSON saved them, with the defaults of the compared systems where they were saved before
+    there were any."""
+    defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in SYSTEMS}
+    return defaults | saved
 
 
 # ---------------------------------------------------------------- values that are in range one by one, but do
@@ -377,6 +626,9 @@ def _misfits(cfg: Config):
     yield from _sampling_misfits(cfg)
     yield from _region_misfits(cfg)
     yield from _phantom_misfits(cfg)
+    yield from _fgan_misfits(cfg.fgan)
+    yield from _resvit_misfits(cfg.resvit)
+    yield from _ddpm_misfits(cfg.ddpm)
 
 
 def _size_misfits(cfg: Config):
@@ -453,6 +705,41 @@ def _phantom_misfits(cfg: Config):
                "data/phantom")
 
 
+# What depends on the size of the volumes is refused by the networks, where a system is trained.
+
+def _fgan_misfits(fgan: FGANSettings):
+    last = len(fgan.classifier_channels) - 1
+    if max(fgan.feature_layers) > last:
+        yield (f"fgan.feature_layers {fgan.feature_layers} must be at most {last}, because "
+               f"fgan.classifier_channels has {last + 1} layers")
+    if fgan.classifier_pools > last:
+        yield (f"fgan.classifier_pools {fgan.classifier_pools} must be at most {last}: no max pool follows "
+               "the last layer of DSNet")
+
+
+def _resvit_misfits(resvit: ResvitSettings):
+    if resvit.hidden % resvit.heads:
+        yield f"resvit.hidden {resvit.hidden} must be divisible by resvit.heads {resvit.heads}"
+    if max(resvit.transformer_blocks) > resvit.art_blocks:
+        yield (f"resvit.transformer_blocks {resvit.transformer_blocks} must be at most resvit.art_blocks "
+               f"{resvit.art_blocks}")
+
+
+def _ddpm_misfits(ddpm: DDPMSettings):
+    widths = [ddpm.base_channels * m for m in (1, *ddpm.channel_mults)]
+    if any(width % ddpm.norm_groups for width in widths):
+        yield (f"ddpm.base_channels and its multiples {tuple(widths)} must be divisible by the "
+               f"{ddpm.norm_groups} groups of their GroupNorm")
+    if any(level >= len(ddpm.channel_mults) for level in ddpm.attention_levels):
+        yield (f"ddpm.attention_levels {ddpm.attention_levels} must be below the {len(ddpm.channel_mults)} "
+               "of ddpm.channel_mults")
+    if ddpm.time_dim % 2:
+        yield f"ddpm.time_dim {ddpm.time_dim} must be even: half sines, half cosines"
+    for name in ("sampling_steps", "validation_steps"):
+        if getattr(ddpm, name) > ddpm.T - 1:
+            yield f"ddpm.{name} {getattr(ddpm, name)} must be at most ddpm.T - 1 = {ddpm.T - 1}"
+
+
 # ---------------------------------------------------------------- presets: settings that differ from the
 # defaults above
 
@@ -468,7 +755,13 @@ DEMO = {"data_dir": "data/phantom", "num_workers": 0, "phantom_subjects": (80, 1
         "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3,
         "aae_epochs": 20, "unet_channels": 16, "unet_mults": (1, 2, 2), "unet_res_blocks": 1,
         "unet_norm_groups": 8, "ldm_lr": 1e-3, "ldm_epochs": 16, "ema_decay": 0.99, "ema_start": 100,
-        "validation_every": 4, "regression_channels": 8}
+        "validation_every": 4, "regression_channels": 8,
+        "pix2pix": Pix2PixSettings(downs=3, dropout_blocks=1, disc_layers=1),
+        "fgan": FGANSettings(classifier_pools=2),          # TPA-GAN is the same at every size
+        "resvit": ResvitSettings(width=16, downs=1, hidden=96, layers=4, heads=4, mlp=384, disc_width=16,
+                                 disc_layers=2, slices_per_volume=8, predict_slices=40),
+        "ddpm": DDPMSettings(downsample=1, base_channels=16, channel_mults=(1, 2, 2, 4), res_blocks=1,
+                             time_dim=128, norm_groups=8, lr=1e-3, ema_decay=0.99, ema_start=100)}
 
 # A phantom cohort large enough to tell repairs of the method apart (docs/study.md); choices as in the demo.
 BENCHMARK = DEMO | {

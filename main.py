@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -23,13 +24,14 @@ from evaluation.scores import evaluate, mean_over_scans
 from experiment.baselines import reference_methods, train_baselines
 from experiment.experiment import Experiment
 from experiment.networks import LatentSampler, build_aae, build_diffusion, build_discriminator, build_unet
-from experiment.scoring import (ScanSynthesis, TestScores, clear_results, fit_status, read_real,
-                                trained_epochs, write_results)
-from experiment.session import begin_training, plot_history, plot_shown_scans, report, run_experiment, tables
+from experiment.scoring import (Clock, ScanSynthesis, TestScores, clear_results, fit_status, read_real,
+                                trained_epochs, write_costs, write_results)
+from experiment.session import (begin_training, plot_comparison, plot_history, plot_shown_scans, report,
+                                run_experiment, tables)
 from experiment.stage_2 import LatentBatch, LatentBatches, capture_passes, stage_2_metadata
 from model import AAE, Diffusion, Discriminator, LatentSpace, UNet
 from runtime.checkpoints import StageRun
-from runtime.fit import draw_rows, fit, update
+from runtime.fit import draw_rows, fit, set_cosine_rate, update
 from runtime.logs import progress_bar, say
 from runtime.signals import leave
 from utils import EMA, NotFiniteError, seed_everything, weights_key
@@ -78,8 +80,8 @@ def train_aae(exp: Experiment) -> None:
         return {}, evaluate(reconstruct(exp, aae), validation, exp.measurement.image_scores, title)
 
     begin_training(exp, run, volumes, cfg.aae_epochs)
-    fit(run, volumes, step, validate=validate, epochs=cfg.aae_epochs, seed=cfg.seed, rate=cfg.aae_lr,
-        decay=cfg.aae_lr_decay)
+    fit(run, volumes, step, validate=validate, epochs=cfg.aae_epochs, seed=cfg.seed,
+        begin_epoch=partial(set_cosine_rate, run.optimizers, cfg.aae_lr, cfg.aae_lr_decay))
     plot_history(exp)
 
 
@@ -205,8 +207,9 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
         return {"mse_validation": mse}, evaluate(sampler.synthesize, validation, exp.measurement.image_scores,
                                                  title)
 
-    fit(run, subjects, step, validate=validate, epochs=cfg.ldm_epochs, seed=cfg.seed, rate=cfg.ldm_lr,
-        decay=cfg.ldm_lr_decay, validate_every=cfg.validation_every)
+    fit(run, subjects, step, validate=validate, epochs=cfg.ldm_epochs, seed=cfg.seed,
+        begin_epoch=partial(set_cosine_rate, run.optimizers, cfg.ldm_lr, cfg.ldm_lr_decay),
+        validate_every=cfg.validation_every)
 
 
 @torch.no_grad()
@@ -242,7 +245,8 @@ def test(exp: Experiment) -> None:
 
     aae = exp.networks.best_aae()
     methods = {"aae": reconstruct(exp, aae), "il_cldm": ScanSynthesis(exp, sampler, cohort.test)}
-    methods |= reference_methods(exp, aae, survey)
+    methods |= reference_methods(exp, aae, survey, epochs)
+    methods = {name: Clock(predict) for name, predict in methods.items()}
     clear_results(exp)
     subjects = {}
     for method, predict in methods.items():
@@ -253,8 +257,10 @@ def test(exp: Experiment) -> None:
     validation = evaluate(methods["il_cldm"], batches, measurement.all_measures,
                           "test il_cldm, validation list")
 
+    write_costs(exp, methods)
     write_results(exp, synthesizer, TestScores(subjects, validation, real, classifiers, epochs))
     plot_shown_scans(exp)
+    plot_comparison(exp, methods, subjects["il_cldm"])
 
 
 # ---------------------------------------------------------------- the run

@@ -65,6 +65,11 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
+def fused_on(device: torch.device) -> bool:
+    """Whether an optimizer may be fused there: not on torch's meta device, on which sizes are reckoned."""
+    return device.type != "meta"
+
+
 def derived_seed(*parts) -> int:
     """A seed in [0, 2^63) that depends on every part (numbers or strings) and on nothing else."""
     digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()

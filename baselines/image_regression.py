@@ -9,8 +9,6 @@ from model import UNet
 class ImageRegression(Regression):
     """The denoiser's architecture on the grid of the volumes."""
 
-    modalities = ("mri", "pet")
-
     def target(self, batch: dict) -> Tensor:
         """The PETs of the batch, [B, 1, D, H, W]."""
         return batch["pet"]

@@ -5,7 +5,7 @@ Whatever the diffusion is better at than the labelled one, diffusion adds.
 import torch
 from torch import Tensor
 
-from baselines.regression import Labels, Regression
+from baselines.regression import Labels, Regression, Training
 from model import LatentSpace, UNet
 
 
@@ -16,15 +16,12 @@ class LatentRegression(Regression):
     """
 
     def __init__(self, network: UNet, space: LatentSpace, latents: dict[str, Tensor], timesteps: int,
-                 num_classes: int, latent_shape: tuple[int, ...], labels: Labels | None = None):
-        super().__init__(network, num_classes, labels)
+                 num_classes: int, latent_shape: tuple[int, ...], training: Training, labels: Labels | None = None):
+        super().__init__(network, num_classes, training, labels)
         self.space, self.latents = space, latents
         self.timesteps, self.latent_shape = timesteps, latent_shape
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """The PET only for an image loss."""
-        return ("mri", "pet") if self.labels and self.labels.image_loss else ("mri",)
+        with_image = labels is not None and labels.image_loss > 0
+        self.modalities = ("mri", "pet") if with_image else ("mri",)
 
     def target(self, batch: dict) -> Tensor:
         """z_0 of the batch, [B, C, d, h, w]."""
@@ -39,7 +36,3 @@ class LatentRegression(Regression):
     def to_pet(self, output: Tensor) -> Tensor:
         """The decoded estimate of z_0."""
         return self.space.decode(output.float())
-
-    def metadata(self) -> dict:
-        """Scale of the latents."""
-        return {"latent_mean": self.space.mean, "latent_std": self.space.std}

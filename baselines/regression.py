@@ -1,13 +1,9 @@
 """Regression from the MRI to the PET by one network evaluation, without noise: what baselines of this kind
 share.
 
-Optimizer, batches, epochs, moving average and the choice of the best epoch are those of stage 2. Each is
-trained twice: without label, and as a labelled one with all that the diffusion has beside noise. What the
-diffusion has over the labelled one is the diffusion's; the rest is the label's and the image loss's.
-
-To add one: a subclass in a file of its own here; its name in config.BASELINES; its construction in
-experiment/networks.py:build_baseline. Training, checkpoints, scores and tables follow. For the pictures: its
-title in evaluation/figures.py:CURVES.
+Optimizer, batches, epochs, moving average and the choice of the best epoch are those of stage 2. Each is trained
+twice: without label, and as a labelled one with all that the diffusion has beside noise. What the diffusion has
+over the labelled one is the diffusion's; the rest is the label's and the image loss's.
 """
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,10 +12,21 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import AdamW
 
+from baselines.baseline import Baseline
 from model import UNet
-from runtime.fit import update
+from runtime.fit import set_cosine_rate, update
+from utils import EMA, fused_on
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a regression is trained: the settings of stage 2."""
+    lr: float = 1e-4
+    lr_decay: bool = False
+    ema_decay: float = 0.9999
+    ema_start: int = 2000
 
 
 @dataclass(frozen=True)
@@ -36,24 +43,23 @@ class Labels:
     pet_std: float = 1.0
 
 
-class Regression:
+class Regression(Baseline):
     """A baseline that is trained by mean squared error. A subclass says what its network gives, and makes a
     PET of it.
 
-    network: the one that is trained; in prediction its moving average takes its place. labels: of a labelled
-    one, or None.
+    parts: unet, the network that is trained; ema, its moving average, which predicts; opt. labels: of a
+    labelled one, or None.
     """
 
-    def __init__(self, network: UNet, num_classes: int, labels: Labels | None = None):
-        self.network, self.num_classes, self.labels = network, num_classes, labels
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Volumes that its training needs, 'mri' and 'pet'."""
-        raise NotImplementedError
+    def __init__(self, network: UNet, num_classes: int, training: Training, labels: Labels | None = None):
+        self.network, self.num_classes, self.training, self.labels = network, num_classes, training, labels
+        self.device = next(network.parameters()).device
+        self.ema = EMA(network, training.ema_decay, training.ema_start)
+        self.opt = AdamW(network.parameters(), training.lr, fused=fused_on(self.device))
+        super().__init__({"unet": network, "ema": self.ema.module, "opt": self.opt})
 
     def target(self, batch: dict) -> Tensor:
-        """What the network is to give for a batch {id, and the modalities}."""
+        """What the network is to give for a batch."""
         raise NotImplementedError
 
     def output(self, network: UNet, mri: Tensor, label: Tensor) -> Tensor:
@@ -64,37 +70,33 @@ class Regression:
         """The network's output as a PET [B, 1, D, H, W], not clamped; gradients pass through."""
         raise NotImplementedError
 
-    def metadata(self) -> dict:
-        """Plain values that a checkpoint keeps, as `build_baseline` needs them for a trained one."""
-        return {}
+    def begin_epoch(self, epoch: int, epochs: int) -> None:
+        """Set the learning rate."""
+        set_cosine_rate([self.opt], self.training.lr, self.training.lr_decay, epoch, epochs)
 
-    def step(self, opt: Optimizer, batch: dict, cast: Callable = nullcontext) -> dict[str, float]:
-        """Update the network on a batch: the terms of its loss. cast: gives the context, such as autocast, of
-        the forward pass."""
-        device = next(self.network.parameters()).device
-        mri, target = (batch["mri"].to(device, non_blocking=True),
-                       self.target(batch).to(device, non_blocking=True))
+    def step(self, batch: dict, number: int, cast: Callable = nullcontext) -> dict[str, float]:
+        """Update the network and its moving average on a batch: its loss and its terms."""
+        mri, target = (batch["mri"].to(self.device, non_blocking=True),
+                       self.target(batch).to(self.device, non_blocking=True))
         label = mri.new_zeros(len(mri), self.num_classes)
         if self.labels:
-            label = torch.stack([self.labels.of[name] for name in batch["id"]]).to(device)
+            label = torch.stack([self.labels.of[name] for name in batch["id"]]).to(self.device)
         with cast():
             output = self.output(self.network, mri, label).float()
             terms = {"mse": F.mse_loss(output, target)}
             if self.labels and self.labels.image_loss:
-                error = F.l1_loss(self.to_pet(output), batch["pet"].to(device, non_blocking=True))
+                error = F.l1_loss(self.to_pet(output), batch["pet"].to(self.device, non_blocking=True))
                 terms["image"] = self.labels.image_loss * error / self.labels.pet_std
-        return update(opt, sum(terms.values()), terms)
+        losses = update(self.opt, sum(terms.values()), terms)
+        self.ema.update(self.network, number)
+        return losses
 
-    def predictor(self, network: UNet, cast: Callable = nullcontext) -> Callable[[dict], Tensor]:
-        """A predict function for evaluate: MRI -> PET in [0, 1], by one evaluation of this network."""
-        device = next(network.parameters()).device
-
-        def predict(batch: dict) -> Tensor:
-            """The PETs of a batch, [B, 1, D, H, W]."""
-            mri = batch["mri"].to(device)
-            label = mri.new_zeros(len(mri), self.num_classes)
-            if self.labels:
-                label = self.labels.predict(batch["mri"]).to(device)
-            with cast():
-                return self.to_pet(self.output(network, mri, label)).float().clamp(0, 1)
-        return predict
+    @torch.no_grad()
+    def predict(self, mri: Tensor, cast: Callable = nullcontext, ids: list[str] | None = None) -> Tensor:
+        """The PETs of MRIs by one evaluation of the moving average."""
+        label = mri.new_zeros(len(mri), self.num_classes)
+        if self.labels:
+            label = self.labels.predict(mri)               # on the CPU, as the MRIs come
+        with cast():
+            output = self.output(self.ema.module, mri.to(self.device), label.to(self.device))
+            return self.to_pet(output).float().clamp(0, 1)

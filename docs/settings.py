@@ -1,5 +1,5 @@
 """The page of all settings, from the dataclasses themselves: `python -m docs.settings` writes
-docs/settings.md."""
+docs/settings.md. A group of settings, such as pix2pix, has a section of its own."""
 import dataclasses
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from cohort.prepare import PrepareSettings
 from cohort.preprocess import PreprocessSettings
 from config import Config
 from newscans.synthesize import SynthesisSettings
-from runtime.settings import UNPUBLISHED
+from runtime.settings import UNPUBLISHED, is_group, options
 from studies.sweep import SweepSettings
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -25,21 +25,29 @@ def page() -> str:
         "`config.py`, or pass",
         "`--field value`. `synthesize` and `sweep` also take the settings of the experiment that its "
         "training is not",
-        "bound to, such as `--samples_per_scan`.",
+        "bound to, such as `--samples_per_scan`. A dotted name is a setting of a compared system: "
+        "`--pix2pix.lambda_l1 50`",
+        "changes the training of Pix2Pix alone. Published is then the value in the system's own paper or "
+        "code, which no",
+        "preset sets.",
     ]
     for command, kind in TOOLS.items():
         lines += ["", f"## `{command}`"]
         for field in dataclasses.fields(kind):
             if field.metadata["section"]:
-                lines += [
-                    "",
-                    f"### {field.metadata['section'][0].upper()}{field.metadata['section'][1:]}",
-                    "",
-                    "| setting | default | published | |",
-                    "|---|---|---|---|",
-                ]
-            lines.append(_row(field))
+                lines += _beginning(field)
+            lines += [_row(option) for option in options([field])]
     return "\n".join(lines) + "\n"
+
+
+def _beginning(field: dataclasses.Field) -> list[str]:
+    """Heading of the section that begins with the field, explanation if it is a group, head of the table."""
+    section = field.metadata["section"]
+    lines = ["", f"### {section[0].upper()}{section[1:]}", ""]
+    if is_group(field):
+        explanation = field.metadata["help"]
+        lines += [f"{explanation[0].upper()}{explanation[1:]}.", ""]
+    return [*lines, "| setting | default | published | |", "|---|---|---|---|"]
 
 
 def _row(field: dataclasses.Field) -> str:

@@ -1,5 +1,6 @@
 """The pictures of an experiment: losses, sampling curve, PETs beside each other, status and uptake."""
 import itertools
+import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -29,6 +30,13 @@ CURVES = {
                                    {"mse": "training", "image": "training, decoded images"}),
     "image_regression": ("Baseline, image regression", {"mse": "training"}),
     "labelled_image_regression": ("Baseline, image regression with label", {"mse": "training"}),
+    "pix2pix": ("Pix2Pix", {"rec": "L1", "adv": "adversarial", "disc": "discriminator"}),
+    "tpa_gan": ("TPA-GAN", {"classifier": "classifier T", "l1": "L1", "dssim": "1 - SSIM", "adv": "adversarial",
+                            "disc": "discriminator D", "task": "task of T"}),
+    "fgan": ("FGAN", {"feature": "feature consistency", "voxel": "L1", "adv": "adversarial",
+                      "disc": "discriminator", "cls": "classifier DSNet"}),
+    "resvit": ("ResViT (2D)", {"l1": "L1", "adv": "adversarial", "disc": "discriminator"}),
+    "ddpm": ("DDPM (image space)", {"mse": "noise"}),
 }
 PANELS = {"PSNR_brain": "PSNR in the brain (dB)", "SSIM_brain": "SSIM in the brain",
           "SUVR_r": "correlation of SUVR"}
@@ -51,6 +59,18 @@ STATUS_CLASSIFIERS = {                                     # (classifier, method
     ("pet", "mean_pet"): ("mean training PET", "#888888", ":"),
 }
 
+SYSTEM_TITLES = {"pix2pix": "Pix2Pix", "tpa_gan": "TPA-GAN", "fgan": "FGAN", "resvit": "ResViT (2D)",
+                 "ddpm": "DDPM (one sample)", "ddpm_mean": "DDPM (mean)"}
+METHOD_TITLES = {                                          # in the order of the columns of plot_methods
+    "real": "real PET", "il_cldm": "IL-CLDM", **SYSTEM_TITLES, "latent_regression": "latent regression",
+    "labelled_latent_regression": "labelled latent regression", "image_regression": "image regression",
+    "labelled_image_regression": "labelled image regression", "mean_pet": "mean training PET",
+    "oracle": "oracle"}
+SYSTEM_LINES = {                                           # method -> colour, line style
+    "real": ("#000000", "-"), "il_cldm": ("#D55E00", "-"), "pix2pix": ("#0072B2", "--"),
+    "tpa_gan": ("#56B4E9", "-."), "fgan": ("#009E73", "--"), "resvit": ("#E69F00", "-."),
+    "ddpm": ("#CC79A7", ":"), "ddpm_mean": ("#888888", "--")}
+
 
 def pyplot() -> ModuleType:
     """matplotlib.pyplot, which draws into files: a cluster node has no display."""
@@ -61,9 +81,13 @@ def pyplot() -> ModuleType:
     return pyplot
 
 
-def _save(figure: "Figure", stem: Path, notice: str, suffixes: tuple[str, ...] = (".png", ".pdf")) -> None:
-    """Write and close a figure, with the notice at its top right, where no legend covers it."""
-    figure.suptitle(notice, x=0.99, ha="right", fontsize=8, color="0.35")
+def _save(figure: "Figure", stem: Path, notice: str, suffixes: tuple[str, ...] = (".png", ".pdf"),
+          y: float | None = None) -> None:
+    """Write and close a figure, with the notice at its top right, where no legend covers it.
+
+    y: height of the notice, as a share of the figure's, which a constrained layout finds itself.
+    """
+    figure.suptitle(notice, x=0.99, y=y, ha="right", fontsize=8, color="0.35")
     for suffix in suffixes:
         metadata = {"CreationDate": None} if suffix == ".pdf" else None       # the same bytes every day
         with atomic(stem.with_name(stem.name + suffix)) as partial:
@@ -229,6 +253,58 @@ def plot_volumes(stem: Path, rows: list[tuple[str, np.ndarray, np.ndarray]], not
     _save(figure, stem, notice)
 
 
+def plot_methods(path: Path, titles: list[str], slices: dict[str, list[np.ndarray]], where: str,
+                 notice: str) -> None:
+    """Draw a PNG of PETs by several methods: two rows a subject, the PETs and their absolute errors below.
+
+    titles: of the subjects. slices: method (one of METHOD_TITLES) -> axial slice [D, H] of each subject.
+    where: place of the slices. One scale of uptake and one of error for all.
+    """
+    slices = {method: slices[method] for method in METHOD_TITLES if method in slices}
+    real = np.stack(slices["real"])                                                       # [n, D, H]
+    errors = {method: np.abs(np.stack(pets) - real) for method, pets in slices.items() if method != "real"}
+    top, worst = real.max(), max(np.quantile(error, 0.999) for error in errors.values())
+    figure, axes, below = _grid_of_slices(2 * len(titles), len(slices), real.shape[2] / real.shape[1])
+    for column, (method, pets) in zip(axes.T, slices.items(), strict=True):
+        column[0].set_title(textwrap.fill(METHOD_TITLES[method], 17), fontsize=8)
+        for row, pet in enumerate(pets):
+            uptake = _axial(column[2 * row], pet, "inferno", top)
+            if method == "real":
+                column[2 * row + 1].axis("off")
+            else:
+                error = _axial(column[2 * row + 1], errors[method][row], "viridis", worst)
+    for axis, title in zip(axes[::2, 0], titles, strict=True):
+        axis.set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
+    texts = (f"uptake, as stored in [0, 1]\n{where}\nleft is the subject's left",
+             "absolute error of the uptake\n(below each PET)\nup to its 99.9th percentile")
+    for axis, picture, text in zip(below, (uptake, error), texts, strict=True):
+        figure.colorbar(picture, cax=axis, orientation="horizontal", extend="max")
+        axis.set_xlabel(text, fontsize=8)
+        axis.tick_params(labelsize=8)
+    _save(figure, path.with_suffix(""), notice, (".png",), y=1 - 0.1 / figure.get_figheight())
+
+
+def _grid_of_slices(rows: int, columns: int, shape: float) -> tuple["Figure", np.ndarray, list["Axes"]]:
+    """A figure, its axes [rows, columns] for slices of that height over width, and two axes below them for
+    colour bars. All sizes are in inches: with so many axes, a constrained layout takes a minute."""
+    left, right, bottom, top, each = 1.5, 0.1, 1.0, 0.6, 1.2
+    width, height = left + columns * each + right, bottom + rows * each * shape + top
+    margins = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height,
+               "top": 1 - top / height, "wspace": 0.06, "hspace": 0.06}
+    figure, axes = pyplot().subplots(rows, columns, figsize=(width, height), gridspec_kw=margins,
+                                     squeeze=False)
+    half = columns * each / 2
+    bars = [figure.add_axes(((start + 0.1 * half) / width, 0.75 / height, 0.8 * half / width, 0.12 / height))
+            for start in (left, left + half)]
+    return figure, axes, bars
+
+
+def _axial(axis: "Axes", voxels: np.ndarray, colours: str, top: float):
+    """Draw an axial slice [D, H] in RAS, the front at the top. Returns the picture."""
+    axis.set(xticks=[], yticks=[])
+    return axis.imshow(np.rot90(voxels), cmap=colours, vmin=0, vmax=top, interpolation="nearest")
+
+
 # ---------------------------------------------------------------- status and uptake
 
 def _square(title: str, **settings) -> tuple["Figure", "Axes"]:
@@ -248,18 +324,39 @@ def _predictions_of(predictions: pd.DataFrame, classifier: str, method: str) -> 
 
 
 def plot_roc(stem: Path, predictions: pd.DataFrame, notice: str) -> None:
-    """Draw ROC curves of STATUS_CLASSIFIERS on the test list. predictions: as read_status gives them."""
-    figure, axis = _square(
-        f"ROC, test list, n = {predictions['ID'].nunique()}", xlabel="1 - specificity", ylabel="sensitivity",
-        xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    """Draw ROC curves of STATUS_CLASSIFIERS on the test list, and in a second panel those of the PETs of the
+    compared systems, where there are any. predictions: as read_status gives them."""
+    settings = {"xlabel": "1 - specificity", "ylabel": "sensitivity", "xlim": (-0.02, 1.02),
+                "ylim": (-0.02, 1.02), "aspect": "equal"}
+    title = f"ROC, test list, n = {predictions['ID'].nunique()}"
+    if set(predictions["method"]).isdisjoint(SYSTEM_TITLES):
+        figure, axis = _square(title, **settings)
+        _draw_roc(axis, predictions, STATUS_CLASSIFIERS)
+        _save_with_legend(figure, stem, notice)
+        return
+    systems = {}
+    for method, (colour, line) in SYSTEM_LINES.items():
+        systems["pet", method] = (METHOD_TITLES[method], colour, line)
+    margins = {"left": 0.06, "right": 0.98, "bottom": 0.21, "top": 0.93, "wspace": 0.16}    # room for legends
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(12, 7.6), gridspec_kw=margins)
+    left.set(title=title, **settings)
+    right.set(title="PETs of the compared systems", **settings)
+    for axis, curves in ((left, STATUS_CLASSIFIERS), (right, systems)):
+        _draw_roc(axis, predictions, curves)
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=9)
+    _save(figure, stem, notice)
+
+
+def _draw_roc(axis: "Axes", predictions: pd.DataFrame,
+              curves: dict[tuple[str, str], tuple[str, str, str]]) -> None:
+    """Draw the ROC curves that there are predictions of. curves: as STATUS_CLASSIFIERS."""
     axis.plot([0, 1], [0, 1], color="0.8", linewidth=1)
-    for (classifier, method), (name, colour, line) in STATUS_CLASSIFIERS.items():
+    for (classifier, method), (name, colour, line) in curves.items():
         part = _predictions_of(predictions, classifier, method)
         if len(part):
             false_positives, true_positives, _ = roc_curve(part["label"], part["score"])
             label = f"{name}: AUC {roc_auc_score(part['label'], part['score']):.2f}"
             axis.plot(false_positives, true_positives, line, color=colour, linewidth=2, label=label)
-    _save_with_legend(figure, stem, notice)
 
 
 def plot_calibration(stem: Path, predictions: pd.DataFrame, notice: str) -> None:
@@ -313,3 +410,35 @@ def plot_bland_altman(stem: Path, real: np.ndarray, synthetic: np.ndarray, label
         axis.axhline(found[name], color="0.3", linestyle=line, label=f"{text}: {found[name]:+.3f}")
     _scatter(axis, (real + synthetic) / 2, synthetic - real, label)
     _save_with_legend(figure, stem, notice)
+
+
+def plot_bland_altman_systems(stem: Path, pairs: dict[str, pd.DataFrame], notice: str) -> None:
+    """Draw plot_bland_altman of IL-CLDM and of each compared system, on one scale.
+
+    pairs: method -> a row a subject, columns real, synthetic (SUVR) and label.
+    """
+    columns = min(4, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure, axes = pyplot().subplots(rows, columns, figsize=(3 * columns, 3.1 * rows + 0.9), sharex=True,
+                                     sharey=True, layout="constrained", squeeze=False)
+    for axis in axes.flat[len(pairs):]:
+        axis.remove()
+    for axis, (method, table) in zip(axes.flat, pairs.items(), strict=False):
+        real, synthetic, label = (table[name].to_numpy() for name in ("real", "synthetic", "label"))
+        found = agreement(real, synthetic)
+        axis.axhline(0, color="0.8", linewidth=1)
+        axis.axhline(found["bias"], color="0.3", label="bias")
+        for name, text in (("LoA_low", "bias ± 1.96 SD"), ("LoA_high", None)):
+            axis.axhline(found[name], color="0.3", linestyle="--", label=text)
+        _scatter(axis, (real + synthetic) / 2, synthetic - real, label)
+        limits = f"{found['LoA_low']:+.3f} to {found['LoA_high']:+.3f}"
+        title = f"{METHOD_TITLES[method]}, n = {len(table)}\nbias {found['bias']:+.3f} ({limits})"
+        axis.set_title(title, fontsize=9)
+    for axis in axes.flat[:len(pairs)][-columns:]:         # the lowest of each column
+        axis.set_xlabel("mean of real and synthetic SUVR", fontsize=9)
+        axis.tick_params(labelbottom=True)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("synthetic - real SUVR", fontsize=9)
+    handles = {name: handle for handle, name in zip(*axes[0, 0].get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
+    _save(figure, stem, notice)

@@ -14,7 +14,9 @@ import torch
 from dataset import SPLITS, Cohort, Scan
 from evaluation.figures import (
     LABELS,
+    SYSTEM_TITLES,
     plot_bland_altman,
+    plot_bland_altman_systems,
     plot_calibration,
     plot_curves,
     plot_roc,
@@ -40,6 +42,8 @@ CAPTIONS = {
     "calibration": "Calibration of the predicted probability of amyloid positivity on the test list.",
     "suvr": "SUVR of synthetic against real PET on the test list.",
     "bland_altman": "Bland-Altman plot of the SUVR on the test list.",
+    "bland_altman_systems": "Bland-Altman plots of the SUVR on the test list, of IL-CLDM and the compared "
+                            "systems, on one scale.",
     "curves": "Losses and validation scores of what was trained; the chosen epoch is marked."}
 
 
@@ -82,11 +86,15 @@ def write_figures(folder: Path, run: Run, subjects: list[Subject]) -> dict[str, 
         plot_calibration(figures / "calibration", run.predictions, notice)
         drawn |= {"roc", "calibration"}
     pairs = _suvr_pairs(run)
-    if len(pairs) > 1:
-        real, synthetic, label = (pairs[name].to_numpy() for name in ("real", "il_cldm", "label"))
+    if "il_cldm" in pairs:
+        own = pairs["il_cldm"]
+        real, synthetic, label = (own[name].to_numpy() for name in ("real", "synthetic", "label"))
         plot_suvr(figures / "suvr", real, synthetic, label, notice)
         plot_bland_altman(figures / "bland_altman", real, synthetic, label, notice)
         drawn |= {"suvr", "bland_altman"}
+    if not pairs.keys().isdisjoint(SYSTEM_TITLES):
+        plot_bland_altman_systems(figures / "bland_altman_systems", pairs, notice)
+        drawn.add("bland_altman_systems")
     was_trained_here = not run.metadata["settings"]["ldm_from"] or (folder / "loss_curve.csv").exists()
     if was_trained_here:
         plot_curves(folder, figures / "curves", notice)
@@ -98,12 +106,18 @@ def write_figures(folder: Path, run: Run, subjects: list[Subject]) -> dict[str, 
     return {name: figures / f"{name}.png" for name in CAPTIONS if name in drawn}
 
 
-def _suvr_pairs(run: Run) -> pd.DataFrame:
-    """A row a test subject with SUVRs: ID, label, real, il_cldm; no row if there are no regions."""
+def _suvr_pairs(run: Run) -> dict[str, pd.DataFrame]:
+    """il_cldm and each compared system -> a row a test subject with SUVRs: ID, label, real, synthetic.
+    Methods with fewer than two are left out, so all are if there are no regions."""
     if run.uptake is None:
-        return pd.DataFrame()
-    suvr = run.uptake.pivot(index=["ID", "label"], columns="method", values="SUVR")
-    return suvr[["real", "il_cldm"]].dropna().reset_index()
+        return {}
+    suvr, pairs = run.uptake.pivot(index=["ID", "label"], columns="method", values="SUVR"), {}
+    for method in ("il_cldm", *SYSTEM_TITLES):
+        if method in suvr:
+            table = suvr[["real", method]].dropna().reset_index().rename(columns={method: "synthetic"})
+            if len(table) > 1:
+                pairs[method] = table
+    return pairs
 
 
 # ---------------------------------------------------------------- the HTML file

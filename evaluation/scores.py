@@ -1,7 +1,7 @@
 """Scores of a list of subjects: one row a subject, and their summary."""
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -76,6 +76,16 @@ def _refuse_not_finite(x_hat: Tensor, subjects: list[str], title: str) -> None:
     bad = [name for name, volume in zip(subjects, x_hat, strict=True) if not torch.isfinite(volume).all()]
     if bad:
         raise NotFiniteError(f"{title}: the volume of {', '.join(bad)} is not finite")
+
+
+def best_median_worst(errors: Sequence[float]) -> list[int]:
+    """Places in a list of errors of the two best, the four around the median and the two worst, from best to
+    worst; of all, where there are eight or fewer. Equal errors keep the order of the list."""
+    order = sorted(range(len(errors)), key=lambda place: errors[place])
+    if len(order) <= 8:
+        return order
+    middle = (len(order) - 4) // 2
+    return order[:2] + order[middle:middle + 4] + order[-2:]
 
 
 def mean_over_scans(value_of: Callable[[dict], float], loader: DataLoader) -> float:

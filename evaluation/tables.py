@@ -30,10 +30,11 @@ from evaluation.values import (
 )
 from utils import METRICS
 
-METHODS = ("mean_pet", *BASELINES, "il_cldm", "oracle", "aae")                # in the order of the tables
+COMPARED = (*BASELINES, "ddpm_mean")                       # of a run that trained them
+METHODS = ("mean_pet", *COMPARED, "il_cldm", "oracle", "aae")                # in the order of the tables
 CLASSIFIERS = ("majority", "age_sex", "mri", "pet", "suvr", "mri_pet")        # in the order of the tables
 UPPER_BOUNDS = ("aae", "oracle", "real")                   # see the PET or the truth: no contenders
-TRAINED = ("il_cldm", "aae", *BASELINES)                   # come out otherwise with another seed
+TRAINED = ("il_cldm", "aae", *COMPARED)                   # come out otherwise with another seed
 SHARED = "all"                                             # experiment of a method that is the same in all
 
 LOWER_IS_BETTER = ("MAE", "MAE_brain", "RMSE", "Brier")
@@ -266,7 +267,7 @@ def _name_shared(rows: list[Row]) -> None:
         section = [other for other in rows if other.section == row.section]
         is_only = [other.key for other in section].count(row.key) == 1
         of_all_runs = all(other.commands.keys() <= row.commands.keys() for other in section)
-        if is_only and row.method != "il_cldm" and (of_all_runs or row.method not in BASELINES):
+        if is_only and row.method != "il_cldm" and (of_all_runs or row.method not in COMPARED):
             row.experiment = SHARED
 
 

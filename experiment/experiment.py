@@ -2,11 +2,11 @@
 from pathlib import Path
 
 import torch
-import torch.nn as nn
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from config import DENOISER, Config
+from config import DENOISER, SCHEDULED, Config
 from dataset import LATENTS, Cohort, EpochOrder, LatentCache, Scan, VolumeDataset, volume_loader
 from evaluation.measurement import MaskFiles, Measurement
 from evaluation.results import load_run
@@ -152,11 +152,13 @@ class Experiment:
                         self.settings(stage) | bound_to, noted)
 
     def settings(self, stage: str) -> dict:
-        """What a checkpoint of the stage is bound to: its settings, and the lists and labels that training
-        sees."""
-        return self.cfg.settings_of(stage) | {
-            "training and validation list": self.cohort.fingerprint("train", "validation")
-        }
+        """What a checkpoint of the stage is bound to: its settings, the lists and labels that training sees,
+        and the number of epochs where the schedule follows from it."""
+        settings = self.cfg.settings_of(stage)
+        settings["training and validation list"] = self.cohort.fingerprint("train", "validation")
+        if stage in SCHEDULED:
+            settings["epochs"] = self.cfg.epochs_of(stage)
+        return settings
 
     def trainings(self) -> list[str]:
         """What this run trains, in order."""
@@ -169,25 +171,28 @@ class Experiment:
         """Bytes that the trainings of this run may take on the disk in addition to what is there."""
         cfg, meta, room = self.cfg, torch.device("meta"), 0
         for stage in self.trainings():
-            if self.trained_epochs.get(stage, 0) < (cfg.aae_epochs if stage == "aae" else cfg.ldm_epochs):
+            if self.trained_epochs.get(stage, 0) < cfg.epochs_of(stage):
                 there = {
                     path.stat().st_ino for path in cfg.result_dir.glob(f"{checkpoint_name(stage)}*.pth.tar")
                 }
-                copies = 3 if stage == "aae" else 4      # weights and two moments of Adam; the moving average
                 with meta:
-                    weights = sum(
-                        tensor_bytes(network.state_dict()) for network in self._untrained(stage, meta)
-                    )
-                room += (3 - len(there)) * copies * weights
+                    weights = sum(map(tensor_bytes, self._checkpoint_tensors(stage, meta)))
+                room += (3 - len(there)) * weights
         return room
 
-    def _untrained(self, stage: str, device: torch.device) -> list[nn.Module]:
-        """The networks that a stage trains."""
-        if stage == "aae":
-            return [build_aae(self.cfg, device), build_discriminator(self.cfg, device)]
-        if stage == "ldm":
-            return [build_unet(self.cfg, device)]
-        return [build_baseline(stage, self.cfg, device, build_aae(self.cfg, device)).network]
+    def _checkpoint_tensors(self, stage: str, device: torch.device) -> list:
+        """Tensors of the size of those that a checkpoint of the stage holds: weights, what optimizers keep (two
+        moments of Adam), and moving averages."""
+        cfg = self.cfg
+        if stage in CHECKPOINT:
+            networks = [build_unet(cfg, device)]
+            if stage == "aae":
+                networks = [build_aae(cfg, device), build_discriminator(cfg, device)]
+            return [network.state_dict() for network in networks] * (3 if stage == "aae" else 4)
+        baseline = build_baseline(stage, cfg, device, build_aae(cfg, device))
+        optimized = [group["params"] for part in baseline.parts.values() if isinstance(part, Optimizer)
+                     for group in part.param_groups]
+        return [network.state_dict() for network in baseline.networks.values()] + 2 * optimized
 
     # ------------------------------------------------------------ sampling and results
 
@@ -244,18 +249,33 @@ class Experiment:
         for stage, path in (("aae", aae), ("ldm", ldm)):
             if cfg.pretrained_from(stage) and not path.exists():
                 raise InputError(f"{path} is not there; train --exp {cfg.pretrained_from(stage)} first")
-        if ("aae" in needs or first in ("encode", "ldm", "baselines", "test")) and not aae.exists():
+        using_aae = {"encode", "ldm", "test"} | ({"baselines"} if cfg.baselines_need_stage_1 else set())
+        if ("aae" in needs or ("aae" not in cfg.stages and using_aae & {*cfg.stages})) and not aae.exists():
             raise InputError(f"{aae} is not there; run --stages aae first")
-        if ("ldm" in needs or first == "test") and not ldm.exists():
+        if ("ldm" in needs or ("ldm" not in cfg.stages and "test" in cfg.stages)) and not ldm.exists():
             raise InputError(f"{ldm} is not there; run --stages encode ldm first")
         if first == "report" and load_run(cfg.result_dir).metadata["cohort"] != self.cohort.fingerprint(
             "test"
         ):
             raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages "
                              "test report")
-        for stage in (*CHECKPOINT, *(cfg.trainable_baselines if "baselines" in cfg.stages else ())):
+        baselines = cfg.trainable_baselines if "baselines" in cfg.stages else ()
+        self._refuse_sizes(baselines)
+        for stage in (*CHECKPOINT, *baselines):
             self._check_checkpoints(stage)
         self._refuse_resume()
+
+    def _refuse_sizes(self, baselines: tuple[str, ...]) -> None:
+        """Raise InputError with all baselines that the size of the volumes does not fit."""
+        problems, meta = [], torch.device("meta")
+        for name in baselines:
+            try:
+                with meta:
+                    build_baseline(name, self.cfg, meta, build_aae(self.cfg, meta))
+            except InputError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise InputError("\n  ".join(problems))
 
     def _check_checkpoints(self, stage: str) -> None:
         """Raise InputError if a checkpoint of the stage is bound to other settings than these."""

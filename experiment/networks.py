@@ -8,10 +8,16 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
+from baselines.baseline import Baseline
+from baselines.ddpm import DDPM
+from baselines.fgan import FGAN
 from baselines.image_regression import ImageRegression
 from baselines.latent_regression import LatentRegression
-from baselines.regression import Labels, Regression
-from config import BASELINES, ON_IMAGES, Config
+from baselines.pix2pix import Pix2Pix
+from baselines.regression import Labels, Training
+from baselines.resvit import Resvit
+from baselines.tpa_gan import TPAGAN
+from config import BASELINES, IMAGE_REGRESSIONS, REGRESSIONS, Config
 from evaluation.measurement import Measurement
 from imaging.volumes import Crop
 from labels.ridge import LabelPredictor
@@ -52,26 +58,55 @@ def build_unet(cfg: Config, device: torch.device) -> UNet:
     return place(unet, cfg, device)
 
 
-def build_baseline(name: str, cfg: Config, device: torch.device, aae: AAE,
+def build_baseline(name: str, cfg: Config, device: torch.device, aae: AAE | None,
                    latents: dict[str, Tensor] | None = None, labels: Labels | None = None,
-                   metadata: dict | None = None) -> Regression:
-    """The trained baseline of this name (config.BASELINES), its network untrained.
+                   metadata: dict | None = None) -> Baseline:
+    """The baseline of this name (config.BASELINES), untrained.
 
-    latents: ID -> E(x) of the training list, for training. labels: of a labelled one. metadata: that of a
-    checkpoint, for a trained one.
+    aae: for one on latents. latents: ID -> E(x) of the training list, for its training. labels: for one of
+    config.LABELLED. metadata: plain
+    values of its checkpoint, such as the scale of its latents. Raises InputError where a system does not fit
+    the size of the volumes.
     """
-    if name in ON_IMAGES:
+    if name in IMAGE_REGRESSIONS:
         groups = math.gcd(cfg.unet_norm_groups, cfg.regression_channels)
         unet = UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim,
                     num_classes=cfg.num_classes, norm_groups=groups, downscale=1, regression=True)
-        return ImageRegression(place(unet, cfg, device), cfg.num_classes, labels)
-    if name in BASELINES:
+        baseline = ImageRegression(place(unet, cfg, device), cfg.num_classes, regression_training(cfg), labels)
+    elif name in REGRESSIONS:
         space = LatentSpace(aae, *latent_scale(cfg, latents, metadata))
         z_0 = {subject: space.scale(latent) for subject, latent in (latents or {}).items()}
-        shape = (cfg.latent_channels, *cfg.latent_size)
-        return LatentRegression(build_unet(cfg, device), space, z_0, cfg.timesteps, cfg.num_classes, shape,
-                                labels)
-    raise ValueError(f"there is no baseline {name!r}; those of config.BASELINES are built here")
+        baseline = LatentRegression(build_unet(cfg, device), space, z_0, cfg.timesteps, cfg.num_classes,
+                                    (cfg.latent_channels, *cfg.latent_size), regression_training(cfg), labels)
+    else:
+        baseline = _build_system(name, cfg, device)
+        if cfg.recompute:
+            for network in baseline.networks.values():
+                recompute_activations(network)
+    baseline.name = name
+    return baseline
+
+
+def _build_system(name: str, cfg: Config, device: torch.device) -> Baseline:
+    """The system of the paper's comparison of this name (config.SYSTEMS), untrained."""
+    size = cfg.volume_size
+    match name:
+        case "pix2pix":
+            return Pix2Pix(cfg.pix2pix, size, device)
+        case "tpa_gan":
+            return TPAGAN(cfg.tpa_gan, size, device, cfg.num_classes)
+        case "fgan":
+            return FGAN(cfg.fgan, size, device, cfg.num_classes)
+        case "resvit":
+            return Resvit(cfg.resvit, size, device)
+        case "ddpm":
+            return DDPM(cfg.ddpm, size, device, cfg.seed, cfg.sampling_batch)
+    raise ValueError(f"there is no baseline {name!r}; there are {', '.join(BASELINES)}")
+
+
+def regression_training(cfg: Config) -> Training:
+    """How a regression is trained: as stage 2 is."""
+    return Training(cfg.ldm_lr, cfg.ldm_lr_decay, cfg.ema_decay, cfg.ema_start)
 
 
 def latent_scale(cfg: Config, latents: dict[str, Tensor] | None,

@@ -2,15 +2,18 @@
 CSVs that hold the scores."""
 import json
 import shutil
+import time
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
+from config import BASELINES, DENOISER
 from dataset import SPLITS, Scan, read_demographics
 from evaluation.results import forget_run, save_run
-from evaluation.scores import Prediction, evaluate, summarize
+from evaluation.scores import Predict, Prediction, evaluate, summarize
 from evaluation.status import (CLASSIFIERS, StatusClassifier, fit_status_classifiers, read_status,
                                save_status_classifiers)
 from evaluation.uncertainty import assess, calibrate, describe, save_calibration
@@ -19,14 +22,18 @@ from experiment.networks import CHECKPOINT, LatentSampler
 from experiment.survey import Survey
 from imaging.volumes import save_synthesis
 from model import Synthesizer, std_over_samples
-from runtime.checkpoints import read_history
+from runtime.checkpoints import load_checkpoint, read_history
 from runtime.files import make_folder, write_csv
 from runtime.logs import LOG, say
 from runtime.ranks import from_rank_0, is_rank_0
 from utils import METRICS, InputError, weights_key
 
+# of a state dict
+NOT_TRAINED = ("running_mean", "running_var", "num_batches_tracked", "_extra_state", "frequencies")
 # of the test stage, for new scans
 STATUS_CLASSIFIERS, CALIBRATION = "status_classifiers.npz", "calibration.npz"
+COMPARISON = "comparison.png"                              # of the test stage, if there is what to compare
+COST = "cost.csv"
 
 
 def clear_results(exp: Experiment) -> None:
@@ -37,8 +44,9 @@ def clear_results(exp: Experiment) -> None:
 def _clear_results(exp: Experiment) -> None:
     folder = exp.cfg.result_dir
     forget_run(folder)
-    (folder / CALIBRATION).unlink(missing_ok=True)
-    shutil.rmtree(folder / "std", ignore_errors=True)      # not every run writes it again
+    for name in (CALIBRATION, COMPARISON, COST):     # not every run writes them again
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "std", ignore_errors=True)
     make_folder(folder / "synthesized")
     if exp.cfg.save_std:
         make_folder(folder / "std")
@@ -136,12 +144,21 @@ class ScanSynthesis:
     def __init__(self, exp: Experiment, sampler: LatentSampler, saved: list[Scan]):
         self.exp, self.sampler, self.synthesizer = exp, sampler, sampler.synthesizer
         self.saved = {scan.id: scan for scan in saved}
+        self.seconds = 0.0                                 # of sampling and decoding alone
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the denoiser that a scan takes (NFE)."""
+        return self.sampler.evaluations
 
     def __call__(self, batch: dict) -> Prediction:
         """The PETs of a batch {id, mri [B, 1, D, H, W]}, written on the way."""
         cfg, measurement, columns = self.exp.cfg, self.exp.measurement, {}
+        started = time.perf_counter()
         z_0 = self.sampler(batch)                                                         # [B, m, C, d, h, w]
         x_hat = self.synthesizer.decode(z_0.mean(dim=1))                                     # [B, 1, D, H, W]
+        wait_for_gpu()
+        self.seconds += time.perf_counter() - started
         self._save(x_hat, batch, "synthesized")
         if measurement.regions or cfg.save_std:
             decoded = self.synthesizer.decode_samples(z_0)                                # [B, m, 1, D, H, W]
@@ -163,6 +180,72 @@ class ScanSynthesis:
             if name in self.saved:
                 save_synthesis(exp.cfg.result_dir / folder / f"{name}.nii.gz", volume, self.saved[name].mri,
                                exp.crop, note)
+
+
+# ---------------------------------------------------------------- what a method costs
+
+class Clock:
+    """A predict function whose scans and seconds are counted."""
+
+    def __init__(self, predict: Predict):
+        self.predict, self.scans, self.seconds = predict, 0, 0.0
+
+    def __call__(self, batch: dict) -> Tensor | Prediction:
+        """What the function gives for a batch."""
+        wait_for_gpu()                                     # for the scores of scans before
+        started = time.perf_counter()
+        prediction = self.predict(batch)
+        wait_for_gpu()
+        self.scans += len(batch["id"])
+        self.seconds += time.perf_counter() - started
+        return prediction
+
+
+def wait_for_gpu() -> None:
+    """Wait until a GPU has done what it was given, so that the time that it took can be read."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def write_costs(exp: Experiment, clocks: dict[str, Clock]) -> None:
+    """Write cost.csv, a row a method: weights that are trained for it, volumes that its trainings see and
+    their seconds, network evaluations (NFE) and seconds of the synthesis of a scan. No row for what is not
+    trained."""
+    if not is_rank_0():
+        return
+    rows = []
+    for method, clock in clocks.items():
+        trainings = [_training_cost(exp, stage) for stage in trainings_of(method)]
+        if trainings:
+            seconds = getattr(clock.predict, "seconds", clock.seconds)
+            rows.append({"method": method, **pd.DataFrame(trainings).sum(skipna=False),
+                         "NFE": getattr(clock.predict, "evaluations", 1), "scan_s": seconds / clock.scans})
+    table = pd.DataFrame(rows).astype({"weights": "Int64", "volumes_seen": "Int64"})
+    write_csv(exp.cfg.result_dir / COST, table.round({"training_s": 1, "scan_s": 4}))
+
+
+def trainings_of(method: str) -> tuple[str, ...]:
+    """The stages and baselines that are trained for a method, in order."""
+    own = {"aae": ("aae",), "il_cldm": ("aae", "ldm"), "ddpm_mean": ("ddpm",)}
+    if method in own:
+        return own[method]
+    if method in BASELINES:
+        return ("aae", method) if method in DENOISER else (method,)
+    return ()
+
+
+def _training_cost(exp: Experiment, stage: str) -> dict[str, float]:
+    """Weights of a training from its best checkpoint, volumes seen and seconds from the last one; NaN without
+    it."""
+    last = exp.networks.last_path(stage)
+    saved = load_checkpoint(last if last.exists() else exp.networks.best_path(stage))
+    weights = sum(value.numel() for part, state in saved["state"].items() if not part.startswith(("opt", "ema"))
+                  for name, value in state.items() if not name.endswith(NOT_TRAINED))
+    if not last.exists():
+        return {"weights": weights, "volumes_seen": float("nan"), "training_s": float("nan")}
+    batch = saved["settings"]["aae_batch_size" if stage == "aae" else "ldm_batch_size"]
+    return {"weights": weights, "training_s": saved.get("seconds", float("nan")),
+            "volumes_seen": saved["step"] * batch * saved["free_settings"].get("processes", 1)}
 
 
 # ---------------------------------------------------------------- what is written

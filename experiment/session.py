@@ -7,12 +7,18 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from config import PRESETS, Config
-from dataset import Cohort, check_cohort, read_demographics
+from config import BASELINES, PRESETS, Config
+from dataset import Cohort, Scan, check_cohort, read_demographics
 from evaluation.results import forget_run, load_run, load_runs
+from evaluation.scores import Predict, best_median_worst, evaluate
 from experiment.experiment import PHANTOM_NOTICE, Experiment
+from experiment.scoring import COMPARISON, COST
+from imaging.volumes import read_volume
 from phantom.cohort import build_phantom
 from runtime.checkpoints import StageRun
 from runtime.commandline import parse, refuse_tool
@@ -24,6 +30,7 @@ from runtime.ranks import (barrier, check_environment, from_rank_0, is_rank_0, l
 from utils import InputError, pick_device
 
 Stage = Callable[[Experiment], None]
+COMPARED_MM = 20                           # z of the slice of the compared PETs, which meets the ventricles
 
 
 def run_experiment(argv: list[str], stages: dict[str, Stage], about: str, tools: Iterable[str]) -> int:
@@ -160,6 +167,8 @@ def begin_training(exp: Experiment, run: StageRun, batches: DataLoader, epochs: 
         )
     if run.epochs_left(epochs) and is_rank_0():
         forget_run(exp.cfg.result_dir)
+        for name in (COMPARISON, COST):
+            (exp.cfg.result_dir / name).unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- pictures, tables and report
@@ -180,6 +189,51 @@ def plot_shown_scans(exp: Experiment) -> None:
             (f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan)) for scan in exp.shown_scans()
         ]
         plot_synthesized(exp.cfg.result_dir / "synthesized", rows, exp.notice)
+
+
+def plot_comparison(exp: Experiment, methods: dict[str, Predict], scores: pd.DataFrame) -> None:
+    """Draw the PETs of all scored methods beside each other, of the test scans that IL-CLDM does best, about
+    as well as usual, and worst; nothing if no trained method is compared with it.
+
+    methods: name -> predict function. scores: of IL-CLDM, a row a test scan.
+    """
+    if methods.keys().isdisjoint(BASELINES) or not from_rank_0(_draws, "the compared methods"):
+        return
+    error, place = ("MAE_brain", "in the brain") if "MAE_brain" in scores else ("MAE", "on the box")
+    shown = scores.iloc[best_median_worst(scores[error].tolist())]
+    scan_of = {scan.id: scan for scan in exp.cohort.test}
+    scans = [scan_of[name] for name in shown["ID"]]
+    affine = exp.crop.affine(exp.cohort.affine)
+    level = int(np.clip(round((COMPARED_MM - affine[2, 3]) / affine[2, 2]), 0, exp.crop.size[2] - 1))
+    slices = _compared_slices(exp, methods, scans, level)
+    if is_rank_0():
+        from evaluation.figures import plot_methods
+        titles = [f"{scan.id}\nlabel {scan.label}\nMAE of IL-CLDM\n{place}: {value:.4f}"
+                  for scan, value in zip(scans, shown[error], strict=True)]
+        plot_methods(exp.cfg.result_dir / COMPARISON, titles, slices,
+                     f"axial slices at z = {affine[2, 2] * level + affine[2, 3]:.0f} mm", exp.notice)
+
+
+def _compared_slices(exp: Experiment, methods: dict[str, Predict], scans: list[Scan],
+                     level: int) -> dict[str, list[np.ndarray]]:
+    """Method -> axial slice [D, H] of each scan's PET at a level of the crop. Whole volumes of all methods
+    would not fit into memory."""
+    def measure(x_hat: Tensor, _: dict) -> dict[str, np.ndarray]:
+        """The slice of a PET [D, H, W]."""
+        return {"slice": x_hat[:, :, level].cpu().numpy().copy()}     # a view would keep the volume
+
+    slices = {"real": [_axial_slice(exp, scan.pet, level) for scan in scans],
+              "il_cldm": [_axial_slice(exp, exp.synthesized(scan), level) for scan in scans]}
+    for method, predict in methods.items():
+        if method not in ("aae", "il_cldm"):
+            batches = exp.batches(scans, "mri", "pet", divided=True)
+            slices[method] = evaluate(predict, batches, measure, f"picture {method}")["slice"].tolist()
+    return slices
+
+
+def _axial_slice(exp: Experiment, path: Path, level: int) -> np.ndarray:
+    """The slice [D, H] of a file's volume at a level of the crop."""
+    return read_volume(path)[0][exp.crop.slices()][:, :, level].copy()
 
 
 def _draws(what: str) -> bool:

@@ -207,6 +207,7 @@ class StageRun:
         self.epoch, self.step, self.losses, self.validations = 0, 0, [], []
         self.metadata, self.progress, self.remarks, self.saved_steps = {}, Progress(), [], 0
         self.steps_now = 0                                 # taken by this process
+        self.seconds = 0.0                                 # of all steps, those of earlier processes too
         if self.last_path.exists():
             self._resume()
         elif self.best_path.exists():
@@ -222,6 +223,7 @@ class StageRun:
             restore(part, saved["state"].get(name), self.last_path)
         self.epoch, self.step, self.metadata = saved["epoch"], saved["step"], saved["metadata"]
         self.losses, self.validations = saved["losses"], saved["validations"]
+        self.seconds = saved.get("seconds", float("nan"))  # unknown of a training that began before
         self.progress = Progress(**saved["progress"])
         self.saved_steps = len(self.progress.losses)
         self.remarks = _differences(saved["free_settings"], self.free_settings)
@@ -294,7 +296,7 @@ class StageRun:
         content = {"format": FORMAT, "stage": self.stage, "epoch": self.epoch, "step": self.step,
                    "settings": self.settings, "free_settings": self.free_settings, "metadata": self.metadata,
                    "losses": self.losses, "validations": self.validations, "progress": vars(self.progress),
-                   "state": state}
+                   "seconds": self.seconds, "state": state}
         with atomic(self.last_path, tensor_bytes(state)) as partial, partial.open("wb") as file:
             torch.save(content, file)
 

@@ -1,5 +1,5 @@
-"""The command line of a dataclass of settings: presets, --field value for each field, and one message with
-all problems."""
+"""The command line of a dataclass of settings: presets, --field value for each field, --group.field value for
+each setting of a group, and one message with all problems."""
 import argparse
 import dataclasses
 import difflib
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import NoReturn, TypeVar
 
-from runtime.settings import element_type
+from runtime.settings import element_type, merged, options
 
 Settings = TypeVar("Settings")
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -24,23 +24,24 @@ def parse(kind: type[Settings], argv: list[str], prog: str, about: str,
     names = values.pop("preset", [])
     settings = {"exp": "_".join(names)} if names else {}
     for name in names:
-        settings |= presets[name]
-    return build(kind, settings | values)
+        settings = merged(kind, settings, presets[name])
+    return build(kind, merged(kind, settings, values))
 
 
 def build(kind: type[Settings], values: dict) -> Settings:
-    """The dataclass with these values. Exits with code 2 and all of their problems."""
+    """The dataclass with these values, whose names may be dotted. Exits with code 2 and all of their
+    problems."""
     try:
-        return kind(**values)
+        return kind(**merged(kind, {}, values))
     except ValueError as error:
         leave(str(error))
 
 
 def given(fields: Iterable[dataclasses.Field], argv: list[str], prog: str, about: str,
           presets: dict[str, dict] | None = None) -> dict:
-    """The values that a command line gives, name -> value; the names of presets are under "preset". Exits
-    with code 2 on a wrong word."""
-    fields = list(fields)
+    """The values that a command line gives, name -> value, dotted for a setting of a group; the names of
+    presets are under "preset". Exits with code 2 on a wrong word."""
+    fields = options(fields)
     usage = f"{prog} {'[--preset NAME ...] ' if presets else ''}[--setting value ...]"
     parser = _Parser(prog=prog, usage=usage, allow_abbrev=False, description=about)
     known = [f"--{field.name}" for field in fields]
@@ -100,11 +101,21 @@ def _refuse_words(words: list[str], known: list[str], prog: str) -> NoReturn:
     for word in words:
         if word.startswith("--"):
             name = word.split("=")[0]
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-            messages.append(f"unknown setting {name}{f'; did you mean {close[0]}?' if close else ''}")
+            messages.append(f"unknown setting {name}{_suggestion(name, known)}")
     if not messages:
         messages = [f"{words[0]!r} belongs to no setting"]
     leave("\n  ".join([*messages, f"python {prog} --help lists all settings"]))
+
+
+def _suggestion(name: str, known: list[str]) -> str:
+    """The setting that was probably meant, or all settings of the group that the name begins with."""
+    group, _, inner = name.partition(".")
+    members = [other.removeprefix(f"{group}.") for other in known if other.startswith(f"{group}.")]
+    if not members:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        return f"; did you mean {close[0]}?" if close else ""
+    close = difflib.get_close_matches(inner, members, n=1)
+    return f"; did you mean {group}.{close[0]}?" if close else f"; {group}. has {', '.join(members)}"
 
 
 def refuse_tool(word: str, tools: Iterable[str]) -> NoReturn:

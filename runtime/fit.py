@@ -22,28 +22,29 @@ ENOUGH_STEPS = 20                                          # after which a run s
 
 
 def fit(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, float]], *, epochs: int,
-        seed: int, rate: float, decay: bool = False,
+        seed: int, begin_epoch: Callable[[int, int], None],
         validate: Callable[[str], tuple[dict[str, float], pd.DataFrame]], validate_every: int = 1) -> None:
     """Take the epochs of a training that are left.
 
-    step: updates on a batch, and returns its losses. rate, decay: the learning rate of all optimizers of the
-    run, as in set_rate. validate: takes a title, and returns further losses of the epoch and the scores of
-    the validation list, a row a subject with the columns PSNR and SSIM; asked every validate_every epochs.
+    step: updates on a batch, and returns its losses. begin_epoch: sets learning rates, and whatever else an
+    epoch, counted from 1, of so many has for itself. validate: takes a title, and returns further losses of
+    the epoch and the scores of the validation list, a row a subject with the columns PSNR and SSIM; asked
+    every validate_every epochs, and after the last.
     All that is random in an epoch follows from seed, stage and its number alone. Raises NotFiniteError with
     epoch, step and subjects, and Stopped after a signal, when what was done is saved.
     """
     with run.saved_when_stopped():
         for epoch in run.epochs_left(epochs):
             title = f"{run.stage} epoch {epoch}"
-            set_rate(run.optimizers, rate, epoch, epochs, decay)
             for network in run.networks:
                 network.train()
+            begin_epoch(epoch, epochs)
             losses, waiting = train_epoch(run, batches, step, derived_seed(seed, run.stage, epoch), title,
                                           epochs)
             for network in run.networks:
                 network.eval()
             scores = None
-            if epoch % validate_every == 0:
+            if epoch % validate_every == 0 or epoch == epochs:
                 further, scores = validate(f"{title}, validation")
                 losses |= further
             run.finish_epoch(epoch, losses, scores)
@@ -83,6 +84,7 @@ def train_epoch(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[
             with defer_signals():
                 stop = _take_step(run, batch, step, batches.sampler.step_items, title)
             run.steps_now += 1
+            run.seconds += time.perf_counter() - began
             if run.steps_now == ENOUGH_STEPS:
                 left = total - len(progress.losses) + epochs_after * total
                 say(run.stage, time_left((time.perf_counter() - started) / run.steps_now, left))
@@ -127,13 +129,18 @@ def update(opt: Optimizer, loss: Tensor, terms: dict[str, Tensor]) -> dict[str, 
     return values
 
 
-def set_rate(optimizers: list[Optimizer], rate: float, epoch: int, epochs: int, decay: bool) -> None:
+def set_rate(optimizers: list[Optimizer], rate: float) -> None:
+    """Give the optimizers a learning rate."""
+    for opt in optimizers:
+        for group in opt.param_groups:
+            group["lr"] = rate
+
+
+def set_cosine_rate(optimizers: list[Optimizer], rate: float, decay: bool, epoch: int, epochs: int) -> None:
     """Give the optimizers the learning rate of an epoch, counted from 1: the same for all, or with decay half
     a cosine that would reach 0 after the last of them."""
     factor = (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2 if decay else 1.0
-    for opt in optimizers:
-        for group in opt.param_groups:
-            group["lr"] = rate * factor
+    set_rate(optimizers, rate * factor)
 
 
 def draw_rows(draw: Callable[..., Tensor], n: int, *arguments, **options) -> Tensor:

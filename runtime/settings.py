@@ -1,8 +1,9 @@
 """Settings: fields of a frozen dataclass, each with an explanation, a range and what depends on it, and the
-check of their values."""
+check of their values. The value of a field may be such a dataclass itself, a group of settings: on the
+command line and in messages its settings have dotted names, such as pix2pix.lambda_l1."""
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 UNPUBLISHED = object()  # the published method has no such setting, or the same value
 
@@ -32,9 +33,85 @@ def same(kind: type, name: str) -> dataclasses.Field:
 
 
 def plain(value):
-    """A setting as JSON saves it, so that a saved value equals a present one."""
+    """A setting as JSON saves it, so that a saved value equals a present one; a group is a dict."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return list(value) if isinstance(value, tuple) else value
 
+
+def dotted(name: str, value, but: tuple[str, ...] = ()) -> dict:
+    """Name -> value of a setting as JSON saves it, or of each setting of a group by its dotted name, without
+    those that affect one of `but`."""
+    if not dataclasses.is_dataclass(value):
+        return {name: plain(value)}
+    return {f"{name}.{field.name}": plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+            if not set(but) & set(field.metadata["affects"])}
+
+
+# ---------------------------------------------------------------- groups
+
+def is_group(field: dataclasses.Field) -> bool:
+    """Whether the value of the field is a dataclass of settings."""
+    return dataclasses.is_dataclass(field.type)
+
+
+def options(fields: Iterable[dataclasses.Field]) -> list[dataclasses.Field]:
+    """The fields, and in the place of a group its settings with their dotted names; the first of them begins
+    the section of the group."""
+    found = []
+    for field in fields:
+        found += _options_of_group(field) if is_group(field) else [field]
+    return found
+
+
+def _options_of_group(group: dataclasses.Field) -> list[dataclasses.Field]:
+    found, section = [], group.metadata["section"]
+    for inner in dataclasses.fields(group.type):
+        option = dataclasses.field(default=inner.default, metadata={**inner.metadata, "section": section})
+        option.name, option.type, section = f"{group.name}.{inner.name}", inner.type, ""
+        found.append(option)
+    return found
+
+
+def merged(kind: type, settings: dict, changes: dict) -> dict:
+    """Settings of the dataclass `kind` with the changes. A dotted name changes one setting of a group, any
+    other name the whole value."""
+    found = dict(settings)
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    for name, value in changes.items():
+        group, dot, inner = name.partition(".")
+        if dot:
+            present = found.get(group, defaults[group])
+            found[group] = _as_dict(present) | {inner: value}
+        else:
+            found[name] = value
+    return found
+
+
+def _as_dict(group) -> dict:
+    """Name -> value of the settings of a group, which may be a dict already."""
+    if isinstance(group, dict):
+        return group
+    return {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+
+
+def read_groups(settings) -> None:
+    """Put a dataclass in the place of each group that is given as a dict, as JSON has it; what the dict lacks
+    is as the default. A dict with an unknown name stays, for value_problems to report."""
+    for field in filter(is_group, dataclasses.fields(settings)):
+        value = getattr(settings, field.name)
+        names = {inner.name for inner in dataclasses.fields(field.type)}
+        if isinstance(value, dict) and value.keys() <= names:
+            object.__setattr__(settings, field.name, _group_of(field, value))
+
+
+def _group_of(field: dataclasses.Field, saved: dict):
+    """The group with the values of a dict; a list is a tuple."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    return dataclasses.replace(field.default, **values)
+
+
+# ---------------------------------------------------------------- types and values
 
 def element_type(annotation) -> tuple[type, int | None]:
     """(type of an entry, number of entries); the number is None for a tuple of any length and 0 for a plain
@@ -49,8 +126,23 @@ def value_problems(settings) -> list[str]:
     """Problems of the values of a dataclass of settings one by one: type, number of entries, range."""
     problems = []
     for field in dataclasses.fields(settings):
-        problems += _field_problems(field, getattr(settings, field.name))
+        check = _group_problems if is_group(field) else _field_problems
+        problems += check(field, getattr(settings, field.name))
     return problems
+
+
+def _group_problems(field: dataclasses.Field, value) -> Iterator[str]:
+    names = [inner.name for inner in dataclasses.fields(field.type)]
+    if isinstance(value, dict):
+        for name in value:
+            if name not in names:
+                yield f"{field.name}.{name} is no setting; {field.name} has {', '.join(names)}"
+        value = _group_of(field, {name: entry for name, entry in value.items() if name in names})
+    if type(value) is not field.type:
+        yield f"{field.name} {value!r} must be of type {field.type.__name__}"
+        return
+    for name, option in zip(names, _options_of_group(field), strict=True):
+        yield from _field_problems(option, getattr(value, name))
 
 
 def _field_problems(field: dataclasses.Field, value) -> Iterator[str]:

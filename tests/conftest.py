@@ -23,6 +23,18 @@ TINY = {
     "ldm_lr": 1e-3, "timesteps": 20, "ema_start": 2, "ema_decay": 0.5, "validation_steps": 2,
     "sampling_steps": 3, "samples_per_scan": 2, "bootstrap_resamples": 100,
 }
+TINY_SYSTEMS = {                                           # the compared systems on these volumes
+    "pix2pix.downs": 2, "pix2pix.width": 4, "pix2pix.dropout_blocks": 1, "pix2pix.disc_width": 4,
+    "pix2pix.disc_layers": 1, "tpa_gan.width": 1, "tpa_gan.residual_units": 1, "tpa_gan.disc_channels": (4, 4, 4),
+    "tpa_gan.task_layers": (1, 1), "tpa_gan.task_channels": 4, "tpa_gan.task_growth": 4,
+    "fgan.generator_width": 4, "fgan.generator_blocks": 1, "fgan.discriminator_width": 4,
+    "fgan.classifier_channels": (4, 4, 4), "fgan.classifier_pools": 1, "fgan.feature_layers": (0, 2),
+    "resvit.width": 4, "resvit.art_blocks": 2, "resvit.transformer_blocks": (1,), "resvit.downs": 1,
+    "resvit.hidden": 8, "resvit.layers": 1, "resvit.heads": 2, "resvit.mlp": 16, "resvit.disc_width": 4,
+    "resvit.disc_layers": 1, "resvit.slices_per_volume": 4, "ddpm.downsample": 1, "ddpm.base_channels": 8,
+    "ddpm.channel_mults": (1, 2), "ddpm.res_blocks": 1, "ddpm.norm_groups": 4, "ddpm.T": 20,
+    "ddpm.sampling_steps": 3, "ddpm.validation_steps": 2, "ddpm.ema_start": 2, "ddpm.ema_decay": 0.5,
+}
 
 
 def pytest_addoption(parser):

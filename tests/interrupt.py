@@ -87,10 +87,11 @@ def outputs(project: Path) -> dict[str, object]:
         if path.suffix == ".tar":
             saved = load_checkpoint(path)
             saved.pop("free_settings")                     # how many processes read, which varies here
+            saved.pop("seconds")                           # that the training took
             for keys, leaf in tree_flatten_with_path(saved)[0]:
                 found[f"{name} {keys}"] = leaf.numpy().tobytes() if torch.is_tensor(leaf) else leaf
-        # the last two name the processes that read
-        elif path.name not in (".lock", "run.log", "config.json", "scores.json"):
+        # the last two name the processes that read, cost.csv has seconds
+        elif path.name not in (".lock", "run.log", "cost.csv", "config.json", "scores.json"):
             found[name] = path.read_bytes()
     return found
 

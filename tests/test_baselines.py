@@ -14,8 +14,9 @@ from test_main import ONE_EPOCH, do_nothing, masks, no_pictures  # noqa: F401  t
 from test_ranks import in_ranks
 
 import main
+from baselines import regression
 from baselines.regression import Regression
-from config import BASELINES, LABELLED, ON_IMAGES, Config
+from config import IMAGE_REGRESSIONS, LABELLED, REGRESSIONS, Config
 from evaluation import figures
 from experiment import baselines
 from experiment.experiment import Experiment
@@ -27,10 +28,10 @@ from model import UNet
 from runtime.checkpoints import load_checkpoint
 from runtime.failures import explain
 
-PLAIN = tuple(name for name in BASELINES if name not in LABELLED)
+PLAIN = tuple(name for name in REGRESSIONS if name not in LABELLED)
 SMALL = TINY | {"exp": "a", "regression_channels": 4, "cortex_mask": "cortex.nii.gz",
                 "reference_mask": "cerebellum.nii.gz"}
-FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in BASELINES for last in ("", "_last")]
+FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in REGRESSIONS for last in ("", "_last")]
 OF_THE_STAGES = [f"CHECKPOINT_{name}.pth.tar" for name in ("AAE", "AAE_last", "Unet", "Unet_last")]
 
 
@@ -81,8 +82,9 @@ def untrained(name: str, exp: Experiment) -> Regression:
     aae = exp.networks.best_aae()
     latents = exp.load_latents(aae)
     training = {scan.id: latents[scan.id] for scan in exp.cohort.train}
-    labels = baselines.labels_of(exp, name, stage_2_metadata(exp, latents, exp.survey()))
-    return build_baseline(name, exp.cfg, exp.device, aae, training, labels)
+    metadata = stage_2_metadata(exp, latents, exp.survey())
+    labels = baselines.labels_of(exp, name, metadata)
+    return build_baseline(name, exp.cfg, exp.device, aae, training, labels, metadata)
 
 
 def label_of(baseline: Regression, batch: dict) -> torch.Tensor:
@@ -116,20 +118,21 @@ def same_states(one, other) -> bool:
 
 # ---------------------------------------------------------------- what is learned
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", REGRESSIONS)
 def test_it_learns_what_the_mri_tells_of_each_subject(project, name):
     exp = experiment(image_loss=0.0)                       # which pulls elsewhere with an untrained decoder
     torch.manual_seed(0)
     baseline = untrained(name, exp)
     [batch] = exp.batches(exp.cohort.train[:4], "mri", "pet", batch=4)
     batch |= {modality: batch[modality][..., 4:12, 8:20, 4:12] for modality in ("mri", "pet")}
-    if name not in ON_IMAGES:                              # a part of the box is enough, and faster
+    if name not in IMAGE_REGRESSIONS:                              # a part of the box is enough, and faster
         baseline.latents = {subject: z_0[:, 2:6, 4:10, 2:6] for subject, z_0 in baseline.latents.items()}
         baseline.latent_shape = (exp.cfg.latent_channels, 4, 6, 4)
     target, network = baseline.target(batch), baseline.network
-    opt = torch.optim.AdamW(network.parameters(), 3e-3)
-    for _ in range(120):
-        loss = baseline.step(opt, batch)["mse"]
+    for group in baseline.opt.param_groups:
+        group["lr"] = 3e-3
+    for number in range(1, 121):
+        loss = baseline.step(batch, number)["mse"]
     of_the_mean = (target - target.mean(dim=0)).square().mean().item()  # what one answer for everybody leaves
     assert loss < 0.3 * of_the_mean
     with torch.no_grad():
@@ -143,17 +146,16 @@ def test_neither_label_nor_noise_enters(project, name):
     exp = experiment()
     baseline = untrained(name, exp)
     [batch] = exp.batches(exp.cohort.train, "mri", "pet", batch=6)
-    network, before = baseline.network, torch.get_rng_state()
-    predict = baseline.predictor(network)
+    before = torch.get_rng_state()
+    network = baseline.ema.module                          # which predicts
     with torch.no_grad():
-        once = predict(batch)
-        assert torch.equal(predict(batch | {"label": 1 - batch["label"]}), once)
+        once = baseline.predict(batch["mri"])
         network.projector.label.weight += 1
         if name == "latent_regression":
             network.down[0].weight[:, :exp.cfg.latent_channels] += 1  # of z_t, which is 0
-        assert torch.equal(predict(batch), once)
-        assert not torch.equal(predict(batch | {"mri": batch["mri"].flip(0)}), once)
-    baseline.step(torch.optim.SGD(network.parameters(), 0.1), batch)
+        assert torch.equal(baseline.predict(batch["mri"]), once)
+        assert not torch.equal(baseline.predict(batch["mri"].flip(0)), once)
+    baseline.step(batch, 1)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -165,14 +167,12 @@ def test_a_labelled_one_is_given_the_label_of_stage_2_and_predicts_it_from_the_m
     for scan, label in zip(scans, saved["soft_labels"], strict=True):
         assert torch.equal(baseline.labels.of[scan.id], label)
     [batch] = exp.batches(exp.cohort.test, "mri", "pet", batch=2)
-    predictor, network = LabelPredictor.from_state(saved["label_predictor"]), baseline.network
+    predictor = LabelPredictor.from_state(saved["label_predictor"])
     assert torch.equal(baseline.labels.predict(batch["mri"]), predictor.soft_labels(batch["mri"]))
     with torch.no_grad():
-        once = baseline.predictor(network)(batch)
-        assert torch.equal(baseline.predictor(network)(batch | {"label": 1 - batch["label"]}), once)
-        assert torch.equal(baseline.predictor(network)(batch | {"pet": batch["pet"] + 1}), once)
-        network.projector.label.weight[0] += 1
-        assert not torch.equal(baseline.predictor(network)(batch), once)
+        once = baseline.predict(batch["mri"])
+        baseline.ema.module.projector.label.weight[0] += 1
+        assert not torch.equal(baseline.predict(batch["mri"]), once)
 
 
 def test_the_loss_of_a_labelled_one_on_latents_has_the_image_loss_of_stage_2(project):
@@ -183,11 +183,11 @@ def test_the_loss_of_a_labelled_one_on_latents_has_the_image_loss_of_stage_2(pro
     with torch.no_grad():
         output = baseline.output(baseline.network, batch["mri"], label)
         x_hat = exp.networks.best_aae().decoder(output * baseline.space.std + baseline.space.mean)
-    losses = baseline.step(torch.optim.SGD(baseline.network.parameters(), 0.0), batch)
+    losses = baseline.step(batch, 1)
     assert losses["mse"] == pytest.approx((output - z_0).square().mean().item(), rel=1e-4)
     expected = 2 * (x_hat - batch["pet"]).abs().mean().item() / exp.survey().pet_std
     assert losses["image"] == pytest.approx(expected, rel=1e-4)
-    assert plain.step(torch.optim.SGD(plain.network.parameters(), 0.0), batch).keys() == {"mse"}
+    assert plain.step(batch, 1).keys() == {"mse"}
     assert (baseline.modalities, plain.modalities) == (("mri", "pet"), ("mri",))
 
 
@@ -211,17 +211,17 @@ def test_the_training_of_the_others_sees_no_label(project):
 # ---------------------------------------------------------------- what is written
 
 def test_the_baselines_are_scored_beside_the_diffusion(finished):
-    expected = ["aae", "il_cldm", *BASELINES, "mean_pet"]
+    expected = ["aae", "il_cldm", *REGRESSIONS, "mean_pet"]
     assert methods(finished) == methods(finished, name="summary") == expected
     assert set(methods(finished, name="uptake")) == {"real", *expected}
     predictions = pd.read_csv(finished / "result" / "a" / "predictions.csv")
-    for name in BASELINES:
+    for name in REGRESSIONS:
         assert set(predictions.loc[predictions["method"] == name, "classifier"]) == {"pet", "mri_pet", "suvr"}
         assert predictions.query("method == @name and classifier == 'pet'")["ID"].tolist() == LISTS["test"]
     for name in ("image_quality", "quantification"):
         table = pd.read_csv(finished / "result" / "tables" / f"{name}.csv")
         rows = (table[table["measure"] == "SUVR"] if "measure" in table else table)["method"].tolist()
-        assert rows[:6] == ["mean_pet", *BASELINES, "il_cldm"]
+        assert rows[:6] == ["mean_pet", *REGRESSIONS, "il_cldm"]
     comparisons = pd.read_csv(finished / "result" / "tables" / "comparisons.csv")
     comparisons = comparisons.query("table == 'amyloid_status'")
     assert {("pet latent_regression", "pet il_cldm (a)"), ("pet image_regression", "pet il_cldm (a)")} <= set(
@@ -232,12 +232,12 @@ def test_the_baselines_are_scored_beside_the_diffusion(finished):
 def test_scores_are_those_of_the_best_epochs_moving_average(finished, monkeypatch):
     monkeypatch.chdir(finished)
     cfg, cpu, folder = Config(**SMALL), torch.device("cpu"), finished / "result" / "a"
-    names = ("AAE", "Unet", *BASELINES)
+    names = ("AAE", "Unet", *REGRESSIONS)
     saved = {name: load_checkpoint(folder / f"CHECKPOINT_{name}.pth.tar") for name in names}
     aae = build_aae(cfg, cpu)
     aae.load_state_dict(saved["AAE"]["state"]["aae"])
     networks = {name: UNet(1, 4, (1, 2), 1, norm_groups=4, downscale=1, regression=True)
-                if name in ON_IMAGES else build_unet(cfg, cpu) for name in BASELINES}
+                if name in IMAGE_REGRESSIONS else build_unet(cfg, cpu) for name in REGRESSIONS}
     for name, network in networks.items():
         network.load_state_dict(saved[name]["state"]["ema"])
     scale = saved["latent_regression"]["metadata"]
@@ -251,7 +251,7 @@ def test_scores_are_those_of_the_best_epochs_moving_average(finished, monkeypatc
             volumes = {}
             for name, network in networks.items():
                 label = predictor.soft_labels(mri) if name in LABELLED else None
-                if name in ON_IMAGES:
+                if name in IMAGE_REGRESSIONS:
                     volumes[name] = network(mri[:, :0], mri, torch.tensor([0]), label)
                 else:
                     z_0 = network(z_t, mri, torch.tensor([19]), label)
@@ -275,15 +275,16 @@ def test_without_baselines_there_is_no_row_and_the_others_are_the_same(project):
     assert run("test") == 0
     after = pd.read_csv(project / "result" / "a" / "test.csv")
     assert after["method"].unique().tolist() == ["aae", "il_cldm", "mean_pet"]
-    pd.testing.assert_frame_equal(after, before[~before["method"].isin(BASELINES)].reset_index(drop=True))
+    pd.testing.assert_frame_equal(after, before[~before["method"].isin(REGRESSIONS)].reset_index(drop=True))
 
 
 def test_losses_and_validations_stand_beside_those_of_the_stages(finished, monkeypatch):
     folder = finished / "result" / "a"
     losses, validation = (pd.read_csv(folder / f"{name}.csv") for name in ("loss_curve", "validation"))
-    stages = ("aae", "ldm", *BASELINES)
-    assert losses.groupby("stage")["epoch"].apply(list).to_dict() == dict.fromkeys(stages, [1, 2])
-    assert losses[losses["stage"].isin(BASELINES)]["mse"].notna().all()
+    stages = ("aae", "ldm", *REGRESSIONS)
+    expected = dict.fromkeys(stages, [1, 2]) | dict.fromkeys(IMAGE_REGRESSIONS, [1, 2, 3, 4])  # as both stages
+    assert losses.groupby("stage")["epoch"].apply(list).to_dict() == expected
+    assert losses[losses["stage"].isin(REGRESSIONS)]["mse"].notna().all()
     assert validation.groupby("stage")["best"].sum().to_dict() == dict.fromkeys(stages, 1)
     shown = []
 
@@ -312,13 +313,13 @@ def test_a_run_in_pieces_equals_an_uncut_one_bit_for_bit(project, monkeypatch):
         return losses
     monkeypatch.setattr(Regression, "step", signalled)
     assert [run("baselines", exp="b") for _ in range(3)] == [75, 75, 0]
-    assert len(taken) == 24
+    assert len(taken) == 36
     for file in FILES:
         assert same_states(one / file, other / file), file
     for name in ("loss_curve.csv", "validation.csv"):
         assert (other / name).read_bytes() == (one / name).read_bytes()
-    for file, first in zip(FILES[1::2], range(0, 24, 6), strict=True):
-        weights = taken[first:first + 6]
+    for file, first, last in zip(FILES[1::2], (0, 6, 12, 24), (6, 12, 24, 36), strict=True):
+        weights = taken[first:last]
         ema = load_checkpoint(other / file)["state"]["ema"]
         average = dict(weights[1])                         # a copy for ema_start = 2 steps
         for after_step in weights[2:]:
@@ -332,13 +333,16 @@ def test_finished_ones_are_left_alone_and_others_end_the_scores(project, capsys)
     times = {name: (folder / name).stat().st_mtime_ns for name in [*FILES, "scores.json"]}
     assert run("baselines") == 0
     assert {name: (folder / name).stat().st_mtime_ns for name in times} == times
-    assert capsys.readouterr().out.count("6 subjects, 2 a step, 2 of 2 epochs done") == len(BASELINES)
+    said = capsys.readouterr().out
+    assert [said.count(f"6 subjects, 2 a step, {n} of {n} epochs done") for n in (2, 4)] == [2, 2]
     assert run("baselines", ldm_epochs=3) == 0
     assert not (folder / "scores.json").exists()
     assert run("test") == 0
     said = capsys.readouterr().out
-    assert "image_regression is trained for 3 epochs, stage 2 for 2; --stages baselines goes on" in said
-    assert {*BASELINES} < set(methods(project))
+    for name, epochs in (("latent_regression", "3 epochs, IL-CLDM for 2"),
+                         ("image_regression", "5 epochs, IL-CLDM for 4")):
+        assert f"{name} is trained for {epochs}; --stages baselines goes on" in said
+    assert {*REGRESSIONS} < set(methods(project))
 
 
 def test_two_processes_with_one_subject_each_take_the_steps_of_one_with_two(project):
@@ -351,11 +355,11 @@ def test_two_processes_with_one_subject_each_take_the_steps_of_one_with_two(proj
         return torch.optim.SGD(parameters, lr)
 
     def descend(**settings) -> int:
-        baselines.AdamW = plain_descent                    # in a process of its own
+        regression.AdamW = plain_descent                   # in a process of its own
         return run("baselines", **settings)
     assert in_ranks(2, lambda: descend(exp="b", ldm_batch_size=1)) == [0, 0]
     assert in_ranks(1, lambda: descend(exp="a")) == [0]
-    for name in BASELINES:
+    for name in REGRESSIONS:
         paths = [project / f"result/{exp}/CHECKPOINT_{name}_last.pth.tar" for exp in "ab"]
         one, other = (load_checkpoint(path)["state"]["ema"] for path in paths)
         for key, weight in one.items():
@@ -412,20 +416,20 @@ def test_another_autoencoder_is_refused_and_its_row_left_out(project, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if "left out: " in line]
     assert [line.split()[1] for line in lines] == ["latent_regression", "labelled_latent_regression"]
     assert all("autoencoder: " in line for line in lines)
-    assert methods(project) == ["aae", "il_cldm", *ON_IMAGES, "mean_pet"]
+    assert methods(project) == ["aae", "il_cldm", *IMAGE_REGRESSIONS, "mean_pet"]
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", REGRESSIONS)
 def test_one_that_no_longer_fits_is_left_out_of_the_test(project, capsys, name):
-    if name in ON_IMAGES:
-        settings, why, left_out = {"regression_channels": 8}, "regression_channels: 4 -> 8", ON_IMAGES
+    if name in IMAGE_REGRESSIONS:
+        settings, why, left_out = {"regression_channels": 8}, "regression_channels: 4 -> 8", IMAGE_REGRESSIONS
     else:
         settings, why, left_out = {}, "cannot be used as a checkpoint", (name,)
         (project / f"result/a/CHECKPOINT_{name}.pth.tar").write_bytes(b"damaged")
     assert run("test", **settings) == 0
     assert f"{name} is left out: " in (out := capsys.readouterr().out)
     assert why in out
-    others = [other for other in BASELINES if other not in left_out]
+    others = [other for other in REGRESSIONS if other not in left_out]
     assert methods(project) == ["aae", "il_cldm", *others, "mean_pet"]
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 import main
-from config import PRESETS, PUBLISHED, Config
-from runtime.commandline import parse
+from config import BENCHMARK, DEMO, PRESETS, PUBLISHED, SYSTEMS, Config, Pix2PixSettings, ResvitSettings
+from conftest import arguments
+from runtime.commandline import build, parse
+from runtime.settings import is_group, options
 
 ABOUT = "Trains and tests."
 
@@ -43,9 +45,9 @@ def refused(capsys, *argv: str) -> str:
 
 
 def sections() -> dict[str, list[str]]:
-    """Title of each group of settings -> their names."""
+    """Title of each group of settings -> their names; dotted for those of a compared system."""
     groups, title = {}, ""
-    for field in dataclasses.fields(Config):
+    for field in options(dataclasses.fields(Config)):
         title = field.metadata["section"] or title
         groups.setdefault(title, []).append(field.name)
     return groups
@@ -60,7 +62,8 @@ def test_defaults_are_the_sizes_of_the_paper():
 
 
 def test_there_are_at_most_80_settings():
-    assert len(dataclasses.fields(Config)) <= 80
+    of_the_project = [field for field in dataclasses.fields(Config) if not is_group(field)]
+    assert len(of_the_project) <= 80                       # those of the compared systems are their authors'
 
 
 @pytest.mark.parametrize("more",
@@ -144,10 +147,11 @@ def test_help_explains_every_field_with_its_default(capsys):
     assert stop.value.code == 0
     text = "".join(capsys.readouterr().out.split())        # help breaks lines at hyphens too
     assert "".join(ABOUT.split()) in text
-    for field in dataclasses.fields(Config):
+    fields = options(dataclasses.fields(Config))
+    for field in fields:
         assert f"--{field.name}" in text
         assert "".join(field.metadata["help"].split()) in text
-    assert text.count("(default:") == len(dataclasses.fields(Config))
+    assert text.count("(default:") == len(fields)
 
 
 def test_help_lists_the_settings_in_their_groups(capsys):
@@ -306,11 +310,12 @@ def test_every_setting_of_a_training_is_bound_to_it():
 
 
 def test_device_paths_and_epochs_are_not_bound_to_a_training_but_noted():
-    for stage in ("aae", "ldm", "latent_regression", "image_regression"):
+    both = {"aae_epochs", "ldm_epochs"}
+    for stage, epochs in (("aae", {"aae_epochs"}), ("ldm", {"ldm_epochs"}), ("latent_regression", {"ldm_epochs"}),
+                          ("image_regression", both), ("pix2pix", both)):
         bound, noted = Config().settings_of(stage), Config().noted_settings(stage)
-        epochs = "aae_epochs" if stage == "aae" else "ldm_epochs"
-        assert not bound.keys() & (FREE | {"aae_epochs", "ldm_epochs"})
-        assert noted.keys() == FREE - {"exp", "stages", "resume"} | {epochs}
+        assert not bound.keys() & (FREE | both)
+        assert noted.keys() == FREE - {"exp", "stages", "resume"} | epochs
 
 
 def test_every_setting_is_bound_to_a_result_or_free():
@@ -333,3 +338,202 @@ def test_a_misspelt_command_names_the_nearest(capsys, word, hint):
         main.main([word, "--exp", "a"])
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith(f"error: {word!r} is no command of main.py; {hint}")
+
+
+# ---------------------------------------------------------------- the compared systems
+
+# Their networks at 40x48x40, written down from the systems and not from config.py.
+SMALL_SYSTEMS = {
+    "pix2pix": {"downs": 3, "dropout_blocks": 1, "disc_layers": 1},
+    "tpa_gan": {},
+    "fgan": {"classifier_pools": 2},
+    "resvit": {"width": 16, "downs": 1, "hidden": 96, "layers": 4, "heads": 4, "mlp": 384, "disc_width": 16,
+               "disc_layers": 2, "slices_per_volume": 8, "predict_slices": 40},
+    "ddpm": {"downsample": 1, "base_channels": 16, "channel_mults": (1, 2, 2, 4), "res_blocks": 1,
+             "time_dim": 128, "norm_groups": 8, "lr": DEMO["ldm_lr"], "ema_decay": DEMO["ema_decay"],
+             "ema_start": DEMO["ema_start"]}}              # its optimizer is the denoiser's
+# Another value of every type, in every system.
+CHANGES = {"pix2pix.lambda_l1": 50.0, "pix2pix.norm": "batch", "tpa_gan.shared_kernel": False,
+           "tpa_gan.task_decays": (0.25,), "fgan.betas": (0.4, 0.9), "resvit.transformer_blocks": (2, 3, 4),
+           "resvit.heads": 8, "ddpm.attention_levels": (2,), "ddpm.samples": 8}
+
+
+def value_of(cfg: Config, name: str):
+    """The value of a dotted name."""
+    group, inner = name.split(".")
+    return getattr(getattr(cfg, group), inner)
+
+
+def names_of_system(system: str) -> set[str]:
+    """The dotted names of a system's settings."""
+    inner = dataclasses.fields(getattr(Config(), system))
+    return {f"{system}.{field.name}" for field in inner}
+
+
+def saved_settings(cfg: Config) -> dict:
+    """The settings as a reader of config.json passes them on: lists at the top are tuples."""
+    saved = json.loads(cfg.to_json())["settings"]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+
+
+def test_every_system_is_a_group_of_settings():
+    assert {field.name for field in dataclasses.fields(Config) if is_group(field)} == set(SYSTEMS)
+
+
+def test_settings_of_a_system_are_given_by_dotted_names():
+    cfg = parse_config(*arguments(CHANGES))
+    assert {name: value_of(cfg, name) for name in CHANGES} == CHANGES
+    assert dataclasses.replace(cfg.pix2pix, lambda_l1=100.0, norm="instance") == Pix2PixSettings()
+    assert parse_config("--pix2pix.lambda_l1=50").pix2pix == Pix2PixSettings(lambda_l1=50.0)
+    assert parse_config("--ddpm.output_norm").ddpm.output_norm is True
+    assert parse_config("--tpa_gan.task_decays").tpa_gan.task_decays == ()
+
+
+def test_every_setting_of_a_system_can_be_given():
+    words = []
+    for system in SYSTEMS:
+        present = getattr(Config(), system)
+        words += arguments({f"{system}.{field.name}": getattr(present, field.name)
+                            for field in dataclasses.fields(present)})
+    assert parse_config(*words) == Config()
+
+
+def test_help_has_a_group_for_every_system():
+    of_system = [names for names in sections().values() if "." in names[0]]
+    assert [set(names) for names in of_system] == [names_of_system(system) for system in SYSTEMS]
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("preset", ["demo", "benchmark"])
+def test_presets_of_small_volumes_have_small_systems(preset, system):
+    cfg = parse_config("--preset", preset)
+    expected = dataclasses.replace(getattr(Config(), system), **SMALL_SYSTEMS[system])
+    assert getattr(cfg, system) == expected
+
+
+def test_the_published_preset_says_nothing_of_the_systems():
+    published = parse_config("--preset", "published")
+    assert {name: getattr(published, name) for name in SYSTEMS} == {name: getattr(Config(), name)
+                                                                    for name in SYSTEMS}
+    assert parse_config("--preset", "demo", "published").resvit == DEMO["resvit"]
+
+
+def test_a_dotted_value_changes_nothing_else_of_what_a_preset_says():
+    cfg = parse_config("--preset", "demo", "--pix2pix.lambda_l1", "50")
+    assert cfg.pix2pix == dataclasses.replace(DEMO["pix2pix"], lambda_l1=50.0)
+    assert parse_config("--preset", "benchmark", "--resvit.heads", "8").resvit.width == 16
+
+
+@pytest.mark.parametrize(("order", "expected"), [
+    (("dotted", "whole"), ResvitSettings(width=32)),
+    (("whole", "dotted"), ResvitSettings(width=32, heads=6, transformer_blocks=(3,)))])
+def test_presets_give_dotted_names_or_a_whole_group_and_the_later_wins(order, expected):
+    presets = {"dotted": {"resvit.heads": 6, "resvit.transformer_blocks": (3,)},
+               "whole": {"resvit": ResvitSettings(width=32)}}
+    assert parse(Config, ["--preset", *order], "main.py", ABOUT, presets).resvit == expected
+
+
+def test_parsing_leaves_presets_as_they_are():
+    before = dict(BENCHMARK)
+    parse_config("--preset", "benchmark", "--pix2pix.downs", "2")
+    assert before == BENCHMARK and DEMO["pix2pix"].downs == 3
+
+
+@pytest.mark.parametrize(("word", "hint"), [
+    ("--pix2pix.lamda_l1", "did you mean --pix2pix.lambda_l1?"),
+    ("--pix2pixx.lambda_l1", "did you mean --pix2pix.lambda_l1?"),
+    ("--tpa-gan.width", "did you mean --tpa_gan.width?"),
+    ("--ddpm.samplr", "did you mean --ddpm.sampler?"),
+    ("--pix2pix.banana", "--pix2pix. has downs, width, dropout_blocks,"),
+    ("--fgan", "--fgan. has generator_width, generator_blocks,")])
+def test_an_unknown_setting_of_a_system_names_the_nearest_or_all(capsys, word, hint):
+    assert f"unknown setting {word}; {hint}" in refused(capsys, word, "3")
+
+
+@pytest.mark.parametrize(("argv", "expected"), [
+    (["--pix2pix.lambda_l1", "-1"], "pix2pix.lambda_l1 -1.0 must be at least 0.0"),
+    (["--pix2pix.downs", "many"], "pix2pix.downs 'many' must be of type int"),
+    (["--pix2pix.norm", "layer"], "pix2pix.norm 'layer' must be one of instance, batch"),
+    (["--pix2pix.betas", "0.5"], "pix2pix.betas (0.5,) must be a tuple of 2 float"),
+    (["--tpa_gan.shared_kernel", "maybe"], "tpa_gan.shared_kernel 'maybe' must be true or false"),
+    (["--tpa_gan.task_layers"], "tpa_gan.task_layers must not be empty"),
+    (["--fgan.classifier_share", "0"], "fgan.classifier_share 0.0 must be between"),
+    (["--fgan.feature_layers", "0", "5"], "fgan.feature_layers (0, 5) must be at most 4"),
+    (["--fgan.classifier_pools", "5"], "fgan.classifier_pools 5 must be at most 4"),
+    (["--resvit.heads", "7"], "resvit.hidden 768 must be divisible by resvit.heads 7"),
+    (["--resvit.transformer_blocks", "1", "10"],
+     "resvit.transformer_blocks (1, 10) must be at most resvit.art_blocks 9"),
+    (["--ddpm.sampler", "dpm"], "ddpm.sampler 'dpm' must be one of ddim, ddpm"),
+    (["--ddpm.base_channels", "20"],
+     "ddpm.base_channels and its multiples (20, 20, 40, 80, 160) must be divisible by the 32 groups"),
+    (["--ddpm.attention_levels", "4"], "ddpm.attention_levels (4,) must be below the 4"),
+    (["--ddpm.time_dim", "7"], "ddpm.time_dim 7 must be even"),
+    (["--ddpm.sampling_steps", "1000"], "ddpm.sampling_steps 1000 must be at most ddpm.T - 1 = 999")])
+def test_settings_of_a_system_that_cannot_work_are_refused_with_the_reason(capsys, argv, expected):
+    assert expected in refused(capsys, *argv)
+
+
+def test_wrong_settings_of_systems_are_listed_with_all_others(capsys):
+    message = refused(capsys, "--aae_epochs", "0", "--pix2pix.lr", "nan", "--resvit.heads", "0",
+                      "--ddpm.T", "x")
+    for part in ("4 problem(s)", "aae_epochs 0 must", "pix2pix.lr nan must", "resvit.heads 0 must",
+                 "ddpm.T 'x' must"):
+        assert part in message
+
+
+@pytest.mark.parametrize(("value", "problem"), [
+    (3, "pix2pix 3 must be of type Pix2PixSettings"),
+    (ResvitSettings(), "must be of type Pix2PixSettings"),
+    (Pix2PixSettings(betas=[0.5, 0.999]), r"pix2pix.betas \[0.5, 0.999\] must be a tuple"),
+    ({"lambda_l2": 1.0, "width": 0}, "(?s)pix2pix.lambda_l2 is no setting; .*pix2pix.width 0 must be"),
+    ({"betas": [0.5]}, r"pix2pix.betas \(0.5,\) must be a tuple of 2")])
+def test_a_group_of_another_kind_or_with_other_names_is_refused(value, problem):
+    with pytest.raises(ValueError, match=problem):
+        Config(pix2pix=value)
+
+
+def test_saved_settings_of_systems_are_nested_and_read_again():
+    cfg = parse_config("--preset", "demo", *arguments(CHANGES | {"ddpm.attention_levels": ()}))
+    saved = saved_settings(cfg)
+    assert saved["pix2pix"]["lambda_l1"] == 50.0 and saved["ddpm"]["channel_mults"] == [1, 2, 2, 4]
+    assert Config(**saved) == cfg
+    assert build(Config, saved) == cfg
+    assert json.loads(Config(**saved).to_json()) == json.loads(cfg.to_json())
+
+
+def test_what_was_saved_without_systems_or_without_a_setting_of_one_is_read_with_defaults():
+    cfg = parse_config("--preset", "benchmark", "--pix2pix.width", "8")
+    saved = saved_settings(cfg)
+    older = {name: value for name, value in saved.items() if name not in SYSTEMS}
+    assert Config(**older) == dataclasses.replace(cfg, **{name: getattr(Config(), name) for name in SYSTEMS})
+    del saved["pix2pix"]["lambda_l1"]
+    assert Config(**saved) == cfg
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_settings_of_a_system_are_bound_to_its_own_training_alone(system):
+    bound = Config().settings_of(system)
+    trained_with = names_of_system(system) - {"resvit.predict_slices", "ddpm.sampler", "ddpm.sampling_steps",
+                                              "ddpm.samples"}
+    labels = {"shuffle_labels"} if system in ("tpa_gan", "fgan") else set()
+    others = {"ldm_batch_size", "validation_every", "crop_jitter"}
+    assert bound.keys() == DATA | trained_with | labels | others
+    others = ("aae", "ldm", "latent_regression", "image_regression", "validation", "synthesis", "scores",
+              "comparison", "new_scans", *(name for name in SYSTEMS if name != system))
+    assert not Config().settings_of(*others).keys() & names_of_system(system)
+    assert json.loads(json.dumps(bound)) == bound
+
+
+def test_another_setting_of_a_system_leaves_every_other_result_as_it_is():
+    one, other = Config(), parse_config("--pix2pix.lambda_l1", "50")
+    for result in ("aae", "ldm", "image_regression", "tpa_gan", "fgan", "resvit", "ddpm", "synthesis"):
+        assert one.settings_of(result) == other.settings_of(result)
+    assert other.settings_of("pix2pix")["pix2pix.lambda_l1"] == 50.0
+    assert one.settings_of("pix2pix") != other.settings_of("pix2pix")
+
+
+@pytest.mark.parametrize("stage", ["aae", "ldm", "image_regression", *SYSTEMS])
+def test_settings_of_systems_are_never_noted(stage):
+    noted = Config().noted_settings(stage)
+    assert not any(name.split(".")[0] in SYSTEMS for name in noted)
+    assert ("ldm_epochs" in noted) == (stage != "aae")

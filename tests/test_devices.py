@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TINY
+from conftest import TINY, TINY_SYSTEMS
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from config import BASELINES, Config
+from baselines.regression import Labels
+from config import BASELINES, LABELLED, Config
 from evaluation.measurement import MaskFiles, Measurement
 from evaluation.scores import evaluate
 from experiment.networks import (LatentSampler, build_aae, build_baseline, build_diffusion,
@@ -24,6 +25,7 @@ from imaging.regions import Regions
 from labels.ridge import LabelPredictor
 from main import Stage2, aae_step, ldm_step, reconstruct, validation_loss
 from model import Extractor, LatentSpace, Synthesizer
+from runtime.settings import merged
 from utils import EMA, METRICS, draw_noise
 
 META, VOLUME, LATENT = torch.device("meta"), (1, 16, 24, 16), (4, 8, 12, 8)
@@ -89,7 +91,7 @@ def assert_on_device(tensors, shape: tuple[int, ...] | None = None) -> None:
 
 def settings(**changed) -> Config:
     """Tiny settings, with attention."""
-    return Config(**TINY | {"unet_attention_levels": (1,), "timesteps": 10} | changed)
+    return Config(**merged(Config, TINY, TINY_SYSTEMS | {"unet_attention_levels": (1,), "timesteps": 10} | changed))
 
 
 def volumes(device: torch.device = META) -> Tensor:
@@ -195,11 +197,18 @@ def test_an_update_of_stage_2_and_its_moving_average_stay_on_the_device(changed,
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines_are_updated_and_predict_on_the_device(name, one_device):
     latents = {"a": torch.zeros(LATENT), "b": torch.ones(LATENT)}
-    baseline = build_baseline(name, settings(), META, build_aae(settings(), META), latents)
-    opt = torch.optim.AdamW(baseline.network.parameters())
-    assert baseline.step(opt, from_the_loader()) == {"mse": 0.5}
-    assert_on_device([weight.grad for weight in baseline.network.parameters() if weight.grad is not None])
-    assert_on_device(baseline.predictor(baseline.network)(from_the_loader()), (2, *VOLUME))
+    labels = Labels({"a": torch.zeros(2), "b": torch.ones(2)}, lambda mri: torch.ones(len(mri), 2), 1.0, 0.2)
+    baseline = build_baseline(name, settings(), META, build_aae(settings(), META), latents,
+                              labels if name in LABELLED else None)
+    for epoch in (1, 2, 3, 4):                             # one of each phase
+        baseline.begin_epoch(epoch, 4)
+        losses = baseline.step(from_the_loader(), epoch)
+        assert losses and set(losses.values()) == {0.5}
+    gradients = [weight.grad for network in baseline.networks.values() for weight in network.parameters()]
+    assert_on_device([gradient for gradient in gradients if gradient is not None])
+    for network in baseline.networks.values():
+        assert_on_device(network.state_dict())
+    assert_on_device(baseline.predict(from_the_loader()["mri"], ids=["a", "b"]), (2, *VOLUME))
 
 
 # ---------------------------------------------------------------- samples and scores

@@ -3,6 +3,7 @@ on."""
 import os
 import signal
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ from torch import nn
 
 from runtime import fit as fit_module
 from runtime.checkpoints import Progress, StageRun, load_checkpoint
-from runtime.fit import draw_rows, fit, set_rate, train_epoch, update
+from runtime.fit import draw_rows, fit, set_cosine_rate, train_epoch, update
 from runtime.signals import Stopped, handle_signals
 from utils import NotFiniteError, derived_seed
 
@@ -77,12 +78,12 @@ def test_a_cosine_of_learning_rates_falls_from_all_to_almost_nothing():
     opt, second = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], 1.0) for _ in range(2))
     rates = []
     for epoch in range(1, 11):
-        set_rate([opt, second], 0.4, epoch, 10, decay=True)
+        set_cosine_rate([opt, second], 0.4, True, epoch, 10)
         rates.append(opt.param_groups[0]["lr"])
         assert second.param_groups[0]["lr"] == rates[-1]
     assert rates[0] == pytest.approx(0.4) and rates[5] == pytest.approx(0.2) and 0 < rates[-1] < 0.011
     assert np.all(np.diff(rates) < 0)
-    set_rate([opt], 0.4, 10, 10, decay=False)
+    set_cosine_rate([opt], 0.4, False, 10, 10)
     assert opt.param_groups[0]["lr"] == 0.4
 
 
@@ -199,8 +200,8 @@ class Training:
 
     def fit(self, epochs: int, every: int = 1, decay: bool = False) -> None:
         """Take the epochs that are left."""
-        fit(self.run, self.batches, self.step, epochs=epochs, seed=3, rate=0.01, decay=decay,
-            validate=self.validate, validate_every=every)
+        fit(self.run, self.batches, self.step, epochs=epochs, seed=3, validate=self.validate, validate_every=every,
+            begin_epoch=partial(set_cosine_rate, self.run.optimizers, 0.01, decay))
 
 
 def test_an_epoch_is_trained_in_training_mode_at_its_rate_and_validated_in_the_other(tmp_path):
@@ -289,3 +290,18 @@ def test_of_a_training_that_diverges_the_last_whole_epoch_is_kept(tmp_path):
     saved = load_checkpoint(tmp_path / "NET_last.pth.tar")
     assert saved["epoch"] == 1
     assert all(torch.equal(weight, weights[name]) for name, weight in saved["state"]["network"].items())
+
+
+def test_seconds_of_all_steps_are_counted_over_interruptions(tmp_path, monkeypatch):
+    """By a clock that moves on by 1 whenever it is read."""
+    clock = iter(range(10_000))
+    monkeypatch.setattr(fit_module.time, "perf_counter", lambda: float(next(clock)))
+    (tmp_path / "whole").mkdir()
+    whole = Training(tmp_path / "whole")
+    whole.fit(2)
+    steps = whole.run.step
+    assert whole.run.seconds == 2 * steps > 0              # read at the start of a step, after data, at its end
+    assert load_checkpoint(whole.run.last_path)["seconds"] == whole.run.seconds
+    again = Training(tmp_path / "whole")
+    again.fit(3)
+    assert again.run.seconds == 2 * again.run.step == 3 * steps

@@ -66,6 +66,7 @@ def no_pictures(monkeypatch):
     """Leave out the pictures of a run, which take a third of its time; the run of `finished` draws them."""
     monkeypatch.setattr(main, "plot_history", do_nothing)
     monkeypatch.setattr(main, "plot_shown_scans", do_nothing)
+    monkeypatch.setattr(main, "plot_comparison", do_nothing)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def no_status(monkeypatch):
     monkeypatch.setattr(main, "fit_status", no_classifiers)
 
 
-def do_nothing(exp) -> None:
+def do_nothing(*_) -> None:
     """Stand in for a picture."""
 
 
@@ -102,7 +103,7 @@ def test_a_run_writes_every_output(finished):
     assert {path.name for path in folder.iterdir()} == {
         *(f"{name}.pth.tar" for name in CHECKPOINTS), *CSVS, "config.json", "status_classifiers.npz",
         "scores.json", "synthesized", "loss_curve.png", "synthesized.png", "figures", "report.html",
-        "run.log", ".lock"}
+        "run.log", ".lock", "cost.csv"}
     tables = {path.stem for path in (finished / "result" / "tables").iterdir()}
     assert tables == {"image_quality", "amyloid_status", "comparisons"}
     names = ("test.csv", "validation.csv", "loss_curve.csv")

@@ -121,6 +121,44 @@ def test_all_of_a_figure_is_on_it_and_nothing_covers_its_notice(project, tmp_pat
             assert page.y0 <= box.y0
 
 
+def test_nothing_covers_anything_in_the_figures_of_systems(tmp_path, monkeypatch):
+    notice, drawn = "digital phantom, not patient data; research only, not for clinical use", []
+    rng, label = np.random.default_rng(0), np.arange(20) % 2
+    monkeypatch.setattr(figures.pyplot(), "close", drawn.append)
+    classifiers = [*figures.STATUS_CLASSIFIERS, *(("pet", method) for method in figures.SYSTEM_TITLES)]
+    predictions = []
+    for classifier, method in classifiers:
+        predictions.append(pd.DataFrame({"classifier": classifier, "method": method, "ID": range(20),
+                                         "label": label, "score": rng.normal(size=20)}))
+    figures.plot_roc(tmp_path / "roc", pd.concat(predictions), notice)
+    pairs = {}
+    for method in ("il_cldm", *figures.SYSTEM_TITLES):
+        real, synthetic = rng.normal(1.2, 0.1, (2, 20))
+        pairs[method] = pd.DataFrame({"real": real, "synthetic": synthetic, "label": label})
+    figures.plot_bland_altman_systems(tmp_path / "ba", pairs, notice)
+    figures.plot_bland_altman_systems(tmp_path / "ba", dict(list(pairs.items())[:2]), notice)
+    titles = [f"sub-ADNI037S604{i}\nlabel 1\nMAE of IL-CLDM\nin the brain: 0.0200" for i in range(8)]
+    for names in (list(figures.METHOD_TITLES), ["real", "il_cldm", "ddpm", "mean_pet"]):
+        slices = {method: list(rng.random((8, 10, 12))) for method in names}
+        figures.plot_methods(tmp_path / "comparison.png", titles, slices, "axial slices at z = 20 mm", notice)
+    assert len(drawn) == 5
+    for figure in drawn:
+        figure.draw_without_rendering()
+        artists = [*figure.texts, *figure.legends]
+        for axis in figure.axes:
+            artists += [axis.title, axis.xaxis.label, axis.yaxis.label, axis.get_legend()]
+        artists = [artist for artist in artists if artist and artist.get_visible()]
+        boxes = [artist.get_window_extent() for artist in artists]
+        boxes = [box for box in boxes if box.width and box.height]
+        assert len(boxes) > 4
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        for box in boxes:
+            assert figure.bbox.x0 <= box.x0
+            assert box.x1 <= figure.bbox.x1
+            assert figure.bbox.y0 <= box.y0
+            assert box.y1 <= figure.bbox.y1
+
+
 def test_uptake_of_the_real_pet_is_the_one_that_the_phantom_drew(project):
     truth = pd.read_csv(project / "data" / "ph" / "truth" / "truth.csv").set_index("ID")["suvr"]
     uptake = pd.read_csv(project / "result" / EXP / "uptake.csv")
