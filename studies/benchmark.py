@@ -1,12 +1,16 @@
 """Seconds and peak memory of every part of the method, as published and with the settings.
 
     python main.py benchmark [--quick] [--preset demo] [--field value]
+    python main.py benchmark --systems [--quick] [--preset demo]    the systems of the paper's comparison
     python main.py benchmark --device cuda --minutes 5    what a GPU does (studies/gpu.py)
 
 Every part is measured twice, each time in a process of its own. As published means: float32 without TF32, the
 default memory layout, plain optimizers, one scan and one latent sample at a time, the Extractor in every
 network evaluation, T - 1 evaluations a scan, and files that are decoded at every reading. The other column
 has the settings. Without --preset at paper size and at the demo's. Writes result/benchmark/.
+
+Of the systems (all, or those that --baselines names) a training step and one scan are measured with the
+settings alone, each in a process of its own too.
 """
 import argparse
 import multiprocessing
@@ -29,7 +33,7 @@ from runtime.failures import is_out_of_memory
 from runtime.files import make_folder, write_csv
 from runtime.program import exit_code
 from runtime.signals import abandoned_on_error, serve_parent
-from studies import gpu
+from studies import gpu, systems
 from studies.parts import PARTS, SCAN, SUBJECTS, Setup, run_hours
 from utils import pick_device, pick_precision
 
@@ -40,13 +44,13 @@ ENOUGH_SECONDS, ENOUGH_SECONDS_QUICK = 20.0, 1.0           # of a part in all, a
 # ---------------------------------------------------------------- measurement
 
 def measure(part: str, cfg: Config, published: bool, quick: bool) -> tuple[float, float]:
-    """Median seconds of a unit of work after a warm-up, and the peak memory in GiB: of the GPU if there is
-    one, else of this process.
+    """Median seconds of a unit of work of a part, of the method or of a system, after a warm-up, and the peak
+    memory in GiB: of the GPU if there is one, else of this process.
 
     A first repetition that takes longer than enough is not repeated.
     """
     setup = Setup(cfg, published)
-    action, units = PARTS[part](setup)
+    action, units = (PARTS | systems.PARTS)[part](setup)
     on_gpu = setup.device.type == "cuda"
     enough = ENOUGH_SECONDS_QUICK if quick else ENOUGH_SECONDS
     seconds: list[float] = []
@@ -63,7 +67,11 @@ def measure(part: str, cfg: Config, published: bool, quick: bool) -> tuple[float
 
 
 def _peak_memory_of_this_process() -> int:
-    """Bytes; Linux counts them in KiB."""
+    """Bytes. Linux says it in /proc; what getrusage has, in KiB, starts at the peak of the parent process."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.is_file() else []:
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -102,6 +110,16 @@ def measure_all(size: str, cfg: Config, quick: bool) -> pd.DataFrame:
         print(f"  {part:24}{published_s:12.4f} s{seconds:12.4f} s{published_s / seconds:9.1f} x"
               f"{published_gib:9.2f}{gib:9.2f} GiB{remark}", flush=True)
     return pd.DataFrame(rows.values())
+
+
+def measure_system(name: str, part: str, cfg: Config, quick: bool) -> dict:
+    """The row of a part of a system: what is known of it, seconds and memory.
+
+    The seconds are those measured, times the network evaluations that a shortened scan left out.
+    """
+    row = {"system": name, "part": part} | systems.metadata_of(name, part, cfg)
+    seconds, gib = measure_apart(systems.part_name(name, part), cfg, False, quick)
+    return row | {"measured_seconds": seconds, "seconds": seconds * row["multiplied_by"], "GiB": gib}
 
 
 # ---------------------------------------------------------------- network evaluations, and the cost of a run
@@ -199,12 +217,37 @@ def benchmark(settings: dict[str, Config], quick: bool) -> None:
     print(f"written to {folder}")
 
 
+def benchmark_systems(settings: dict[str, Config], quick: bool) -> None:
+    """Print a line for a training step and for one scan of every system of each size, and write the table
+    after each of them.
+
+    Raises InputError for a device that is not there, or a system that does not fit the volumes.
+    """
+    folder, rows = Path("result") / "benchmark", []
+    make_folder(folder)
+    for size, cfg in settings.items():
+        device = pick_device(cfg.device)
+        dtype = str(pick_precision(cfg.precision, device)).removeprefix("torch.")
+        print(f"{size} size: {'x'.join(map(str, cfg.volume_size))} voxels, {dtype}; {machine(device)}\n"
+              f"  {'':26}{'parameters':>14}{'seconds':>14}{'memory':>11}", flush=True)
+        for name in systems.chosen(cfg):
+            for part in (systems.STEP, systems.SCAN):
+                row = {"size": size} | measure_system(name, part, cfg, quick)
+                rows.append(row | {"precision": dtype, "machine": machine(device)})
+                print(f"  {systems.part_name(name, part):26}{row['parameters']:14,}{row['seconds']:12.4f} s"
+                      f"{row['GiB']:7.2f} GiB{systems.remark_on(row)}", flush=True)
+                write_csv(folder / "systems.csv", pd.DataFrame(rows).astype({"network_evaluations": "Int64"}))
+    print(f"written to {folder / 'systems.csv'}")
+
+
 def main(argv: list[str]) -> int:
     """Run the benchmark. Returns the exit code."""
     about = ("Measure seconds and memory of every part of the method. --quick: fewer repetitions. "
+             "--systems: of the systems of the paper's comparison instead. "
              "--minutes N: what a GPU does, within so many minutes. --dry_run: the same in tiny sizes, on any machine.")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--systems", action="store_true")
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--dry_run", action="store_true")
     own, words = parser.parse_known_args(argv)
@@ -217,4 +260,4 @@ def main(argv: list[str]) -> int:
     settings = {}
     for size, given in sizes.items():
         settings[size] = parse(Config, given, "main.py benchmark", about, PRESETS)
-    return exit_code(partial(benchmark, settings, own.quick))
+    return exit_code(partial(benchmark_systems if own.systems else benchmark, settings, own.quick))
