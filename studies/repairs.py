@@ -1,34 +1,26 @@
 """The study: each choice of the default taken back in a row of its own, beside null controls (docs/study.md).
 
-    python main.py study            all of it; the same command goes on after an interruption
-    python main.py study --quick    seed 0 alone
+    python main.py study                all of it; the same command goes on after an interruption
+    python main.py study --quick        seed 0 alone
+    python main.py study comparison     another study: the compared systems (studies/comparison.py)
 
 On the benchmark phantom. The default and its null controls are run with three seeds, each with a cohort of
 its own; all other rows with the first seed. Writes result/study/.
 """
 import argparse
-import shlex
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from config import BASELINES, PRESETS, Config
-from evaluation.results import Run, load_run
+from config import PRESETS, REGRESSIONS, Config
+from evaluation.results import Run
 from runtime.commandline import parse
 from runtime.files import make_folder, write_csv, write_text
 from runtime.logs import LOG, logging_run, say
+from studies import comparison
 from studies.repairs_table import gains_of, make_criteria, make_table, score_run, to_markdown
-from utils import InputError
+from studies.running import FOLDER, SEEDS, Failed, cohort_words, load_finished, read_seconds, run_stages
 
-MAIN = Path(__file__).parents[1] / "main.py"
-SEEDS = (0, 1, 2)
-FOLDER = Path("result") / "study"
-FIRST_COHORT = 1000                                        # phantom_seed of seed 0; the demo's is 0
 TRAINING_STAGES = {"aae": ["check", "aae", "encode", "ldm"], "ldm": ["check", "ldm"], "nothing": []}
 
 
@@ -105,9 +97,7 @@ def words(row: Row, seed: int) -> list[str]:
     """The command line of a row's experiment, without its stages."""
     change = change_of(row)
     preset = [] if "--preset" in change else ["--preset", "benchmark"]
-    cohort = f"data/benchmark{seed}{'_link0' if '--phantom_link' in change else ''}"
-    own = ["--exp", experiment_name(seed, row.name), "--seed", str(seed),
-           "--phantom_seed", str(FIRST_COHORT + seed), "--data_dir", cohort]
+    own = cohort_words(experiment_name(seed, row.name), seed, "--phantom_link" in change)
     return [*preset, *own, *pretrained(row, seed), *change]
 
 
@@ -132,10 +122,6 @@ def settings_of(row: Row, seed: int) -> Config:
 
 # ---------------------------------------------------------------- the run
 
-class Failed(Exception):
-    """The study cannot go on: (exit code, message)."""
-
-
 def planned(seeds: list[int], names: list[str] | None) -> list[tuple[Row, int]]:
     """Rows and seeds in the order in which they are run: the rows of these names with every seed, or all that
     belong to the study."""
@@ -155,78 +141,19 @@ def stages(row: Row) -> list[list[str]]:
     return [training, ["test"]] if training else [["test"]]
 
 
-def load_finished(cfg: Config) -> Run | None:
-    """The results of the experiment, or None if it has none, or has some of other settings."""
-    try:
-        run = load_run(cfg.result_dir)
-    except InputError:
-        return None
-    wanted = cfg.settings_of("aae", "ldm", *BASELINES, "synthesis", "scores")
-    wanted |= {"aae_epochs": cfg.aae_epochs, "ldm_epochs": cfg.ldm_epochs}
-    for name, value in wanted.items():
-        if run.metadata["settings"][name] != value:
-            return None
-    return run
-
-
 def run_row(row: Row, seed: int) -> None:
     """Train and score a row, and note its seconds. Raises Failed if a command fails."""
-    name = experiment_name(seed, row.name)
-    for part in stages(row):
-        command = [sys.executable, str(MAIN), *words(row, seed), "--stages", *part]
-        started = time.perf_counter()
-        code = run_command(command)
-        note_seconds(name, "test" if part == ["test"] else "train", time.perf_counter() - started)
-        if code:
-            raise Failed(code, f"row {row.name}, seed {seed}: exit code {code} of\n  {shlex.join(command)}\n"
-                               "The same command goes on here")
-
-
-def run_command(command: list[str]) -> int:
-    """Run a command, and return its exit code.
-
-    It handles signals itself, and saves what it has: Ctrl-C reaches it from the terminal, SIGTERM from here.
-    """
-    child = subprocess.Popen(command)
-
-    def pass_on(number: int, _frame) -> None:
-        """Send SIGTERM on; the terminal has sent SIGINT to both."""
-        if number == signal.SIGTERM:
-            child.send_signal(number)
-
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return child.wait()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def note_seconds(name: str, part: str, seconds: float) -> None:
-    """Add the seconds of a part of an experiment to seconds.csv; a training in pieces has several rows."""
-    path = FOLDER / "seconds.csv"
-    table = pd.DataFrame([{"experiment": name, "part": part, "seconds": round(seconds, 1)}])
-    if path.is_file():
-        table = pd.concat([pd.read_csv(path), table])
-    write_csv(path, table)
+    run_stages(f"row {row.name}, seed {seed}", experiment_name(seed, row.name), words(row, seed), stages(row))
 
 
 # ---------------------------------------------------------------- the tables
-
-def read_seconds() -> pd.Series:
-    """Seconds of every part of every experiment, indexed by (experiment, part)."""
-    path = FOLDER / "seconds.csv"
-    if not path.is_file():
-        return pd.Series(dtype=float)
-    return pd.read_csv(path).groupby(["experiment", "part"])["seconds"].sum()
-
 
 def finished_runs(seeds: list[int]) -> dict[tuple[str, int], Run]:
     """(row, seed) -> results of every experiment that is finished. Raises Failed if there is none."""
     runs = {}
     for row in ROWS:
         for seed in seeds:
-            run = load_finished(settings_of(row, seed))
+            run = load_finished(settings_of(row, seed), *REGRESSIONS)
             if run:
                 runs[row.name, seed] = run
     if not runs:
@@ -254,7 +181,9 @@ def write_study(seeds: list[int]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the study. Returns the exit code."""
+    """Run the study, or the comparison if that is the first word. Returns the exit code."""
+    if argv[:1] == ["comparison"]:
+        return comparison.main(argv[1:])
     parser = argparse.ArgumentParser(prog="main.py study", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="seed 0 alone")
@@ -271,7 +200,7 @@ def main(argv: list[str]) -> int:
     with logging_run():
         try:
             for number, (row, seed) in enumerate(plan, start=1):
-                if not load_finished(settings_of(row, seed)):
+                if not load_finished(settings_of(row, seed), *REGRESSIONS):
                     say("study", f"{number} of {len(plan)}: {row.name}, seed {seed}   {row.change}")
                     run_row(row, seed)
             write_study(seeds)

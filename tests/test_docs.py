@@ -2,14 +2,21 @@
 import importlib
 import re
 import shlex
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.nn.functional as F
 
+from baselines.baseline import Baseline
 from config import PRESETS, Config
 from docs import settings
 from docs.run_commands import find_commands
 from runtime.commandline import parse
+from runtime.fit import set_rate, update
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,6 +71,24 @@ def test_files_that_the_pages_name_are_there():
             continue
         for file in re.findall(r"`((?:\w+/)*\w+\.py)`", page.read_text()):
             assert (ROOT / file).exists(), f"{page.name}: {file}"
+
+
+def test_the_sixth_system_of_the_page_learns():
+    """The class that docs/comparison.md shows, word for word."""
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/comparison.md").read_text(), flags=re.DOTALL)
+    assert len(code.splitlines()) <= 40
+    torch.manual_seed(0)
+    names = {"Baseline": Baseline, "ConvolutionSettings": SimpleNamespace, "Callable": Callable, "F": F,
+             "Tensor": torch.Tensor, "nullcontext": nullcontext, "set_rate": set_rate, "torch": torch,
+             "update": update}
+    exec(code, names)
+    system = names["Convolution"](SimpleNamespace(kernel=3, lr=0.05), torch.device("cpu"))
+    system.begin_epoch(1, 1)
+    mri = torch.rand(2, 1, 6, 6, 6)
+    batch = {"id": ["a", "b"], "label": torch.tensor([0, 1]), "mri": mri, "pet": 0.8 - 0.5 * mri}
+    losses = [system.step(batch, number)["mse"] for number in range(1, 101)]
+    assert losses[-1] < 0.05 * losses[0]
+    assert (system.methods()["convolution"].predict(mri) - batch["pet"]).abs().mean() < 0.1
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.text[:70])

@@ -17,6 +17,7 @@ import main
 from config import ALL, PRESETS, PUBLISHED, Config
 from runtime.commandline import parse
 from studies import repairs as study
+from studies import running
 from studies.repairs import BY_NAME, ROWS, SEEDS, Row, settings_of
 from studies.repairs_table import (
     gains_of,
@@ -264,7 +265,7 @@ def small(tmp_path, monkeypatch):
         commands.append(command[2:])
         return main.main(command[2:])
     monkeypatch.setattr(study, "words", words)
-    monkeypatch.setattr(study, "run_command", run_command)
+    monkeypatch.setattr(running, "run_command", run_command)
     return tmp_path, commands
 
 
@@ -308,7 +309,7 @@ def test_tables_of_nothing_are_refused_in_a_sentence(tmp_path, monkeypatch, caps
 
 
 def test_a_row_that_fails_ends_the_study_with_its_command(small, monkeypatch, capsys):
-    monkeypatch.setattr(study, "run_command", lambda command: 3)
+    monkeypatch.setattr(running, "run_command", lambda command: 3)
     assert study.main(["--quick"]) == 3
     assert "row default, seed 0: exit code 3 of" in capsys.readouterr().err
 
@@ -329,8 +330,8 @@ time.sleep(60)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_the_row_the_time_to_save(number):
     """SIGINT goes to both, as a terminal sends it; SIGTERM to the study alone, which passes it on."""
-    parent = ("import sys\nfrom studies import repairs\n"
-              f"sys.exit(repairs.run_command([sys.executable, '-c', {CHILD!r}]))")
+    parent = ("import sys\nfrom studies import running\n"
+              f"sys.exit(running.run_command([sys.executable, '-c', {CHILD!r}]))")
     with subprocess.Popen([sys.executable, "-c", parent], cwd=ROOT, stdout=subprocess.PIPE,
                           start_new_session=True) as process:
         assert process.stdout.readline() == b"ready\n"
