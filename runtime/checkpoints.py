@@ -206,7 +206,7 @@ class StageRun:
         self.best_path, self.last_path = folder / f"{file}.pth.tar", folder / f"{file}_last.pth.tar"
         self.epoch, self.step, self.losses, self.validations = 0, 0, [], []
         self.metadata, self.progress, self.remarks, self.saved_steps = {}, Progress(), [], 0
-        self.steps_now = 0                                 # taken by this process
+        self.steps_now, self.seconds_now = 0, 0.0          # taken by this process
         self.seconds = 0.0                                 # of all steps, those of earlier processes too
         if self.last_path.exists():
             self._resume()

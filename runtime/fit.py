@@ -84,10 +84,11 @@ def train_epoch(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[
             with defer_signals():
                 stop = _take_step(run, batch, step, batches.sampler.step_items, title)
             run.steps_now += 1
-            run.seconds += time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            run.seconds, run.seconds_now = run.seconds + seconds, run.seconds_now + seconds
             if run.steps_now == ENOUGH_STEPS:
                 left = total - len(progress.losses) + epochs_after * total
-                say(run.stage, time_left((time.perf_counter() - started) / run.steps_now, left))
+                say(run.stage, time_left(run.seconds_now / run.steps_now, left))
         mean_over_ranks({})
     means = {name: float(np.mean([row[name] for row in progress.losses])) for name in progress.losses[0]}
     return means, waited / (time.perf_counter() - started)

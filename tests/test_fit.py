@@ -305,3 +305,14 @@ def test_seconds_of_all_steps_are_counted_over_interruptions(tmp_path, monkeypat
     again = Training(tmp_path / "whole")
     again.fit(3)
     assert again.run.seconds == 2 * again.run.step == 3 * steps
+
+
+def test_the_time_that_is_left_counts_the_steps_of_epochs_before(tmp_path, monkeypatch):
+    """A step takes 2 of the clock; the twentieth falls into the seventh epoch of three steps."""
+    clock, lines = iter(range(10_000)), []
+    monkeypatch.setattr(fit_module.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(fit_module, "say", lambda stage, text: lines.append(text))
+    training = Training(tmp_path)
+    training.fit(9)
+    [said] = [line for line in lines if "a step" in line]
+    assert "7 steps (2 s a step)" in said
