@@ -28,7 +28,8 @@ REGRESSIONS = ("latent_regression", "labelled_latent_regression", "image_regress
 SYSTEMS = ("pix2pix", "tpa_gan", "fgan", "resvit", "ddpm")  # published, compared in the method's paper
 BASELINES = (*REGRESSIONS, *SYSTEMS)                       # those that are trained
 LABELLED = tuple(name for name in REGRESSIONS if name.startswith("labelled_"))  # with the label of stage 2
-DENOISER = ("ldm", *(name for name in REGRESSIONS if name.endswith("latent_regression")))  # the UNet on latents
+# the UNet on latents
+DENOISER = ("ldm", *(name for name in REGRESSIONS if name.endswith("latent_regression")))
 ON_IMAGES = tuple(name for name in BASELINES if name not in DENOISER)          # without a first stage
 IMAGE_REGRESSIONS = tuple(name for name in ON_IMAGES if name in REGRESSIONS)
 SEEING_LABELS = ("tpa_gan", "fgan")                        # of the systems, in training
@@ -287,7 +288,8 @@ class Config:
     volume_size: tuple[int, int, int] = setting((160, 192, 160),
         "D, H, W in voxels, after the crop; paper", affects=COHORT, low=8)
     crop_jitter: int = setting(2,
-        "stage 1 and the compared systems shift the training crop by up to this many voxels an axis; paper: 2",
+        "stage 1 and the compared systems shift the training crop by up to this many voxels an axis; paper: "
+        "2",
         affects=(*AAE, *SYSTEMS), low=0)
     num_classes: int = setting(2,
         "number of labels K; labels are 0 .. K - 1; paper: 2, amyloid negative and positive", affects=ALL,
@@ -419,19 +421,19 @@ class Config:
         "unet_mults", affects=IMAGE_REGRESSIONS, low=1)
 
     pix2pix: Pix2PixSettings = setting(Pix2PixSettings(),
-        "hyperparameters of Pix2Pix; batch size and validation are those of stage 2, the epochs those of both stages",
+        "hyperparameters of Pix2Pix; batch size and validation as in stage 2, the epochs of both stages",
         section="compared system Pix2Pix (Isola et al., CVPR 2017)", affects=("pix2pix",))
     tpa_gan: TPAGANSettings = setting(TPAGANSettings(),
-        "hyperparameters of TPA-GAN; batch size and validation are those of stage 2, the epochs those of both stages",
+        "hyperparameters of TPA-GAN; batch size and validation as in stage 2, the epochs of both stages",
         section="compared system TPA-GAN (Gao et al., IEEE JBHI 2022)", affects=("tpa_gan",))
     fgan: FGANSettings = setting(FGANSettings(),
-        "hyperparameters of FGAN; batch size and validation are those of stage 2, the epochs those of both stages",
+        "hyperparameters of FGAN; batch size and validation as in stage 2, the epochs of both stages",
         section="compared system FGAN (Pan et al., IEEE TPAMI 2022)", affects=("fgan",))
     resvit: ResvitSettings = setting(ResvitSettings(),
-        "hyperparameters of ResViT; batch size and validation are those of stage 2, the epochs those of both stages",
+        "hyperparameters of ResViT; batch size and validation as in stage 2, the epochs of both stages",
         section="compared system ResViT (Dalmaz et al., IEEE TMI 2022)", affects=("resvit",))
     ddpm: DDPMSettings = setting(DDPMSettings(),
-        "hyperparameters of the DDPM; batch size and validation are those of stage 2, the epochs those of both stages",
+        "hyperparameters of the DDPM; batch size and validation as in stage 2, the epochs of both stages",
         section="compared system DDPM of PET volumes (Ho et al., NeurIPS 2020)", affects=("ddpm",))
 
     sampler: str = setting("ddim",

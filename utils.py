@@ -1,7 +1,7 @@
 """Errors, device, precision, seeds, the moving average of weights, and the image metrics."""
 import copy
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -63,6 +63,11 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """A context in which networks compute in dtype; weights, optimizers and losses stay in float32."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def size_text(size: Iterable[int]) -> str:
+    """A size as people write it, such as 160x192x160."""
+    return "x".join(map(str, size))
 
 
 def fused_on(device: torch.device) -> bool:

@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 
 class Method(NamedTuple):
-    """What is scored of a baseline: a function like Baseline.predict, and the evaluations of its networks that
-    a scan takes (NFE)."""
+    """What is scored of a baseline: a function like Baseline.predict, and the evaluations of its networks
+    that a scan takes (NFE)."""
     predict: Callable
     evaluations: int = 1
 
@@ -23,7 +23,7 @@ class Method(NamedTuple):
 class Baseline:
     """A compared method: its networks, their updates on a batch, and the PET that they give.
 
-    name: its stage, its checkpoint and its method in the tables. title: as a table or a picture calls it.
+    name: its stage, its checkpoint and its method in the tables.
     modalities: the volumes that its training needs, 'mri' and 'pet'. uses_labels: whether its training sees
     the labels; prediction never does. shifts_crop: whether its training shifts the crop at random, as stage 1
     does.
@@ -34,7 +34,6 @@ class Baseline:
     """
 
     name: str
-    title: str
     modalities: tuple[str, ...] = ("mri", "pet")
     uses_labels = False
     shifts_crop = False

@@ -38,12 +38,7 @@ from config import DDPMSettings
 from model import Diffusion, LatentSpace, Synthesizer, UNet
 from runtime.fit import draw_rows, set_rate, update
 from runtime.gpu import prepare
-from utils import EMA, InputError, draw_noise, fused_on
-
-
-def _by(size: tuple[int, ...]) -> str:
-    """A size as people write it, such as 40x48x40."""
-    return "x".join(map(str, size))
+from utils import EMA, InputError, draw_noise, fused_on, size_text
 
 
 class ImageUNet(UNet):
@@ -61,8 +56,8 @@ class ImageUNet(UNet):
                  norm_groups: int = 32, attention_levels: tuple[int, ...] = (), output_norm: bool = True):
         coarsest = 2 ** (len(channel_mults) - 1)
         if any(n % coarsest for n in grid_size):
-            raise InputError(f"the grid of the DDPM is {_by(grid_size)}, and each side must be divisible by "
-                             f"{coarsest}, because its UNet has {len(channel_mults)} levels; take another "
+            raise InputError(f"the grid of the DDPM is {size_text(grid_size)}, and each side must be divisible "
+                             f"by {coarsest}, because its UNet has {len(channel_mults)} levels; take another "
                              "volume_size or downsample, or fewer channel_mults")
         super().__init__(1, base_channels, channel_mults, res_blocks, time_dim, norm_groups=norm_groups,
                          attention_levels=attention_levels, downscale=1)
@@ -101,8 +96,8 @@ class ClampedDiffusion(Diffusion):
 def grid_of(volume_size: tuple[int, ...], downsample: int) -> tuple[int, ...]:
     """The grid [d, h, w] that the network sees. Raises InputError if the volume cannot be divided so."""
     if any(n % downsample for n in volume_size):
-        raise InputError(f"the volumes are {_by(volume_size)}, and each side must be divisible by the DDPM's "
-                         f"downsample {downsample}; take another volume_size or downsample")
+        raise InputError(f"the volumes are {size_text(volume_size)}, and each side must be divisible by the "
+                         f"DDPM's downsample {downsample}; take another volume_size or downsample")
     return tuple(n // downsample for n in volume_size)
 
 
@@ -122,7 +117,7 @@ class DDPM(Baseline):
     the network together. Raises InputError for sizes that do not fit.
     """
 
-    name, title, shifts_crop = "ddpm", "DDPM (image space)", True
+    name, shifts_crop = "ddpm", True
 
     def __init__(self, settings: DDPMSettings, volume_size: tuple[int, ...], device: torch.device,
                  seed: int = 0, at_once: int = 4):
@@ -187,8 +182,8 @@ class DDPM(Baseline):
 
     def _sample(self, mri: Tensor, cast: Callable, ids: list[str] | None, samples: int, sampler: str,
                 steps: int) -> Tensor:
-        """The mean of so many samples of each scan. The noise of sample k of a scan follows from the seed, its
-        ID and k alone."""
+        """The mean of so many samples of each scan. The noise of sample k of a scan follows from the seed,
+        its ID and k alone."""
         if ids is None or len(ids) != len(mri):
             raise ValueError(f"the DDPM's noise depends on the ID of a scan, and {len(mri)} scans came with "
                              f"{'no' if ids is None else len(ids)} IDs; give predict one ID a scan")

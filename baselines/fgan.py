@@ -3,8 +3,8 @@
 Source: Pan, Liu, Xia, Shen, "Disease-image-specific learning for diagnosis-oriented neuroimage synthesis with
 incomplete multi-modality data", IEEE TPAMI 44(10):6839-6853, 2022 (first form: MICCAI 2019). Networks,
 losses and schedule are those of the first author's code, DRCGAN of 2020, which does not say FGAN but has the
-parts that the abstract names; they are not verified against the paper's text. The classes below have its values as defaults; it trains
-151 epochs with batches of 1, on 144x176x144 voxels.
+parts that the abstract names; they are not verified against the paper's text. The classes below have its
+values as defaults; it trains 151 epochs with batches of 1, on 144x176x144 voxels.
 
 A classifier of real PETs, DSNet, learns the labels beside the generator in the first third of the epochs and
 is fixed after it. The generator is to give PETs that this classifier sees as it sees the real ones, in all of
@@ -23,8 +23,8 @@ Departures from the published method:
   and 100 of 151.
 - Convolutions of stride 2 have their zeros before the volume, where TensorFlow has them after it: for even
   sizes the same layer, mirrored. The other layers' borders are as published.
-- At 40x48x40 DSNet has two max pools instead of four (preset demo): four would leave no position for its spatial
-  descriptor, two leave the published 4x5x4.
+- At 40x48x40 DSNet has two max pools instead of four (preset demo): four would leave no position for its
+  spatial descriptor, two leave the published 4x5x4.
 - Weights start as torch's layers do; how the published ones start is unknown.
 
 On a GPU torch adds up the backward passes of mirrored borders and pools in no fixed order: two runs differ by
@@ -49,7 +49,7 @@ from config import FGANSettings
 from model import Conv3d, GroupNorm, conv3, down
 from runtime import gpu
 from runtime.fit import set_rate, update
-from utils import InputError, fused_on
+from utils import InputError, fused_on, size_text
 
 
 # ---------------------------------------------------------------- networks
@@ -57,9 +57,8 @@ from utils import InputError, fused_on
 def check_size(part: str, volume_size: tuple[int, ...], multiple: int, least: int, advice: str) -> None:
     """Raise InputError unless every side is a multiple of `multiple` and has at least `least` voxels."""
     if any(n % multiple or n < least for n in volume_size):
-        found = "x".join(map(str, volume_size))
-        raise InputError(f"volume_size is {found}; {part} of FGAN needs sides that are multiples of "
-                         f"{multiple}, of at least {least} voxels: {advice}")
+        raise InputError(f"volume_size is {size_text(volume_size)}; {part} of FGAN needs sides that are "
+                         f"multiples of {multiple}, of at least {least} voxels: {advice}")
 
 
 def instance_norm(channels: int, activation: str = "none") -> GroupNorm:
@@ -202,7 +201,7 @@ class FGAN(Baseline):
     volume_size: D, H, W. num_classes: labels that DSNet tells apart.
     """
 
-    name, title, shifts_crop, uses_labels = "fgan", "FGAN", True, True
+    name, shifts_crop, uses_labels = "fgan", True, True
 
     def __init__(self, settings: FGANSettings, volume_size: tuple[int, ...], device: torch.device,
                  num_classes: int = 2):

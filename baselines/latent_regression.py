@@ -16,7 +16,8 @@ class LatentRegression(Regression):
     """
 
     def __init__(self, network: UNet, space: LatentSpace, latents: dict[str, Tensor], timesteps: int,
-                 num_classes: int, latent_shape: tuple[int, ...], training: Training, labels: Labels | None = None):
+                 num_classes: int, latent_shape: tuple[int, ...], training: Training,
+                 labels: Labels | None = None):
         super().__init__(network, num_classes, training, labels)
         self.space, self.latents = space, latents
         self.timesteps, self.latent_shape = timesteps, latent_shape

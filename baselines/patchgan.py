@@ -9,7 +9,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from model import Conv3d, GroupNorm, down
-from utils import InputError
+from utils import InputError, size_text
 
 SLOPE = 0.2                                                # of LeakyReLU; paper
 WIDEST = 8                                                 # times the first width; paper
@@ -34,10 +34,9 @@ class PatchGAN(nn.Module):
         super().__init__()
         step = 2 ** n_layers
         if any(n % step or n < 3 * step for n in volume_size):
-            found = "x".join(map(str, volume_size))
-            raise InputError(f"the patch discriminator halves the grid {n_layers} times, so it needs sizes "
-                             f"that are multiples of {step} and at least {3 * step}; found {found}: choose "
-                             "another volume_size, or fewer layers")
+                raise InputError(f"the patch discriminator halves the grid {n_layers} times, so it needs sizes "
+                             f"that are multiples of {step} and at least {3 * step}; found "
+                             f"{size_text(volume_size)}: choose another volume_size, or fewer layers")
         widths = [width * min(2 ** i, WIDEST) for i in range(n_layers + 1)]
         layers: list[nn.Module] = [down(in_channels, widths[0]), nn.LeakyReLU(SLOPE)]
         for i in range(1, n_layers + 1):

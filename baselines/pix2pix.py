@@ -26,7 +26,6 @@ Departures from the published method, and why:
 - Epochs, batch size, shifts of the volumes and the choice of the epoch are those of all compared methods.
   Published: 200 epochs, batches of 1, images resized to 286, cropped to 256 and flipped at random.
 """
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -40,9 +39,9 @@ from baselines.baseline import Baseline
 from baselines.patchgan import SLOPE, WIDEST, PatchGAN, norm_of, start_normal
 from config import Pix2PixSettings
 from model import down
-from runtime.fit import draw_rows, set_rate, update
+from runtime.fit import draw_rows, linear_decay, set_rate, update
 from runtime.gpu import prepare
-from utils import InputError, fused_on
+from utils import InputError, fused_on, size_text
 
 
 # ---------------------------------------------------------------- the generator
@@ -64,10 +63,9 @@ class Generator(nn.Module):
                  dropout: float = 0.5, norm: str = "batch"):
         super().__init__()
         if any(n % 2 ** downs for n in volume_size):
-            found = "x".join(map(str, volume_size))
-            raise InputError(f"the generator of Pix2Pix halves the grid {downs} times, so it needs sizes "
-                             f"that are multiples of {2 ** downs}; found {found}: choose another "
-                             "volume_size, or fewer downs")
+                raise InputError(f"the generator of Pix2Pix halves the grid {downs} times, so it needs sizes "
+                             f"that are multiples of {2 ** downs}; found "
+                             f"{size_text(volume_size)}: choose another volume_size, or fewer downs")
         self.dropout_blocks, self.dropout = dropout_blocks, dropout
         widths = [width * min(2 ** i, WIDEST) for i in range(downs)]
         self.down = nn.ModuleList([down(1, widths[0], bias=False)])
@@ -109,7 +107,7 @@ def drop(h: Tensor, share: float) -> Tensor:
     return h * kept.to(h.dtype) / (1 - share)
 
 
-# ---------------------------------------------------------------- losses and learning rate
+# ---------------------------------------------------------------- losses
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Half the sum of two binary cross-entropies: of the logits of real pairs to 1, and of fake ones to 0."""
@@ -124,13 +122,6 @@ def adversarial_loss(fake: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(fake, torch.ones_like(fake))
 
 
-def rate_factor(epoch: int, epochs: int, constant_share: float) -> float:
-    """What the learning rate of an epoch, counted from 1, is multiplied by: 1 for a share of the epochs, then
-    down a line that would reach 0 after the last."""
-    constant = math.ceil(constant_share * epochs)
-    return 1 - max(0, epoch - constant) / (epochs - constant + 1)
-
-
 # ---------------------------------------------------------------- the method
 
 class Pix2Pix(Baseline):
@@ -140,7 +131,7 @@ class Pix2Pix(Baseline):
     global generator.
     """
 
-    name, title, shifts_crop = "pix2pix", "Pix2Pix", True
+    name, shifts_crop = "pix2pix", True
 
     def __init__(self, settings: Pix2PixSettings, volume_size: tuple[int, ...], device: torch.device):
         s = self.settings = settings
@@ -157,7 +148,7 @@ class Pix2Pix(Baseline):
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
         """Set the learning rate of both optimizers; there is one phase."""
-        factor = rate_factor(epoch, epochs, self.settings.constant_share)
+        factor = linear_decay(epoch, epochs, self.settings.constant_share)
         set_rate([self.opt_g, self.opt_d], self.settings.lr * factor)
 
     def step(self, batch: dict, number: int, cast: Callable = nullcontext) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """Regression from the MRI to the PET by one network evaluation, without noise: what baselines of this kind
 share.
 
-Optimizer, batches, epochs, moving average and the choice of the best epoch are those of stage 2. Each is trained
-twice: without label, and as a labelled one with all that the diffusion has beside noise. What the diffusion has
-over the labelled one is the diffusion's; the rest is the label's and the image loss's.
+Optimizer, batches, moving average and the choice of the best epoch are those of stage 2. Each is trained
+twice: without label, and as a labelled one with all that the diffusion has beside noise. What the diffusion
+has over the labelled one is the diffusion's; the rest is the label's and the image loss's.
 """
 from collections.abc import Callable
 from contextlib import nullcontext

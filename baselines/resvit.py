@@ -42,7 +42,7 @@ from torch.optim import Adam
 from baselines.baseline import Baseline
 from config import ResvitSettings
 from model import RecomputedBlock
-from runtime.fit import draw_rows, set_rate, update
+from runtime.fit import draw_rows, linear_decay, set_rate, update
 from utils import InputError, fused_on
 
 ENCODER_STRIDE = 4                                         # E2 and E3 halve the slice once each
@@ -246,11 +246,9 @@ def first_phase(epochs: int, settings: ResvitSettings) -> int:
 
 
 def rate_factor(epoch: int, epochs: int, warmup: int = 0) -> float:
-    """Share of the learning rate in an epoch of a phase, counted from 1: 1 in the first half, then falling in
-    equal steps that would reach 0 after the last; rising in equal steps in the epochs of a warm-up."""
-    decaying = epochs // 2
-    falling = (epochs - epoch + 1) / (decaying + 1)
-    return min(1.0, epoch / (warmup + 1), falling)
+    """Share of the learning rate in an epoch of a phase, counted from 1: 1 in the first half, then linear
+    decay; rising in equal steps in the epochs of a warm-up."""
+    return min(epoch / (warmup + 1), linear_decay(epoch, epochs, constant_share=0.5))
 
 
 # ---------------------------------------------------------------- slices
@@ -278,7 +276,7 @@ class Resvit(Baseline):
     parts: generator and disc, and an optimizer of each for each phase. volume_size: D, H, W.
     """
 
-    name, title, shifts_crop = "resvit", "ResViT (2D)", True
+    name, shifts_crop = "resvit", True
 
     def __init__(self, settings: ResvitSettings, volume_size: tuple[int, int, int], device: torch.device):
         self.settings = s = settings
@@ -298,8 +296,9 @@ class Resvit(Baseline):
         weights = {"g_1": self.generator.convolution_weights(), "g_2": self.generator.parameters(),
                    "d_1": self.disc.parameters(), "d_2": self.disc.parameters()}
         rates = {"g_1": s.lr_1, "g_2": s.lr_2, "d_1": s.lr_1, "d_2": s.lr_2}
-        optimizers = {f"opt_{which}": Adam(weights[which], rates[which], betas=s.betas, fused=fused_on(device))
-                      for which in weights}
+        optimizers = {}
+        for which, own in weights.items():
+            optimizers[f"opt_{which}"] = Adam(own, rates[which], betas=s.betas, fused=fused_on(device))
         super().__init__({"generator": self.generator, "disc": self.disc, **optimizers})
 
     @property

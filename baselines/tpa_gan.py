@@ -50,7 +50,7 @@ from model import Conv3d, RecomputedBlock, conv3
 from runtime.fit import set_rate, update
 from runtime.gpu import prepare
 from runtime.ranks import all_reduce_mean
-from utils import InputError, fused_on
+from utils import InputError, fused_on, size_text
 
 
 def check_size(network: str, volume_size: tuple[int, ...], least: int) -> None:
@@ -58,7 +58,7 @@ def check_size(network: str, volume_size: tuple[int, ...], least: int) -> None:
     No axis has to divide by anything."""
     if min(volume_size) < least:
         raise InputError(f"{network} of TPA-GAN needs at least {least} voxels along every axis of a volume, "
-                         f"but the volumes have {'x'.join(map(str, volume_size))}; take larger volumes, or "
+                         f"but the volumes have {size_text(volume_size)}; take larger volumes, or "
                          "leave this method out")
 
 
@@ -303,10 +303,11 @@ def phase_ends(settings: TPAGANSettings, epochs: int) -> tuple[int, int, int]:
 class TPAGAN(Baseline):
     """TPA-GAN's networks and optimizers, and their updates in its four phases.
 
-    volume_size: D, H, W. num_classes: labels K that T tells apart. phase: one of PHASES, of the present epoch.
+    volume_size: D, H, W. num_classes: labels K that T tells apart. phase: one of PHASES, of the present
+    epoch.
     """
 
-    name, title, shifts_crop, uses_labels = "tpa_gan", "TPA-GAN", True, True
+    name, shifts_crop, uses_labels = "tpa_gan", True, True
 
     def __init__(self, settings: TPAGANSettings, volume_size: tuple[int, ...], device: torch.device,
                  num_classes: int = 2):
@@ -386,7 +387,7 @@ class TPAGAN(Baseline):
         """Raise InputError for one scan that is so small that a batch norm would see a single value."""
         if scans == 1 and 1 in (math.prod(self.d.last_grid), math.prod(self.t.last_grid)):
             raise InputError("TPA-GAN cannot train on a batch of one scan of "
-                             f"{'x'.join(map(str, self.volume_size))} voxels, whose coarsest grid has one "
+                             f"{size_text(self.volume_size)} voxels, whose coarsest grid has one "
                              "voxel, because its batch norms need two values; take batches of two that "
                              "divide the training list, or larger volumes")
 

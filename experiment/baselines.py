@@ -50,7 +50,8 @@ def train_baselines(exp: Experiment) -> None:
         elif name in DENOISER:
             mean, std = latent_scale(cfg, training, None)
             metadata = {"latent_mean": mean, "latent_std": std}
-        baseline = build_baseline(name, cfg, exp.device, aae, training, labels_of(exp, name, metadata), metadata)
+        labels = labels_of(exp, name, metadata)
+        baseline = build_baseline(name, cfg, exp.device, aae, training, labels, metadata)
         train_baseline(exp, baseline, aae, metadata)
     plot_history(exp)
 
@@ -68,7 +69,8 @@ def labels_of(exp: Experiment, name: str, metadata: dict) -> Labels | None:
 
 
 def train_baseline(exp: Experiment, baseline: Baseline, aae: AAE | None, metadata: dict) -> None:
-    """Train one baseline; validate, and keep the best epoch. metadata: plain values that its checkpoint keeps."""
+    """Train one baseline; validate, and keep the best epoch. metadata: plain values that its checkpoint
+    keeps."""
     cfg, bound_to = exp.cfg, _bound_to(baseline.name, aae)
     if bound_to:
         bound_to["aae_epochs"] = cfg.aae_epochs            # an autoencoder that must not be trained further
@@ -115,7 +117,8 @@ class BaselinePrediction:
 
 # ---------------------------------------------------------------- for the test stage
 
-def reference_methods(exp: Experiment, aae: AAE, survey: Survey, epochs: dict[str, int]) -> dict[str, Predict]:
+def reference_methods(exp: Experiment, aae: AAE, survey: Survey,
+                      epochs: dict[str, int]) -> dict[str, Predict]:
     """Name -> predict function of every method beside il_cldm: trained baselines that fit this experiment (of
     others it says why not), the mean PET, and the oracle where a phantom has one for the whole test list.
 

@@ -181,8 +181,8 @@ class Experiment:
         return room
 
     def _checkpoint_tensors(self, stage: str, device: torch.device) -> list:
-        """Tensors of the size of those that a checkpoint of the stage holds: weights, what optimizers keep (two
-        moments of Adam), and moving averages."""
+        """Tensors of the size of those that a checkpoint of the stage holds: weights, what optimizers keep
+        (two moments of Adam), and moving averages."""
         cfg = self.cfg
         if stage in CHECKPOINT:
             networks = [build_unet(cfg, device)]

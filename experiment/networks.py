@@ -64,15 +64,15 @@ def build_baseline(name: str, cfg: Config, device: torch.device, aae: AAE | None
     """The baseline of this name (config.BASELINES), untrained.
 
     aae: for one on latents. latents: ID -> E(x) of the training list, for its training. labels: for one of
-    config.LABELLED. metadata: plain
-    values of its checkpoint, such as the scale of its latents. Raises InputError where a system does not fit
-    the size of the volumes.
+    config.LABELLED. metadata: plain values of its checkpoint, such as the scale of its latents. Raises
+    InputError where a system does not fit the size of the volumes.
     """
     if name in IMAGE_REGRESSIONS:
         groups = math.gcd(cfg.unet_norm_groups, cfg.regression_channels)
         unet = UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim,
                     num_classes=cfg.num_classes, norm_groups=groups, downscale=1, regression=True)
-        baseline = ImageRegression(place(unet, cfg, device), cfg.num_classes, regression_training(cfg), labels)
+        baseline = ImageRegression(place(unet, cfg, device), cfg.num_classes, regression_training(cfg),
+                                   labels)
     elif name in REGRESSIONS:
         space = LatentSpace(aae, *latent_scale(cfg, latents, metadata))
         z_0 = {subject: space.scale(latent) for subject, latent in (latents or {}).items()}

@@ -213,9 +213,12 @@ def write_costs(exp: Experiment, clocks: dict[str, Clock]) -> None:
     trained."""
     if not is_rank_0():
         return
-    rows = []
+    rows, known = [], {}                                   # stage -> its cost; checkpoints are large
     for method, clock in clocks.items():
-        trainings = [_training_cost(exp, stage) for stage in trainings_of(method)]
+        for stage in trainings_of(method):
+            if stage not in known:
+                known[stage] = _training_cost(exp, stage)
+        trainings = [known[stage] for stage in trainings_of(method)]
         if trainings:
             seconds = getattr(clock.predict, "seconds", clock.seconds)
             rows.append({"method": method, **pd.DataFrame(trainings).sum(skipna=False),
@@ -239,8 +242,10 @@ def _training_cost(exp: Experiment, stage: str) -> dict[str, float]:
     it."""
     last = exp.networks.last_path(stage)
     saved = load_checkpoint(last if last.exists() else exp.networks.best_path(stage))
-    weights = sum(value.numel() for part, state in saved["state"].items() if not part.startswith(("opt", "ema"))
-                  for name, value in state.items() if not name.endswith(NOT_TRAINED))
+    weights = 0
+    for part, state in saved["state"].items():
+        if not part.startswith(("opt", "ema")):
+            weights += sum(value.numel() for name, value in state.items() if not name.endswith(NOT_TRAINED))
     if not last.exists():
         return {"weights": weights, "volumes_seen": float("nan"), "training_s": float("nan")}
     batch = saved["settings"]["aae_batch_size" if stage == "aae" else "ldm_batch_size"]

@@ -144,6 +144,13 @@ def set_cosine_rate(optimizers: list[Optimizer], rate: float, decay: bool, epoch
     set_rate(optimizers, rate * factor)
 
 
+def linear_decay(epoch: int, epochs: int, constant_share: float) -> float:
+    """What the learning rate of an epoch, counted from 1, is multiplied by: 1 for a share of the epochs, then
+    down a line that would reach 0 after the last."""
+    constant = math.ceil(constant_share * epochs)
+    return 1 - max(0, epoch - constant) / (epochs - constant + 1)
+
+
 def draw_rows(draw: Callable[..., Tensor], n: int, *arguments, **options) -> Tensor:
     """n rows of draw(n, ...) that do not depend on the number of ranks: each rank draws the rows of all, and
     takes its own, so that two ranks with batches of 1 see what one rank with a batch of 2 sees."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from model import Conv3d, GroupNorm
 from runtime.logs import say
-from utils import InputError
+from utils import InputError, size_text
 
 GIB = 2 ** 30
 LARGEST_ERROR = 0.05      # of a bfloat16 convolution, in standard deviations of its output; rounding: 0.02
@@ -110,7 +110,7 @@ def check(device: torch.device, dtype: torch.dtype, batch: int, channels: int,
     if dtype != torch.float32:
         error = convolution_error(device, dtype, batch, channels, size)
         if not error <= LARGEST_ERROR:                     # nor is it if it is not a number
-            voxels = "x".join(map(str, size))
+            voxels = size_text(size)
             raise InputError(f"a 3D convolution of {batch} volumes of {voxels} voxels in {dtype} differs by "
                              f"{error:.2g} standard deviations from the same in float32, on "
                              f"{describe(device)}; rounding gives at most {LARGEST_ERROR}. Take another "

@@ -35,7 +35,7 @@ from runtime.program import exit_code
 from runtime.signals import abandoned_on_error, serve_parent
 from studies import gpu, systems
 from studies.parts import PARTS, SCAN, SUBJECTS, Setup, run_hours
-from utils import pick_device, pick_precision
+from utils import pick_device, pick_precision, size_text
 
 REPEATS = 5                                                # repetitions after the warm-up
 ENOUGH_SECONDS, ENOUGH_SECONDS_QUICK = 20.0, 1.0           # of a part in all, after which it is not repeated
@@ -179,7 +179,7 @@ def machine(device: torch.device) -> str:
 
 def describe(size: str, cfg: Config, dtype: str, device: torch.device) -> str:
     """The lines above the table of a size: what was measured on which machine, and the headings."""
-    voxels = "x".join(map(str, cfg.volume_size))
+    voxels = size_text(cfg.volume_size)
     steps = sample_nfe(cfg, cfg.sampler, cfg.sampling_steps)
     lines = [f"{size} size: {voxels} voxels, batches of {cfg.aae_batch_size} and {cfg.ldm_batch_size}, "
              f"{dtype}; {machine(device)}",
@@ -228,7 +228,7 @@ def benchmark_systems(settings: dict[str, Config], quick: bool) -> None:
     for size, cfg in settings.items():
         device = pick_device(cfg.device)
         dtype = str(pick_precision(cfg.precision, device)).removeprefix("torch.")
-        print(f"{size} size: {'x'.join(map(str, cfg.volume_size))} voxels, {dtype}; {machine(device)}\n"
+        print(f"{size} size: {size_text(cfg.volume_size)} voxels, {dtype}; {machine(device)}\n"
               f"  {'':26}{'parameters':>14}{'seconds':>14}{'memory':>11}", flush=True)
         for name in systems.chosen(cfg):
             for part in (systems.STEP, systems.SCAN):

@@ -14,21 +14,18 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from config import BASELINES, PRESETS, SYSTEMS, Config
-from evaluation.results import Run
-from evaluation.statistics import agreement, area_under_roc, bootstrap, bootstrap_p, holm, interval
 from experiment.networks import checkpoint_name
 from runtime.checkpoints import read_history
 from runtime.commandline import parse
 from runtime.files import make_folder, write_csv, write_text
 from runtime.logs import LOG, logging_run, say
 from studies import systems
+from studies.comparison_table import make_table, to_markdown
 from studies.parts import Part, Setup, scan_pass, stage_1_step, stage_2_step
 from studies.running import FOLDER, SEEDS, Failed, cohort_words, load_finished, run_stages
-from utils import METRICS
 
 # Epochs of stage 1 and 2; a system gets their sum. FULL: four times the updates of the other study.
 SHORT = ["--aae_epochs", "20", "--ldm_epochs", "12"]
@@ -36,14 +33,6 @@ FULL = ["--aae_epochs", "80", "--ldm_epochs", "48", "--validation_every", "8"]
 FACTORS = (1 / 3, 1.0, 3.0)                                # of the preset's learning rates, that are tried
 RATES = {"ldm": ("ldm_lr",), "pix2pix": ("pix2pix.lr",), "tpa_gan": ("tpa_gan.g_lr", "tpa_gan.d_lr"),
          "fgan": ("fgan.lr",), "resvit": ("resvit.lr_1", "resvit.lr_2"), "ddpm": ("ddpm.lr",)}
-RESAMPLES = 2000                                           # of subjects, behind intervals and p values
-NAMES = {"il_cldm": "IL-CLDM (default)", "published": "IL-CLDM (published)", "pix2pix": "Pix2Pix",
-         "tpa_gan": "TPA-GAN", "fgan": "FGAN", "fgan_published": "FGAN (published form)",
-         "resvit": "ResViT (2D)", "ddpm": "DDPM, one sample", "ddpm_mean": "DDPM, mean of 8",
-         "ddpm_ancestral": "DDPM, one ancestral sample", "latent_regression": "latent regression",
-         "labelled_latent_regression": "latent regression with label", "image_regression": "image regression",
-         "labelled_image_regression": "image regression with label", "mean_pet": "mean PET (floor)",
-         "oracle": "oracle (ceiling)"}
 
 
 class Row(NamedTuple):
@@ -250,139 +239,15 @@ def run_row(row: Row, seed: int, quick: bool, rates: list[str]) -> None:
         make_folder(cfg.result_dir)
         source = settings_of(BY_NAME["main"], seed, quick, rates).result_dir
         if not (source / f"{checkpoint_name('ddpm')}_last.pth.tar").is_file():
-            raise Failed(2, f"ddpm_ancestral, seed {seed}: {source} has no trained ddpm; run the row main first")
+            raise Failed(2, f"ddpm_ancestral, seed {seed}: {source} has no trained ddpm; run the row main "
+                            "first")
         for last in ("", "_last"):
             name = f"{checkpoint_name('ddpm')}{last}.pth.tar"
             shutil.copyfile(source / name, cfg.result_dir / name)
     run_stages(f"{row.name}, seed {seed}", cfg.exp, words(row, seed, quick, rates), stages(row))
 
 
-# ---------------------------------------------------------------- the table
-
-def method_scores(run: Run, method: str, seed: int) -> dict:
-    """The scores of a method on the test list of a run, and the bootstrap replicates of its PSNR in the brain
-    and of the AUC of its SUVR, [RESAMPLES] each, of the same subjects for every method of the seed."""
-    images, uptake = (table[table["method"] == method].set_index("ID") for table in (run.test, run.uptake))
-    real = run.uptake[run.uptake["method"] == "real"].set_index("ID")
-    suvr, label = uptake["SUVR"].reindex(real.index).to_numpy(), real["label"].to_numpy()
-    agrees, psnr = agreement(real["SUVR"].to_numpy(), suvr), images["PSNR_brain"].to_numpy()
-    replicates = {"PSNR_brain": bootstrap(lambda chosen: psnr[chosen].mean(-1), len(psnr), RESAMPLES, seed),
-                  "AUC": bootstrap(lambda chosen: area_under_roc(label[chosen], suvr[chosen]), len(label),
-                                   RESAMPLES, seed)}
-    return {"scores": {**images[list(METRICS)].mean(), "r": agrees["Pearson"], "bias": agrees["bias"],
-                       "slope": agrees["slope"], "AUC": float(area_under_roc(label, suvr))},
-            "replicates": replicates, "subjects": len(label)}
-
-
-def make_table(runs: dict[tuple[str, int], Run], costs: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
-    """A row a method: the mean of every score over the seeds, and its SD under <score>_sd; the 95 % interval of
-    the AUC; p values against IL-CLDM, and at link 0 against chance, all of them adjusted together (Holm);
-    costs.
-
-    runs, costs: (row, seed) -> results, and cost.csv, of the experiments that are finished.
-    """
-    found, commands, cost_rows = {}, {}, {}
-    for (name, seed), run in runs.items():
-        for method, row in BY_NAME[name].methods.items():
-            if method in set(run.test["method"]):
-                found.setdefault(row, {})[seed] = method_scores(run, method, seed)
-                commands.setdefault(row, run.metadata["command"])
-                cost = costs[name, seed].set_index("method")
-                if method in cost.index:
-                    cost_rows.setdefault(row, []).append(cost.loc[method])
-    rows = []
-    for row, by_seed in found.items():
-        scores = pd.DataFrame([seed["scores"] for seed in by_seed.values()])
-        low, high = interval(_mean_over(by_seed, "AUC"))
-        rows.append({"method": row, "n": len(by_seed),
-                     "subjects": sum(seed["subjects"] for seed in by_seed.values()),
-                     **scores.mean(), **scores.std().add_suffix("_sd"), "AUC_low": low, "AUC_high": high,
-                     **_p_values(row, by_seed, found.get("il_cldm", {})),
-                     **(pd.DataFrame(cost_rows[row]).mean() if row in cost_rows else {}),
-                     "made_by": commands[row]})
-    table = pd.DataFrame(rows)
-    adjusted = holm(table[["p_PSNR_brain", "p_AUC"]].to_numpy().ravel()).reshape(-1, 2)
-    order = [*NAMES, *AT_LINK_0.values(), *SHUFFLED.values()]
-    table = table.assign(p_PSNR_brain=adjusted[:, 0], p_AUC=adjusted[:, 1])
-    return table.sort_values("method", key=lambda names: names.map(order.index)).reset_index(drop=True)
-
-
-def _mean_over(by_seed: dict[int, dict], score: str, seeds: list[int] | None = None) -> np.ndarray:
-    """Replicates of the mean over seeds, [RESAMPLES]."""
-    return np.mean([by_seed[seed]["replicates"][score] for seed in seeds or by_seed], axis=0)
-
-
-def _p_values(row: str, by_seed: dict[int, dict], of_il_cldm: dict[int, dict]) -> dict[str, float]:
-    """p of "as IL-CLDM" on the seeds that both have; at link 0 of "no better than chance" for the AUC alone."""
-    if "link_0" in row:
-        chance = np.full(RESAMPLES, 0.5)
-        return {"p_PSNR_brain": np.nan, "p_AUC": bootstrap_p(_mean_over(by_seed, "AUC"), chance)}
-    seeds = [seed for seed in by_seed if seed in of_il_cldm]
-    if row == "il_cldm" or not seeds:
-        return {"p_PSNR_brain": np.nan, "p_AUC": np.nan}
-    return {f"p_{score}": bootstrap_p(_mean_over(by_seed, score, seeds), _mean_over(of_il_cldm, score, seeds))
-            for score in ("PSNR_brain", "AUC")}
-
-
-HEADINGS = {"PSNR_brain": ("PSNR in brain (dB)", 2), "SSIM_brain": ("SSIM in brain", 3),
-            "MAE_brain": ("MAE in brain", 4), "PSNR": ("PSNR on box (dB)", 2), "SSIM": ("SSIM on box", 3),
-            "MAE": ("MAE on box", 4), "r": ("r", 2), "bias": ("bias", 3), "slope": ("slope", 2)}
-
-
-def to_markdown(table: pd.DataFrame) -> str:
-    """The table of scores, mean ± SD over seeds, * where p < 0.05 against IL-CLDM; that of the null controls;
-    and the costs."""
-    is_null = table["method"].str.contains("link_0")
-    parts = [_scores_text(table[~is_null])]
-    if is_null.any():
-        parts.append(_null_text(table[is_null]))
-    costs = table[~is_null].dropna(subset="weights") if "weights" in table else table[:0]
-    if len(costs):
-        parts.append(_costs_text(costs))
-    return "\n\n".join(part.to_markdown(index=False, disable_numparse=True) for part in parts) + "\n"
-
-
-def _scores_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The cells of the scores."""
-    rows = []
-    for _, row in table.iterrows():
-        cells = {"method": NAMES[row["method"]], "seeds": row["n"]}
-        for score, (heading, digits) in HEADINGS.items():
-            star = "*" if row.get(f"p_{score}", 1) < 0.05 else ""
-            cells[heading] = _mean_and_sd(row[score], row[f"{score}_sd"], digits) + star
-        star = "*" if row["p_AUC"] < 0.05 else ""
-        cells["AUC [95 %]"] = f"{row['AUC']:.2f} [{row['AUC_low']:.2f}, {row['AUC_high']:.2f}]{star}"
-        rows.append(cells)
-    return pd.DataFrame(rows)
-
-
-def _null_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The cells of the null controls."""
-    rows = []
-    for _, row in table.iterrows():
-        method, _, shuffled = row["method"].partition("_link_0")
-        rows.append({"method": NAMES[method], "labels": "shuffled" if shuffled else "own", "seeds": row["n"],
-                     "AUC [95 %]": f"{row['AUC']:.2f} [{row['AUC_low']:.2f}, {row['AUC_high']:.2f}]",
-                     "p against 0.5 (Holm)": f"{row['p_AUC']:.2f}"})
-    return pd.DataFrame(rows)
-
-
-def _costs_text(table: pd.DataFrame) -> pd.DataFrame:
-    """The cells of the costs."""
-    return pd.DataFrame({"method": table["method"].map(NAMES),
-                         "weights": [f"{n:,.0f}" for n in table["weights"]],
-                         "volumes seen": [f"{n:,.0f}" for n in table["volumes_seen"]],
-                         "training (s)": [f"{s:,.0f}" for s in table["training_s"]],
-                         "NFE": [f"{n:.0f}" for n in table["NFE"]],
-                         "a scan (s)": [f"{s:.2f}" for s in table["scan_s"]]})
-
-
-def _mean_and_sd(mean: float, sd: float, digits: int) -> str:
-    """Mean ± SD; without the SD where there is one seed, a dash where there is no mean."""
-    if not np.isfinite(mean):
-        return "-"
-    return f"{mean:.{digits}f}" + (f" ± {sd:.{digits}f}" if np.isfinite(sd) else "")
-
+# ---------------------------------------------------------------- the tables
 
 def write_tables(seeds: list[int], quick: bool, rates: list[str]) -> None:
     """Write comparison.csv and .md of the experiments that are finished, and copy the picture of the first.
@@ -398,7 +263,7 @@ def write_tables(seeds: list[int], quick: bool, rates: list[str]) -> None:
     if not runs:
         raise Failed(2, "no experiment of the comparison is finished; python main.py study comparison runs "
                         "them")
-    table = make_table(runs, costs)
+    table = make_table(runs, costs, {row.name: row.methods for row in ROWS})
     write_csv(stem.with_suffix(".csv"), table)
     write_text(stem.with_suffix(".md"), to_markdown(table))
     first = next(iter(runs.values()))
@@ -413,7 +278,8 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="main.py study comparison", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true",
-                        help="the main experiment of seed 0 alone, a quarter of the training, no search of rates")
+                        help="the main experiment of seed 0 alone, a quarter of the training, no search of "
+                             "rates")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), choices=SEEDS,
                         help="seeds to run")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS],

@@ -34,7 +34,7 @@ from runtime.failures import is_out_of_memory
 from runtime.files import make_folder, write_text
 from studies.parts import (AS_TORCH, PARTS, SCAN, SUBJECTS, Setup, Way, run_hours, stage_1_update,
                            stage_2_update)
-from utils import pick_device, pick_precision
+from utils import pick_device, pick_precision, size_text
 
 FOLDER = Path("result") / "benchmark"
 SECONDS, REPEATS, WARM_UPS = 2.0, 10, 2                    # of a row: at most so long, and so often
@@ -300,7 +300,7 @@ def measure(cfg: Config, minutes: float, dry_run: bool) -> None:
     device = pick_device("cpu" if dry_run and not torch.cuda.is_available() else "cuda")
     cfg = dataclasses.replace(cfg, device=device.type, **(TINY if dry_run else {}))
     machine = gpu.describe(device) if device.type == "cuda" else "dry run on a CPU"
-    about = {"version": VERSION, "machine": machine, "size": "x".join(map(str, cfg.volume_size))}
+    about = {"version": VERSION, "machine": machine, "size": size_text(cfg.volume_size)}
     make_folder(FOLDER)
     file = FOLDER / "gpu.json"
     found = _measured_before(file, about)

@@ -25,8 +25,8 @@ TINY = {
 }
 TINY_SYSTEMS = {                                           # the compared systems on these volumes
     "pix2pix.downs": 2, "pix2pix.width": 4, "pix2pix.dropout_blocks": 1, "pix2pix.disc_width": 4,
-    "pix2pix.disc_layers": 1, "tpa_gan.width": 1, "tpa_gan.residual_units": 1, "tpa_gan.disc_channels": (4, 4, 4),
-    "tpa_gan.task_layers": (1, 1), "tpa_gan.task_channels": 4, "tpa_gan.task_growth": 4,
+    "pix2pix.disc_layers": 1, "tpa_gan.width": 1, "tpa_gan.residual_units": 1,
+    "tpa_gan.disc_channels": (4, 4, 4), "tpa_gan.task_layers": (1, 1), "tpa_gan.task_channels": 4, "tpa_gan.task_growth": 4,
     "fgan.generator_width": 4, "fgan.generator_blocks": 1, "fgan.discriminator_width": 4,
     "fgan.classifier_channels": (4, 4, 4), "fgan.classifier_pools": 1, "fgan.feature_layers": (0, 2),
     "resvit.width": 4, "resvit.art_blocks": 2, "resvit.transformer_blocks": (1,), "resvit.downs": 1,

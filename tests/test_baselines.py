@@ -3,6 +3,8 @@ and where their scores stand."""
 import os
 import shutil
 import signal
+from collections.abc import Callable
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -40,11 +42,8 @@ def run(*stages: str, **settings) -> int:
     return main.main([*arguments(SMALL | settings), "--stages", *stages])
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A project folder in which the tiny cohort has gone through both stages and the baselines, as experiment
-    `a`, with regions."""
-    root = tmp_path_factory.mktemp("finished")
+def finish(root: Path, run: Callable[..., int]) -> Path:
+    """The folder in which the tiny cohort, with regions, has gone through both stages and the baselines."""
     write_cohort(root)
     masks(root)
     before = os.getcwd()
@@ -55,6 +54,12 @@ def finished(tmp_path_factory):
     finally:
         os.chdir(before)
     return root
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished project folder, its experiment `a`."""
+    return finish(tmp_path_factory.mktemp("finished"), run)
 
 
 @pytest.fixture(autouse=True)
@@ -282,7 +287,8 @@ def test_losses_and_validations_stand_beside_those_of_the_stages(finished, monke
     folder = finished / "result" / "a"
     losses, validation = (pd.read_csv(folder / f"{name}.csv") for name in ("loss_curve", "validation"))
     stages = ("aae", "ldm", *REGRESSIONS)
-    expected = dict.fromkeys(stages, [1, 2]) | dict.fromkeys(IMAGE_REGRESSIONS, [1, 2, 3, 4])  # as both stages
+    # those on images are trained for as many epochs as both stages
+    expected = dict.fromkeys(stages, [1, 2]) | dict.fromkeys(IMAGE_REGRESSIONS, [1, 2, 3, 4])
     assert losses.groupby("stage")["epoch"].apply(list).to_dict() == expected
     assert losses[losses["stage"].isin(REGRESSIONS)]["mse"].notna().all()
     assert validation.groupby("stage")["best"].sum().to_dict() == dict.fromkeys(stages, 1)

@@ -351,7 +351,8 @@ def test_ddim_gives_the_mean_of_samples_whose_estimates_are_clamped_at_every_ste
     """Song et al. 2021, Eq. 12, where every estimate of z_0 is z_t over the signal, clamped to [-1, 1]."""
     ddpm = denying(samples=3, seed=seed, sampling_steps=steps, at_once=4)
     found = ddpm.predict(random_batch()["mri"], ids=["a", "b"])
-    signals, noises = np.sqrt(alpha_bars(*TINY["beta"], TINY["T"])), np.sqrt(1 - alpha_bars(*TINY["beta"], TINY["T"]))
+    alpha_bar = alpha_bars(*TINY["beta"], TINY["T"])
+    signals, noises = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
     for row, name in enumerate(["a", "b"]):
         samples = []
         for k in range(3):

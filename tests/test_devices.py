@@ -91,7 +91,8 @@ def assert_on_device(tensors, shape: tuple[int, ...] | None = None) -> None:
 
 def settings(**changed) -> Config:
     """Tiny settings, with attention."""
-    return Config(**merged(Config, TINY, TINY_SYSTEMS | {"unet_attention_levels": (1,), "timesteps": 10} | changed))
+    own = TINY_SYSTEMS | {"unet_attention_levels": (1,), "timesteps": 10}
+    return Config(**merged(Config, TINY, own | changed))
 
 
 def volumes(device: torch.device = META) -> Tensor:

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 
 from baselines import pix2pix as module
 from baselines.patchgan import PatchGAN, norm_of, start_normal
-from baselines.pix2pix import (Generator, Pix2Pix, adversarial_loss, discriminator_loss, drop,
-                               rate_factor)
+from baselines.pix2pix import Generator, Pix2Pix, adversarial_loss, discriminator_loss, drop
 from config import DEMO, Pix2PixSettings
+from runtime.fit import linear_decay
 from utils import InputError, NotFiniteError, autocast
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -81,7 +81,7 @@ def test_the_method_has_the_networks_of_both_sizes():
     assert number_of_weights(method.generator) == 1_448_257
     assert method.disc.receptive_field == 16
     assert set(method.parts) == {"generator", "disc", "opt_g", "opt_d"}
-    assert (method.name, method.title, method.uses_labels) == ("pix2pix", "Pix2Pix", False)
+    assert (method.name, method.uses_labels) == ("pix2pix", False)
 
 
 @pytest.mark.parametrize("size, settings, patches", [
@@ -236,13 +236,13 @@ def test_the_adversarial_loss_by_hand():
 
 
 def test_the_rate_is_constant_for_half_of_the_epochs_and_then_falls_to_0():
-    assert [rate_factor(epoch, 200, 0.5) for epoch in (1, 57, 100)] == [1, 1, 1]
-    assert rate_factor(101, 200, 0.5) == pytest.approx(100 / 101)
-    assert rate_factor(150, 200, 0.5) == pytest.approx(51 / 101)
-    assert rate_factor(200, 200, 0.5) == pytest.approx(1 / 101)
-    assert [rate_factor(epoch, 4, 0.5) for epoch in range(1, 5)] == pytest.approx([1, 1, 2 / 3, 1 / 3])
-    assert rate_factor(1, 1, 0.5) == 1
-    assert rate_factor(4, 4, 0.75) == pytest.approx(0.5)
+    assert [linear_decay(epoch, 200, 0.5) for epoch in (1, 57, 100)] == [1, 1, 1]
+    assert linear_decay(101, 200, 0.5) == pytest.approx(100 / 101)
+    assert linear_decay(150, 200, 0.5) == pytest.approx(51 / 101)
+    assert linear_decay(200, 200, 0.5) == pytest.approx(1 / 101)
+    assert [linear_decay(epoch, 4, 0.5) for epoch in range(1, 5)] == pytest.approx([1, 1, 2 / 3, 1 / 3])
+    assert linear_decay(1, 1, 0.5) == 1
+    assert linear_decay(4, 4, 0.75) == pytest.approx(0.5)
 
 
 def test_an_epoch_sets_the_rates_of_both_optimizers():

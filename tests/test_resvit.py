@@ -444,7 +444,7 @@ def test_the_parts_are_all_networks_and_optimizers():
     late = count(generator.transformer) + count(generator.paths)
     assert updated == {"g_1": count(generator) - late, "g_2": count(generator), "d_1": count(disc),
                        "d_2": count(disc)}
-    assert (Resvit.name, Resvit.title) == ("resvit", "ResViT (2D)")
+    assert Resvit.name == "resvit"
 
 
 def test_the_small_settings_train_and_predict_the_demo_volumes():

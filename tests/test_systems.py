@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import LISTS, TINY, TINY_SYSTEMS, arguments, write_cohort
-from test_baselines import crop_of, methods, same_states
+from conftest import LISTS, TINY, TINY_SYSTEMS, arguments
+from test_baselines import crop_of, finish, methods, same_states
 from test_main import do_nothing, masks, no_pictures  # noqa: F401  the last one is a fixture
 from test_ranks import in_ranks
 
@@ -52,18 +52,8 @@ def config(**settings) -> Config:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A project folder in which the tiny cohort has gone through everything, as experiment `a`."""
-    root = tmp_path_factory.mktemp("finished")
-    write_cohort(root)
-    masks(root)
-    before = os.getcwd()
-    os.chdir(root)
-    torch.set_num_threads(1)
-    try:
-        assert run("check", "aae", "encode", "ldm", "baselines", "test", "report", "tables") == 0
-    finally:
-        os.chdir(before)
-    return root
+    """A finished project folder, its experiment `a`."""
+    return finish(tmp_path_factory.mktemp("finished"), run)
 
 
 @pytest.fixture(autouse=True)
@@ -159,7 +149,7 @@ def test_costs_stand_beside_every_trained_method(finished, monkeypatch):
         weights = sum(weight.numel() for network in networks for weight in network.parameters())
         assert cost.loc[name, "weights"] == weights, name
     assert cost.loc["ddpm_mean", "weights"] == cost.loc["ddpm", "weights"]
-    assert (cost["volumes_seen"] == pd.Series(24, cost.index).mask(cost.index == "aae", 12)).all()  # 6 subjects
+    assert cost["volumes_seen"].to_dict() == dict.fromkeys(cost.index, 24) | {"aae": 12}     # of 6 subjects
     # 2 samples by 3 steps of ddim; matched takes two passes
     assert cost["NFE"].to_dict() == {"aae": 1, "il_cldm": 12, **dict.fromkeys(SYSTEMS, 1), "resvit": 16,
                                      "ddpm": 3, "ddpm_mean": 6}                      # ResViT: one a slice
@@ -181,7 +171,8 @@ def test_with_shuffled_labels_training_sees_those_of_others(project, monkeypatch
     assert seen == {scan.id: scan.label for scan in cohort.train}
     assert run("aae", "encode", "baselines", exp="other", baselines=("fgan",), shuffle_labels=True) == 0
     order = label_order(6, config().seed, shuffled=True)
-    assert seen == {scan.id: cohort.train[place].label for scan, place in zip(cohort.train, order, strict=True)}
+    given = [cohort.train[place].label for place in order]
+    assert seen == dict(zip([scan.id for scan in cohort.train], given, strict=True))
     assert seen != {scan.id: scan.label for scan in cohort.train}
 
 
@@ -411,8 +402,8 @@ def test_a_training_ends_the_costs_and_the_picture_of_earlier_networks(project):
 
 def test_sizes_that_do_not_fit_are_all_named_before_anything_is_written(project, capsys):
     message = refused(project, capsys, "aae", "encode", "ldm", "baselines", exp="new",
-                      **{"pix2pix.downs": 5, "fgan.classifier_pools": 2, "fgan.classifier_channels": (4, 4, 4),
-                         "resvit.slices_per_volume": 40, "tpa_gan.ssim_window": 17})
+                      **{"pix2pix.downs": 5, "fgan.classifier_pools": 2,
+                         "fgan.classifier_channels": (4, 4, 4), "resvit.slices_per_volume": 40, "tpa_gan.ssim_window": 17})
     for part in ("pix2pix: the generator of Pix2Pix halves the grid 5 times",
                  "tpa_gan: tpa_gan.ssim_window is 17, but slices have 16x24 voxels",
                  "resvit: slices_per_volume is 40, but a volume has 16 axial slices"):
