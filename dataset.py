@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imaging.cache import VolumeCache
-from imaging.volumes import (SAME_PLACE_MM, Crop, Grid, orientation_problem, read_header, read_volume,
-                             save_nifti)
+from imaging.grids import SAME_PLACE_MM, Crop, Grid
+from imaging.volumes import orientation_problem, read_header, read_volume, save_nifti
 from runtime.files import brief, read_table, read_text
 from runtime.logs import progress_bar
 from runtime.ranks import DistributedBatches, rank, world_size

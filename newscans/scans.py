@@ -13,7 +13,8 @@ from nibabel.affines import voxel_sizes
 from skimage.transform import downscale_local_mean
 
 from dataset import RANGE_TOLERANCE
-from imaging.volumes import Crop, Grid, block_affine, orientation_problem, read_header, read_volume, resample
+from imaging.grids import Crop, Grid, block_affine, resample
+from imaging.volumes import orientation_problem, read_header, read_volume
 from runtime.files import brief, file_status
 from utils import InputError
 

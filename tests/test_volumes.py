@@ -8,17 +8,9 @@ import pytest
 from conftest import AFFINE, SHAPE, TINY, header_that_claims, turned, write_volume
 from nibabel.affines import apply_affine
 
-from imaging.volumes import (
-    Crop,
-    Grid,
-    block_affine,
-    orientation_problem,
-    read_header,
-    read_volume,
-    resample,
-    save_nifti,
-    save_synthesis,
-)
+from imaging.grids import Crop, Grid, block_affine, resample
+from imaging.headers import orientation_problem, read_header
+from imaging.volumes import read_volume, save_nifti, save_synthesis
 from utils import InputError
 
 CROP = Crop(TINY["crop_start"], TINY["volume_size"])
