@@ -20,7 +20,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from imaging.cache import VolumeCache
 from imaging.grids import SAME_PLACE_MM, Crop, Grid
-from imaging.volumes import orientation_problem, read_header, read_volume, save_nifti
+from imaging.headers import read_header
+from imaging.nifti_files import VolumeFolder
+from imaging.remarks import Remarks
+from imaging.volumes import RANGE_TOLERANCE, RINGING, read_in_range, read_voxels, save_nifti
 from runtime.files import brief, read_table, read_text
 from runtime.logs import progress_bar
 from runtime.ranks import DistributedBatches, rank, world_size
@@ -29,8 +32,8 @@ from utils import InputError, derived_seed
 
 SPLITS = ("train", "validation", "test")
 # file systems take names of 255 bytes
-ID_PATTERN = re.compile(r"(?!.*\.nii(\.gz)?$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-RANGE_TOLERANCE = 1e-5                            # integers times a float32 scale factor may end at 1.0000001
+ID_PATTERN = re.compile(r"(?!.*\.(?i:nii(\.gz)?)$)[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+FOLDERS = ("whole_MRI", "whole_Abeta")                     # of a cohort's volumes
 
 
 @dataclass(frozen=True)
@@ -56,24 +59,6 @@ def parse_id(scan_id: str, pattern: re.Pattern) -> tuple[str, str]:
     return re.sub(r"^(\d{3})_?S_?(\d{4,5})$", r"\1S\2", match[group]), before + scan_id[match.end(group):]
 
 
-def find_volume(data_dir: Path, folder: str, scan_id: str) -> Path:
-    """The file of an ID in whole_MRI or whole_Abeta. Raises InputError if there is none, or two, or a link to
-    somewhere else."""
-    home = data_dir / folder
-    candidates = [home / f"{scan_id}{suffix}" for suffix in (".nii", ".nii.gz")]
-    found = [path for path in candidates if os.path.lexists(path)]
-    if not found:
-        raise InputError(f"{candidates[0]}[.gz]: not there")
-    if len(found) == 2:
-        raise InputError(f"{found[0]} and {found[1].name}: both are there; keep one")
-    if found[0].is_symlink() and not os.path.realpath(found[0]).startswith(
-        os.path.join(os.path.realpath(home), "")
-    ):
-        raise InputError(f"{found[0]}: is a link that leaves its folder; copy the file, or make the whole "
-                         "folder a link")
-    return found[0]
-
-
 # ---------------------------------------------------------------- lists and labels
 
 class CohortReader:
@@ -83,6 +68,7 @@ class CohortReader:
     def __init__(self, data_dir: Path, info_dir: Path, num_classes: int, subject_pattern: str):
         self.data_dir, self.info_dir, self.num_classes = data_dir, info_dir, num_classes
         self.subject_pattern = re.compile(subject_pattern)
+        self.volumes = {folder: VolumeFolder(data_dir / folder) for folder in FOLDERS}
         self.problems: list[str] = []
 
     def read(self) -> dict[str, list[Scan]]:
@@ -160,7 +146,7 @@ class CohortReader:
 
     def _file(self, folder: str, scan_id: str) -> Path | None:
         try:
-            return find_volume(self.data_dir, folder, scan_id)
+            return self.volumes[folder].find(scan_id)
         except InputError as error:
             self.problems.append(str(error))
             return None
@@ -227,16 +213,13 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
     subjects that the training list must have with every label, so that labels can be predicted from the MRI.
     Raises InputError that lists every problem found: file, what was found, what is expected.
     """
-    if not any(
-        (data_dir / folder).is_dir() and any((data_dir / folder).glob("*.nii*"))
-        for folder in ("whole_MRI", "whole_Abeta")
-    ):
+    reader = CohortReader(data_dir, info_dir, num_classes, subject_pattern)
+    if not any(folder.by_stem for folder in reader.volumes.values()):
         raise InputError(f"{data_dir} holds no cohort. Place the volumes as "
                          f"{data_dir}/whole_MRI/<ID>.nii[.gz] and {data_dir}/whole_Abeta/<ID>.nii[.gz],\nthe "
                          f"labels in {info_dir}/data_info.csv (columns ID,label) and one ID a line in "
                          f"{info_dir}/train.txt, validation.txt and test.txt.\nTo see everything run on a "
                          "digital phantom first: python main.py --preset demo")
-    reader = CohortReader(data_dir, info_dir, num_classes, subject_pattern)
     splits = reader.read()
     problems = reader.problems
     if splits["train"] and len(splits["train"]) < smallest_training_list:
@@ -250,13 +233,14 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
 
     scans = [scan for split in SPLITS for scan in splits[split]]
     grids, stored = _check_headers(scans, image_size, problems)
+    remarks = Remarks()
     ranges = _check_voxels([path for scan in scans for path in (scan.mri, scan.pet) if path in grids],
-                           problems)
+                           problems, remarks)
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s) in the data:", *problems]))
     affine, checksums = grids[scans[0].mri], {path: checksum for path, (_, _, checksum) in ranges.items()}
     return Cohort(**splits, affine=affine, checksums=checksums,
-                  report=_report(splits, affine, image_size, stored, ranges, scans))
+                  report=_report(splits, affine, image_size, stored, ranges, scans, remarks))
 
 
 def _check_headers(scans: list[Scan], image_size: tuple[int, ...],
@@ -273,8 +257,6 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...],
         if len(shape) != 3:
             problems.append(f"{path}: has {len(shape)} dimensions {shape}; expected one 3D volume "
                             f"{image_size}")
-        elif problem := orientation_problem(header):
-            problems.append(f"{path}: {problem}")
         else:
             grid = Grid.of(header)
             if grid.shape != tuple(image_size):
@@ -317,12 +299,14 @@ def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size:
                                 "to one grid")
 
 
-def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[float, float, int]]:
-    """Smallest and largest intensity of every file, and the checksum of its voxels."""
+def _check_voxels(paths: list[Path], problems: list[str],
+                  remarks: Remarks) -> dict[Path, tuple[float, float, int]]:
+    """Smallest and largest intensity of every file, and the checksum of its voxels, as the networks see them.
+    """
     def extremes(path: Path) -> tuple[float, float, int] | str:
         """What stands in the result for a file, or its problem."""
         try:
-            voxels, _ = read_volume(path)
+            voxels, _ = read_in_range(path, remarks)
         except InputError as error:
             return str(error)
         return float(voxels.min()), float(voxels.max()), zlib.crc32(voxels)
@@ -336,18 +320,17 @@ def _check_voxels(paths: list[Path], problems: list[str]) -> dict[Path, tuple[fl
         ):
             if isinstance(found, str):
                 problems.append(found)
-            elif not np.isfinite(found).all():
-                problems.append(f"{path}: holds NaN or infinite voxels")
             elif found[0] == found[1]:
                 problems.append(f"{path}: every voxel is {found[0]:g}")
             elif found[0] < -RANGE_TOLERANCE or found[1] > 1 + RANGE_TOLERANCE:
                 problems.append(f"{path}: intensities from {found[0]:g} to {found[1]:g}; expected within [0, "
-                                "1], PET scaled by one constant for all")
+                                f"1] ({RINGING:g} beyond would be clipped), PET scaled by one constant for "
+                                "all")
             ranges[path] = found
     return ranges
 
 
-def _report(splits, affine, image_size, stored, ranges, scans) -> str:
+def _report(splits, affine, image_size, stored, ranges, scans, remarks) -> str:
     labels = sorted({scan.label for scan in scans})
     lines = [f"  {'list':12}{'subjects':>9}" + "".join(f"{'label ' + str(label):>9}" for label in labels)]
     for split in SPLITS:
@@ -363,6 +346,7 @@ def _report(splits, affine, image_size, stored, ranges, scans) -> str:
     for name, paths in (("MRI", [scan.mri for scan in scans]), ("PET", [scan.pet for scan in scans])):
         low, high = min(ranges[path][0] for path in paths), max(ranges[path][1] for path in paths)
         lines.append(f"  {name}         intensities from {low:.3f} to {high:.3f}")
+    lines += [f"  remark      {line}" for line in remarks.lines()]
     return "\n".join(lines)
 
 
@@ -487,7 +471,7 @@ class LatentCache:
                 header.get_data_shape()
             ) != math.prod(self.shape):
                 return None                                # before anything is read that might be large
-            voxels, _ = read_volume(path)
+            voxels, _ = read_voxels(path)                  # NaN is no latent
         except InputError:
             return None
         z_0 = torch.from_numpy(voxels.reshape(*voxels.shape[:3], -1)).permute(3, 0, 1, 2).contiguous()

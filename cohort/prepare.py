@@ -19,14 +19,16 @@ from cohort.demographics import Demographics
 from cohort.matching import DATES, GREY, OTHER_TRACER, LeftOut, Match, Row, ScanDates, ScanKeys, pick_rows
 from cohort.splitting import draw_lists
 from config import Config
-from dataset import ID_PATTERN, SPLITS, find_volume
+from dataset import FOLDERS, ID_PATTERN, SPLITS
+from imaging.nifti_files import VolumeFolder
 from runtime.commandline import parse
-from runtime.files import brief, check_place, remove_leftovers, write_together
+from runtime.files import brief, check_place, link_problem, remove_leftovers, write_together
 from runtime.logs import say
 from runtime.program import exit_code
 from runtime.settings import refuse, same, setting, value_problems
 from utils import InputError
 
+EXAMPLES = 3                                               # scans that a message names
 FILES = ("data_info.csv", *(f"{split}.txt" for split in SPLITS), "cohort.csv", "left_out.csv")
 LABELS = ("AMYLOID_STATUS", "label", "SUMMARYSUVR_WHOLECEREBNORM_1.11CUTOFF",
           "SUMMARYSUVR_WHOLECEREBNORM_1.08CUTOFF")
@@ -186,46 +188,36 @@ def write_cohort(folder: Path, info: pd.DataFrame, lists: pd.Series, left_out: l
 
 def find_scans(data_dir: Path, problems: list[str]) -> tuple[list[str], list[dict]]:
     """IDs that have both an MRI and a PET, sorted, and a row of left_out.csv for every other ID."""
-    names: dict[str, set[str]] = {}
-    for folder in ("whole_MRI", "whole_Abeta"):
-        home = data_dir / folder
-        if not home.is_dir():
-            problems.append(f"{home}: not there; expected the volumes <ID>.nii or <ID>.nii.gz in it")
+    for folder in FOLDERS:
+        if not (data_dir / folder).is_dir():
+            home = data_dir / folder
+            missing = f"{home}: not there; expected the volumes <ID>.nii or <ID>.nii.gz in it"
+            problems.append(link_problem(home) or missing)
             return [], []
-        names[folder] = _volume_names(home)
-    mri, pet = names["whole_MRI"], names["whole_Abeta"]
+    mri, pet = (VolumeFolder(data_dir / folder) for folder in FOLDERS)
     scans, left_out = [], []
-    for scan in sorted(mri | pet):
+    for scan in sorted({*mri.by_stem, *pet.by_stem}):
         with collect_left_out(scan, left_out):
-            _refuse_scan(data_dir, scan, scan in mri, scan in pet)
+            _refuse_scan(scan, mri, pet)
             scans.append(scan)
     if not scans:
-        example = f", but there are {min(mri)} and {min(pet)}" if mri and pet else ""
-        problems.append(f"{data_dir}: no ID has both an MRI ({len(mri)} files in whole_MRI) and a PET "
-                        f"({len(pet)} in whole_Abeta); the two files of a scan have the same name{example}")
+        problems.append(f"{data_dir}: no ID has both an MRI ({len(mri.by_stem)} files in whole_MRI) "
+                        f"and a PET ({len(pet.by_stem)} in whole_Abeta) that can be used"
+                        + "".join(f"\n    {row['ID']}: {row['reason']} ({row['found']})"
+                                  for row in left_out[:EXAMPLES]))
     return scans, left_out
 
 
-def _volume_names(folder: Path) -> set[str]:
-    """Names of the NIfTI files in a folder, without .nii and .nii.gz; hidden files do not count."""
-    names = set()
-    for path in folder.iterdir():
-        if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith("."):
-            names.add(re.sub(r"\.nii(\.gz)?$", "", path.name))
-    return names
-
-
-def _refuse_scan(data_dir: Path, scan: str, has_mri: bool, has_pet: bool) -> None:
+def _refuse_scan(scan: str, mri: VolumeFolder, pet: VolumeFolder) -> None:
     """Raise LeftOut if the files of an ID are not those of a scan."""
     if not ID_PATTERN.fullmatch(scan):
         raise LeftOut("file name is no ID", "expected letters, digits, '.', '_' and '-', at most 200")
-    if not (has_mri and has_pet):
-        raise LeftOut("no PET" if has_mri else "no MRI", "one of the two files only")
-    try:
-        for folder in ("whole_MRI", "whole_Abeta"):
-            find_volume(data_dir, folder, scan)
-    except InputError as error:
-        raise LeftOut("file cannot be used", str(error)) from error
+    for volumes, missing in ((mri, "no MRI"), (pet, "no PET")):
+        try:
+            volumes.find(scan)
+        except InputError as error:
+            is_there = scan in volumes.by_stem
+            raise LeftOut("file cannot be used" if is_there else missing, str(error)) from error
 
 
 @contextmanager

@@ -28,7 +28,9 @@ from cohort.quality import compare_with_mri, compare_with_template, draw_page, r
 from config import Config
 from dataset import ID_PATTERN
 from imaging.regions import read_mask
-from imaging.volumes import Crop, orientation_problem, read_header, read_volume, save_nifti
+from imaging.nifti_files import digest_of, is_volume_name, stem_of
+from imaging.remarks import Remarks
+from imaging.volumes import Crop, read_header, read_volume, save_nifti
 from phantom.anatomy import FIELD_OF_VIEW, grid_affine
 from runtime.commandline import parse
 from runtime.files import FolderLock, brief, check_place, make_folder, remove_leftovers, write_csv, write_text
@@ -135,10 +137,9 @@ class Recipe:
 
 
 def file_digest(path: Path) -> str:
-    """32 hexadecimal digits that identify the bytes of a file. Raises InputError if it cannot be read."""
+    """32 hexadecimal digits that identify the bytes of a volume's file, or of both of a pair. Raises InputError if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+        return digest_of(path, "blake2b")[:32]
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
@@ -200,9 +201,9 @@ def scan_files(paths: Iterable[Path], suffix: str, problems: list[str]) -> dict[
     """
     found: dict[str, Path] = {}
     for path in sorted(paths):
-        if path.name.startswith(".") or not path.name.endswith((".nii", ".nii.gz")):
+        if not is_volume_name(path.name):
             continue
-        name = path.name.removesuffix(".gz").removesuffix(".nii").removesuffix(suffix)
+        name = stem_of(path.name).removesuffix(suffix)
         if not ID_PATTERN.fullmatch(name):
             problems.append(f"{path}: {brief(repr(name))} is not an ID; expected at most 200 letters, "
                             "digits, '.', '_' and '-'")
@@ -228,8 +229,12 @@ def make_recipe(cfg: PreprocessSettings) -> Recipe:
 
 def report(recipe: Recipe, rows: list[dict]) -> None:
     """Write measures.csv and name the pages to look at. Raises InputError that lists the failed subjects."""
-    path = recipe.folder / "measures.csv"
+    path, reading = recipe.folder / "measures.csv", Remarks()
+    for row in rows:
+        reading.update(row.pop("reading"))
     write_csv(path, pd.DataFrame(rows))
+    for line in reading.lines():
+        say("preprocess", line)
     for row in rows:
         if row["remark"]:
             say("preprocess", f"{row['ID']}: look at {recipe.folder / row['ID']}.png: {row['remark']}")
@@ -267,21 +272,23 @@ def preprocess_all(scans: list[RawScan], recipe: Recipe, workers: int) -> Iterat
 
 
 def preprocess_subject(raw: RawScan, recipe: Recipe) -> dict:
-    """One subject's row: ID, problem (empty if there is none), remark, measures.
+    """One subject's row: ID, problem (empty if there is none), remark, reading (Remarks), measures.
 
     A subject that was done before, from the same files with the same settings, is not done again.
     """
+    reading = Remarks()
     try:
         key = recipe.key(raw)
         measures = saved_measures(raw, recipe, key)
         if measures is None:
-            measures = make_volumes(raw, recipe, key)
-        return {"ID": raw.id, "problem": "", "remark": "; ".join(remarks(measures))} | measures
+            measures = make_volumes(raw, recipe, key, reading)
+        remark = "; ".join(remarks(measures))
+        return {"ID": raw.id, "problem": "", "remark": remark, "reading": reading} | measures
     except InputError as error:
         problem = str(error)
     except RuntimeError as error:                          # ITK's own, for what it cannot use
         problem = f"{raw.mri}: ANTs failed: {brief(str(error).strip().splitlines()[-1])}"
-    return {"ID": raw.id, "problem": problem, "remark": ""}
+    return {"ID": raw.id, "problem": problem, "remark": "", "reading": reading}
 
 
 def saved_measures(raw: RawScan, recipe: Recipe, key: str) -> dict | None:
@@ -299,7 +306,7 @@ def saved_measures(raw: RawScan, recipe: Recipe, key: str) -> dict | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
         begun = False
     places = [recipe.output(kind, raw.id) for kind in OUTPUTS]
-    there = [path for place in places for path in (place, place.with_suffix("")) if path.exists()]
+    there = [path for place in places for path in (place, place.with_suffix("")) if os.path.lexists(path)]
     if there and not begun and not recipe.overwrite:
         raise InputError(f"{there[0]}: is there already, and was not made from these files with these "
                          "settings; --overwrite true replaces it, another --data_dir leaves it")
@@ -313,13 +320,13 @@ def are_unchanged(made: dict[str, str], raw: RawScan, recipe: Recipe) -> bool:
 
 # ---------------------------------------------------------------- one subject
 
-def make_volumes(raw: RawScan, recipe: Recipe, key: str) -> dict[str, float]:
+def make_volumes(raw: RawScan, recipe: Recipe, key: str, reading: Remarks) -> dict[str, float]:
     """Register, scale and write the volumes of a subject, its page and its record. Returns the measures."""
     started = time.monotonic()
-    mri = read_scan(raw.mri)
+    mri = read_scan(raw.mri, reading)
     if len(mri) > 1:
         raise InputError(f"{raw.mri}: has {len(mri)} frames; expected one T1 volume")
-    frames = read_scan(raw.pet) if raw.pet else []
+    frames = read_scan(raw.pet, reading) if raw.pet else []
     with tempfile.TemporaryDirectory() as scratch:
         nonlinear = recipe.registration == "syn"
         head = registration.register_head(mri[0], recipe.voxel_mm, nonlinear, Path(scratch))
@@ -342,22 +349,19 @@ def make_volumes(raw: RawScan, recipe: Recipe, key: str) -> dict[str, float]:
     return measures
 
 
-def read_scan(path: Path) -> list:
-    """The frames of a scan as ANTs images, one for a 3D volume, without values that are not finite.
+def read_scan(path: Path, remarks: Remarks) -> list:
+    """The frames of a scan as ANTs images, one for a 3D volume.
 
-    Raises InputError for anything but a head.
+    remarks: to which it is added what was changed on reading. Raises InputError for anything but a head.
     """
     header = read_header(path)
     shape = header.get_data_shape()
     extent = np.array(shape[:3]) * header.get_zooms()[:3]
-    if problem := orientation_problem(header):
-        raise InputError(f"{path}: {problem}")
     if min(extent) < SMALLEST_MM or len(shape) > 4:
         voxels, sides = "x".join(map(str, shape)), "x".join(f"{mm:.0f}" for mm in extent)
         raise InputError(f"{path}: has {voxels} voxels over {sides} mm; expected a whole head of at "
                          f"least {SMALLEST_MM:.0f} mm a side, 3D, or 4D for a PET with frames")
-    voxels, affine = read_volume(path)
-    voxels = np.nan_to_num(voxels, posinf=0, neginf=0)     # SPM writes NaN outside the field of view
+    voxels, affine = read_volume(path, remarks)
     if not voxels.max() > max(voxels.min(), 0):
         raise InputError(f"{path}: all its voxels are {voxels.max():g}")
     frames = np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else [voxels]

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from imaging.volumes import Crop, read_volume
+from imaging.content import is_gzipped
+from imaging.grids import Crop
+from imaging.nifti_files import parts_of
+from imaging.volumes import read_in_range
 from runtime.files import file_status
 from runtime.ranks import local_world_size
 from utils import InputError, derived_seed
@@ -45,7 +48,7 @@ class VolumeCache:
                  checksums: dict[Path, int] | None = None):
         self.crop, self.margin, self.checksums = crop, margin, checksums or {}
         self.verified: dict[Path, int] = {}        # state of a file in which the checked voxels were found
-        packed = sorted({path for path in paths if path.suffix == ".gz"})
+        packed = sorted({path for path in paths if is_gzipped(path)})
         self.rows = {path: row for row, path in enumerate(packed)}
         self.shape = tuple(n + 2 * margin for n in crop.size)
         self.bytes = 4 * len(self.rows) * int(np.prod(self.shape))
@@ -114,7 +117,7 @@ class VolumeCache:
     def _decode(self, path: Path) -> np.ndarray:
         """Read a file, compare its voxels with those that were checked, and cut out the crop with margin."""
         state = _state(path)
-        voxels, _ = read_volume(path)
+        voxels, _ = read_in_range(path)                    # as it was checked
         is_new = self.verified.get(path) != _state(path)   # it may have changed while it was read
         if path in self.checksums and is_new:
             if zlib.crc32(voxels) != self.checksums[path]:
@@ -128,5 +131,8 @@ class VolumeCache:
 
 def _state(path: Path) -> int:
     """A number in [0, 2^63) that changes with the file."""
-    status = file_status(path)
-    return derived_seed(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    parts = []
+    for part in parts_of(path):
+        status = file_status(part)
+        parts += [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+    return derived_seed(*parts)

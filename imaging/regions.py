@@ -7,7 +7,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from imaging.volumes import Crop, read_volume
+from imaging.volumes import Crop, read_voxels
 from runtime.files import brief, read_table
 from utils import InputError
 
@@ -46,9 +46,9 @@ def _read_image(path: Path, what: str) -> nib.Nifti1Image:
 
     Raises InputError if it is not there, damaged or not of three dimensions.
     """
-    if not os.path.exists(path):                           # Path.exists raises for a name that is too long
+    if not os.path.lexists(path):                          # Path.exists raises for a name that is too long
         raise InputError(f"{what} {path}: not there")
-    voxels, affine = read_volume(path)
+    voxels, affine = read_voxels(path)
     if voxels.ndim != 3:
         raise InputError(f"{what} {path}: has {voxels.ndim} dimensions {voxels.shape}; expected 3")
     return nib.Nifti1Image(np.nan_to_num(voxels), affine)  # SPM writes NaN outside the brain
@@ -68,7 +68,7 @@ def share_inside(path: Path, affine: np.ndarray, crop: Crop) -> float:
 
     affine: of the cohort's RAS volumes. Raises InputError if the file cannot be read.
     """
-    voxels, mask_affine = read_volume(path)
+    voxels, mask_affine = read_voxels(path)
     voxels = np.nan_to_num(voxels)
     members = np.argwhere(voxels >= 0.5 * voxels.max())
     to_crop = np.linalg.inv(crop.affine(affine)) @ mask_affine

@@ -8,37 +8,107 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from nibabel.spatialimages import SpatialImage
+from scipy.ndimage import label
 
+from imaging.content import PADDING
 from imaging.grids import Crop, Grid, resample
-from imaging.headers import UNREADABLE, damage, open_unpacked, orientation_problem, read_header
+from imaging.headers import UNREADABLE, damage, open_volume, orientation_problem, read_header
+from imaging.remarks import Remarks
 from runtime.files import atomic
 from utils import InputError
 
-__all__ = ["Crop", "Grid", "orientation_problem", "read_header", "read_volume", "resample",
-           "save_nifti", "save_synthesis"]
+__all__ = ["Crop", "Grid", "nan_inside", "orientation_problem", "read_header", "read_in_range",
+           "read_volume", "read_voxels", "resample", "save_nifti", "save_synthesis"]
 
 RAS = axcodes2ornt("RAS")
-PADDING = 2 ** 20            # bytes after the voxels that some programs add; a file with more is not a volume
+RANGE_TOLERANCE = 1e-5       # integers times a float32 scale factor may end at 1.0000001
+RINGING = 0.01               # a hundredth of the range [0, 1]: splines leave less, a wrong scale more
+NAN_OUTSIDE = "had NaN outside the brain, read as 0"
+CLIPPED = f"had intensities up to {RINGING:g} outside [0, 1], as interpolation leaves; clipped to it"
 
 
-def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read voxels [X, Y, Z] float32 and their affine [4, 4], axes in RAS order.
+# ---------------------------------------------------------------- reading
 
-    The file's scale factors are applied. A .nii.gz is read to its end, which verifies its checksum.
-    Raises InputError for a truncated or damaged file.
+def read_voxels(path: Path, remarks: Remarks | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read voxels [X, Y, Z] float32, NaN among them if there is any, and their affine [4, 4], axes in RAS
+    order.
+
+    The file's scale factors are applied. A gzipped file is read to its end, which verifies its checksum.
+    Raises InputError for a file that is truncated or damaged, or holds infinite voxels.
     """
-    header = read_header(path)
-    try:
-        with open_unpacked(path) as file:
+    with open_volume(path, remarks) as (header, opened):
+        try:
             # not mapped into memory, because a process that rewrites the file would crash this one
-            image = SpatialImage(ArrayProxy(file, header, mmap=False), header.get_best_affine())
+            image = SpatialImage(ArrayProxy(opened.file, header, mmap=False), header.get_best_affine())
             image = nib.as_closest_canonical(image)
             voxels = np.ascontiguousarray(image.get_fdata(dtype=np.float32))
-            if path.suffix == ".gz":
-                _read_to_end(file)
-        return voxels, image.affine
-    except UNREADABLE as error:
-        raise InputError(f"{path}: {damage(error)}") from error
+            if opened.packed:
+                _read_to_end(opened.file)
+        except UNREADABLE as error:
+            raise InputError(f"{path}: {damage(error)}") from error
+    extremes = float(voxels.min()) + float(voxels.max())
+    if not np.isfinite(extremes) and np.isinf(voxels).any():
+        raise InputError(f"{path}: holds infinite voxels, as a division by 0 leaves; make it again without")
+    return voxels, image.affine
+
+
+def read_volume(path: Path, remarks: Remarks | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read a volume as read_voxels does, with 0 for NaN outside the brain, which SPM and others write there.
+
+    remarks: to which such a file is added. Raises InputError for NaN inside the brain too.
+    """
+    voxels, affine = read_voxels(path, remarks)
+    if np.isnan(voxels.min()):
+        nan = np.isnan(voxels)
+        if nan.all():
+            raise InputError(f"{path}: every voxel is NaN")
+        frames = voxels.reshape(*voxels.shape[:3], -1)
+        inside = sum(int(nan_inside(frames[..., i]).sum()) for i in range(frames.shape[3]))
+        if inside:
+            raise InputError(f"{path}: holds {inside} NaN voxels inside the brain, which have no value to be "
+                             "read as; make it again without, or set them in the file")
+        voxels[nan] = 0
+        if remarks is not None:
+            remarks.add(NAN_OUTSIDE, path)
+    return voxels, affine
+
+
+def nan_inside(voxels: np.ndarray) -> np.ndarray:
+    """Mask of the NaN voxels of [X, Y, Z] that lie inside the brain, whatever the grid.
+
+    NaN is outside if it is joined to a face of the volume by voxels that are NaN or 0. But a slice of NaN
+    alone, between slices with other voxels than these, is missing, and inside.
+    """
+    nan = np.isnan(voxels)
+    tissue = ~nan & (voxels != 0)
+    parts, _ = label(~tissue)
+    outer = set()
+    for axis in range(3):
+        for face in (0, -1):
+            outer |= set(np.unique(np.take(parts, face, axis)).tolist())
+    inside = nan & ~np.isin(parts, sorted(outer))
+    for axis in range(3):
+        others = tuple(other for other in range(3) if other != axis)
+        filled = np.flatnonzero(tissue.any(axis=others))
+        for i in np.flatnonzero(nan.all(axis=others)):
+            if len(filled) and filled[0] < i < filled[-1]:
+                np.moveaxis(inside, axis, 0)[i] = True
+    return inside
+
+
+def read_in_range(path: Path, remarks: Remarks | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Read a volume of a cohort as read_volume does, clipped to [0, 1] if it leaves that by a little, as
+    interpolation by splines does: by more than RANGE_TOLERANCE and at most RINGING.
+
+    remarks: to which such a file is added. What leaves the range by more is not changed.
+    """
+    voxels, affine = read_volume(path, remarks)
+    beyond = max(-float(voxels.min()), float(voxels.max()) - 1)
+    if RANGE_TOLERANCE < beyond <= RINGING:
+        voxels.clip(0, 1, out=voxels)
+        if remarks is not None:
+            remarks.add(CLIPPED, path)
+    return voxels, affine
 
 
 def _read_to_end(file: BinaryIO) -> None:
@@ -52,6 +122,8 @@ def _read_to_end(file: BinaryIO) -> None:
         if surplus > PADDING:
             raise ValueError(f"it unpacks to more than {PADDING} bytes behind its voxels")
 
+
+# ---------------------------------------------------------------- writing
 
 def save_nifti(path: Path, voxels: np.ndarray, affine: np.ndarray, note: str = "",
                like: nib.Nifti1Header | None = None) -> None:

@@ -1,5 +1,4 @@
 """New MRIs: finding them, checking that they can be used, and bringing them onto the grid of the cohort."""
-import hashlib
 import os
 import re
 from collections.abc import Iterable
@@ -12,9 +11,11 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from skimage.transform import downscale_local_mean
 
-from dataset import RANGE_TOLERANCE
 from imaging.grids import Crop, Grid, block_affine, resample
-from imaging.volumes import orientation_problem, read_header, read_volume
+from imaging.headers import read_header
+from imaging.nifti_files import digest_of, is_volume_name, stem_of
+from imaging.remarks import Remarks
+from imaging.volumes import RANGE_TOLERANCE, RINGING, read_in_range
 from runtime.files import brief, file_status
 from utils import InputError
 
@@ -57,7 +58,7 @@ def find_scans(mri: Path) -> list[NewScan]:
     Raises InputError if there is none, or if names clash, name nothing or are too long.
     """
     if mri.is_dir():
-        paths = sorted(path for path in mri.iterdir() if _may_be_mri(path) and not path.name.startswith("."))
+        paths = sorted(path for path in mri.iterdir() if _may_be_mri(path))
         if not paths:
             raise InputError(f"{mri}: holds no MRI; expected files *.nii or *.nii.gz in the folder itself")
     else:
@@ -68,7 +69,7 @@ def find_scans(mri: Path) -> list[NewScan]:
         paths = [mri]
     scans = []
     for path in paths:
-        stem = re.sub(r"\.nii(\.gz)?$", "", path.name)
+        stem = stem_of(path.name)
         scans.append(NewScan(stem, path, output_name(stem)))
     if problems := _name_problems(scans):
         raise InputError("\n  ".join([f"{len(problems)} problem(s) with the names in {mri}:", *problems]))
@@ -77,7 +78,7 @@ def find_scans(mri: Path) -> list[NewScan]:
 
 def _may_be_mri(path: Path) -> bool:
     """Whether a file is NIfTI by its name and not written by this stage."""
-    return path.name.endswith((".nii", ".nii.gz")) and OURS not in path.name
+    return is_volume_name(path.name) and OURS not in path.name
 
 
 def _name_problems(scans: list[NewScan]) -> list[str]:
@@ -121,9 +122,8 @@ def refuse_place(out: Path, taken: Iterable[Path], taken_below: Iterable[Path]) 
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal digits as sha256sum prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Checksum of a volume's file, in hexadecimal digits as sha256sum prints it; of a pair, of both in turn."""
+    return digest_of(path, "sha256")
 
 
 def describe_grid(path: Path) -> str:
@@ -152,28 +152,29 @@ def header_problem(path: Path) -> str:
     shape = header.get_data_shape()
     if len(shape) != 3:
         return f"{path}: has {len(shape)} dimensions {shape}; expected one 3D volume"
-    problem = orientation_problem(header)
-    return f"{path}: {problem}" if problem else ""
+    return ""
 
 
-def read_mri(path: Path, percentile: float) -> tuple[np.ndarray, np.ndarray, float]:
+def read_mri(path: Path, percentile: float,
+             remarks: Remarks | None = None) -> tuple[np.ndarray, np.ndarray, float]:
     """Read voxels [X, Y, Z] in [0, 1], affine [4, 4], axes in RAS order, and the intensity that became 1.
 
     percentile: in [0, 100]; if any voxel lies outside [0, 1], this percentile of the voxels above 0 becomes
-    1; 0: such an MRI is refused. Raises InputError with the reason why an MRI cannot be used.
+    1; 0: such an MRI is refused. Intensities that interpolation left slightly outside are clipped instead, as
+    those of a cohort. remarks: to which it is added what was changed on reading.
+    Raises InputError with the reason why an MRI cannot be used.
     """
-    voxels, affine = read_volume(path)
-    if not np.isfinite(voxels).all():
-        raise InputError(f"{path}: holds NaN or infinite voxels")
+    voxels, affine = read_in_range(path, remarks)
     low, high = float(voxels.min()), float(voxels.max())
     if low == high:
         raise InputError(f"{path}: every voxel is {low:g}")
     if low >= -RANGE_TOLERANCE and 0 < high <= 1 + RANGE_TOLERANCE:
         return voxels, affine, 1.0
     if not percentile or high <= 0:
-        raise InputError(f"{path}: intensities from {low:g} to {high:g}; expected within [0, 1], background "
-                         f"0, scaled as the cohort's MRIs were. {PREPARES} does so; --mri_percentile 99.5 "
-                         "divides by that percentile of the brain instead")
+        raise InputError(f"{path}: intensities from {low:g} to {high:g}; expected within [0, 1] ({RINGING:g} "
+                         "beyond would be clipped), background 0, scaled as the cohort's MRIs were. "
+                         f"{PREPARES} does so; --mri_percentile 99.5 divides by that percentile of the brain "
+                         "instead")
     upper_bound = float(np.percentile(voxels[voxels > 0], percentile))
     return (voxels / np.float32(upper_bound)).clip(0, 1), affine, upper_bound
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from config import Config
 from dataset import LATENTS
 from experiment.saved import parse_for_experiment
+from imaging.remarks import Remarks
 from model import std_over_samples
 from newscans.outputs import differences_of, measure, write_scan, write_table
 from newscans.scans import (NewScan, find_scans, header_problem, onto_crop, place_problem, read_mri,
@@ -78,10 +79,13 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
     with FolderLock(out) as lock:
         sources = {scan.id: sha256(scan.mri) for scan in scans if scan.id not in problems}
         missing = _wanted(scans, sources, trained, out, settings.overwrite)
-        problems |= _voxel_problems(missing, settings.mri_percentile)
+        remarks = Remarks()
+        problems |= _voxel_problems(missing, settings.mri_percentile, remarks)
         _refuse_if_none_is_left(scans, problems)
         usable = [scan for scan in missing if scan.id not in problems]
         _announce(trained, len(scans), len(usable), problems, out)
+        for remark in remarks.lines():
+            say("synth", remark)
         make_folder(out)
         lock.acquire()
         remove_leftovers(out, everyones=True)
@@ -149,13 +153,13 @@ def _wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out
     return missing
 
 
-def _voxel_problems(scans: list[NewScan], percentile: float) -> dict[str, str]:
+def _voxel_problems(scans: list[NewScan], percentile: float, remarks: Remarks) -> dict[str, str]:
     """ID -> what in its voxels stands against the use of a scan, of those that cannot be used."""
     problems = {}
     for scan in progress_bar(scans, desc="check", unit="scan"):
         stop_if_requested()
         try:
-            voxels, affine, _ = read_mri(scan.mri, percentile)
+            voxels, affine, _ = read_mri(scan.mri, percentile, remarks)
             problem = place_problem(voxels, affine)
             if problem:
                 problems[scan.id] = f"{scan.mri}: {problem}"

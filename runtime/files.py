@@ -52,15 +52,36 @@ def brief(content: object) -> str:
 
 
 def file_status(path: Path) -> os.stat_result:
-    """Status of a regular file. Raises InputError for all others: reading a pipe or a device might never
-    end."""
+    """Status of a regular file, to which links may lead. Raises InputError for all others: reading a pipe or
+    a device might never end."""
     try:
         status = path.stat()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        reason = link_problem(path) or f"{path}: cannot be read: {error.strerror}"
+        raise InputError(reason) from error
     if not stat.S_ISREG(status.st_mode):
-        raise InputError(f"{path}: cannot be read: it is not a file but a folder, a pipe or a device")
+        link = f" (a link to {os.path.realpath(path)})" if path.is_symlink() else ""
+        raise InputError(f"{path}: cannot be read: it is not a file but a folder, a pipe or a device{link}")
     return status
+
+
+def link_problem(path: Path) -> str:
+    """Describe the first link on the way to a file that leads nowhere, and what to do; empty if there is
+    none."""
+    for place in (*reversed(path.parents), path):
+        try:
+            if os.path.islink(place):
+                place.stat()
+        except OSError as error:
+            target = os.path.realpath(place)
+            if error.errno == errno.ELOOP:
+                return f"{place}: is a link that leads in a circle; let it lead to the file"
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                return f"{place}: is a link to {target}, which cannot be read: {error.strerror}"
+            if ".git/annex/objects" in Path(target).as_posix():
+                return f"{place}: its content is not here; run `datalad get {place}`"
+            return f"{place}: is a link to {target}, which is not there; mend the link or bring the file back"
+    return ""
 
 
 def read_text(path: Path) -> str:

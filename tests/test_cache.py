@@ -44,7 +44,7 @@ def test_a_crop_is_that_of_its_file_and_is_decoded_once(tmp_path, monkeypatch, p
     def read(path):
         decoded.append(path)
         return read_volume(path)
-    monkeypatch.setattr(cache_module, "read_volume", read)
+    monkeypatch.setattr(cache_module, "read_in_range", read)
     for _ in range(3):
         for scan in scans:
             whole, _ = read_volume(scan.mri)
@@ -115,7 +115,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tmp_path, monkeypat
         found = read_volume(path) if moment == "after" else None
         write_volume(path, np.roll(checked, 1))
         return found or read_volume(path)
-    monkeypatch.setattr(cache_module, "read_volume", read_and_replace)
+    monkeypatch.setattr(cache_module, "read_in_range", read_and_replace)
     if moment == "after":
         np.testing.assert_array_equal(cache.read(scan.mri), checked[CROP.slices()])
         monkeypatch.undo()

@@ -118,7 +118,8 @@ def test_a_truncated_nii_is_refused_with_its_size(tmp_path, count, record_proper
     whole = path.read_bytes()
     for content in truncations(whole, n):
         path.write_bytes(content)
-        with pytest.raises(InputError, match="truncated or damaged") as error:
+        reason = "truncated or damaged" if len(content) > 3 else "is empty|is text|truncated"
+        with pytest.raises(InputError, match=reason) as error:
             read_volume(path)
         assert len(content) < 540 or f"in the bytes 352 to {len(whole)}, {len(content)} found" in str(
             error.value

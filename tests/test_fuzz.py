@@ -366,7 +366,7 @@ def _watch(event: str, details: tuple) -> None:
 sys.addaudithook(_watch)  # cannot be taken away again, therefore OPENED says when it counts
 
 
-@pytest.mark.parametrize("attack", ["ID with folders", "link of a volume", "link of a folder in an ID"])
+@pytest.mark.parametrize("attack", ["ID with folders", "link of a folder in an ID"])
 def test_nothing_outside_the_data_is_opened_or_changed(root, tmp_path_factory, capsys, monkeypatch, attack):
     """Through main: exit code 2, a message, and no file beside the project is touched."""
     outside = tmp_path_factory.mktemp("outside") / "secret.nii"
@@ -374,9 +374,6 @@ def test_nothing_outside_the_data_is_opened_or_changed(root, tmp_path_factory, c
     before, train = outside.read_bytes(), root / "data_info" / "train.txt"
     if attack == "ID with folders":
         train.write_text(f"../../../{outside.parent.name}/secret\n{outside.with_suffix('')}\n")
-    elif attack == "link of a volume":
-        (root / "data" / "whole_MRI" / "s01.nii.gz").unlink()
-        (root / "data" / "whole_MRI" / "s01.nii").symlink_to(outside)
     else:
         (root / "data" / "whole_MRI" / "x").symlink_to(outside.parent)
         train.write_text("x/secret\n")
@@ -384,8 +381,6 @@ def test_nothing_outside_the_data_is_opened_or_changed(root, tmp_path_factory, c
     assert main.main(arguments(TINY) + ["--stages", "check"]) == 2
     assert OPENED
     assert not [name for name in OPENED if "secret" in name or outside.parent.name in name]
-    assert {"ID": "is not an ID", "link": "leaves its folder"}[
-        "ID" if "ID" in attack else "link"
-    ] in capsys.readouterr().err
+    assert "is not an ID" in capsys.readouterr().err
     assert outside.read_bytes() == before
     assert list(outside.parent.iterdir()) == [outside]

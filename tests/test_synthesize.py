@@ -16,9 +16,8 @@ import torch
 from conftest import AFFINE, SHAPE, TINY, arguments, turned, write_volume
 
 import main
-from dataset import RANGE_TOLERANCE
 from evaluation import figures
-from imaging.volumes import Grid, read_volume, resample
+from imaging.volumes import RANGE_TOLERANCE, Grid, read_volume, resample
 from model import UNet
 from newscans import outputs, synthesize
 from newscans import scans as newscans

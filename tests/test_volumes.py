@@ -10,6 +10,7 @@ from nibabel.affines import apply_affine
 
 from imaging.grids import Crop, Grid, block_affine, resample
 from imaging.headers import orientation_problem, read_header
+from imaging.remarks import Remarks
 from imaging.volumes import read_volume, save_nifti, save_synthesis
 from utils import InputError
 
@@ -252,7 +253,7 @@ def test_quaternions_that_do_not_count_may_be_impossible(nii):
 
 @pytest.mark.parametrize(("codes", "mirrored", "expected"), [
     ((0, 0), False, "has neither sform nor qform"), ((1, 0), True, ""), ((0, 1), True, ""),
-    ((2, 4), False, ""), ((2, 4), True, "its sform and its qform disagree about left and right")])
+    ((2, 4), False, ""), ((2, 4), True, "its sform (axes LAS) and its qform (axes RAS) disagree about directions")])
 def test_a_file_must_say_which_side_is_left_and_not_say_both(codes, mirrored, expected):
     """Only affines whose code is not 0 count."""
     header = nib.Nifti1Header()
@@ -296,11 +297,25 @@ def test_voxels_are_one_number_each(tmp_path, dtype, right):
     assert problem(tmp_path / "a.nii") == ("" if right else refused)
 
 
-@pytest.mark.parametrize(("slope", "inter"), [(np.nan, 0), (np.inf, 0), (1, np.nan), (1, -np.inf)])
-def test_scale_factors_are_numbers(nii, slope, inter):
+@pytest.mark.parametrize(("slope", "inter"), [
+    (0, 3), (np.nan, 0), (np.nan, np.nan), (-np.inf, 7), (0, np.nan), (1, np.nan), (1, -np.inf)])
+def test_scale_factors_that_are_no_numbers_scale_nothing(nii, slope, inter):
+    """As nibabel has it, where it reads the file at all: it refuses a slope of 1 without an intercept."""
+    expected = nib.load(nii, mmap=False).get_fdata(dtype=np.float32)
     change_header(nii, scl_slope=slope, scl_inter=inter)
-    refused = f"its scale factors scl_slope {float(slope)} and scl_inter {float(inter)} are no numbers"
-    assert problem(nii) == refused
+    if slope != 1:
+        np.testing.assert_array_equal(nib.load(nii, mmap=False).get_fdata(dtype=np.float32), expected)
+    remarks = Remarks()
+    np.testing.assert_array_equal(read_volume(nii, remarks)[0], expected)
+    assert bool(remarks.lines()) == (not np.isfinite([slope, inter]).all())
+
+
+@pytest.mark.parametrize(("slope", "inter"), [(2, np.nan), (-1, np.inf)])
+def test_a_scale_factor_without_its_intercept_is_refused(nii, slope, inter):
+    """Programs differ in what they take it for: nibabel refuses it, the C library adds 0."""
+    change_header(nii, scl_slope=slope, scl_inter=inter)
+    assert problem(nii) == (f"its scale factor scl_slope {slope} counts, but its scl_inter {float(inter)} is no "
+                            "number; write the right ones")
 
 
 def test_a_header_may_claim_what_the_file_holds_and_no_byte_more(nii):
