@@ -6,7 +6,7 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from imaging.cache import VolumeCache
 from imaging.volumes import (SAME_PLACE_MM, Crop, Grid, orientation_problem, read_header, read_volume,
                              save_nifti)
-from runtime.files import brief, read_table, read_text
-from runtime.logs import progress_bar
+from labels.cells import (ages_remark, expected_labels, is_missing, labels_remark, read_age, read_label,
+                          read_sex)
+from runtime.files import brief
+from runtime.logs import progress_bar, say
+from runtime.near_names import NearNames
 from runtime.ranks import DistributedBatches, rank, world_size
 from runtime.signals import abandoned_on_error, serve_parent
+from runtime.tables import read_list, read_table
 from utils import InputError, derived_seed
 
 SPLITS = ("train", "validation", "test")
@@ -84,6 +88,7 @@ class CohortReader:
         self.data_dir, self.info_dir, self.num_classes = data_dir, info_dir, num_classes
         self.subject_pattern = re.compile(subject_pattern)
         self.problems: list[str] = []
+        self._names: dict[str, NearNames] = {}             # of a folder, or of the table
 
     def read(self) -> dict[str, list[Scan]]:
         """The scans of each list in its order. Look at .problems before using them."""
@@ -100,18 +105,22 @@ class CohortReader:
             self.problems.append(str(error))
             return None
         labels: dict[str, list[str]] = {}
-        for scan_id, label in zip(table["ID"].str.strip(), table["label"].str.strip(), strict=True):
+        for scan_id, label in zip(table["ID"], table["label"], strict=True):
             labels.setdefault(scan_id, []).append(label)
+        remarks = [labels_remark(table["label"])] if self.num_classes == 2 else []
+        remarks += [ages_remark(table.iloc[:, i]) for i in _places(table, "age")]
+        for remark in filter(None, remarks):
+            say("check", f"{self.info_dir / 'data_info.csv'}: {remark}")
         return labels
 
     def _ids(self, split: str) -> list[str]:
         path = self.info_dir / f"{split}.txt"
         try:
-            lines = read_text(path).splitlines()
+            lines = read_list(path)
         except InputError as error:
             self.problems.append(str(error))
             return []
-        counts = Counter(line.strip() for line in lines if line.strip())
+        counts = Counter(lines)
         if not counts:
             self.problems.append(f"{path}: holds no ID")
         usable = {scan_id: count for scan_id, count in counts.items() if ID_PATTERN.fullmatch(scan_id)}
@@ -148,47 +157,78 @@ class CohortReader:
         if labels is None:                                 # already reported, once
             return None
         path, found = self.info_dir / "data_info.csv", labels.get(scan_id, [])
-        valid = {str(k): k for k in range(self.num_classes)} | {f"{k}.0": k for k in range(self.num_classes)}
-        if len(found) == 1 and found[0] in valid:
-            return valid[found[0]]
-        what = (
-            f"has the label {brief(repr(found[0]))}" if len(found) == 1 else f"has {len(found) or 'no'} rows"
-        )
-        self.problems.append(f"{path}: {scan_id} {what}; expected one row with a label in 0 .. "
-                             f"{self.num_classes - 1}")
+        hint = ""
+        if len(found) == 1:
+            try:
+                return read_label(found[0], self.num_classes)
+            except ValueError:
+                what = f"has the label {brief(repr(found[0]))}"
+                if is_missing(found[0]):
+                    what = f"has no label ({found[0]!r})"
+        else:
+            what = f"has {len(found) or 'no'} rows"
+            hint = "" if found else self._hint("data_info.csv", scan_id, lambda: labels)
+        self.problems.append(f"{path}: {scan_id} {what}; expected one row with "
+                             f"{expected_labels(self.num_classes)}{hint}")
         return None
 
     def _file(self, folder: str, scan_id: str) -> Path | None:
         try:
             return find_volume(self.data_dir, folder, scan_id)
         except InputError as error:
-            self.problems.append(str(error))
+            hint = ""
+            if str(error).endswith("not there"):
+                hint = self._hint(folder, scan_id, lambda: _volume_names(self.data_dir / folder))
+            self.problems.append(f"{error}{hint}")
             return None
+
+    def _hint(self, place: str, scan_id: str, names: Callable[[], Iterable[str]]) -> str:
+        """The end of a message: the ID that was probably meant. names: of a place, asked for once."""
+        if place not in self._names:
+            self._names[place] = NearNames(names())
+        return self._names[place].hint(scan_id)
+
+
+def _volume_names(folder: Path) -> set[str]:
+    """Names of the NIfTI files in a folder, without .nii and .nii.gz."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return {re.sub(r"\.nii(\.gz)?$", "", path.name) for path in paths if ".nii" in path.name}
+
+
+def _places(table: pd.DataFrame, name: str) -> list[int]:
+    """Position of the first column of that name, whatever its case; empty if there is none."""
+    return [i for i, heading in enumerate(table.columns) if heading.lower() == name][:1]
 
 
 def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame | None, str]:
     """ID, age (years) and sex of the scans, if data_info.csv has these columns with a value for each; else
     None and why."""
     path = info_dir / "data_info.csv"
-    table = read_table(path, "ID")
-    table.columns = [name if name == "ID" else name.strip().lower() for name in table.columns]
-    table = table.loc[:, ~table.columns.duplicated()]
-    if missing := {"age", "sex"} - set(table.columns):
-        return None, f"{path} has no column {' and no column '.join(sorted(missing))}"
-    table = table.assign(ID=table["ID"].str.strip(), age=pd.to_numeric(table["age"], errors="coerce"),
-                         sex=table["sex"].str.strip().str.upper())
-    table = (
-        table.drop_duplicates("ID")
+    table = read_table(path, "ID", remarks=[])             # the check has said how it is read
+    missing = [name for name in ("age", "sex") if not _places(table, name)]
+    if missing:
+        return None, f"{path} has no column {' and no column '.join(missing)}"
+    [age], [sex] = _places(table, "age"), _places(table, "sex")
+    found = pd.DataFrame({"ID": table["ID"], "age": [_age_or_nan(text) for text in table.iloc[:, age]],
+                          "sex": ["" if is_missing(text) else read_sex(text) for text in table.iloc[:, sex]]})
+    found = (
+        found.drop_duplicates("ID")
         .set_index("ID")
         .reindex([scan.id for scan in scans])[["age", "sex"]]
         .reset_index()
     )
-    # ADNI writes -4 for missing
-    bad = table.loc[~table["age"].between(1, 120) | table["sex"].isin(["", "NA", "NAN", "-4", "-1"]), "ID"]
+    bad = found.loc[found["age"].isna() | found["sex"].isna() | (found["sex"] == ""), "ID"]
     if len(bad):
         return (None,
                 f"{path}: {len(bad)} scans have no sex or no age from 1 to 120 years ({', '.join(bad[:5])})")
-    return table, ""
+    return found, ""
+
+
+def _age_or_nan(text: str) -> float:
+    try:
+        return math.nan if is_missing(text) else read_age(text)
+    except ValueError:
+        return math.nan
 
 
 # ---------------------------------------------------------------- the check of a whole cohort

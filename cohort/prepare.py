@@ -10,21 +10,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from cohort.clinical_table import MISSING, ClinicalTable, listed
+from cohort.clinical_table import ClinicalTable
 from cohort.demographics import Demographics
-from cohort.matching import DATES, GREY, OTHER_TRACER, LeftOut, Match, Row, ScanDates, ScanKeys, pick_rows
+from cohort.matching import (DATES, GREY, OTHER_TRACER, UNREADABLE_DATE, UNREADABLE_LABEL, LeftOut, Match,
+                             Row, ScanDates, ScanKeys, pick_rows)
 from cohort.splitting import draw_lists
 from config import Config
 from dataset import ID_PATTERN, SPLITS, find_volume
+from labels.cells import MISSING, expected_labels, labels_remark, read_label
 from runtime.commandline import parse
-from runtime.files import brief, check_place, remove_leftovers, write_together
+from runtime.files import brief, check_place, readable, remove_leftovers, write_together
 from runtime.logs import say
 from runtime.program import exit_code
+from runtime.near_names import NearNames
 from runtime.settings import refuse, same, setting, value_problems
+from runtime.tables import listed
 from utils import InputError
 
 FILES = ("data_info.csv", *(f"{split}.txt" for split in SPLITS), "cohort.csv", "left_out.csv")
@@ -194,10 +199,12 @@ def find_scans(data_dir: Path, problems: list[str]) -> tuple[list[str], list[dic
             return [], []
         names[folder] = _volume_names(home)
     mri, pet = names["whole_MRI"], names["whole_Abeta"]
+    near_mri, near_pet = NearNames(mri - pet), NearNames(pet - mri)
     scans, left_out = [], []
     for scan in sorted(mri | pet):
         with collect_left_out(scan, left_out):
-            _refuse_scan(data_dir, scan, scan in mri, scan in pet)
+            near = near_pet if scan in mri else near_mri
+            _refuse_scan(data_dir, scan, scan in mri, scan in pet, near)
             scans.append(scan)
     if not scans:
         example = f", but there are {min(mri)} and {min(pet)}" if mri and pet else ""
@@ -211,16 +218,17 @@ def _volume_names(folder: Path) -> set[str]:
     names = set()
     for path in folder.iterdir():
         if path.name.endswith((".nii", ".nii.gz")) and not path.name.startswith("."):
-            names.add(re.sub(r"\.nii(\.gz)?$", "", path.name))
+            names.add(re.sub(r"\.nii(\.gz)?$", "", readable(path.name)))
     return names
 
 
-def _refuse_scan(data_dir: Path, scan: str, has_mri: bool, has_pet: bool) -> None:
-    """Raise LeftOut if the files of an ID are not those of a scan."""
+def _refuse_scan(data_dir: Path, scan: str, has_mri: bool, has_pet: bool, near: NearNames) -> None:
+    """Raise LeftOut if the files of an ID are not those of a scan. near: names of the files of the other kind
+    that lack one of this kind."""
     if not ID_PATTERN.fullmatch(scan):
         raise LeftOut("file name is no ID", "expected letters, digits, '.', '_' and '-', at most 200")
     if not (has_mri and has_pet):
-        raise LeftOut("no PET" if has_mri else "no MRI", "one of the two files only")
+        raise LeftOut("no PET" if has_mri else "no MRI", f"one of the two files only{near.hint(scan)}")
     try:
         for folder in ("whole_MRI", "whole_Abeta"):
             find_volume(data_dir, folder, scan)
@@ -267,12 +275,16 @@ def label_scans(cfg: PrepareSettings, scans: list[str], left_out: list[dict], pr
         with collect_left_out(scan, left_out):
             dates[scan] = scan_dates.of(scan)
     has_dates = any(row.date for row in rows)
+    near = NearNames({subject for subject, _ in groups})
     rivals = Counter(keys.key(scan, groups) for scan, day in dates.items() if day is None)
     labelled = []
     for scan, day in dates.items():
         with collect_left_out(scan, left_out):
             key = keys.key(scan, groups)
             own_rows = [rows[i] for i in groups.get(key, [])]
+            if not own_rows:
+                raise LeftOut("not in the table",
+                              f"no row of its ID or subject{near.hint(keys.subject(scan))}")
             match = pick_rows(own_rows, day, cfg.window_days, has_dates, cfg.require_dates, rivals[key])
             labelled.append(info_row(scan, keys.subject(scan), match, day, people))
     remarks = [sentence for one in tables for sentence in one.describe()]
@@ -288,6 +300,9 @@ def read_rows(cfg: PrepareSettings, table: ClinicalTable) -> list[Row]:
     for i, number in enumerate(table.rows):
         values = {name: column[i] for name, column in columns.items()}
         label, reason = label_of(cfg, values)
+        for role, why in (("label", UNREADABLE_LABEL), ("date", UNREADABLE_DATE)):
+            if i in table.unreadable.get(role, ()):
+                label, reason = None, why
         metadata = {name: values.get(name) for name in ("tracer", "site", "centiloids")}
         rows.append(Row(number, values.get("date"), label, reason, metadata))
     return rows
@@ -307,10 +322,12 @@ def _read_columns(cfg: PrepareSettings, table: ClinicalTable) -> dict[str, list]
     if dates:
         columns["date"] = table.dates("date", dates)
     if labels:
-        label_numbers = {text: k for k in range(cfg.num_classes) for text in (str(k), f"{k}.0")}
-        expected = (f"a label in 0 .. {cfg.num_classes - 1}; a SUVR is none, because its threshold depends "
-                    "on the tracer")
-        columns["label"] = table.parsed("label", labels, label_numbers.__getitem__, expected)
+        expected = (f"{expected_labels(cfg.num_classes)}; a SUVR is none, because its threshold depends on "
+                    "the tracer")
+        columns["label"] = table.parsed("label", labels, partial(read_label, num_classes=cfg.num_classes),
+                                        expected)
+        if cfg.num_classes == 2 and (remark := labels_remark(labels)):
+            table.remarks.append(remark)
     if centiloids:
         columns["centiloids"] = table.parsed("Centiloids", centiloids, finite, "a number", MISSING)
     if quality:
@@ -379,6 +396,10 @@ def remarks_on(labelled: list[dict], people: Demographics) -> list[str]:
         counts = ", ".join(f"{name} {count}" for name, count in info["tracer"].value_counts().items())
         remarks.append(f"several tracers ({counts}): ADNI's status is decided for each by its own threshold, "
                        "and Centiloids may be compared; SUVRs may not. --tracer keeps one")
+    for name in ("site", "tracer"):
+        unknown = list(info.loc[info[name].isna(), "ID"])
+        if 0 < len(unknown) < len(info):
+            remarks.append(f"{name} unknown: {listed(unknown, '')}; this is a {name} of its own in the lists")
     for name in ("age", "sex"):
         unknown = list(info.loc[info[name].isna(), "ID"]) if name in info else []
         if unknown:
@@ -403,7 +424,8 @@ def refuse_unusable(info: pd.DataFrame, lists: pd.Series, num_classes: int) -> N
 
 
 def cohort_table(info: pd.DataFrame, lists: pd.Series) -> pd.DataFrame:
-    """A row a list and one for all: subjects, scans, and of the scans labels, age, sex, tracers and sites."""
+    """A row a list and one for all: subjects, scans, and of the scans labels, age, sex, tracers and sites, with
+    the numbers of those that are unknown."""
     rows = []
     for name in (*SPLITS, "all"):
         part = info if name == "all" else info[lists == name]
@@ -417,5 +439,8 @@ def cohort_table(info: pd.DataFrame, lists: pd.Series) -> pd.DataFrame:
                 row[value] = int((part[column] == value).sum())
         if info["site"].notna().any():
             row["sites"] = part["site"].nunique()
+        for column in ("age", "sex", "tracer", "site"):
+            if column in info and 0 < info[column].isna().sum() < len(info):
+                row[f"{column} unknown"] = int(part[column].isna().sum())
         rows.append(row)
     return pd.DataFrame(rows)
