@@ -12,7 +12,7 @@ def _without(pattern: str, put: str = "") -> Callable[[str], str]:
 DIFFERENCES = {"the suffix of a file": _without(r"\.(nii(\.gz)?|gz)$"),
                "a number with .0": _without(r"^(\d+)\.0+$", r"\1"),
                "case": str.lower,
-               "the prefix sub-": _without(r"^sub-"),
+               "the prefix sub-": _without(r"^sub[-_]"),
                "leading zeros": _without(r"(?<!\d)0+(?=\d)"),
                "blanks, dashes or underscores": _without(r"[\s_.-]+")}
 

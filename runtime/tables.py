@@ -87,10 +87,10 @@ def decoded(path: Path, remarks: list[str]) -> str:
         line = text.count("\n", 0, found.start()) + 1
         raise InputError(f"{path}: line {line} holds the control character {found[0]!r}, which no text does; "
                          "the file is damaged, or no text")
-    if encoding == "cp1252":
+    if encoding in ("cp1252", "latin-1"):
         remarks.append("is not in UTF-8 and read as Windows-1252 (Latin-1)")
     elif not encoding.startswith("utf-8"):
-        remarks.append(f"is in {encoding[:6].upper()}")
+        remarks.append(f"is in {encoding[:6].upper()}")     # whichever end comes first
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -173,8 +173,8 @@ def read_table(path: Path, *columns: str, remarks: list[str] | None = None) -> p
         _read_decimal_commas(header, body, found)
     filled = [row[:len(header)] + [""] * (len(header) - len(row)) for _, row in body]
     table = pd.DataFrame(filled, columns=header, index=[number - 2 for number, _ in body], dtype=object)
-    named = [name != "" or (table.iloc[:, i] != "").any() for i, name in enumerate(header)]
-    table = table.loc[:, named]
+    if "" in header:                                       # pandas takes long to select, most have no such
+        table = table.loc[:, [name != "" or (table.iloc[:, i] != "").any() for i, name in enumerate(header)]]
     _name_columns(path, table, columns, found)
     _tell(path, found, remarks)
     return table
@@ -205,7 +205,7 @@ def _split(path: Path, text: str, remarks: list[str]) -> tuple[str, list[tuple[i
 
 def _bare(cell: str) -> str:
     """A cell without blanks around it, those without width too."""
-    return cell.strip(" \t\n\v\f\xa0\u200b\u2009\u202f\ufeff")
+    return cell.strip().strip("\u200b\ufeff").strip()
 
 
 def _separator(text: str) -> str:
@@ -247,7 +247,7 @@ def _refuse_long_rows(path: Path, header: list[str], body: list[tuple[int, list[
             long.append((number, row))
     if not long:
         return
-    if len(long) == len(body) and all(len(row) == len(header) + 1 for _, row in long):
+    if [row[0] for _, row in long] == [str(i + 1) for i in range(len(body))]:
         cause = ("is a name missing in the header? R writes the names of rows without one: write.csv(..., "
                  "row.names = FALSE)")
     elif separator == "," and any(_has_split_number(row) for _, row in long):
