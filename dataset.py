@@ -489,22 +489,22 @@ def volume_loader(dataset: VolumeDataset, order: DistributedBatches | EpochOrder
 
 # ---------------------------------------------------------------- the latent cache
 
-LATENTS = "latent_Abeta"                                   # folder of all of them in data_dir
+LATENTS = "latent_Abeta"                                   # folder of all of them in a data_dir of one's own
 LATENT_FORMAT = 2                                 # raise it when what a latent file holds changes its meaning
 
 
 class LatentCache:
-    """Latents as NIfTI files in data_dir/latent_Abeta/<autoencoder>/<ID>.nii.gz, each bound to what it was
-    made from.
+    """Latents as NIfTI files <home>/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
 
-    autoencoder: key of the weights and of the precision that they encode in. checksums: of the voxels of
-    every PET, as they were checked. A file's header names the key of autoencoder, crop and checksum; a latent
-    whose key is another, which cannot be read to its end, or which is not finite, is not there.
+    home: folder of the latents of all autoencoders. autoencoder: key of the weights and of the precision that
+    they encode in. checksums: of the voxels of every PET, as they were checked. A file's header names the key
+    of autoencoder, crop and checksum; a latent whose key is another, which cannot be read to its end, or
+    which is not finite, is not there.
     """
 
-    def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...],
+    def __init__(self, home: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...],
                  affine: np.ndarray, checksums: dict[Path, int]):
-        self.folder = data_dir / LATENTS / autoencoder
+        self.folder = home / autoencoder
         self.autoencoder, self.crop, self.shape, self.affine, self.checksums = (autoencoder, crop, shape,
                                                                                 affine, checksums)
 

@@ -17,9 +17,9 @@ from imaging.cache import VolumeCache
 from labels.ridge import LabelPredictor
 from model import AAE, Synthesizer
 from runtime.checkpoints import StageRun, check_settings, load_checkpoint, tensor_bytes
-from runtime.files import make_folder
+from runtime.files import can_write, make_folder
 from runtime.ranks import DistributedBatches, from_rank_0, world_size
-from utils import InputError, weights_key
+from utils import InputError, derived_seed, weights_key
 
 PHANTOM_NOTICE = "digital phantom, not patient data"
 RESEARCH_NOTICE = "research only, not for clinical use"
@@ -40,6 +40,18 @@ def is_phantom(data_dir: str) -> bool:
     return (Path(data_dir) / "phantom.json").exists()
 
 
+def latents_folder(cfg: Config) -> Path:
+    """The folder of all latents of a cohort, and of the survey: that of the settings, else one inside
+    data_dir, else, where that cannot be written to, one in result/ that belongs to that data_dir."""
+    if cfg.latent_dir:
+        return Path(cfg.latent_dir)
+    beside = Path(cfg.data_dir) / LATENTS
+    if can_write(beside):
+        return beside
+    key = f"{derived_seed(str(Path(cfg.data_dir).resolve())):016x}"
+    return cfg.result_dir.parent / "latents" / key
+
+
 class Experiment:
     """Settings, a checked cohort, the networks and the measurement, with what every stage needs of them.
 
@@ -57,6 +69,7 @@ class Experiment:
         self.cache = VolumeCache(volumes, self.crop, cfg.crop_jitter, cfg.cache, cohort.checksums)
         self.is_phantom = is_phantom(cfg.data_dir)
         self.notice = f"{PHANTOM_NOTICE}; {RESEARCH_NOTICE}" if self.is_phantom else RESEARCH_NOTICE
+        self.latents_folder = from_rank_0(latents_folder, cfg)
         self._survey: Survey | None = None
         self.trained_epochs: dict[str, int] = {}           # of the checkpoints that are there, by stage
 
@@ -80,16 +93,11 @@ class Experiment:
         dataset = VolumeDataset(self.cohort.train, self.cache, modalities)
         return volume_loader(dataset, order, self.cfg.num_workers, self.device.type == "cuda")
 
-    @property
-    def latents_folder(self) -> Path:
-        """The folder of all latents of this cohort."""
-        return Path(self.cfg.data_dir) / LATENTS
-
     def latent_cache(self, aae: AAE) -> LatentCache:
         """Where the latents of this autoencoder, precision and crop are kept."""
         cfg, precision = self.cfg, self.networks.precision
         key = weights_key(aae) + ("" if precision == "fp32" else f"-{precision}")
-        return LatentCache(Path(cfg.data_dir), key, self.crop, (cfg.latent_channels, *cfg.latent_size),
+        return LatentCache(self.latents_folder, key, self.crop, (cfg.latent_channels, *cfg.latent_size),
                            self.cohort.affine, self.cohort.checksums)
 
     def load_latents(self, aae: AAE) -> dict[str, Tensor]:

@@ -68,6 +68,8 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
     """
     mri, out = Path(settings.mri), Path(settings.out)
     cohort = [Path(cfg.data_dir) / folder for folder in ("whole_MRI", "whole_Abeta", LATENTS, "truth")]
+    if cfg.latent_dir:
+        cohort.append(Path(cfg.latent_dir))
     refuse_place(out, (mri if mri.is_dir() else mri.parent, Path(cfg.data_dir), cfg.info_folder),
                  (*cohort, cfg.result_dir.parent))
     scans = find_scans(mri)

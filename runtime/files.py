@@ -227,12 +227,27 @@ def make_folder(folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Raise WriteError if a folder cannot be written to, or does not exist and cannot be made."""
+    """Raise WriteError if a folder cannot be written to, or does not exist and cannot be made. Nothing is
+    made; a file without a name is written in the nearest folder that there is."""
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise WriteError(errno.EACCES, f"{folder}: cannot be written to: {nearest} is not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise WriteError(errno.EACCES, f"{folder}: cannot be written to: {nearest} is not writable")
+    try:                                                   # a share may promise what it then refuses
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"can it be written to?")
+    except OSError as error:
+        raise WriteError(error.errno, f"{folder}: cannot be written to: {error.strerror or error}") from error
+
+
+def can_write(folder: Path) -> bool:
+    """Whether a folder can be written to, or can be made."""
+    try:
+        check_place(folder)
+    except WriteError:
+        return False
+    return True
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:
