@@ -24,8 +24,8 @@ from config import Config
 from dataset import ID_PATTERN, SPLITS, find_volume
 from labels.cells import MISSING, expected_labels, labels_remark, read_label
 from runtime.commandline import parse
-from runtime.files import brief, check_place, readable, remove_leftovers, write_together
-from runtime.logs import say
+from runtime.files import brief, check_place, remove_leftovers, write_together
+from runtime.logs import readable, say
 from runtime.program import exit_code
 from runtime.near_names import NearNames
 from runtime.settings import refuse, same, setting, value_problems

@@ -24,7 +24,7 @@ from newscans.scans import (NewScan, find_scans, header_problem, onto_crop, plac
                             refuse_place, sha256)
 from newscans.trained import Trained, load_trained
 from runtime.files import FolderLock, brief, check_place, make_folder, remove_leftovers
-from runtime.logs import progress_bar, say
+from runtime.logs import progress_bar, readable, say
 from runtime.program import exit_code
 from runtime.settings import refuse, setting, value_problems
 from runtime.signals import stop_if_requested
@@ -107,6 +107,8 @@ def _header_problems(scans: list[NewScan]) -> dict[str, str]:
     problems = {}
     for scan in scans:
         problem = header_problem(scan.mri)
+        if readable(scan.mri.name) != scan.mri.name:
+            problem = f"{readable(str(scan.mri))}: its name is not UTF-8; rename the file"
         if problem:
             problems[scan.id] = problem
     return problems

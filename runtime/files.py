@@ -3,7 +3,6 @@ lock of a folder."""
 import errno
 import json
 import os
-import re
 import shutil
 import socket
 import stat
@@ -49,11 +48,6 @@ def brief(content: object) -> str:
     """Content of a foreign file, shortened to 80 characters for a message."""
     text = str(content)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def readable(name: str) -> str:
-    """A name for messages and files: bytes that are no UTF-8, which a path may hold, as \\xfc."""
-    return re.sub("[\ud800-\udfff]", lambda found: f"\\x{ord(found[0]) & 0xff:02x}", name)
 
 
 def file_status(path: Path) -> os.stat_result:

@@ -1,6 +1,5 @@
 """Places that people have: cohorts that cannot be written to, folders of their own for latents, names that are
 not UTF-8, little shared memory, and a result folder that somebody spoilt."""
-import json
 import os
 import shutil
 import subprocess
@@ -15,7 +14,9 @@ from experiment import session
 from imaging import cache
 from imaging.volumes import Crop
 from runtime import files
-from runtime.files import can_write, check_place, readable
+from runtime.files import can_write, check_place
+from runtime.logs import LOG, logging_run, readable, say
+from runtime.shared_memory import free_shared_memory, readers_that_fit
 
 ROOT = Path(__file__).parents[1]
 SHORT = {**TINY, "aae_epochs": 1, "ldm_epochs": 1, "validation_every": 1}
@@ -104,12 +105,16 @@ def test_a_result_folder_that_cannot_be_written_to_is_found_before_a_volume_is_r
 
 
 def test_cache_file_without_a_temporary_folder_is_refused_before_a_volume_is_read(root, monkeypatch, capsys):
-    def no_folder(**_):
-        raise FileNotFoundError(2, "No usable temporary directory found")
+    make = cache.tempfile.TemporaryFile
+
+    def only_in_a_named_folder(dir=None):
+        """TemporaryFile of a system without a folder for temporary files."""
+        if dir is None:
+            raise FileNotFoundError(2, "No usable temporary directory found")
+        return make(dir=dir)
 
     monkeypatch.setattr(session, "check_cohort", None)
-    monkeypatch.setattr(cache.tempfile, "TemporaryFile",
-                        lambda dir=None: no_folder() if dir is None else open("/dev/null", "wb"))
+    monkeypatch.setattr(cache.tempfile, "TemporaryFile", only_in_a_named_folder)
     assert run("--cache", "file") == 2
     assert "no folder for temporary files can be written to (No usable temporary" in capsys.readouterr().err
 
@@ -156,3 +161,99 @@ def test_a_folder_on_a_read_only_mount_is_found_to_be_one(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 or (os.geteuid() == 0 and not can_mount()), done.stderr
     assert can_write(tmp_path / "new" / "folder") and not (tmp_path / "new").exists()
+
+
+# ---------------------------------------------------------------- shared memory
+
+@pytest.mark.parametrize(("workers", "batches", "free", "expected"), [
+    (4, [100, 200], 2700, 4),                              # (4 processes x 2 batches ahead + 1) x 300 bytes
+    (4, [100, 200], 2699, 0), (1, [1000], 3000, 1), (1, [1000], 2999, 0), (2, [1], 0, 0),
+    (0, [10 ** 12], 0, 0), (4, [10 ** 12], None, 4)])
+def test_readers_are_used_if_their_batches_fit_into_shared_memory(workers, batches, free, expected):
+    number, remark = readers_that_fit(workers, batches, free)
+    assert number == expected and bool(remark) == (expected != workers)
+    if remark:
+        assert f"num_workers {workers} needs up to" in remark and "as with num_workers 0" in remark
+
+
+def test_free_shared_memory_is_none_where_there_is_no_such_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime.shared_memory.FOLDER", tmp_path / "not there")
+    assert free_shared_memory() is None
+    monkeypatch.setattr("runtime.shared_memory.FOLDER", tmp_path)
+    assert free_shared_memory() == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.01)
+
+
+def test_a_run_with_little_shared_memory_reads_in_its_main_process_and_says_so(root):
+    """On a true /dev/shm of 256 KiB where it may be mounted; elsewhere the run is told that there is so much."""
+    words = [*arguments({**SHORT, "num_workers": 4}), "--stages", "check", "aae"]
+    lines = ["import sys", "from runtime import shared_memory", "import main"]
+    script = 'mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "$@"'
+    before = ["unshare", "-m", "sh", "-c", script, "sh"]
+    if not can_mount():
+        before = []
+        lines.insert(2, "shared_memory.free_shared_memory = lambda: 2 ** 18")
+    command = [*before, sys.executable, "-c", "\n".join([*lines, "sys.exit(main.main(sys.argv[1:]))"]), *words]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    assert "num_workers 4 needs up to" in done.stdout and "has 0 MiB free" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+# ---------------------------------------------------------------- names that are not UTF-8
+
+ODD = os.fsdecode(b"M\xfcller")
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    (ODD, "M\\xfcller"), ("Müller", "Müller"), ("plain", "plain"), (os.fsdecode(b"\xff\xfe"), "\\xff\\xfe"),
+    ("\ud800", "\\x00"), ("脳", "脳"), ("", "")])
+def test_a_name_is_shown_with_its_odd_bytes(name, expected):
+    assert readable(name) == expected
+    readable(name).encode()
+
+
+@pytest.mark.parametrize("setting", ["data_dir", "info_dir", "latent_dir", "brain_mask", "cortex_mask"])
+def test_a_setting_that_is_not_utf_8_is_refused_at_once(root, capsys, setting):
+    shutil.copytree("data", ODD)
+    with pytest.raises(SystemExit) as stop:
+        run(f"--{setting}", ODD)
+    assert stop.value.code == 2
+    message = capsys.readouterr().err
+    assert f"{setting} M\\xfcller is not a name in UTF-8" in message and "give a link to it" in message
+
+
+@pytest.mark.parametrize("words", [
+    ["prepare", "--table", ODD], ["prepare", "--table", "t.csv", "--info_dir", ODD],
+    ["preprocess", "--raw", ODD], ["prepare", "--table", "t.csv", "--demographics", f"{ODD}/a.csv"]])
+def test_every_word_refuses_such_a_setting(root, capsys, words):
+    with pytest.raises(SystemExit) as stop:
+        main.main(words)
+    assert stop.value.code == 2
+    assert "M\\xfcller" in capsys.readouterr().err
+
+
+def test_a_link_with_a_plain_name_is_the_way_out(root):
+    Path("data").rename(ODD)
+    Path("plain").symlink_to(ODD)
+    assert run("--data_dir", "plain", "--latent_dir", "latents", stages=["check", "aae", "encode"]) == 0
+
+
+def test_a_file_of_such_a_name_in_no_list_stops_nothing(root, capsys):
+    for folder in ("whole_MRI", "whole_Abeta"):
+        (Path("data") / folder / f"{ODD}.nii.gz").write_bytes(b"broken")
+    (Path("data/whole_MRI") / "broken.nii.gz").write_bytes(b"broken")
+    assert run(stages=["check"]) == 0
+    rows = "".join(f"s{i:02d},{i % 2}\n" for i in range(1, 11))
+    Path("t.csv").write_text(f"ID,label\n{rows}")
+    assert main.main(["prepare", "--table", "t.csv", "--overwrite"]) == 0
+    assert "M\\xfcller,file name is no ID" in Path("data_info/left_out.csv").read_text()
+
+
+def test_a_line_with_such_a_name_is_written_to_screen_and_log(tmp_path, capsys):
+    from runtime.logs import keep_log
+    with logging_run():
+        keep_log(tmp_path / "run.log")
+        say("check", ODD)
+        LOG.error("%s", ODD)
+    assert "check  M\\xfcller" in (tmp_path / "run.log").read_text()
+    assert "M\\xfcller" in capsys.readouterr().err
