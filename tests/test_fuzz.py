@@ -293,7 +293,7 @@ def random_table(rng: random.Random) -> bytes:
     lines = [head]
     for row in range(rng.randrange(3, 9)):
         if is_plausible and rng.random() < 0.9:
-            lines.append([("abc"[row % 3:] or "a")[0] if name == "ID" else rng.choice(PLAUSIBLE[name][:3 + row])
+            lines.append(["abc"[row % 3] if name == "ID" else rng.choice(PLAUSIBLE[name][:3 + row])
                           for name in head])
         else:
             lines.append(rng.choices(CELLS, k=rng.randrange(8)))
@@ -309,8 +309,7 @@ def random_table(rng: random.Random) -> bytes:
     return bytes(content)
 
 
-def test_ten_thousand_tables_are_read_or_refused_by_check_and_by_prepare(cohort, count, record_property,
-                                                                         monkeypatch):
+def test_ten_thousand_tables_are_read_or_refused_by_check_and_by_prepare(cohort, record_property, monkeypatch):
     """Whatever is read is what the cells say: labels of the cohort, and ages within their range."""
     monkeypatch.chdir(cohort)
     rng, found = random.Random(0), Counter()
@@ -341,7 +340,7 @@ def test_ten_thousand_tables_are_read_or_refused_by_check_and_by_prepare(cohort,
         read = read_table(path, "ID", remarks=[])
         assert all(cell == cell.strip() for cell in read.to_numpy().ravel())
 
-    for i in range(count(10_000, 100_000)):
+    for i in range(10_000):
         where, read = {0: ("check", read_in_check), 1: ("prepare", read_in_prepare)}.get(
             i % 16, ("alone", read_alone))
         (table if where == "prepare" else path).write_bytes(random_table(rng))
