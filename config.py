@@ -274,7 +274,10 @@ class Config:
         "recompute activations in the backward pass instead of keeping them: less memory, more time")
 
     data_dir: str = setting("data",
-        "folder with whole_MRI and whole_Abeta; latent_Abeta is written there", section="the cohort")
+        "folder with whole_MRI and whole_Abeta; may be read-only", section="the cohort")
+    latent_dir: str = setting("",
+        "folder that latents, and what is known of the volumes, are written to; empty: data_dir/latent_Abeta, "
+        "or result/latents/<key of data_dir> where data_dir cannot be written to")
     info_dir: str = setting("data_info",
         "folder with data_info.csv, train.txt, validation.txt and test.txt; a phantom's own lie in "
         "data_dir/data_info")
@@ -601,9 +604,10 @@ class Config:
 
 
 def with_systems(saved: dict) -> dict:
-    """Settings as JSON saved them, with the defaults of the compared systems where they were saved before
-    there were any."""
-    defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in SYSTEMS}
+    """Settings as JSON saved them, with the defaults of the compared systems and of latent_dir where they
+    were saved before there were any."""
+    added = (*SYSTEMS, "latent_dir")
+    defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in added}
     return defaults | saved
 
 
@@ -614,8 +618,11 @@ def _misfits(cfg: Config):
     """Yield, as sentences, what in a Config does not fit together."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", cfg.exp):
         yield f"exp {cfg.exp!r} must be a plain folder name of letters, digits, '.', '_' and '-'"
-    if cfg.exp in ("tables", "benchmark", "study"):
+    if cfg.exp in ("tables", "benchmark", "study", "latents"):
         yield f"exp {cfg.exp!r} is a folder of result/ that all experiments share; take another name"
+    inputs = [Path(cfg.data_dir) / name for name in ("whole_MRI", "whole_Abeta", "truth", "data_info")]
+    if cfg.latent_dir and Path(cfg.latent_dir) in (Path(cfg.data_dir), *inputs, Path(cfg.info_dir)):
+        yield f"latent_dir {cfg.latent_dir} is a folder of the cohort; give latents a folder of their own"
     for name in ("aae_from", "ldm_from"):
         if getattr(cfg, name) == cfg.exp:
             yield f"{name} {cfg.exp} is this experiment itself; leave it empty"

@@ -24,10 +24,14 @@ from imaging.headers import read_header
 from imaging.nifti_files import VolumeFolder
 from imaging.remarks import Remarks
 from imaging.volumes import RANGE_TOLERANCE, RINGING, read_in_range, read_voxels, save_nifti
-from runtime.files import brief, read_table, read_text
-from runtime.logs import progress_bar
+from labels.cells import (ages_remark, expected_labels, is_missing, labels_remark, read_age, read_label,
+                          read_sex)
+from runtime.files import brief
+from runtime.logs import progress_bar, say
+from runtime.near_names import NearNames
 from runtime.ranks import DistributedBatches, rank, world_size
 from runtime.signals import abandoned_on_error, serve_parent
+from runtime.tables import read_list, read_table
 from utils import InputError, derived_seed
 
 SPLITS = ("train", "validation", "test")
@@ -70,6 +74,7 @@ class CohortReader:
         self.subject_pattern = re.compile(subject_pattern)
         self.volumes = {folder: VolumeFolder(data_dir / folder) for folder in FOLDERS}
         self.problems: list[str] = []
+        self.near_rows = NearNames(())                     # IDs of data_info.csv
 
     def read(self) -> dict[str, list[Scan]]:
         """The scans of each list in its order. Look at .problems before using them."""
@@ -86,18 +91,23 @@ class CohortReader:
             self.problems.append(str(error))
             return None
         labels: dict[str, list[str]] = {}
-        for scan_id, label in zip(table["ID"].str.strip(), table["label"].str.strip(), strict=True):
+        for scan_id, label in zip(table["ID"], table["label"], strict=True):
             labels.setdefault(scan_id, []).append(label)
+        self.near_rows = NearNames(labels)
+        remarks = [labels_remark(table["label"])] if self.num_classes == 2 else []
+        remarks += [ages_remark(table.iloc[:, i]) for i in _places(table, "age")]
+        for remark in filter(None, remarks):
+            say("check", f"{self.info_dir / 'data_info.csv'}: {remark}")
         return labels
 
     def _ids(self, split: str) -> list[str]:
         path = self.info_dir / f"{split}.txt"
         try:
-            lines = read_text(path).splitlines()
+            lines = read_list(path)
         except InputError as error:
             self.problems.append(str(error))
             return []
-        counts = Counter(line.strip() for line in lines if line.strip())
+        counts = Counter(lines)
         if not counts:
             self.problems.append(f"{path}: holds no ID")
         usable = {scan_id: count for scan_id, count in counts.items() if ID_PATTERN.fullmatch(scan_id)}
@@ -134,14 +144,19 @@ class CohortReader:
         if labels is None:                                 # already reported, once
             return None
         path, found = self.info_dir / "data_info.csv", labels.get(scan_id, [])
-        valid = {str(k): k for k in range(self.num_classes)} | {f"{k}.0": k for k in range(self.num_classes)}
-        if len(found) == 1 and found[0] in valid:
-            return valid[found[0]]
-        what = (
-            f"has the label {brief(repr(found[0]))}" if len(found) == 1 else f"has {len(found) or 'no'} rows"
-        )
-        self.problems.append(f"{path}: {scan_id} {what}; expected one row with a label in 0 .. "
-                             f"{self.num_classes - 1}")
+        hint = ""
+        if len(found) == 1:
+            try:
+                return read_label(found[0], self.num_classes)
+            except ValueError:
+                what = f"has the label {brief(repr(found[0]))}"
+                if is_missing(found[0]):
+                    what = f"has no label ({found[0]!r})"
+        else:
+            what = f"has {len(found) or 'no'} rows"
+            hint = "" if found else self.near_rows.hint(scan_id)
+        self.problems.append(f"{path}: {scan_id} {what}; expected one row with "
+                             f"{expected_labels(self.num_classes)}{hint}")
         return None
 
     def _file(self, folder: str, scan_id: str) -> Path | None:
@@ -152,29 +167,40 @@ class CohortReader:
             return None
 
 
+def _places(table: pd.DataFrame, name: str) -> list[int]:
+    """Position of the first column of that name, whatever its case; empty if there is none."""
+    return [i for i, heading in enumerate(table.columns) if heading.lower() == name][:1]
+
+
 def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame | None, str]:
     """ID, age (years) and sex of the scans, if data_info.csv has these columns with a value for each; else
     None and why."""
     path = info_dir / "data_info.csv"
-    table = read_table(path, "ID")
-    table.columns = [name if name == "ID" else name.strip().lower() for name in table.columns]
-    table = table.loc[:, ~table.columns.duplicated()]
-    if missing := {"age", "sex"} - set(table.columns):
-        return None, f"{path} has no column {' and no column '.join(sorted(missing))}"
-    table = table.assign(ID=table["ID"].str.strip(), age=pd.to_numeric(table["age"], errors="coerce"),
-                         sex=table["sex"].str.strip().str.upper())
-    table = (
-        table.drop_duplicates("ID")
+    table = read_table(path, "ID", remarks=[])             # the check has said how it is read
+    missing = [name for name in ("age", "sex") if not _places(table, name)]
+    if missing:
+        return None, f"{path} has no column {' and no column '.join(missing)}"
+    [age], [sex] = _places(table, "age"), _places(table, "sex")
+    found = pd.DataFrame({"ID": table["ID"], "age": [_age_or_nan(text) for text in table.iloc[:, age]],
+                          "sex": ["" if is_missing(text) else read_sex(text) for text in table.iloc[:, sex]]})
+    found = (
+        found.drop_duplicates("ID")
         .set_index("ID")
         .reindex([scan.id for scan in scans])[["age", "sex"]]
         .reset_index()
     )
-    # ADNI writes -4 for missing
-    bad = table.loc[~table["age"].between(1, 120) | table["sex"].isin(["", "NA", "NAN", "-4", "-1"]), "ID"]
+    bad = found.loc[found["age"].isna() | found["sex"].isna() | (found["sex"] == ""), "ID"]
     if len(bad):
         return (None,
                 f"{path}: {len(bad)} scans have no sex or no age from 1 to 120 years ({', '.join(bad[:5])})")
-    return table, ""
+    return found, ""
+
+
+def _age_or_nan(text: str) -> float:
+    try:
+        return math.nan if is_missing(text) else read_age(text)
+    except ValueError:
+        return math.nan
 
 
 # ---------------------------------------------------------------- the check of a whole cohort
@@ -433,22 +459,22 @@ def volume_loader(dataset: VolumeDataset, order: DistributedBatches | EpochOrder
 
 # ---------------------------------------------------------------- the latent cache
 
-LATENTS = "latent_Abeta"                                   # folder of all of them in data_dir
+LATENTS = "latent_Abeta"                                   # folder of all of them in a data_dir of one's own
 LATENT_FORMAT = 2                                 # raise it when what a latent file holds changes its meaning
 
 
 class LatentCache:
-    """Latents as NIfTI files in data_dir/latent_Abeta/<autoencoder>/<ID>.nii.gz, each bound to what it was
-    made from.
+    """Latents as NIfTI files <home>/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
 
-    autoencoder: key of the weights and of the precision that they encode in. checksums: of the voxels of
-    every PET, as they were checked. A file's header names the key of autoencoder, crop and checksum; a latent
-    whose key is another, which cannot be read to its end, or which is not finite, is not there.
+    home: folder of the latents of all autoencoders. autoencoder: key of the weights and of the precision that
+    they encode in. checksums: of the voxels of every PET, as they were checked. A file's header names the key
+    of autoencoder, crop and checksum; a latent whose key is another, which cannot be read to its end, or
+    which is not finite, is not there.
     """
 
-    def __init__(self, data_dir: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...],
+    def __init__(self, home: Path, autoencoder: str, crop: Crop, shape: tuple[int, ...],
                  affine: np.ndarray, checksums: dict[Path, int]):
-        self.folder = data_dir / LATENTS / autoencoder
+        self.folder = home / autoencoder
         self.autoencoder, self.crop, self.shape, self.affine, self.checksums = (autoencoder, crop, shape,
                                                                                 affine, checksums)
 

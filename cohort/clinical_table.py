@@ -1,6 +1,5 @@
 """Tables of a study as they were downloaded: columns by any of their names, and strict dates and numbers."""
 import difflib
-import re
 from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
@@ -8,38 +7,20 @@ from pathlib import Path
 import pandas as pd
 
 from cohort.dates import DATE_FORMS, DateReader
-from runtime.files import brief, read_table
+from labels.cells import MISSING_CODES
+from runtime.files import brief
+from runtime.tables import listed, read_table, simplified
 from utils import InputError
 
-MISSING = ("", "NA", "N/A", "NAN", "NONE", ".")
-MISSING_CODES = (*MISSING, "-4", "-4.0", "-1", "-1.0")     # ADNI's; a Centiloid may be -4, so not everywhere
 CHOSEN = ("id", "date", "label")                           # roles whose column a setting of prepare can name
-LISTED = 5                                                 # rows or names that a message shows
-
-
-def simplified(name: str) -> str:
-    """A column's name without case, blanks and punctuation, in which the releases of a table differ."""
-    return re.sub(r"[^A-Z0-9]", "", name.upper())
-
-
-def listed(items: Sequence, what: str = "row") -> str:
-    """Numbers of rows, or names, for a message: the first few of them, and how many more there are.
-
-    what: noun before them, in the plural where there are several; empty: none.
-    """
-    text = ", ".join(str(item) for item in items[:LISTED])
-    if len(items) > LISTED:
-        text += f" and {len(items) - LISTED} more"
-    if not what:
-        return text
-    return f"{what}s {text}" if len(items) > 1 else f"{what} {text}"
 
 
 class ClinicalTable:
-    """A CSV whose columns are asked for by their role. Problems are collected instead of raised.
+    """A table whose columns are asked for by their role. Problems are collected instead of raised.
 
     used: role -> name of the column that was found for it. rows: number of each row in a spreadsheet.
     remarks: how the table was read. frame: the cells as text; None if the file cannot be used.
+    unreadable: role -> positions of the rows whose cell cannot be read.
     """
 
     def __init__(self, path: Path, setting: str, problems: list[str]):
@@ -47,18 +28,16 @@ class ClinicalTable:
         self.name, self.setting, self.problems = f"{setting} {path}", setting, problems
         self.used: dict[str, str] = {}
         self.remarks: list[str] = []
+        self.unreadable: dict[str, set[int]] = {}
         try:
-            self.frame: pd.DataFrame | None = read_table(path)
+            self.frame: pd.DataFrame | None = read_table(path, remarks=self.remarks)
         except InputError as error:
             self.frame = None
             problems.append(f"{setting} {error}")
             return
-        self.headings = _headings(self.frame)
+        self.headings = list(self.frame.columns)
         self.rows = [int(index) + 2 for index in self.frame.index]      # as a spreadsheet counts them
-        if len(self.headings) == 1 and re.search(r"[;\t]", self.headings[0]):
-            self.frame = None
-            self.problem("its columns are not separated by commas; save it as CSV with commas")
-        elif self.frame.empty:
+        if self.frame.empty:
             self.problem("holds no row")
 
     def describe(self) -> list[str]:
@@ -86,7 +65,7 @@ class ClinicalTable:
         found = self._positions([asked] if asked else names, ranked)
         if len(found) == 1:
             self.used[role] = self.headings[found[0]]
-            return self.frame.iloc[:, found[0]].str.strip().tolist()
+            return self.frame.iloc[:, found[0]].tolist()
         if found:
             self.problem(self._ambiguous(role, found, asked))
         elif needed or asked:
@@ -125,18 +104,26 @@ class ClinicalTable:
                missing: Sequence[str] = MISSING_CODES) -> list:
         """parse(value) for each value, None where it is missing.
 
-        Values for which parse raises ValueError or KeyError become None and are a problem that names their
-        rows. role: of the column. expected: values that parse takes, for the message.
+        Values for which parse raises ValueError or KeyError become None. Their rows are named in a remark and
+        noted in .unreadable; if half of the column is so, it is another one than was meant, and a problem.
+        role: of the column. expected: values that parse takes, for the message.
         """
-        result, bad = [], []
-        for row, value in zip(self.rows, values, strict=True):
+        result, bad, filled = [], {}, 0
+        for i, value in enumerate(values):
+            is_there = value.upper() not in missing
+            filled += is_there
             try:
-                result.append(None if value.upper() in missing else parse(value))
+                result.append(parse(value) if is_there else None)
             except (ValueError, KeyError):
                 result.append(None)
-                bad.append(f"{row} ({brief(repr(value))})")
+                bad[i] = f"{self.rows[i]} ({brief(repr(value))})"
+        self.unreadable[role] = set(bad)
         if bad:
-            self.problem(f"column {self.used[role]}: {listed(bad)}; expected {expected}")
+            what = f"column {self.used[role]}: {listed(list(bad.values()))}"
+            if 2 * len(bad) >= filled:
+                self.problem(f"{what}; expected {expected}")
+            else:
+                self.remarks.append(f"{what} cannot be read and counts as missing; expected {expected}")
         return result
 
     def dates(self, role: str, values: list[str]) -> list[date | None]:
@@ -151,9 +138,3 @@ class ClinicalTable:
         elif reader.remark:
             self.remarks.append(f"{self.used[role]}: {reader.remark}")
         return reader
-
-
-def _headings(frame: pd.DataFrame) -> list[str]:
-    """Names of the columns as in the file, where two may be the same: pandas numbers the second."""
-    unnumbered = {name: re.sub(r"\.\d+$", "", name) for name in frame.columns}
-    return [bare if bare in unnumbered else name for name, bare in unnumbered.items()]

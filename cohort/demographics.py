@@ -4,9 +4,9 @@ from datetime import date
 
 from cohort.clinical_table import ClinicalTable
 from cohort.matching import DATES, ScanKeys
+from labels.cells import SEXES, ages_remark, read_age, read_sex
 
 YEAR = 365.25                                              # days
-SEXES = {"1": "M", "1.0": "M", "MALE": "M", "M": "M", "2": "F", "2.0": "F", "FEMALE": "F", "F": "F"}
 SAME_BIRTH = 1.5 * YEAR                                    # days between births by two ages in whole years
 CENTURY = r"(?:19|20)"
 
@@ -81,16 +81,11 @@ def _sexes(table: ClinicalTable) -> list[str | None] | None:
         return None
     if table.used["sex"].upper() == "PTGENDER":
         return table.parsed("sex", values, _adni_sex, "1 or Male, 2 or Female")
-    return table.parsed("sex", values, _any_sex, "a sex")
+    return table.parsed("sex", values, read_sex, "a sex")
 
 
 def _adni_sex(text: str) -> str:
     return SEXES[text.upper()]
-
-
-def _any_sex(text: str) -> str:
-    """M or F of a word; a number stays as it is, because 1 might be either."""
-    return SEXES.get(text.upper(), text) if text.isalpha() else text
 
 
 def _births(table: ClinicalTable) -> list[date | None] | None:
@@ -126,7 +121,9 @@ def _ages(table: ClinicalTable) -> list[tuple[float, date | None] | None] | None
     values = table.column("age", ("AGE",))
     if values is None:
         return None
-    ages = table.parsed("age", values, _years_of_age, "an age from 1 to 120 years")
+    ages = table.parsed("age", values, read_age, "an age from 1 to 120 years")
+    if remark := ages_remark(values):
+        table.remarks.append(remark)
     texts = table.column("age's date", ("EXAMDATE_bl", *DATES), ranked=True)
     dates = table.dates("age's date", texts) if texts else [None] * len(ages)
     return [None if age is None else (age, day) for age, day in zip(ages, dates, strict=True)]
@@ -145,10 +142,4 @@ def _year(text: str) -> int:
 def _month(text: str) -> int:
     if 1 <= float(text) <= 12:
         return int(float(text))
-    raise ValueError(text)
-
-
-def _years_of_age(text: str) -> float:
-    if 1 <= float(text) <= 120:
-        return float(text)
     raise ValueError(text)

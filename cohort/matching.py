@@ -5,15 +5,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
-from cohort.clinical_table import MISSING, ClinicalTable, listed
+from cohort.clinical_table import ClinicalTable
 from cohort.dates import DateReader, dates_in
 from dataset import parse_id
+from labels.cells import MISSING
+from runtime.near_names import NearNames
+from runtime.tables import listed
 
 SCAN_IDS = ("ID", "SCAN_ID", "PTID", "SUBJECT")
 # PTID before ID, because an ADNI table may number its rows as ID.
 IDS = ("PTID", "RID", "ID", "SCAN_ID", "SUBJECT_ID", "PARTICIPANT_ID", "SUBJECT")
 DATES = ("SCANDATE", "EXAMDATE", "ACQ_DATE", "DATE")
 GREY, OTHER_TRACER = "grey zone", "another tracer"         # reasons of rows whose scan may be one of ours
+UNREADABLE_LABEL, UNREADABLE_DATE = "label cannot be read", "date of its row cannot be read"
 
 
 class LeftOut(Exception):
@@ -114,12 +118,22 @@ class ScanKeys:
         here = {subject for subject, _ in self.parts.values()}
         subjects = {subject for subject, _ in groups}
         if elsewhere := subjects - here:
-            table.remarks.append(f"{len(elsewhere)} of its {len(subjects)} subjects have no scan here")
+            table.remarks.append(f"{len(elsewhere)} of its {len(subjects)} subjects have no scan here"
+                                 + _nearest_name(elsewhere, here - subjects))
         if without:
             table.remarks.append(f"{listed(without)} without {table.used['id']} passed over")
         if shared:
             table.remarks.append(f"{listed(sorted(shared), 'subject')} share an RID, by which alone their "
                                  "rows cannot be told apart")
+
+
+def _nearest_name(names: set[str], others: set[str]) -> str:
+    """The end of a message: the first of the names that is another but for zeros, case and the like."""
+    near = NearNames(others)
+    for name in sorted(names):
+        if found := near.of(name):
+            return f", such as {name}; is it {found[0]}? They differ in {found[1]}"
+    return ""
 
 
 class ScanDates:
@@ -179,8 +193,8 @@ def pick_rows(rows: list[Row], when: date | None, window_days: int, has_dates: b
     scans of a subject. rivals: scans of the subject without a date, of which there cannot be more than rows.
     Raises LeftOut.
     """
-    if not rows:
-        raise LeftOut("not in the table", "no row of its ID or subject")
+    if undated := [row.number for row in rows if row.reason == UNREADABLE_DATE]:
+        raise LeftOut(UNREADABLE_DATE, listed(undated))    # it might be the nearest
     if not has_dates:
         return _agreeing(rows, "no dates in the table")
     if when:
@@ -215,14 +229,15 @@ def _nearest(rows: list[Row], when: date, window_days: int) -> Match:
 
 
 def _agreeing(rows: list[Row], why: str) -> Match:
-    """The usable rows, if they agree; a row in the grey zone or of another tracer agrees with none.
+    """The usable rows, if they agree; a row in the grey zone, of another tracer or with an unreadable label
+    agrees with none.
 
     why: no date decides, for the message.
     """
     usable = [row for row in rows if not row.reason]
     if not usable:
         raise LeftOut(min(row.reason for row in rows), listed([row.number for row in rows]))
-    undecided = [row for row in rows if row.reason in (GREY, OTHER_TRACER)]
+    undecided = [row for row in rows if row.reason in (GREY, OTHER_TRACER, UNREADABLE_LABEL)]
     if undecided or len({row.label for row in usable}) > 1:
         numbers = listed(sorted(row.number for row in usable + undecided))
         differ = "what they would give" if undecided else "their labels"

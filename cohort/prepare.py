@@ -10,22 +10,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from cohort.clinical_table import MISSING, ClinicalTable, listed
+from cohort.clinical_table import ClinicalTable
 from cohort.demographics import Demographics
-from cohort.matching import DATES, GREY, OTHER_TRACER, LeftOut, Match, Row, ScanDates, ScanKeys, pick_rows
+from cohort.matching import (DATES, GREY, OTHER_TRACER, UNREADABLE_DATE, UNREADABLE_LABEL, LeftOut, Match,
+                             Row, ScanDates, ScanKeys, pick_rows)
 from cohort.splitting import draw_lists
 from config import Config
 from dataset import FOLDERS, ID_PATTERN, SPLITS
 from imaging.nifti_files import VolumeFolder
+from labels.cells import MISSING, expected_labels, labels_remark, read_label
 from runtime.commandline import parse
 from runtime.files import brief, check_place, link_problem, remove_leftovers, write_together
-from runtime.logs import say
+from runtime.logs import readable, say
 from runtime.program import exit_code
+from runtime.near_names import NearNames
 from runtime.settings import refuse, same, setting, value_problems
+from runtime.tables import listed
 from utils import InputError
 
 EXAMPLES = 3                                               # scans that a message names
@@ -226,7 +231,7 @@ def collect_left_out(scan: str, left_out: list[dict]) -> Iterator[None]:
     try:
         yield
     except LeftOut as cause:
-        left_out.append({"ID": scan, "reason": cause.reason, "found": cause.found})
+        left_out.append({"ID": readable(scan), "reason": cause.reason, "found": cause.found})
 
 
 # ---------------------------------------------------------------- their labels
@@ -259,12 +264,16 @@ def label_scans(cfg: PrepareSettings, scans: list[str], left_out: list[dict], pr
         with collect_left_out(scan, left_out):
             dates[scan] = scan_dates.of(scan)
     has_dates = any(row.date for row in rows)
+    near = NearNames({subject for subject, _ in groups})
     rivals = Counter(keys.key(scan, groups) for scan, day in dates.items() if day is None)
     labelled = []
     for scan, day in dates.items():
         with collect_left_out(scan, left_out):
             key = keys.key(scan, groups)
             own_rows = [rows[i] for i in groups.get(key, [])]
+            if not own_rows:
+                raise LeftOut("not in the table",
+                              f"no row of its ID or subject{near.hint(keys.subject(scan))}")
             match = pick_rows(own_rows, day, cfg.window_days, has_dates, cfg.require_dates, rivals[key])
             labelled.append(info_row(scan, keys.subject(scan), match, day, people))
     remarks = [sentence for one in tables for sentence in one.describe()]
@@ -280,6 +289,9 @@ def read_rows(cfg: PrepareSettings, table: ClinicalTable) -> list[Row]:
     for i, number in enumerate(table.rows):
         values = {name: column[i] for name, column in columns.items()}
         label, reason = label_of(cfg, values)
+        for role, why in (("label", UNREADABLE_LABEL), ("date", UNREADABLE_DATE)):
+            if i in table.unreadable.get(role, ()):
+                label, reason = None, why
         metadata = {name: values.get(name) for name in ("tracer", "site", "centiloids")}
         rows.append(Row(number, values.get("date"), label, reason, metadata))
     return rows
@@ -299,10 +311,12 @@ def _read_columns(cfg: PrepareSettings, table: ClinicalTable) -> dict[str, list]
     if dates:
         columns["date"] = table.dates("date", dates)
     if labels:
-        label_numbers = {text: k for k in range(cfg.num_classes) for text in (str(k), f"{k}.0")}
-        expected = (f"a label in 0 .. {cfg.num_classes - 1}; a SUVR is none, because its threshold depends "
-                    "on the tracer")
-        columns["label"] = table.parsed("label", labels, label_numbers.__getitem__, expected)
+        expected = (f"{expected_labels(cfg.num_classes)}; a SUVR is none, because its threshold depends on "
+                    "the tracer")
+        columns["label"] = table.parsed("label", labels, partial(read_label, num_classes=cfg.num_classes),
+                                        expected)
+        if cfg.num_classes == 2 and (remark := labels_remark(labels)):
+            table.remarks.append(remark)
     if centiloids:
         columns["centiloids"] = table.parsed("Centiloids", centiloids, finite, "a number", MISSING)
     if quality:
@@ -371,6 +385,10 @@ def remarks_on(labelled: list[dict], people: Demographics) -> list[str]:
         counts = ", ".join(f"{name} {count}" for name, count in info["tracer"].value_counts().items())
         remarks.append(f"several tracers ({counts}): ADNI's status is decided for each by its own threshold, "
                        "and Centiloids may be compared; SUVRs may not. --tracer keeps one")
+    for name in ("site", "tracer"):
+        unknown = list(info.loc[info[name].isna(), "ID"])
+        if 0 < len(unknown) < len(info):
+            remarks.append(f"{name} unknown: {listed(unknown, '')}; this is a {name} of its own in the lists")
     for name in ("age", "sex"):
         unknown = list(info.loc[info[name].isna(), "ID"]) if name in info else []
         if unknown:
@@ -395,7 +413,8 @@ def refuse_unusable(info: pd.DataFrame, lists: pd.Series, num_classes: int) -> N
 
 
 def cohort_table(info: pd.DataFrame, lists: pd.Series) -> pd.DataFrame:
-    """A row a list and one for all: subjects, scans, and of the scans labels, age, sex, tracers and sites."""
+    """A row a list and one for all: subjects, scans, and of the scans labels, age, sex, tracers and sites, with
+    the numbers of those that are unknown."""
     rows = []
     for name in (*SPLITS, "all"):
         part = info if name == "all" else info[lists == name]
@@ -409,5 +428,8 @@ def cohort_table(info: pd.DataFrame, lists: pd.Series) -> pd.DataFrame:
                 row[value] = int((part[column] == value).sum())
         if info["site"].notna().any():
             row["sites"] = part["site"].nunique()
+        for column in ("age", "sex", "tracer", "site"):
+            if column in info and 0 < info[column].isna().sum() < len(info):
+                row[f"{column} unknown"] = int(part[column].isna().sum())
         rows.append(row)
     return pd.DataFrame(rows)

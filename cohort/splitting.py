@@ -5,27 +5,42 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 
 from dataset import SPLITS
 
+UNKNOWN = "unknown"                                        # level of what is missing
 AGE_GROUPS = 4                                             # quartiles, of which each list gets its share
 
 
 def draw_lists(info: pd.DataFrame, ratios: tuple[float, ...], seed: int) -> pd.Series:
     """The split of each scan: subjects shared out by label, then by site, tracer, sex and quartile of age.
 
-    info: data_info.csv. A subject whose scans differ counts as a kind of its own: its labels are 0+1.
+    info: data_info.csv. A subject whose scans differ counts as a kind of its own: its labels are 0+1. So does
+    an unknown site, tracer, sex or age.
     """
     subjects = info.groupby("subject")                     # sorted: no order of rows or files matters
     factors = subjects[["label"]].agg(_joined)
     for name in ("site", "tracer", "sex"):
-        if name in info and info[name].nunique() > 1:
+        if name in info and info[name].nunique(dropna=False) > 1:
             factors[name] = subjects[name].agg(_joined)
-    if "age" in info and info["age"].nunique() > 1:
-        factors["age"] = pd.qcut(subjects["age"].mean(), AGE_GROUPS, duplicates="drop")
+    if "age" in info and info["age"].nunique(dropna=False) > 1:
+        ages = subjects["age"].agg(lambda values: pd.to_numeric(values).mean())
+        factors["age"] = _age_groups(ages)
     splits = [SPLITS[k] for k in split_subjects(factors, ratios, seed)]
     return info["subject"].map(pd.Series(splits, index=factors.index))
 
 
 def _joined(values: pd.Series) -> str:
-    return "+".join(sorted({str(value) for value in values}))
+    return "+".join(sorted({UNKNOWN if pd.isna(value) else str(value) for value in values}))
+
+
+def _age_groups(ages: pd.Series) -> pd.Series:
+    """The quartile of each age in years, as text."""
+    if ages.nunique() > 1:
+        ages = pd.qcut(ages, AGE_GROUPS, duplicates="drop")
+    return _as_text(ages)
+
+
+def _as_text(values: pd.Series) -> pd.Series:
+    """Values as text, in which a missing one is a level of its own; astype(str) may leave it missing."""
+    return pd.Series([UNKNOWN if pd.isna(value) else str(value) for value in values], values.index, object)
 
 
 def split_subjects(factors: pd.DataFrame, ratios: tuple[float, ...], seed: int) -> np.ndarray:
@@ -84,7 +99,7 @@ def _level_codes(factors: pd.DataFrame) -> np.ndarray:
     """Numbers of the levels of each subject, [subjects, factors]; each level of each factor has its own."""
     columns = []
     for name in factors.columns:
-        codes, _ = pd.factorize(factors[name].astype(str), sort=True)
+        codes, _ = pd.factorize(_as_text(factors[name]), sort=True)
         columns.append(codes)
     codes = np.stack(columns, axis=1)
     return codes + np.concatenate([[0], np.cumsum(codes.max(0) + 1)[:-1]])

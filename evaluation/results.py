@@ -13,6 +13,7 @@ import pandas as pd
 
 from config import Config, with_systems
 from runtime.files import write_csv, write_text
+from runtime.logs import readable
 from utils import InputError
 
 FORMAT = 2                                                 # raise it when a column changes its meaning
@@ -73,6 +74,8 @@ def load_run(folder: Path) -> Run:
 
     Raises InputError if a file is missing or not as the test stage wrote it.
     """
+    if readable(folder.name) != folder.name:
+        raise InputError(f"{readable(str(folder))}: its name is not UTF-8, which no table can hold; rename it")
     metadata = _read_index(folder)
     problems = []
     for name, digest in metadata["files"].items():
@@ -102,6 +105,9 @@ def _read_index(folder: Path) -> dict:
         found, settings = index["format"], index["settings"].keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not there, damaged or changed; {_remedy(folder)}") from error
+    if readable(text := json.dumps(index, ensure_ascii=False)) != text:
+        raise InputError(f"{path}: holds a path that is not UTF-8, which no table can name; rename that folder, "
+                         f"and {_remedy(folder)}")
     if found != FORMAT:
         raise InputError(f"{path}: written by another version of this project, in format {found} instead of "
                          f"{FORMAT}; {_remedy(folder)}")
@@ -119,25 +125,21 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"ID": str}, keep_default_na=False, na_values=[""])    # an ID may read NA
 
 
-def load_runs(root: Path, but: str = "") -> tuple[list[Run], list[str]]:
-    """The experiments with results under root, by name, and the names of those without; `but` is left out.
-
-    Raises InputError with the problems of all experiments.
-    """
-    runs, without, problems = [], [], []
-    folders = {path.parent for name in ("config.json", INDEX) for path in root.glob(f"*/{name}")}
-    for folder in sorted(folders):
+def load_runs(root: Path, but: str = "") -> tuple[list[Run], dict[str, str]]:
+    """The experiments with results under root, by name, and of all others the name and why they have none;
+    `but` is left out. One that cannot be read never stops the others."""
+    runs, left_out = [], {}
+    folders = sorted(root.iterdir()) if root.is_dir() else []
+    for folder in folders:
+        name = readable(folder.name)
         if folder.name == but:
             continue
-        if not (folder / INDEX).exists():
-            without.append(folder.name)
-            continue
         try:
-            runs.append(load_run(folder))
-        except InputError as error:
-            problems.append(str(error))
-    if problems:
-        raise InputError("\n  ".join([
-            f"the results of {len(problems)} experiment(s) cannot be used in tables:", *problems,
-            "or move the folder away, or leave out the stage tables"]))
-    return runs, without
+            if any((folder / file).exists() for file in ("config.json", INDEX)):
+                if (folder / INDEX).exists():
+                    runs.append(load_run(folder))
+                else:
+                    left_out[name] = "has no scores yet (--stages test writes them)"
+        except (InputError, OSError) as error:
+            left_out[name] = f"its results cannot be used: {readable(str(error))}"
+    return runs, left_out

@@ -1,4 +1,5 @@
 """An experiment: settings, a checked cohort, the device, and what the stages share of them."""
+import math
 from pathlib import Path
 
 import torch
@@ -17,9 +18,11 @@ from imaging.cache import VolumeCache
 from labels.ridge import LabelPredictor
 from model import AAE, Synthesizer
 from runtime.checkpoints import StageRun, check_settings, load_checkpoint, tensor_bytes
-from runtime.files import make_folder
+from runtime.files import can_write, make_folder
+from runtime.logs import readable, say
 from runtime.ranks import DistributedBatches, from_rank_0, world_size
-from utils import InputError, weights_key
+from runtime.shared_memory import free_shared_memory, readers_that_fit
+from utils import InputError, derived_seed, weights_key
 
 PHANTOM_NOTICE = "digital phantom, not patient data"
 RESEARCH_NOTICE = "research only, not for clinical use"
@@ -40,6 +43,18 @@ def is_phantom(data_dir: str) -> bool:
     return (Path(data_dir) / "phantom.json").exists()
 
 
+def latents_folder(cfg: Config) -> Path:
+    """The folder of all latents of a cohort, and of the survey: that of the settings, else one inside
+    data_dir, else, where that cannot be written to, one in result/ that belongs to that data_dir."""
+    if cfg.latent_dir:
+        return Path(cfg.latent_dir)
+    beside = Path(cfg.data_dir) / LATENTS
+    if can_write(beside):
+        return beside
+    key = f"{derived_seed(readable(str(Path(cfg.data_dir).resolve()))):016x}"
+    return cfg.result_dir.parent / "latents" / key
+
+
 class Experiment:
     """Settings, a checked cohort, the networks and the measurement, with what every stage needs of them.
 
@@ -57,6 +72,10 @@ class Experiment:
         self.cache = VolumeCache(volumes, self.crop, cfg.crop_jitter, cfg.cache, cohort.checksums)
         self.is_phantom = is_phantom(cfg.data_dir)
         self.notice = f"{PHANTOM_NOTICE}; {RESEARCH_NOTICE}" if self.is_phantom else RESEARCH_NOTICE
+        self.latents_folder = from_rank_0(latents_folder, cfg)
+        self.num_workers, remark = readers_that_fit(cfg.num_workers, self._batch_bytes(), free_shared_memory())
+        if remark:
+            say("check", remark)
         self._survey: Survey | None = None
         self.trained_epochs: dict[str, int] = {}           # of the checkpoints that are there, by stage
 
@@ -70,26 +89,28 @@ class Experiment:
         divided: shared out among the ranks, batch by batch, instead of all for each.
         """
         share = DistributedBatches(len(scans), batch or self.cfg.aae_batch_size, divided)
-        return volume_loader(VolumeDataset(scans, self.cache, modalities), share, self.cfg.num_workers,
+        return volume_loader(VolumeDataset(scans, self.cache, modalities), share, self.num_workers,
                              self.device.type == "cuda")
+
+    def _batch_bytes(self) -> list[int]:
+        """Bytes of the largest batch of MRIs and PETs in training, and in what is scored meanwhile."""
+        cfg, lists = self.cfg, self.cohort
+        longest = max(len(lists.train), len(lists.validation), len(lists.test))
+        sizes = (max(cfg.aae_batch_size, cfg.ldm_batch_size), max(cfg.aae_batch_size, cfg.sampling_batch))
+        return [2 * 4 * math.prod(cfg.volume_size) * min(size, longest) for size in sizes]
 
     def training_batches(self, batch_size: int, *modalities: str, jitter: bool = False) -> DataLoader:
         """The training list in the order that follows from .sampler.seed, a batch a step, the crops shifted
         if asked for."""
         order = EpochOrder(len(self.cohort.train), batch_size, jitter)
         dataset = VolumeDataset(self.cohort.train, self.cache, modalities)
-        return volume_loader(dataset, order, self.cfg.num_workers, self.device.type == "cuda")
-
-    @property
-    def latents_folder(self) -> Path:
-        """The folder of all latents of this cohort."""
-        return Path(self.cfg.data_dir) / LATENTS
+        return volume_loader(dataset, order, self.num_workers, self.device.type == "cuda")
 
     def latent_cache(self, aae: AAE) -> LatentCache:
         """Where the latents of this autoencoder, precision and crop are kept."""
         cfg, precision = self.cfg, self.networks.precision
         key = weights_key(aae) + ("" if precision == "fp32" else f"-{precision}")
-        return LatentCache(Path(cfg.data_dir), key, self.crop, (cfg.latent_channels, *cfg.latent_size),
+        return LatentCache(self.latents_folder, key, self.crop, (cfg.latent_channels, *cfg.latent_size),
                            self.cohort.affine, self.cohort.checksums)
 
     def load_latents(self, aae: AAE) -> dict[str, Tensor]:

@@ -14,15 +14,17 @@ from torch.utils.data import DataLoader
 
 from config import BASELINES, PRESETS, Config
 from dataset import Cohort, Scan, check_cohort, read_demographics
-from evaluation.results import forget_run, load_run, load_runs
+from evaluation.results import INDEX, forget_run, load_run, load_runs
 from evaluation.scores import Predict, best_median_worst, evaluate
-from experiment.experiment import PHANTOM_NOTICE, Experiment
+from experiment.experiment import PHANTOM_NOTICE, Experiment, latents_folder
 from experiment.scoring import COMPARISON, COST
+from imaging.cache import check_temporary_folder
 from imaging.volumes import read_volume
 from phantom.cohort import build_phantom
 from runtime.checkpoints import StageRun
 from runtime.commandline import parse, refuse_tool
-from runtime.files import FolderLock, check_place, check_room, make_folder, remove_leftovers, write_text
+from runtime.files import (FolderLock, WriteError, check_place, check_room, make_folder, remove_leftovers,
+                           write_text)
 from runtime.logs import LOG, keep_log, say
 from runtime.program import exit_code
 from runtime.ranks import (barrier, check_environment, from_rank_0, is_rank_0, launch, local_rank,
@@ -89,10 +91,26 @@ def naming(stage: str) -> Iterator[None]:
 def _check_results(cfg: Config) -> None:
     """What can be known before the cohort is read: that no earlier result is spoilt which this run needs, and
     that it can write."""
-    if "tables" in cfg.stages:
-        load_runs(cfg.result_dir.parent, but=cfg.exp if "test" in cfg.stages else "")
+    if "tables" in cfg.stages and "test" not in cfg.stages and (cfg.result_dir / INDEX).exists():
+        load_run(cfg.result_dir)
+    if cfg.is_phantom and not Path(cfg.data_dir).exists():
+        check_place(Path(cfg.data_dir))
     if not set(cfg.stages) <= {"check", "tables"}:
         check_place(cfg.result_dir)
+        _check_latents_folder(cfg)
+        if cfg.cache == "file":
+            check_temporary_folder()
+
+
+def _check_latents_folder(cfg: Config) -> None:
+    """Say where latents go if that is not beside the volumes. Raises WriteError if they cannot go there."""
+    folder = latents_folder(cfg)
+    try:
+        check_place(folder)
+    except WriteError as error:
+        raise WriteError(error.errno, f"latent_dir {error}; --latent_dir takes another folder") from error
+    if not (cfg.latent_dir or folder.is_relative_to(cfg.data_dir)):
+        say("check", f"{cfg.data_dir} cannot be written to: latents are kept in {folder} (setting latent_dir)")
 
 
 def _check_and_tables(cfg: Config) -> None:
@@ -251,12 +269,12 @@ def tables(exp: Experiment) -> None:
 
 
 def make_all_tables(cfg: Config) -> None:
-    """Write result/tables. Raises InputError if no experiment has scores, or if those of one were changed."""
+    """Write result/tables of all experiments whose results can be read. Raises InputError if there is none."""
     from evaluation.layout import write_tables
     from evaluation.tables import group_runs, make_tables
-    runs, without = load_runs(cfg.result_dir.parent)
-    for name in without:
-        say("tables", f"{name} has no scores yet (--stages test writes them) and is left out")
+    runs, left_out = load_runs(cfg.result_dir.parent)
+    for name, reason in left_out.items():
+        say("tables", f"{name} is left out: {reason}")
     groups, remarks = group_runs(runs)
     for remark in remarks:
         say("tables", remark)

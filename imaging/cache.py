@@ -30,6 +30,16 @@ def free_memory() -> float:
     return min(rooms)
 
 
+def check_temporary_folder() -> None:
+    """Raise InputError if there is no folder for temporary files, which cache 'file' needs."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(b"can it be written to?")
+    except OSError as error:
+        raise InputError(f"cache file: no folder for temporary files can be written to ({error.strerror}); "
+                         "TMPDIR names one, or use --cache ram or off") from error
+
+
 class VolumeCache:
     """The crops of a cohort's volumes; those of .nii.gz files are decoded on first use, and then shared by
     all processes of the run.
@@ -58,9 +68,7 @@ class VolumeCache:
         try:
             memory = self._memory()
         except OSError as error:
-            where = f"{tempfile.gettempdir()} (TMPDIR names another folder)"
-            if self.place == "ram":
-                where = "memory"
+            where = "memory" if self.place == "ram" else "the temporary folder (TMPDIR names another)"
             raise InputError(f"cache {self.place}: no room for {self.bytes / 2 ** 30:.2f} GiB in {where}; "
                              "use --cache off") from error
         self.volumes = np.frombuffer(memory, np.float32).reshape(-1, *self.shape)
@@ -86,7 +94,10 @@ class VolumeCache:
         needed = self.bytes * local_world_size()           # every rank of this machine has its own
         if needed <= free_memory() / 2:
             return "ram"
-        return "file" if needed <= shutil.disk_usage(tempfile.gettempdir()).free / 2 else "off"
+        with suppress(OSError):                            # there may be no folder for temporary files
+            if needed <= shutil.disk_usage(tempfile.gettempdir()).free / 2:
+                return "file"
+        return "off"
 
     def __reduce__(self):
         """A pickled copy reads the files: a process that is not forked cannot share the memory."""

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from runtime.files import file_status, link_problem
+from runtime.near_names import NearNames
 from utils import InputError
 
 SUFFIX = re.compile(r"\.(nii|img)(\.gz)?$", re.IGNORECASE)
@@ -89,6 +90,7 @@ class VolumeFolder:
         self.by_stem: dict[str, list[str]] = {}
         for name in filter(is_volume_name, self.names):
             self.by_stem.setdefault(stem_of(name), []).append(name)
+        self.near = NearNames(self.by_stem)
 
     def find(self, stem: str) -> Path:
         """The file of a name without suffix, which may be a link. Raises InputError if there is none, or two,
@@ -110,12 +112,4 @@ class VolumeFolder:
                 advice = NOT_READ.get(Path(name).suffix.lower())
                 if advice:
                     return f"; {name} is: {advice}"
-        for other, names in sorted(self.by_stem.items()):
-            if _letters(other) == _letters(stem):
-                return f"; {names[0]} is: write the ID as the file is named"
-        return ""
-
-
-def _letters(name: str) -> str:
-    """Letters and digits of a name, in lower case: what is left where a name is spelled otherwise."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+        return self.near.hint(stem)

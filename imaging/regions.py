@@ -8,7 +8,8 @@ import nibabel as nib
 import numpy as np
 
 from imaging.volumes import Crop, read_voxels
-from runtime.files import brief, read_table
+from runtime.files import brief
+from runtime.tables import read_table
 from utils import InputError
 
 COVERED = 0.95               # share of a region that must lie inside the crop to go without a remark

@@ -25,7 +25,7 @@ from newscans.scans import (NewScan, find_scans, header_problem, onto_crop, plac
                             refuse_place, sha256)
 from newscans.trained import Trained, load_trained
 from runtime.files import FolderLock, brief, check_place, make_folder, remove_leftovers
-from runtime.logs import progress_bar, say
+from runtime.logs import progress_bar, readable, say
 from runtime.program import exit_code
 from runtime.settings import refuse, setting, value_problems
 from runtime.signals import stop_if_requested
@@ -69,6 +69,8 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
     """
     mri, out = Path(settings.mri), Path(settings.out)
     cohort = [Path(cfg.data_dir) / folder for folder in ("whole_MRI", "whole_Abeta", LATENTS, "truth")]
+    if cfg.latent_dir:
+        cohort.append(Path(cfg.latent_dir))
     refuse_place(out, (mri if mri.is_dir() else mri.parent, Path(cfg.data_dir), cfg.info_folder),
                  (*cohort, cfg.result_dir.parent))
     scans = find_scans(mri)
@@ -109,6 +111,8 @@ def _header_problems(scans: list[NewScan]) -> dict[str, str]:
     problems = {}
     for scan in scans:
         problem = header_problem(scan.mri)
+        if readable(scan.mri.name) != scan.mri.name:
+            problem = f"{readable(str(scan.mri))}: its name is not UTF-8; rename the file"
         if problem:
             problems[scan.id] = problem
     return problems

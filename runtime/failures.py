@@ -31,7 +31,8 @@ def _is_lost_worker(error: BaseException) -> bool:
     """Whether a process that reads or simulates was killed."""
     if isinstance(error, BrokenProcessPool):
         return True
-    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+    of_torch = ("DataLoader worker (pid", "</torch_")      # the latter: no room for a batch in /dev/shm
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in of_torch)
 
 
 def _own_message(error: BaseException) -> str:
@@ -62,7 +63,7 @@ def _cause(error: BaseException, stage: str, notes: list[str]) -> tuple[int, str
         return INPUT, f"{message}{stage}"
     if _is_lost_worker(error):
         return WORKER, (f"a process that was to read or simulate volumes was killed{stage}, as systems do "
-                        f"when memory is short; --num_workers 0 reads without such processes; {CONTINUES}")
+                        f"when memory, or shared memory, is short; --num_workers 0 reads without such processes; {CONTINUES}")
     if isinstance(error, LostRankError):
         return WORKER, f"{error}{stage}; {CONTINUES}"
     if isinstance(error, BusyError):

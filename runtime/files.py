@@ -1,7 +1,6 @@
 """Files: reading those of others within bounds, writing ours whole or not at all, free disk space, and the
 lock of a folder."""
 import errno
-import io
 import json
 import os
 import shutil
@@ -84,43 +83,25 @@ def link_problem(path: Path) -> str:
     return ""
 
 
-def read_text(path: Path) -> str:
-    """Text of a file in UTF-8, with or without byte order mark. Raises InputError if it is not such a text,
-    or over MAX_TEXT bytes."""
+def read_bytes(path: Path) -> bytes:
+    """Content of a list or table. Raises InputError if it cannot be read, or is over MAX_TEXT bytes."""
     size = file_status(path).st_size
     if size > MAX_TEXT:
         raise InputError(f"{path}: has {size} bytes; expected a text of at most {MAX_TEXT}")
     try:
         with path.open("rb") as file:
-            return file.read(size).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text in UTF-8: {brief(error)}") from error
+            return file.read(size)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def read_table(path: Path, *columns: str) -> pd.DataFrame:
-    """A CSV file as strings, empty where a row is short, without its empty rows. Index n is row n + 2 of a
-    spreadsheet.
-
-    Raises InputError if one of the columns is missing or occurs twice, or if rows are longer than the header.
-    """
-    text = read_text(path)
+def read_text(path: Path) -> str:
+    """Text of a file in UTF-8, with or without byte order mark. Raises InputError if it is not such a text,
+    or over MAX_TEXT bytes."""
     try:
-        table = pd.read_csv(io.StringIO(text.lstrip("\r\n")), dtype=str, keep_default_na=False,
-                            skipinitialspace=True, skip_blank_lines=False).fillna("")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path}: cannot be read as a table: {brief(error)}") from error
-    if not isinstance(table.index, pd.RangeIndex):  # pandas took a surplus field for the name of the row
-        raise InputError(f"{path}: its rows have more fields than its header has columns; is a comma missing "
-                         "in the header, or is there one too many in the rows?")
-    table = table[(table != "").any(axis=1)]
-    missing = sorted(set(columns) - set(table.columns))
-    if missing:
-        found = brief(", ".join(table.columns))
-        raise InputError(f"{path}: column(s) {', '.join(missing)} missing, found {found}")
-    twice = [name for name in columns if f"{name}.1" in table.columns]  # pandas renames the second
-    if twice:
-        raise InputError(f"{path}: column(s) {', '.join(twice)} stand twice; keep one")
-    return table
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read as text in UTF-8: {brief(error)}") from error
 
 
 def read_own_table(path: Path, columns: list[str], again: str, **kinds: type) -> pd.DataFrame:
@@ -261,12 +242,27 @@ def make_folder(folder: Path) -> None:
 
 
 def check_place(folder: Path) -> None:
-    """Raise WriteError if a folder cannot be written to, or does not exist and cannot be made."""
+    """Raise WriteError if a folder cannot be written to, or does not exist and cannot be made. Nothing is
+    made; a file without a name is written in the nearest folder that there is."""
     nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not nearest.is_dir():
         raise WriteError(errno.EACCES, f"{folder}: cannot be written to: {nearest} is not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise WriteError(errno.EACCES, f"{folder}: cannot be written to: {nearest} is not writable")
+    try:                                                   # a share may promise what it then refuses
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"can it be written to?")
+    except OSError as error:
+        raise WriteError(error.errno, f"{folder}: cannot be written to: {error.strerror or error}") from error
+
+
+def can_write(folder: Path) -> bool:
+    """Whether a folder can be written to, or can be made."""
+    try:
+        check_place(folder)
+    except WriteError:
+        return False
+    return True
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:

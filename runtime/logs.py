@@ -1,5 +1,6 @@
 """The log of a run: lines on the screen, and with the time in a file of the experiment."""
 import logging
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,9 +15,18 @@ LOG = logging.getLogger("il_cldm")
 EARLY_LINES = 10_000                                       # kept in memory until the log has its file
 
 
+def readable(name: str) -> str:
+    """A name for messages and files: bytes that are no UTF-8, which a path may hold, as \\xfc."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\x{ord(found[0]) & 0xff:02x}", name)
+
+
 class _Silent:
     """A handler that ignores a full disk and a closed screen: errors that matter are reported by the run
     itself."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, which any screen and file can take."""
+        return readable(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Do nothing."""

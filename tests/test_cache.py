@@ -242,7 +242,7 @@ def test_an_item_is_a_copy_that_may_be_changed(tmp_path):
 def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path):
     pet = tmp_path / "a.nii.gz"
     scan, z_0 = Scan("a", 1, pet, pet), torch.randn(2, 4, 6, 4)
-    cache = LatentCache(tmp_path, "key1", CROP, (2, 4, 6, 4), AFFINE, {pet: 1})
+    cache = LatentCache(tmp_path / "latent_Abeta", "key1", CROP, (2, 4, 6, 4), AFFINE, {pet: 1})
     assert cache.load(scan) is None
     cache.folder.mkdir(parents=True)
     cache.save(scan, z_0)
@@ -251,10 +251,10 @@ def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path)
     np.testing.assert_allclose(nib.load(path).affine, CROP.affine(AFFINE, 4))
 
     moved = Crop((2, 2, 3), CROP.size)
-    assert LatentCache(tmp_path, "key1", moved, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
-    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
+    assert LatentCache(tmp_path / "latent_Abeta", "key1", moved, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
+    assert LatentCache(tmp_path / "latent_Abeta", "key2", CROP, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
     (tmp_path / "latent_Abeta" / "key1").rename(tmp_path / "latent_Abeta" / "key2")
-    assert LatentCache(tmp_path, "key2", CROP, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
+    assert LatentCache(tmp_path / "latent_Abeta", "key2", CROP, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
 
     (tmp_path / "latent_Abeta" / "key2").rename(tmp_path / "latent_Abeta" / "key1")
     whole = path.read_bytes()
@@ -277,5 +277,5 @@ def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path)
     path.rmdir()
     path.write_bytes(whole)
     assert cache.load(scan) is not None
-    another_pet = LatentCache(tmp_path, "key1", CROP, (2, 4, 6, 4), AFFINE, {pet: 2})
+    another_pet = LatentCache(tmp_path / "latent_Abeta", "key1", CROP, (2, 4, 6, 4), AFFINE, {pet: 2})
     assert another_pet.load(scan) is None

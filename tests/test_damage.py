@@ -62,7 +62,7 @@ def packed(request, tmp_path) -> tuple[Path, Callable[[], str]]:
     write_volume(pet, np.random.default_rng(0).random(SHAPE).astype(np.float32))
     voxels, affine = read_volume(pet)
     scan, z_0 = Scan("a", 0, pet, pet), torch.randn(2, 4, 6, 4, generator=torch.Generator().manual_seed(0))
-    latents = LatentCache(tmp_path, "key", CROP, tuple(z_0.shape), AFFINE, {pet: 1})
+    latents = LatentCache(tmp_path / "latent_Abeta", "key", CROP, tuple(z_0.shape), AFFINE, {pet: 1})
     latents.folder.mkdir(parents=True)
     latents.save(scan, z_0)
 

@@ -241,13 +241,11 @@ BAD = {
     ),
     "ID of a megabyte": (edit("train.txt", "s03\n", "s" * 10**6 + "\n"),
                          ["train.txt: 'sss", "sss... is not an ID", "at most 200"]),
-    "ID with a NUL": (edit("train.txt", "s03\n", "s\0\n"), ["train.txt: 's\\x00' is not an ID"]),
+    "ID with a NUL": (edit("train.txt", "s03\n", "s\0\n"), ["train.txt: line 3 holds the control character"]),
     "list that is a pipe": (replace_file("data_info/train.txt", os.mkfifo),
                             ["train.txt: cannot be read: it is not a file but"]),
     "list without end": (lambda root: os.truncate(root / "data_info/train.txt", 2**26 + 1),
                          ["train.txt: has 67108865 bytes"]),
-    "list in UTF-16": (lambda root: (root / "data_info/train.txt").write_text("s03", "utf-16"),
-                       ["train.txt: cannot be read as text"]),
     "table that is a folder": (replace_file("data_info/data_info.csv", os.mkdir),
                                ["data_info.csv: cannot be read: it is not a file but"]),
     "no ID column": (edit("data_info.csv", "ID,label", "name,label"),
@@ -608,7 +606,7 @@ def test_of_many_scans_without_an_age_five_are_named(root):
         None, f"{path}: 6 scans have no sex or no age from 1 to 120 years (s01, s02, s03, s04, s05)")
     path.write_text("ID,age\ns01,70\n")
     assert read_demographics(root / "data_info", scans) == (None, f"{path} has no column sex")
-    path.write_text("id,age,sex\ns01,70,F\n")
+    path.write_text("name,age,sex\ns01,70,F\n")
     with pytest.raises(InputError, match="column\\(s\\) ID missing"):
         read_demographics(root / "data_info", scans)
 

@@ -66,7 +66,8 @@ def fails_with(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
             "error: [Errno 5] b.nii\n",
         ),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 6, "--num_workers 0"),
-        (BrokenProcessPool("a process was terminated abruptly"), 6, "as systems do when memory is short"),
+        (BrokenProcessPool("a process was terminated abruptly"), 6, "as systems do when memory, or shared"),
+        (RuntimeError("unable to write to file </torch_123_0>: No space left on device (28)"), 6, "--num_workers 0"),
     ],
 )
 def test_every_cause_has_its_exit_code_and_one_message(monkeypatch, capsys, error, code, expected):

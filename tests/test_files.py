@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from runtime import files
-from runtime.files import (BusyError, FolderLock, WriteError, atomic, check_room, make_folder, read_table,
+from runtime.files import (BusyError, FolderLock, WriteError, atomic, check_room, make_folder,
                            remove_leftovers, write_text, write_together)
 from runtime.signals import Stopped, handle_signals
-from utils import InputError
 
 ROOT = Path(__file__).parents[1]
 
@@ -191,17 +190,3 @@ def test_a_run_killed_between_files_that_belong_together_leaves_no_old_one_among
     with pytest.raises(SystemExit):
         write_together(tmp_path, {"a.txt": "new", "b.txt": "new", "c.txt": "new"})
     assert {path.read_text() for path in tmp_path.glob("*.txt")} == {"new"}
-
-
-def test_rows_of_a_table_keep_the_numbers_of_a_spreadsheet(tmp_path):
-    (tmp_path / "a.csv").write_text("ID,label\na,1\n\n,\nb,0\n")
-    table = read_table(tmp_path / "a.csv", "ID")
-    assert (table["ID"].tolist(), [index + 2 for index in table.index]) == (["a", "b"], [2, 5])
-
-
-def test_a_table_whose_rows_are_longer_than_its_header_is_refused_instead_of_read_one_column_to_the_left(
-    tmp_path,
-):
-    (tmp_path / "a.csv").write_text("ID,label\na,1,\nb,0,\n")
-    with pytest.raises(InputError, match="more fields than its header has columns"):
-        read_table(tmp_path / "a.csv", "ID")

@@ -1,6 +1,7 @@
 """Hostile input: whatever stands in lists, tables and volumes, the check of the cohort refuses it in a
 message or reads it right."""
 import gzip
+import random
 import struct
 import sys
 import tracemalloc
@@ -12,16 +13,20 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import AFFINE, SHAPE, TINY, arguments, header_that_claims, write_volume
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import main
+from cohort.prepare import PrepareSettings, label_scans
+from cohort.splitting import draw_lists
 from config import Config
-from dataset import SPLITS, Cohort, check_cohort, read_demographics
+from dataset import SPLITS, Cohort, CohortReader, Scan, check_cohort, read_demographics
 from imaging.regions import read_labels, read_mask
 from imaging.volumes import Crop, read_volume
+from runtime.tables import read_table
 from utils import InputError
 
 GRID, CROP = (4, 5, 4), Crop((0, 0, 0), (4, 5, 4))
@@ -264,6 +269,84 @@ def test_a_regions_table_of_any_content_is_read_or_refused(tmp_path, count, reco
     found = draw(st.one_of(tables("index,name", "name,index,index"), right), count(60, 1500), try_one)
     assert set(found) == {"read", "refused"}
     record_property("trust", summary("regions_table", found))
+
+
+# ---------------------------------------------------------------- tables as spreadsheets might write them
+
+CELLS = ["", "a", "b", "c", "0001", "1", "0", "1.00", "1,0", "positive", "NEG", "71,5", "71.5", "90+", ">89", "n/a",
+         "-4", "F", "male", "2015-03-02", "13/5/2015", "3/13/2015", '"', '"a', 'a"b', '""', '"x, y"', "x;y", " a ",
+         "\xa0", "ü", "\x00", "\x1a", "\u2028", "\ufeff", "9" * 40, "sep=;", "é,è", "PK\x03\x04", "1e999", "-0"]
+HEADS = ["ID", "label", "age", "sex", "date", " ID ", "Label", "id", "PTID", "CENTILOIDS", "TRACER", "SITE", ""]
+CODES = ["utf-8"] * 6 + ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252", "latin-1"]
+
+
+PLAUSIBLE = {"ID": ["a", "b", "c", "a ", "A", "d"], "label": ["0", "1", "1.00", "neg", "positive", "n/a", "2"],
+             "age": ["71", "71.5", "90+", "", "old"], "sex": ["F", "m", "female", "n/a"],
+             "date": ["2015-03-02", "3/2/15", ""]}
+
+
+def random_table(rng: random.Random) -> bytes:
+    """A table with a header of usual names, any separator, line end and encoding, and sometimes damage."""
+    separator = rng.choice([",", ",", ";", "\t", "|", " ", ", "])
+    is_plausible = rng.random() < 0.7
+    head = rng.sample(list(PLAUSIBLE), k=5) if is_plausible else rng.choices(HEADS, k=rng.randrange(7))
+    lines = [head]
+    for row in range(rng.randrange(3, 9)):
+        if is_plausible and rng.random() < 0.9:
+            lines.append(["abc"[row % 3] if name == "ID" else rng.choice(PLAUSIBLE[name][:3 + row])
+                          for name in head])
+        else:
+            lines.append(rng.choices(CELLS, k=rng.randrange(8)))
+        if row == 2 and rng.random() < 0.7:
+            break
+    text = rng.choice(["\n", "\r\n", "\r", "\n\n"]).join(separator.join(line) for line in lines)
+    if rng.random() < 0.1:
+        text = f"sep={separator}\n{text}"
+    content = bytearray(text.encode(rng.choice(CODES), "replace"))
+    for _ in range(rng.choice([0, 0, 0, 0, 1, 5])):
+        place = rng.randrange(len(content) + 1)
+        content[place:place + rng.randrange(3)] = rng.choice([b"", b'"', b"\n", b",", b";", rng.randbytes(2)])
+    return bytes(content)
+
+
+def test_ten_thousand_tables_are_read_or_refused_by_check_and_by_prepare(cohort, record_property, monkeypatch):
+    """Whatever is read is what the cells say: labels of the cohort, and ages within their range."""
+    monkeypatch.chdir(cohort)
+    rng, found = random.Random(0), Counter()
+    path, table = cohort / "data_info" / "data_info.csv", cohort / "table.csv"
+    scans = [Scan(name, 0, path, path) for name in "abc"]
+    settings_of_prepare = PrepareSettings(table="table.csv", demographics="table.csv", scan_dates="table.csv")
+
+    def read_in_check():
+        reader = CohortReader(cohort / "data", cohort / "data_info", 2, Config().subject_pattern)
+        usable = reader.read()
+        assert all(scan.label in (0, 1) for split in usable.values() for scan in split)
+        ages, why_not = read_demographics(cohort / "data_info", scans)
+        assert (ages is None) == bool(why_not)
+        assert ages is None or ages["age"].between(1, 120).all()
+        if reader.problems:
+            raise InputError("\n".join(reader.problems))
+
+    def read_in_prepare():
+        problems, left_out = [], []
+        rows, _ = label_scans(settings_of_prepare, ["a", "b", "c"], left_out, problems)
+        assert problems or len(rows) + len(left_out) == 3
+        if problems:
+            raise InputError("\n".join(problems))
+        if rows:
+            draw_lists(pd.DataFrame(rows), (0.4, 0.3, 0.3), 0)
+
+    def read_alone():
+        read = read_table(path, "ID", remarks=[])
+        assert all(cell == cell.strip() for cell in read.to_numpy().ravel())
+
+    for i in range(10_000):
+        where, read = {0: ("check", read_in_check), 1: ("prepare", read_in_prepare)}.get(
+            i % 16, ("alone", read_alone))
+        (table if where == "prepare" else path).write_bytes(random_table(rng))
+        found[f"{outcome(read)} ({where})"] += 1
+    assert len(found) == 6 and min(found.values()) > 50, found
+    record_property("trust", summary("tables", found))
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])

@@ -224,3 +224,47 @@ def test_made_up_tables_are_of_the_asked_subjects_and_repeat_themselves():
     assert set(table["PTID"]) == set(SUBJECTS)
     pd.testing.assert_frame_equal(table, amyloid_table(SUBJECTS, seed=5))
     assert pd.read_csv(io.StringIO(table.to_csv(index=False)))["AMYLOID_STATUS"].nunique() == 2
+
+
+# ---------------------------------------------------------------- what is not known
+
+# Columns beside ID and label, by the number of a scan -> columns of which something is said to be unknown.
+UNKNOWN = {
+    "one age": ({"age": lambda i: "n/a" if i == 3 else f"{60 + i}"}, {"age": 1}),
+    "every other age": ({"age": lambda i: "" if i % 2 else f"{60 + i}"}, {"age": 12}),
+    "one age known": ({"age": lambda i: "71" if i == 3 else "NA"}, {"age": 23}),
+    "one age, all others alike": ({"age": lambda i: "." if i == 3 else "70"}, {"age": 1}),
+    "all ages": ({"age": lambda i: "unknown"}, {"age": 24}),
+    "two ages": ({"age": lambda i: ["60", "80"][i % 3 == 0]}, {}),
+    "one sex, one unknown": ({"sex": lambda i: "n/a" if i == 3 else "F"}, {"sex": 1}),
+    "all sexes": ({"sex": lambda i: "-4"}, {"sex": 24}),
+    "some of each": ({"age": lambda i: "" if i % 5 == 0 else f"{60 + i}", "sex": lambda i: ["F", "M", ""][i % 3],
+                      "site": lambda i: ["A", "B", "n/a"][i % 3], "tracer": lambda i: ["FBP", ""][i % 4 == 0]},
+                     {"age": 5, "sex": 8, "site": 8, "tracer": 6}),
+    "one site, some unknown": ({"site": lambda i: ["A", ""][i % 3 == 0]}, {"site": 8}),
+    "one tracer, some unknown": ({"TRACER": lambda i: ["FBP", "null"][i % 3 == 0]}, {"tracer": 8}),
+    "no site anywhere": ({"site": lambda i: ""}, {}),
+    "nothing else": ({}, {}),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_what_is_not_known_is_said_counted_and_shared_out_as_a_level_of_its_own(capsys, name):
+    columns, unknown = UNKNOWN[name]
+    scans = [f"c{i:02d}" for i in range(24)]
+    place(*scans)
+    lines = [",".join(["ID", "label", *columns])]
+    for i, scan in enumerate(scans):
+        lines.append(",".join([scan, str(i // 12), *(of(i) for of in columns.values())]))
+    assert prepare("--split_ratios", "0.5", "0.25", "0.25", table="\n".join(lines) + "\n") == 0
+    shown, found = capsys.readouterr().out, info()
+    cohort = pd.read_csv("data_info/cohort.csv").set_index("list")
+    for column, number in unknown.items():
+        assert f"{column} unknown: c" in shown
+        assert (found[column] == "").sum() == number
+        if number < len(scans):
+            assert cohort.loc["all", f"{column} unknown"] == number
+        for split, ids in lists().items():
+            share = len(ids) / len(scans) * number
+            assert abs((found.loc[ids, column] == "").sum() - share) <= 1.5, (split, column)
+    assert [column for column in ("age", "sex", "site", "tracer") if f"{column} unknown: " in shown] == list(unknown)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cohort import splitting
 from cohort.splitting import share_out, share_out_strata, split_subjects
 
 RATIOS = (0.8, 0.1, 0.1)
@@ -104,3 +105,21 @@ def test_over_many_seeds_every_subject_gets_into_every_list():
     factors = cohort(30, 8)
     lists = np.stack([split_subjects(factors, (1, 1, 1), seed) for seed in range(60)])
     assert all(set(column) == {0, 1, 2} for column in lists.T)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA, pd.NaT])
+def test_a_missing_value_is_a_level_of_its_own_and_never_another(missing):
+    values = pd.Series(["F", "M", missing, "M", missing], dtype=object)
+    codes = splitting._level_codes(pd.DataFrame({"sex": values, "age": pd.qcut([61.0, 65, 70, 75, np.nan], 2)}))
+    assert codes[:, 0].tolist() == [0, 1, 2, 1, 2]
+    assert codes[4, 1] not in codes[:4, 1] and codes[:, 1].min() > codes[:, 0].max()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_subjects_of_unknown_sex_and_age_are_shared_out_like_any_others(seed):
+    factors = cohort(60, 3, seed)
+    factors["sex"] = factors["sex"].astype(object).where(np.arange(60) % 3 > 0)
+    factors["age"] = factors["age"].astype(object).where(np.arange(60) % 4 > 0, None)
+    lists = split_subjects(factors, (0.5, 0.25, 0.25), seed)
+    for name in ("sex", "age"):
+        assert distances(factors[name].isna(), lists, (0.5, 0.25, 0.25)).max() <= 1

@@ -728,3 +728,24 @@ def test_a_second_run_into_the_same_folder_is_refused(project, capsys):
     with FolderLock(project / "out"):
         assert synthesize_new() == 7
     assert "another run works here" in capsys.readouterr().err
+
+
+def test_one_mri_whose_name_is_not_utf_8_costs_itself_alone(project, capsys):
+    shutil.copy(project / NEW, project / "new" / os.fsdecode(b"M\xfcller.nii.gz"))
+    assert synthesize_new("new") == 2
+    assert "1 of 2 MRIs were not synthesized" in (message := capsys.readouterr().err)
+    assert "new/M\\xfcller.nii.gz: its name is not UTF-8; rename the file" in message
+    assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["scan"]
+
+
+def test_a_spoilt_experiment_beside_the_trained_one_stops_nothing(project):
+    (project / "result" / "spoilt").mkdir()
+    for name in ("config.json", "scores.json", "ldm.pth.tar"):
+        (project / "result" / "spoilt" / name).write_bytes(b"\xff{")
+    (project / "result" / os.fsdecode(b"\xfc")).mkdir()
+    assert synthesize_new() == 0
+
+
+def test_the_folder_of_latents_is_no_place_for_new_scans(project, capsys):
+    assert synthesize_new(out="latents/new", latent_dir="latents") == 2
+    assert "out latents/new: MRIs, a cohort or experiments lie there" in capsys.readouterr().err

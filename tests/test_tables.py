@@ -1,8 +1,10 @@
 """The tables, from made-up results: their numbers, what is compared, and what they refuse."""
 import dataclasses
 import json
+import os
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -246,7 +248,7 @@ def test_every_setting_that_training_or_synthesis_depends_on_must_be_equal_in_a_
     free = {field.name for field in dataclasses.fields(Config)} - set(ROW_SETTINGS) - set(SEEDS)
     assert free == {
         "exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache",
-        "deterministic", "recompute", "data_dir", "info_dir", "subject_pattern", "sampling_batch", "save_std",
+        "deterministic", "recompute", "data_dir", "latent_dir", "info_dir", "subject_pattern", "sampling_batch", "save_std",
         "baselines",
         "bootstrap_resamples", "shown_subjects"}
 
@@ -427,7 +429,7 @@ def change(name: str, table: pd.DataFrame) -> pd.DataFrame:
 @pytest.mark.parametrize("how", [
     "a column less", "the last column less", "a subject less", "subjects shuffled", "labels shuffled",
     "rows shuffled", "not there", "cut"])
-def test_changed_results_are_an_error_that_names_file_and_remedy(tmp_path, file, how):
+def test_changed_results_are_left_out_with_file_and_remedy(tmp_path, file, how):
     make_run(tmp_path, "a")
     make_run(tmp_path, "b", seed=1)
     path = tmp_path / "result" / "b" / file
@@ -437,10 +439,10 @@ def test_changed_results_are_an_error_that_names_file_and_remedy(tmp_path, file,
         path.write_bytes(path.read_bytes()[:100])
     else:
         change(how, pd.read_csv(path, dtype={"ID": str})).to_csv(path, index=False)
-    with pytest.raises(InputError) as error:
-        load_runs(tmp_path / "result")
-    assert f"b/{file}" in str(error.value)
-    assert "run --stages test of experiment b again" in str(error.value)
+    runs, left_out = load_runs(tmp_path / "result")
+    assert [run.name for run in runs] == ["a"]
+    assert left_out["b"].startswith("its results cannot be used: ") and f"b/{file}" in left_out["b"]
+    assert "run --stages test of experiment b again" in left_out["b"]
 
 
 def test_a_changed_index_is_an_error(tmp_path):
@@ -491,8 +493,42 @@ def test_an_experiment_without_scores_is_left_out(tmp_path):
     make_run(tmp_path, "a")
     make_run(tmp_path, "b", seed=1)
     (tmp_path / "result" / "b" / "scores.json").unlink()
-    runs, without = load_runs(tmp_path / "result")
-    assert ([run.name for run in runs], without) == (["a"], ["b"])
+    runs, left_out = load_runs(tmp_path / "result")
+    assert [run.name for run in runs] == ["a"]
+    assert left_out == {"b": "has no scores yet (--stages test writes them)"}
+
+
+def spoil_path(folder: Path) -> None:
+    """A run of a cohort in a folder whose name is not UTF-8, as earlier versions took it."""
+    text = (folder / "scores.json").read_text()
+    index = json.loads(text) | {"note": "M\udcfcller"}
+    del index["digest"]
+    index["digest"] = results._digest(json.dumps(index).encode())
+    (folder / "scores.json").write_text(json.dumps(index))
+
+
+SPOILT = {"path that is not UTF-8": spoil_path,
+          "index of bytes": lambda folder: (folder / "scores.json").write_bytes(b"\xff\x00"),
+          "index that is a folder": lambda folder: [(folder / "scores.json").unlink(),
+                                                    (folder / "scores.json").mkdir()],
+          "scores that are a folder": lambda folder: [(folder / "test.csv").unlink(),
+                                                      (folder / "test.csv").mkdir()],
+          "index of a list": lambda folder: (folder / "scores.json").write_text("[1]"),
+          "another name": lambda folder: folder.rename(Path(os.fsdecode(os.fsencode(folder) + b"\xfc")))}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_one_spoilt_experiment_never_stops_the_tables_of_the_others(tmp_path, how):
+    make_run(tmp_path, "a")
+    make_run(tmp_path, "b", seed=1)
+    SPOILT[how](tmp_path / "result" / "b")
+    runs, left_out = load_runs(tmp_path / "result")
+    if how == "another name":
+        assert [run.name for run in runs] == ["a"] and "UTF-8" in left_out["b\\xfc"]
+        return
+    assert [run.name for run in runs] == ["a"] and "its results cannot be used" in left_out["b"]
+    for reason in left_out.values():
+        reason.encode()                                    # can be printed and written
 
 
 def test_an_id_that_looks_like_a_missing_value_survives(tmp_path):

@@ -247,8 +247,8 @@ def test_an_id_is_found_under_any_name_of_a_volume_by_every_door(root, name):
 
 
 @pytest.mark.parametrize(("change", "expected"), [
-    (renamed("S03.nii"), "s03.nii[.gz]: not there; S03.nii is: write the ID as the file is named"),
-    (renamed("s-03.nii.gz"), "not there; s-03.nii.gz is: write the ID as the file is named"),
+    (renamed("S03.nii"), "s03.nii[.gz]: not there; did you mean S03? They differ in case"),
+    (renamed("s-03.nii.gz"), "not there; did you mean s-03? They differ in blanks, dashes or underscores"),
     (renamed("s03.nii.bz2"), "not there; s03.nii.bz2 is: unpack it with bunzip2"),
     (renamed("s03.nii.zst"), "not there; s03.nii.zst is: unpack it with unzstd"),
     (renamed("s03.mgz"), "not there; s03.mgz is: convert it with mri_convert"),
