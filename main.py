@@ -67,7 +67,7 @@ def train_aae(exp: Experiment) -> None:
     opt_d = Adam(disc.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True)
     run = exp.stage_run("aae", {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d})
 
-    # Read (and brought to RAS) by imaging/volumes.py:read_volume, cropped by imaging/cache.py:VolumeCache,
+    # Read (and brought to RAS) by imaging/volumes.py:read_in_range, cropped by imaging/cache.py:VolumeCache,
     # shifted by dataset.py:VolumeDataset; no intensity is scaled beyond the file's own scale factors.
     volumes = exp.training_batches(cfg.aae_batch_size, "pet", jitter=True)
     validation = exp.batches(exp.cohort.validation, "pet", divided=True)

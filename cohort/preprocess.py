@@ -137,7 +137,10 @@ class Recipe:
 
 
 def file_digest(path: Path) -> str:
-    """32 hexadecimal digits that identify the bytes of a volume's file, or of both of a pair. Raises InputError if it cannot be read."""
+    """32 hexadecimal digits that identify the bytes of a volume's file, or of both of a pair.
+
+    Raises InputError if it cannot be read.
+    """
     try:
         return digest_of(path, "blake2b")[:32]
     except OSError as error:

@@ -41,7 +41,7 @@ def check_temporary_folder() -> None:
 
 
 class VolumeCache:
-    """The crops of a cohort's volumes; those of .nii.gz files are decoded on first use, and then shared by
+    """The crops of a cohort's volumes; those of gzipped files are decoded on first use, and then shared by
     all processes of the run.
 
     A plain .nii needs no cache: it is read as fast. An entry belongs to one state of its file; after a change

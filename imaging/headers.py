@@ -24,7 +24,8 @@ MOST_TURNED = 45.0           # degrees; an axis that turns by less still points 
 FORMS_APART_MM = 1.0         # of the box's corners by sform and by qform, to go without a remark
 KINDS = (nib.Nifti1Header, nib.Nifti2Header)
 UNSCALED = "had scale factors scl_slope or scl_inter that are no numbers, read without scaling"
-TWO_FORMS = "had an sform and a qform more than 1 mm apart, though alike in their directions; the sform counts"
+TWO_FORMS = ("had an sform and a qform more than 1 mm apart, though alike in their directions; the sform "
+             "counts")
 
 # Raised by nibabel, gzip and numpy on damaged files. MemoryError is not among them, because the size that a
 # header claims is compared with the file before any memory is taken.
@@ -113,7 +114,7 @@ def _header_problem(header: nib.Nifti1Header, voxels: Unpacked, is_pair: bool) -
 
 
 def _settle(header: nib.Nifti1Header) -> list[str]:
-    """Kinds of what is odd in a header but harmless. Scale factors that are no numbers become those of none."""
+    """Kinds of what is odd in a header but harmless. Scale factors that are no numbers are taken out."""
     oddities = []
     if not np.isfinite([float(header["scl_slope"]), float(header["scl_inter"])]).all():
         header["scl_slope"], header["scl_inter"] = 1, 0

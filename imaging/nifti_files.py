@@ -32,7 +32,7 @@ def stem_of(name: str) -> str:
 
 
 def parts_of(path: Path) -> list[Path]:
-    """The files of a volume: itself, or header and voxels of a pair .hdr and .img, whichever of them is named.
+    """The files of a volume: itself, or header and voxels of a pair .hdr and .img, if either is named.
 
     Raises InputError if one of them is missing, twice there, or not a regular file.
     """
@@ -100,13 +100,14 @@ class VolumeFolder:
             path = self.folder / f"{stem}.nii"
             raise InputError(link_problem(path) or f"{path}[.gz]: not there{self._instead(stem)}")
         if len(names) > 1:
-            raise InputError(f"{self.folder / names[0]} and {', '.join(names[1:])}: both are there; keep one")
+            others = ", ".join(names[1:])
+            raise InputError(f"{self.folder / names[0]} and {others}: both are there; keep one")
         path = self.folder / names[0]
         file_status(path)
         return path
 
     def _instead(self, stem: str) -> str:
-        """What lies in the folder that may be meant by a name that is not there; empty if there is nothing."""
+        """What may be meant by a name that is not there, among what lies in the folder; empty if nothing."""
         for name in self.names:
             if name.lower().startswith(f"{stem}.".lower()):
                 advice = NOT_READ.get(Path(name).suffix.lower())

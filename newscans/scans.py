@@ -122,7 +122,7 @@ def refuse_place(out: Path, taken: Iterable[Path], taken_below: Iterable[Path]) 
 
 
 def sha256(path: Path) -> str:
-    """Checksum of a volume's file, in hexadecimal digits as sha256sum prints it; of a pair, of both in turn."""
+    """Checksum of a volume's file, in hexadecimal digits as sha256sum prints it; of a pair, of both files."""
     return digest_of(path, "sha256")
 
 

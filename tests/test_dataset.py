@@ -201,11 +201,12 @@ BAD = {
     "colours": (replace_voxels(lambda v: np.zeros(v.shape, [("R", "u1"), ("G", "u1"), ("B", "u1")])),
                 ["s03.nii: holds [('R'"]),
     "contradictory sides": (lambda root: mirror_qform(root / "data/whole_Abeta/s03.nii"),
-                            ["its sform (axes RAS) and its qform (axes LAS) disagree about directions, by 180"]),
+                            ["its sform (axes RAS) and its qform (axes LAS) disagree about directions"]),
     "no affine": (lambda root: strip_affine(root / "data/whole_Abeta/s03.nii"),
                   ["s03.nii: has neither sform nor qform"]),
     "NaN": (replace_voxels(with_nan), ["s03.nii: holds 1 NaN voxels inside the brain"]),
-    "infinite": (replace_voxels(lambda v: np.where(v == v.max(), np.inf, v)), ["s03.nii: holds infinite voxels"]),
+    "infinite": (replace_voxels(lambda v: np.where(v == v.max(), np.inf, v)),
+                 ["s03.nii: holds infinite voxels"]),
     "constant": (replace_voxels(np.zeros_like), ["s03.nii: every voxel is 0"]),
     "too bright": (
         replace_voxels(lambda v: 200 * v),
@@ -401,8 +402,9 @@ def test_what_interpolation_leaves_outside_the_range_is_clipped_with_a_remark(ro
     """In the check, for its checksum, and in the cache alike."""
     voxels, pet = with_extremes(root, low, high), root / "data/whole_Abeta/s03.nii"
     cohort = check(root)
-    assert cohort.report.splitlines()[-1] == ("  remark      1 file had intensities up to 0.01 outside [0, 1], "
-                                              "as interpolation leaves; clipped to it: whole_Abeta/s03.nii")
+    assert cohort.report.splitlines()[-1] == (
+        "  remark      1 file had intensities up to 0.01 outside [0, 1], as interpolation leaves; clipped to "
+        "it: whole_Abeta/s03.nii")
     seen = np.clip(voxels, 0, 1)
     assert cohort.checksums[pet] == zlib.crc32(np.ascontiguousarray(seen))
     for path in (pet, pet.with_suffix(".nii.gz")):

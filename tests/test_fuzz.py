@@ -24,8 +24,10 @@ from cohort.prepare import PrepareSettings, label_scans
 from cohort.splitting import draw_lists
 from config import Config
 from dataset import SPLITS, Cohort, CohortReader, Scan, check_cohort, read_demographics
+from imaging.content import OTHER_FORMATS
 from imaging.regions import read_labels, read_mask
 from imaging.volumes import Crop, read_volume
+from newscans.scans import read_mri
 from runtime.tables import read_table
 from utils import InputError
 
@@ -351,7 +353,7 @@ def test_ten_thousand_tables_are_read_or_refused_by_check_and_by_prepare(cohort,
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 def test_a_volume_with_any_header_is_read_or_refused_in_little_memory(cohort, suffix, count, record_property):
-    """In three places: as a volume, as a mask, and as a file of the cohort."""
+    """In four places: as a volume, as a mask, as a new MRI, and as a file of the cohort."""
     right = (cohort / "data" / "whole_Abeta" / "a.nii").read_bytes()
     (cohort / "data" / "whole_Abeta" / "a.nii").unlink()
     path = cohort / "data" / "whole_Abeta" / f"a{suffix}"
@@ -368,6 +370,7 @@ def test_a_volume_with_any_header_is_read_or_refused_in_little_memory(cohort, su
             assert voxels.nbytes <= 4 * len(right)
             assert np.isfinite(affine).all()
         outcome(lambda: read_mask(path, AFFINE, CROP))
+        outcome(lambda: read_mri(path, 99.5))
         outcome(lambda: check(cohort))
         return outcome(read)
     found = draw(PATCHES, count(60, 1000), try_one)
@@ -395,6 +398,49 @@ def test_a_nifti_2_with_any_header_is_read_or_refused(tmp_path, count, record_pr
     found = draw(st.lists(anywhere, min_size=1, max_size=4), count(60, 1500), try_one)
     assert set(found) == {"read", "refused"}
     record_property("trust", summary("headers of NIfTI-2", found))
+
+
+def test_a_pair_with_any_header_is_read_or_refused(tmp_path, count, record_property):
+    """Also with voxels that are longer, shorter, packed or none."""
+    image = tmp_path / "a.img"
+    nib.save(nib.Nifti1Pair(np.random.default_rng(0).random(GRID).astype(np.float32), AFFINE), image)
+    header, voxels = image.with_suffix(".hdr").read_bytes(), image.read_bytes()
+
+    def try_one(case: tuple[list[tuple[int, bytes]], bytes]) -> str:
+        content = bytearray(header)
+        for offset, patch in case[0]:
+            content[offset:offset + len(patch)] = patch
+        image.with_suffix(".hdr").write_bytes(content)
+        image.write_bytes(case[1])
+        with little_memory():
+            return outcome(lambda: read_volume(image))
+    contents = st.one_of(st.sampled_from([voxels, voxels, gzip.compress(voxels), voxels[:-1]]),
+                         st.binary(max_size=400))
+    patches = st.lists(st.one_of(DIM, SCALE, VOX_OFFSET, QFORM_SFORM, MAGIC), max_size=2)
+    found = draw(st.tuples(patches, contents), count(60, 1000), try_one)
+    assert set(found) == {"read", "refused"}
+    record_property("trust", summary("headers of pairs", found))
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_file_that_starts_like_another_format_is_refused_in_a_message(tmp_path, suffix, count,
+                                                                        record_property):
+    path, starts = tmp_path / f"a{suffix}", [magic for _, magic, _ in OTHER_FORMATS]
+    starts += [b"version https://git-lfs.github.com/spec/", b"<html>", b"/annex/objects/", b"\0\0\0\1",
+               b"\x5c\1\0\0"]
+
+    def try_one(case: tuple[int, bytes, bytes]) -> str:
+        packings, start, rest = case
+        content = start + rest
+        for _ in range(packings):
+            content = gzip.compress(content)
+        path.write_bytes(content)
+        with little_memory():
+            return outcome(lambda: read_volume(path))
+    cases = st.tuples(st.integers(0, 3), st.sampled_from(starts), st.binary(max_size=600))
+    found = draw(cases, count(60, 1000), try_one)
+    assert set(found) == {"refused"}
+    record_property("trust", summary(f"other formats as {suffix}", found))
 
 
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])

@@ -383,7 +383,8 @@ def test_a_folder_goes_on_after_bad_files_and_names_them_at_the_end(project, new
 
 
 def test_nothing_is_written_if_no_mri_can_be_used(project, new_mri, capsys):
-    write_volume(project / "bad/a.nii.gz", new_mri.get_fdata(dtype=np.float32)[..., None], new_mri.affine)
+    voxels = new_mri.get_fdata(dtype=np.float32)
+    write_volume(project / "bad/a.nii.gz", np.stack([voxels, voxels], -1), new_mri.affine)
     write_volume(project / "bad2/b.nii.gz", new_mri.get_fdata(dtype=np.float32) * 100, new_mri.affine)
     for folder in ("bad", "bad2"):
         assert synthesize_new(folder) == 2
@@ -467,8 +468,8 @@ def test_a_file_that_changes_after_the_check_is_left_out(project, monkeypatch, c
     shutil.copy(project / NEW, project / "new/second.nii.gz")
     original = synthesize._voxel_problems
 
-    def touch_after(scans, percentile):
-        problems = original(scans, percentile)
+    def touch_after(scans, percentile, remarks):
+        problems = original(scans, percentile, remarks)
         image = nib.load("new/second.nii.gz")
         voxels = image.get_fdata(dtype=np.float32) * np.float32(0.99)
         write_volume(Path("new/second.nii.gz"), voxels, image.affine)
@@ -480,6 +481,22 @@ def test_a_file_that_changes_after_the_check_is_left_out(project, monkeypatch, c
 
 
 # ---------------------------------------------------------------- intensities
+
+def test_nan_ringing_a_fourth_dimension_a_link_and_a_wrong_suffix_change_no_pet(project, new_mri, capsys):
+    voxels = new_mri.get_fdata(dtype=np.float32)
+    odd = np.where(voxels == 0, np.float32(-0.005), voxels)
+    odd[:2] = np.nan
+    write_volume(project / "lake/object.nii", odd[..., None], new_mri.affine)
+    (project / "odd").mkdir()
+    (project / "odd/scan.NII.gz").symlink_to("../lake/object.nii")
+    write_volume(project / "even/scan.nii.gz", voxels, new_mri.affine)
+    assert synthesize_new("odd") == synthesize_new("even", "out2") == 0
+    np.testing.assert_array_equal(pet_of("out"), pet_of("out2"))
+    shown = capsys.readouterr().out
+    for remark in ("1 file had NaN outside the brain, read as 0: odd/scan.NII.gz",
+                   "1 file had intensities up to 0.01 outside [0, 1], as interpolation leaves"):
+        assert shown.count(remark) == 1
+
 
 def test_other_intensities_are_scaled_by_a_percentile_only_when_asked(project, new_mri):
     voxels = new_mri.get_fdata(dtype=np.float32)

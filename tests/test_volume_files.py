@@ -1,5 +1,5 @@
-"""Files of volumes as people have them: links, wrong names, other formats, odd headers, NaN, ringing; the same
-outcome at every door."""
+"""Files of volumes as people have them: links, wrong names, other formats, odd headers, NaN, ringing. Every
+door has the same outcome."""
 import bz2
 import gzip
 import os
@@ -99,8 +99,9 @@ def gz(path: Path) -> None:
 
 def as_pair(path: Path, packed: str = "") -> Path:
     image = nib.load(path, mmap=False)
-    nib.save(nib.Nifti1Pair(image.get_fdata(dtype=np.float32), image.affine), path.with_name(f"a.img{packed}"))
-    return path.with_name(f"a.img{packed}")
+    pair = path.with_name(f"a.img{packed}")
+    nib.save(nib.Nifti1Pair(image.get_fdata(dtype=np.float32), image.affine), pair)
+    return pair
 
 
 def nifti_2_pair(path: Path) -> Path:
@@ -166,7 +167,8 @@ FOREIGN = {
     "DICOM": (bytes(128) + b"DICM" + bytes(500), "is DICOM; convert its series with dcm2niix"),
     "MGH": (np.array([1, 4, 4, 4, 1, 3, 0], ">i4").tobytes() + bytes(600), "convert it with mri_convert"),
     "MGZ": (gzip.compress(np.array([1, 4, 4, 4, 1, 0, 0], ">i4").tobytes() + bytes(600)), "is MGH"),
-    "MINC 1": (b"CDF\x01" + bytes(600), "is MINC 1"), "MINC 2": (b"\x89HDF\r\n\x1a\n" + bytes(600), "as MINC 2"),
+    "MINC 1": (b"CDF\x01" + bytes(600), "is MINC 1"),
+    "MINC 2": (b"\x89HDF\r\n\x1a\n" + bytes(600), "as MINC 2"),
     "Analyze in one file": (bytes(nib.AnalyzeHeader().binaryblock) + bytes(200), "is Analyze 7.5"),
     "Analyze, big-endian": (bytes(nib.AnalyzeHeader(endianness=">").binaryblock), "is Analyze 7.5"),
     "bzip2": (bz2.compress(bytes(1000)), "unpack it with bunzip2"),
@@ -289,7 +291,8 @@ def by_another_link(path: Path, store: Path) -> None:
 
 def as_annex(path: Path, store: Path) -> None:
     """As git-annex has it: the object by its key, whose name is not the ID."""
-    key = path.parents[1] / ".git/annex/objects" / path.parent.name / f"MD5E-s1--{path.name}" / f"MD5E-{path.name}"
+    objects = path.parents[1] / ".git/annex/objects" / path.parent.name
+    key = objects / f"MD5E-s1--{path.name}" / f"MD5E-s1--{path.name}"
     key.parent.mkdir(parents=True)
     store.rename(key)
     relative(path, key)
@@ -540,7 +543,7 @@ def turned_by(degrees: float, axis: int = 2) -> np.ndarray:
 @pytest.mark.parametrize(("qform", "codes"), [
     (turned_by(180), "LPS"), (np.diag([-1.0, 1, 1, 1]) @ AFFINE, "LAS"), (turned_by(180, 0), "RPI"),
     (turned_by(90), "ALS"), (turned_by(50, 0), None), (np.diag([1.0, 1, -1, 1]) @ AFFINE, "RAI")])
-def test_forms_that_point_an_axis_elsewhere_are_refused_with_both_orientations(tmp_path, no_ants, qform, codes):
+def test_forms_that_point_an_axis_elsewhere_are_refused_with_both(tmp_path, no_ants, qform, codes):
     path = two_forms(tmp_path / "a.nii", qform)
     codes = codes or "".join(nib.aff2axcodes(qform))
     assert_refused(path, f"its sform (axes RAS) and its qform (axes {codes}) disagree about directions, by ")
@@ -555,8 +558,8 @@ def test_forms_that_exchange_no_direction_are_read_by_the_sform(tmp_path, no_ant
     path, remarks = two_forms(tmp_path / "a.nii", qform), Remarks()
     assert_read(path, volume())
     np.testing.assert_allclose(read_volume(path, remarks)[1], AFFINE)
-    assert [line.startswith("1 file had an sform and a qform more than 1 mm apart") for line in remarks.lines()] \
-        == [True] * remarked
+    assert len(remarks.lines()) == remarked
+    assert all("1 file had an sform and a qform more than 1 mm apart" in line for line in remarks.lines())
 
 
 @pytest.mark.parametrize("codes", [(0, 1), (1, 0)])
@@ -589,8 +592,8 @@ def test_remarks_are_said_once_a_kind_with_a_number_and_examples(root):
     assert remarks == [
         "  remark      5 files had NaN outside the brain, read as 0: whole_MRI/s01.nii.gz, "
         "whole_MRI/s02.nii.gz, whole_MRI/s03.nii.gz, ...",
-        "  remark      1 file had an sform and a qform more than 1 mm apart, though alike in their directions; "
-        "the sform counts: whole_Abeta/s03.nii"]
+        "  remark      1 file had an sform and a qform more than 1 mm apart, though alike in their "
+        "directions; the sform counts: whole_Abeta/s03.nii"]
 
 
 def test_the_command_reads_a_cohort_of_links_with_other_names_and_nan(root, capsys):

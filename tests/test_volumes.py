@@ -253,7 +253,8 @@ def test_quaternions_that_do_not_count_may_be_impossible(nii):
 
 @pytest.mark.parametrize(("codes", "mirrored", "expected"), [
     ((0, 0), False, "has neither sform nor qform"), ((1, 0), True, ""), ((0, 1), True, ""),
-    ((2, 4), False, ""), ((2, 4), True, "its sform (axes LAS) and its qform (axes RAS) disagree about directions")])
+    ((2, 4), False, ""),
+    ((2, 4), True, "its sform (axes LAS) and its qform (axes RAS) disagree about directions")])
 def test_a_file_must_say_which_side_is_left_and_not_say_both(codes, mirrored, expected):
     """Only affines whose code is not 0 count."""
     header = nib.Nifti1Header()
@@ -314,8 +315,9 @@ def test_scale_factors_that_are_no_numbers_scale_nothing(nii, slope, inter):
 def test_a_scale_factor_without_its_intercept_is_refused(nii, slope, inter):
     """Programs differ in what they take it for: nibabel refuses it, the C library adds 0."""
     change_header(nii, scl_slope=slope, scl_inter=inter)
-    assert problem(nii) == (f"its scale factor scl_slope {slope} counts, but its scl_inter {float(inter)} is no "
-                            "number; write the right ones")
+    refused = (f"its scale factor scl_slope {slope} counts, but its scl_inter {float(inter)} is no number; "
+               "write the right ones")
+    assert problem(nii) == refused
 
 
 def test_a_header_may_claim_what_the_file_holds_and_no_byte_more(nii):
