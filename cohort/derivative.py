@@ -7,12 +7,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import nibabel as nib
-from nibabel.affines import voxel_sizes
-
 from cohort.bids_names import dataset_root, parse_name
 from config import VERSION
-from imaging.volumes import Grid
 from runtime.files import brief, read_text, write_text
 from utils import InputError
 
@@ -33,8 +29,8 @@ TRACERS = {                                                # label of the entity
     "18FFMM": ("FMM", "FLUTEMETAMOL"), "11CPIB": ("PIB", "PITTSBURGHCOMPOUNDB"),
 }
 IGNORED = (                                                # what we write beside the dataset's own files
-    "*.png", "/synthesized.csv", "/whole_MRI/", "/whole_Abeta/", "/latent_Abeta/", "/preprocess/", "/truth/",
-    "/data_info/", "/phantom/", "/sub-*_pet.*",            # the last: of versions that wrote no folders
+    "*.png", "/synthesized.csv", "/whole_MRI", "/whole_Abeta", "/latent_Abeta", "/preprocess", "/truth",
+    "/data_info", "/phantom", "/sub-*_pet.*",              # the last: of versions that wrote no folders
 )
 
 
@@ -76,10 +72,11 @@ def tracer_label(name: str) -> str:
     return ""
 
 
-def resolution(header: nib.Nifti1Header) -> tuple[str, str]:
-    """Label of the entity res and text of the key Resolution of a grid: 1mm and '1 mm isotropic'; 1x1x1p2mm
-    and '1 x 1 x 1.2 mm', along x, y, z; p stands for the decimal point, sizes are rounded to 0.01 mm."""
-    sizes = [f"{size:.2f}".rstrip("0").rstrip(".") for size in voxel_sizes(Grid.of(header).affine)]
+def resolution(sizes_mm: Iterable[float]) -> tuple[str, str]:
+    """Label of the entity res and text of the key Resolution of voxels of these sizes along x, y and z: 1mm
+    and '1 mm isotropic', or 1x1x1p2mm and '1 x 1 x 1.2 mm'; p stands for the decimal point, sizes are rounded
+    to 0.01 mm."""
+    sizes = [f"{size:.2f}".rstrip("0").rstrip(".") for size in sizes_mm]
     if len(set(sizes)) == 1:
         return f"{sizes[0]}mm".replace(".", "p"), f"{sizes[0]} mm isotropic"
     return f"{'x'.join(sizes)}mm".replace(".", "p"), f"{' x '.join(sizes)} mm"
@@ -87,13 +84,13 @@ def resolution(header: nib.Nifti1Header) -> tuple[str, str]:
 
 # ---------------------------------------------------------------- sidecars
 
-def shared_keys(entities: dict[str, str], header: nib.Nifti1Header, sources: list[Path],
+def shared_keys(entities: dict[str, str], sizes_mm: Iterable[float], sources: list[Path],
                 dataset: Path) -> dict:
     """What the standard asks of the sidecar of every derived volume: SkullStripped, Resolution; Sources, if
     they lie in a dataset that is linked; SpatialReference, the first source, in a space without a standard.
     """
     uris = [uri for uri in (bids_uri(path, dataset) for path in sources) if uri]
-    keys = {"SkullStripped": True, "Resolution": resolution(header)[1]}
+    keys = {"SkullStripped": True, "Resolution": resolution(sizes_mm)[1]}
     if uris:
         keys["Sources"] = uris
     if entities["space"] not in STANDARD_SPACES:
@@ -134,9 +131,13 @@ def refuse_foreign(dataset: Path) -> None:
 
 def _is_ours(description: dict) -> bool:
     """Whether a dataset says that this program made it."""
+    return any(maker.get("Name") == PROGRAM for maker in _makers(description))
+
+
+def _makers(description: dict) -> list[dict]:
+    """The programs that a dataset says made it."""
     makers = description.get("GeneratedBy")
-    makers = makers if isinstance(makers, list) else []
-    return any(isinstance(maker, dict) and maker.get("Name") == PROGRAM for maker in makers)
+    return [maker for maker in makers if isinstance(maker, dict)] if isinstance(makers, list) else []
 
 
 def _read(path: Path) -> dict:
@@ -158,8 +159,8 @@ def _links(dataset: Path) -> dict[str, str]:
 def write_dataset(dataset: Path, title: str, readme: str, sources: Iterable[Path]) -> None:
     """Write description, README.md and .bidsignore of a dataset, and link it with those of its sources.
 
-    Keys and lines that users have added, and a README.md that is there, stay. The folder must be there. sources: files that the volumes
-    are made from.
+    Keys and lines that users have added, and a README.md that is there, stay. The folder must be there.
+    sources: files that the volumes are made from.
     """
     path = dataset / DESCRIPTION
     known, links = _read(path) if path.exists() else {}, _links(dataset)
@@ -167,16 +168,17 @@ def write_dataset(dataset: Path, title: str, readme: str, sources: Iterable[Path
     for place in sorted(relative(home, dataset) for home in homes):
         if place not in links.values():
             links[_free_name(links)] = place
+    others = [maker for maker in _makers(known) if maker.get("Name") != PROGRAM]
     new = {"Name": title} | known | {"BIDSVersion": BIDS_VERSION, "DatasetType": "derivative",
-                                     "GeneratedBy": [{"Name": PROGRAM, "Version": VERSION}]}
+                                     "GeneratedBy": [{"Name": PROGRAM, "Version": VERSION}, *others]}
     if links:
         new["DatasetLinks"] = links
-    _write_if_new(path, json.dumps(new, indent=2) + "\n")
+    write_if_new(path, json.dumps(new, indent=2) + "\n")
     if not (dataset / "README.md").exists():
         write_text(dataset / "README.md", readme)
     ignore = dataset / ".bidsignore"
     lines = read_text(ignore).splitlines() if ignore.exists() else []
-    _write_if_new(ignore, "".join(f"{line}\n" for line in dict.fromkeys([*lines, *IGNORED])))
+    write_if_new(ignore, "".join(f"{line}\n" for line in dict.fromkeys([*lines, *IGNORED])))
 
 
 def _free_name(links: dict[str, str]) -> str:
@@ -188,7 +190,7 @@ def _free_name(links: dict[str, str]) -> str:
     return name
 
 
-def _write_if_new(path: Path, text: str) -> None:
+def write_if_new(path: Path, text: str) -> None:
     """Write a text, unless it is there."""
     if not path.exists() or read_text(path) != text:
         write_text(path, text)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from nibabel.affines import voxel_sizes
 from torch import Tensor
 
 from cohort.derivative import relative, shared_keys
@@ -13,7 +14,7 @@ from config import VERSION
 from evaluation.status import NEEDS_PET, StatusClassifier, mean_level
 from evaluation.uncertainty import COVERAGE
 from experiment.experiment import RESEARCH_NOTICE
-from imaging.volumes import Grid, read_header, save_synthesis
+from imaging.volumes import Grid, save_synthesis
 from newscans.scans import NewScan, describe_grid
 from newscans.trained import Trained
 from runtime.files import make_folder, read_text, write_csv, write_text
@@ -27,11 +28,11 @@ README = """# Synthetic amyloid PET
 Every PET of this dataset is synthetic: a latent diffusion model (IL-CLDM) has computed it from a T1 MRI. None
 is a measurement. For research only, not for clinical use.
 
-A PET has `desc-ilcldmSynthetic` in its name, lies on the grid of its MRI and holds values in [0, 1]; only ratios
-between its regions carry a meaning. The JSON file beside it says which MRI, networks and settings it was made
-with, and the numbers that were read from it. `desc-ilcldmSyntheticSD` is the standard deviation over the latent
-samples of the model; it is not calibrated. The picture shows the PET over its MRI. The table `synthesized.csv`
-has a row for each PET.
+A PET has `desc-ilcldmSynthetic` in its name, lies on the grid of its MRI and holds values in [0, 1]; only
+ratios between its regions carry a meaning. The JSON file beside it says which MRI, networks and settings it
+was made with, and the numbers that were read from it. `desc-ilcldmSyntheticSD` is the standard deviation over
+the latent samples of the model; it is not calibrated. The picture shows the PET over its MRI. The table
+`synthesized.csv` has a row for each PET.
 """
 
 
@@ -127,11 +128,12 @@ def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, st
 
 def describe_std(content: dict, pet: Path) -> dict:
     """The content of the sidecar of a standard deviation, from that of its PET."""
-    taken = ("Notice", "Units", "SkullStripped", "Resolution", "Sources", "SpatialReference", "MRI", "Sampling")
+    taken = ("Notice", "Units", "SkullStripped", "Resolution", "Sources", "SpatialReference", "MRI",
+             "Sampling")
     return {
         "Kind": f"standard deviation of an {KIND}",
-        "Description": "Standard deviation, over the decoded latent samples of a diffusion model (IL-CLDM), of "
-                       "the synthetic amyloid PET beside it. Not a measurement, not calibrated.",
+        "Description": "Standard deviation, over the decoded latent samples of a diffusion model (IL-CLDM), "
+                       "of the synthetic amyloid PET beside it. Not a measurement, not calibrated.",
         "StandardDeviationOf": pet.name,
     } | {name: content[name] for name in taken if name in content}
 
@@ -153,7 +155,7 @@ def describe(trained: Trained, scan: NewScan, volume: tuple, row: dict, source: 
         "Notice": trained.notice,
         "Units": "uptake as the training PETs were stored, in [0, 1]; ratios between regions (SUVR) carry "
                  "the meaning",
-        **shared_keys(scan.entities, read_header(scan.mri), [scan.mri], out),
+        **shared_keys(scan.entities, voxel_sizes(affine), [scan.mri], out),
         "MRI": {"File": relative(scan.mri, out), "SHA256": source, "Grid": describe_grid(scan.mri),
                 "Intensity": "as stored" if ceiling == 1 else f"divided by {ceiling:g}, clipped to [0, 1]"},
         "Resampling": "none: the MRI lies on the cohort's grid"

@@ -126,7 +126,7 @@ def complete_names(scans: list[NewScan], tracer: str) -> list[NewScan]:
     """
     named = []
     for scan in scans:
-        res, _ = resolution(read_header(scan.mri))
+        res, _ = resolution(voxel_sizes(Grid.of(read_header(scan.mri)).affine))
         stem = re.sub(r"\.nii(\.gz)?$", "", scan.mri.name)
         named.append(replace(scan, name=output_name(stem, tracer, res)))
     if problems := _name_problems(named):

@@ -41,8 +41,9 @@ class SynthesisSettings:
         "name of the trained experiment; its settings are read from result/<exp>/config.json",
         section="new scans")
     mri: str = setting("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files")
-    out: str = setting("", "folder for their synthetic PETs, beside which nothing else of this project lies; it "
-                      "becomes a BIDS derivative dataset")
+    out: str = setting("",
+        "folder for their synthetic PETs, beside which nothing else of this project lies; it becomes a BIDS "
+        "derivative dataset")
     mri_percentile: float = setting(0.0,
         "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave [0, 1]; "
         "right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)

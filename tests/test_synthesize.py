@@ -461,7 +461,8 @@ def test_a_replacement_that_was_interrupted_is_made_by_the_next_run(project, mon
     assert written == {path.relative_to(out) for path in out.rglob("*")}
     for path in written:
         if path.name.endswith(".nii.gz"):
-            np.testing.assert_array_equal(nib.load(fresh / path).get_fdata(), nib.load(out / path).get_fdata())
+            one, other = (nib.load(folder / path).get_fdata() for folder in (fresh, out))
+            np.testing.assert_array_equal(one, other)
 
 
 def test_rows_of_earlier_runs_stay_in_the_table(project):
@@ -469,7 +470,7 @@ def test_rows_of_earlier_runs_stay_in_the_table(project):
     shutil.copy(project / NEW, project / "sub-02_ses-1_run-3_desc-brain_T1w.nii.gz")
     assert synthesize_new("sub-02_ses-1_run-3_desc-brain_T1w.nii.gz") == 0
     assert pd.read_csv(project / "out/synthesized.csv")["pet"].tolist() == [
-        "sub-02/ses-1/pet/sub-02_ses-1_run-3_space-MNI152NLin2009aSym_res-2mm_desc-ilcldmSynthetic_pet.nii.gz",
+        f"sub-02/ses-1/pet/sub-02_ses-1_run-3_{IN_MNI.replace('Sym_', 'Sym_res-2mm_')}_pet.nii.gz",
         PET.format("scan", 2)]
 
 
