@@ -646,19 +646,14 @@ def test_nifti_2_is_read(root):
 
 # ---------------------------------------------------------------- the tracer of the training list
 
-def write_tracers(root: Path, tracers: dict[str, str], name: str = "tracer") -> None:
-    """Write a column of tracers into data_info.csv; scans that are not named have FBP."""
-    path = root / "data_info/data_info.csv"
-    table = pd.read_csv(path)
-    table[name] = [tracers.get(scan_id, "FBP") for scan_id in table["ID"]]
-    table.to_csv(path, index=False)
-
-
 @pytest.mark.parametrize(("tracers", "expected"), [
     ({}, "FBP"), ({"s09": "FBB"}, "FBP"), ({"s01": " FBP "}, "FBP"), ({"s01": "FBB"}, ""), ({"s06": ""}, "")])
 def test_the_tracer_is_known_if_all_of_the_training_list_have_one(root, tracers, expected):
-    """s01 to s06 are the training list, s09 is of the test list."""
-    write_tracers(root, tracers)
+    """s01 to s06 are the training list, s09 is of the test list; scans that are not named have FBP."""
+    path = root / "data_info/data_info.csv"
+    header, *rows = path.read_text().splitlines()
+    rows = [f"{row},{tracers.get(row.split(',')[0], 'FBP')}" for row in rows]
+    path.write_text("\n".join([f"{header},tracer", *rows]))
     assert check(root).tracer == expected
 
 
