@@ -162,7 +162,7 @@ def preprocess_scans(cfg: PreprocessSettings) -> None:
         raise InputError("preprocess needs ANTs, an extra of this project: "
                          "pip install -r requirements-preprocess.txt")
     scans, recipe = find_scans(Path(cfg.raw)), make_recipe(cfg)
-    preprocessed.refuse_shared_names([raw.id for raw in scans])
+    preprocessed.refuse_names([raw.id for raw in scans])
     pets = sum(raw.pet is not None for raw in scans)
     if pets and recipe.reference is None:
         raise InputError(f"{cfg.raw}/PET: PETs are divided by the uptake of a reference region; give it as "

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cohort.bids_names import join_name, parse_name
 from cohort.derivative import derived_entities, home_of, resolution, shared_keys, write_if_new
-from runtime.files import atomic, make_folder
+from runtime.files import atomic, brief, make_folder
 from utils import InputError
 
 TITLE = "T1 MRI and amyloid PET preprocessed for IL-CLDM"
@@ -23,6 +23,7 @@ Brains in the space and on the grid of the MNI152 template, without skull, with 
 SUVRs divided by a constant, which their JSON files name. `whole_MRI` and `whole_Abeta` hold the same volumes,
 as the training reads them; `preprocess` has a page to look at for each subject. Not for clinical use.
 """
+LONGEST_NAME = 200       # characters; file systems allow 255, tracer, voxel size and suffix need some
 KINDS = {"mri": ("anat", "preproc", "T1w"), "pet": ("pet", "suvr", "pet")}   # folder, desc and suffix
 
 
@@ -45,17 +46,24 @@ def dataset_file(data_dir: Path, kind: str, scan_id: str, pet: Path | None, voxe
     return home_of(data_dir, entities, folder) / f"{join_name(entities, suffix)}.nii.gz"
 
 
-def refuse_shared_names(ids: list[str]) -> None:
-    """Raise InputError that lists the IDs that would share one BIDS name."""
+def refuse_names(ids: list[str]) -> None:
+    """Raise InputError that lists the IDs from which no BIDS name can be made, or one that another has."""
     by_name: dict[str, list[str]] = {}
+    problems = []
     for scan_id in ids:
-        entities = derived_entities(scan_id, "anat", "preproc")
-        by_name.setdefault(join_name(entities, "T1w").lower(), []).append(scan_id)  # some disks ignore case
-    problems = [f"{', '.join(alike)} would all be sub-{derived_entities(alike[0], 'anat', '')['sub']}"
-                for alike in by_name.values() if len(alike) > 1]
+        entities = derived_entities(scan_id, "pet", "suvr")                  # keeps fewer of them than a T1
+        name = join_name(entities, "pet")
+        by_name.setdefault(name.lower(), []).append(scan_id)                 # some disks ignore case
+        if not entities["sub"]:
+            problems.append(f"{scan_id} has no letter or digit to be named by")
+        if len(name) > LONGEST_NAME:
+            problems.append(f"{brief(scan_id)} is too long")
+    for alike in by_name.values():
+        if len(alike) > 1:
+            problems.append(f"{', '.join(alike)} would have one name, of which BIDS keeps letters and digits")
     if problems:
-        raise InputError("\n  ".join([f"{len(problems)} problem(s) with the IDs of the raw scans, of which "
-                                      "BIDS names keep letters and digits; rename all but one:", *problems]))
+        raise InputError("\n  ".join([f"{len(problems)} problem(s) with the IDs of the raw scans, whose files "
+                                      "are to be renamed:", *problems]))
 
 
 def write_sidecar(path: Path, content: dict, voxel_mm: int, sources: list[Path], data_dir: Path) -> None:

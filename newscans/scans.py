@@ -105,30 +105,29 @@ def _name_problems(scans: list[NewScan]) -> list[str]:
     return problems
 
 
-def output_name(stem: str, tracer: str = "", res: str = "") -> str:
+def output_name(stem: str) -> str:
     """Name of a PET after BIDS, without suffix, from the MRI's name without suffix.
 
     It keeps the MRI's entities if there are some; else the MRI's letters and digits name the subject.
-    tracer: label for trc, of the PETs that the networks were trained with. res: of the grid, if the MRI's
-    name gives none.
     """
     entities = derived_entities(stem, "pet", DESC)
     entities.pop("trc", "")                                # of the MRI's file, which has no tracer
-    if tracer:
-        entities["trc"] = tracer
-    if res:
-        entities = {"res": res} | entities
     return join_name(entities, "pet")
 
 
 def complete_names(scans: list[NewScan], tracer: str) -> list[NewScan]:
-    """The scans with tracer and voxel size in their names. Raises InputError if names clash or are too long.
+    """The scans with the tracer of the networks in their names, unless it is '', and the voxel size of the
+    MRI, unless its name gives a res.
+
+    Raises InputError if names now clash or are too long.
     """
     named = []
     for scan in scans:
         res, _ = resolution(voxel_sizes(Grid.of(read_header(scan.mri)).affine))
-        stem = re.sub(r"\.nii(\.gz)?$", "", scan.mri.name)
-        named.append(replace(scan, name=output_name(stem, tracer, res)))
+        entities = {"res": res} | scan.entities
+        if tracer:
+            entities["trc"] = tracer
+        named.append(replace(scan, name=join_name(entities, "pet")))
     if problems := _name_problems(named):
         raise InputError("\n  ".join([f"{len(problems)} problem(s) with the names of the MRIs:", *problems]))
     return named

@@ -522,12 +522,13 @@ def test_sidecars_say_what_a_volume_is_made_from_and_what_its_values_are(near):
     assert validate(Path("data"))["error"] == []
 
 
-def test_ids_that_would_share_a_bids_name_are_refused_at_once(near, capsys):
-    for name in ("a_1", "A-1", "b"):
+def test_ids_that_give_no_bids_name_of_their_own_are_refused_at_once(near, capsys):
+    for name in ("a_1", "A-1", "b", "sub--", "c" * 170, "d" * 140):
         shutil.copy(near / "T1/s.nii.gz", near / f"T1/{name}.nii.gz")
     assert quick(near) == 2
     error = capsys.readouterr().err
-    assert "A-1, a_1 would all be sub-A1" in error and "1 problem(s)" in error
+    assert "3 problem(s)" in error and "A-1, a_1 would have one name" in error
+    assert "sub-- has no letter" in error and "ccc... is too long" in error
     assert not Path("data").exists()
 
 

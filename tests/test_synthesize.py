@@ -22,7 +22,7 @@ from imaging.volumes import Grid, read_volume, resample
 from model import UNet
 from newscans import outputs, synthesize
 from newscans import scans as newscans
-from newscans.scans import find_scans, output_name, place_problem
+from newscans.scans import complete_names, find_scans, output_name, place_problem
 from phantom.anatomy import load_template
 from phantom.cohort import draw_subject, simulate
 from utils import InputError, NotFiniteError
@@ -600,10 +600,14 @@ def test_names_follow_bids_and_keep_the_mris_entities(stem, name):
     assert output_name(stem) == name
 
 
-def test_tracer_and_voxel_size_stand_in_the_name_but_a_res_of_the_mri_stays():
-    name = "sub-01_trc-18FAV45_space-MNI152NLin2009aSym_res-{}_desc-ilcldmSynthetic_pet"
-    assert output_name("sub-01_T1w", "18FAV45", "1mm") == name.format("1mm")
-    assert output_name("sub-01_res-high_T1w", "18FAV45", "1mm") == name.format("high")
+@pytest.mark.parametrize(("tracer", "stem", "name"), [
+    ("18FAV45", "sub-01_T1w", "sub-01_trc-18FAV45_space-MNI152NLin2009aSym_res-8mm_desc-ilcldmSynthetic_pet"),
+    ("", "sub-01_T1w", "sub-01_space-MNI152NLin2009aSym_res-8mm_desc-ilcldmSynthetic_pet"),
+    ("", "sub-01_res-high_T1w", "sub-01_space-MNI152NLin2009aSym_res-high_desc-ilcldmSynthetic_pet")])
+def test_tracer_and_voxel_size_stand_in_the_name_but_a_res_of_the_mri_stays(tmp_path, tracer, stem, name):
+    write_volume(tmp_path / f"{stem}.nii", np.zeros(SHAPE, np.float32))
+    [scan] = complete_names(find_scans(tmp_path), tracer)
+    assert scan.name == name
 
 
 def test_names_that_clash_or_name_nothing_are_refused_at_once(tmp_path):
