@@ -203,18 +203,29 @@ def _age_or_nan(text: str) -> float:
         return math.nan
 
 
+def read_tracer(info_dir: Path, scans: list[Scan]) -> str:
+    """The tracer of all the scans by the column tracer of data_info.csv, as it is written there; '' if there
+    is no such column, or not one tracer alone."""
+    table = read_table(info_dir / "data_info.csv", "ID", remarks=[])
+    is_asked = table["ID"].isin([scan.id for scan in scans])
+    tracers = {tracer for i in _places(table, "tracer") for tracer in table.loc[is_asked].iloc[:, i]}
+    return tracers.pop() if len(tracers) == 1 else ""
+
+
 # ---------------------------------------------------------------- the check of a whole cohort
 
 @dataclass(frozen=True)
 class Cohort:
     """A checked cohort: the scans of each split, the RAS affine [4, 4] that all volumes share, a checksum of
-    the voxels of every file (whatever their storage), and a report of one screen."""
+    the voxels of every file (whatever their storage), a report of one screen, and the tracer of the training
+    list, '' if it is not known to be one."""
     train: list[Scan]
     validation: list[Scan]
     test: list[Scan]
     affine: np.ndarray
     checksums: dict[Path, int]
     report: str
+    tracer: str = ""
 
     def fingerprint(self, *splits: str) -> str:
         """16 hexadecimal digits that identify these lists: who is in them, with which label and which
@@ -266,7 +277,8 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
         raise InputError("\n  ".join([f"{len(problems)} problem(s) in the data:", *problems]))
     affine, checksums = grids[scans[0].mri], {path: checksum for path, (_, _, checksum) in ranges.items()}
     return Cohort(**splits, affine=affine, checksums=checksums,
-                  report=_report(splits, affine, image_size, stored, ranges, scans, remarks))
+                  report=_report(splits, affine, image_size, stored, ranges, scans, remarks),
+                  tracer=read_tracer(info_dir, splits["train"]))
 
 
 def _check_headers(scans: list[Scan], image_size: tuple[int, ...],

@@ -4,7 +4,8 @@
     <raw>/PET/<ID>.nii[.gz]  -> <data_dir>/whole_Abeta/<ID>.nii.gz
 
 on the cohort's grid (registration.py), in [0, 1], 0 outside the brain. <data_dir>/preprocess gets <ID>.png, a
-page to look at, <ID>.json, the record of what the volumes were made from, and measures.csv.
+page to look at, <ID>.json, the record of what the volumes were made from, and measures.csv. <data_dir> is
+also a BIDS derivative dataset, in which the same volumes have BIDS names and sidecars (preprocessed.py).
 """
 import hashlib
 import importlib.util
@@ -23,7 +24,8 @@ import numpy as np
 import pandas as pd
 from scipy.ndimage import gaussian_filter
 
-from cohort import registration
+from cohort import preprocessed, registration
+from cohort.derivative import refuse_foreign, write_dataset
 from cohort.quality import compare_with_mri, compare_with_template, draw_page, remarks
 from config import Config
 from dataset import ID_PATTERN
@@ -60,7 +62,8 @@ class PreprocessSettings:
 
     raw: str = setting("raw", "folder with T1/<ID>.nii[.gz] and, if there are any, PET/<ID>.nii[.gz] of "
                               "whole heads; or one T1 MRI, or a folder of T1 MRIs", section="files")
-    data_dir: str = setting("data", "folder of the cohort: its whole_MRI and whole_Abeta are written")
+    data_dir: str = setting("data", "folder of the cohort: its whole_MRI and whole_Abeta are written; it "
+                           "becomes a BIDS derivative dataset")
     reference_mask: str = setting("", "NIfTI mask in MNI space, usually the whole cerebellum, by whose "
                                       "uptake PETs are divided")
     image_size: tuple[int, int, int] = same(Config, "image_size")
@@ -127,8 +130,13 @@ class Recipe:
         return digest.hexdigest()
 
     def output(self, kind: str, name: str) -> Path:
-        """Path of a volume ('mri' or 'pet') of a subject."""
+        """Path of a volume ('mri' or 'pet') of a subject, as training reads it."""
         return self.data_dir / OUTPUTS[kind] / f"{name}.nii.gz"
+
+    def places(self, kind: str, raw: RawScan) -> tuple[Path, Path]:
+        """Both paths of a volume of a subject: as training reads it, and in the BIDS dataset."""
+        return self.output(kind, raw.id), preprocessed.dataset_file(self.data_dir, kind, raw.id, raw.pet,
+                                                                    self.voxel_mm)
 
     @property
     def folder(self) -> Path:
@@ -158,12 +166,14 @@ def preprocess_scans(cfg: PreprocessSettings) -> None:
         raise InputError("preprocess needs ANTs, an extra of this project: "
                          "pip install -r requirements-preprocess.txt")
     scans, recipe = find_scans(Path(cfg.raw)), make_recipe(cfg)
+    preprocessed.refuse_names([raw.id for raw in scans])
     pets = sum(raw.pet is not None for raw in scans)
     if pets and recipe.reference is None:
         raise InputError(f"{cfg.raw}/PET: PETs are divided by the uptake of a reference region; give it as "
                          "--reference_mask FILE, a NIfTI mask in MNI space, usually the whole cerebellum. "
                          f"For the MRIs alone: --raw {Path(cfg.raw) / 'T1'}")
     check_place(recipe.data_dir)
+    refuse_foreign(recipe.data_dir)
     folders = [recipe.folder, recipe.data_dir / OUTPUTS["mri"]]
     if pets:
         folders.append(recipe.data_dir / OUTPUTS["pet"])
@@ -171,6 +181,8 @@ def preprocess_scans(cfg: PreprocessSettings) -> None:
         make_folder(folder)
         remove_leftovers(folder)
     with FolderLock(recipe.folder):
+        sources = [path for raw in scans for path in (raw.mri, raw.pet) if path]
+        write_dataset(recipe.data_dir, preprocessed.TITLE, preprocessed.README, sources)
         workers = min(cfg.num_workers, len(scans))
         say("preprocess", f"{len(scans)} MRIs and {pets} PETs of {cfg.raw}, {max(workers, 1)} at a time, to "
                           f"{recipe.data_dir}; pages to look at in {recipe.folder}")
@@ -308,7 +320,7 @@ def saved_measures(raw: RawScan, recipe: Recipe, key: str) -> dict | None:
         begun = not made                                   # and interrupted: what lies there is ours
     except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
         begun = False
-    places = [recipe.output(kind, raw.id) for kind in OUTPUTS]
+    places = [place for kind in OUTPUTS for place in recipe.places(kind, raw)]
     there = [path for place in places for path in (place, place.with_suffix("")) if os.path.lexists(path)]
     if there and not begun and not recipe.overwrite:
         raise InputError(f"{there[0]}: is there already, and was not made from these files with these "
@@ -317,8 +329,25 @@ def saved_measures(raw: RawScan, recipe: Recipe, key: str) -> dict | None:
 
 
 def are_unchanged(made: dict[str, str], raw: RawScan, recipe: Recipe) -> bool:
-    """Whether the volumes of a subject have these digests. Raises InputError if one cannot be read."""
-    return all(digest == file_digest(recipe.output(kind, raw.id)) for kind, digest in made.items())
+    """Whether the volumes of a subject have these digests; one that is missing in one of its two places is
+    laid there again. Raises InputError if one cannot be read."""
+    for kind, digest in made.items():
+        there = [path for path in recipe.places(kind, raw) if path.exists()]
+        if not there or any(file_digest(path) != digest for path in there):
+            return False
+    for kind in made:
+        view, in_dataset = recipe.places(kind, raw)
+        write_sidecar(kind, raw, recipe)
+        preprocessed.link_file(*((view, in_dataset) if view.exists() else (in_dataset, view)))
+    return True
+
+
+def write_sidecar(kind: str, raw: RawScan, recipe: Recipe) -> None:
+    """Write the sidecar that a volume has in the BIDS dataset."""
+    content = preprocessed.describe(kind, recipe.registration, recipe.max_suvr, recipe.fwhm)
+    sources = [raw.mri] if kind == "mri" else [raw.pet, raw.mri]
+    preprocessed.write_sidecar(recipe.places(kind, raw)[1], content, recipe.voxel_mm, sources,
+                               recipe.data_dir)
 
 
 # ---------------------------------------------------------------- one subject
@@ -434,7 +463,10 @@ def write_all(raw: RawScan, recipe: Recipe, key: str, volumes: dict[str, np.ndar
     record, affine = recipe.folder / f"{raw.id}.json", grid_affine(recipe.voxel_mm)
     write_text(record, json.dumps({"key": key, "volumes": {}}))
     for kind, voxels in volumes.items():
-        save_nifti(recipe.output(kind, raw.id), voxels, affine, NOTE)
+        view, in_dataset = recipe.places(kind, raw)
+        write_sidecar(kind, raw, recipe)
+        save_nifti(view, voxels, affine, NOTE)
+        preprocessed.link_file(view, in_dataset)
     outlines = {"template": registration.load_template(recipe.voxel_mm, "brain_mask").numpy() > 0,
                 "white": registration.load_template(recipe.voxel_mm, "wm_template").numpy() > 0,
                 "brain": brain}

@@ -68,7 +68,7 @@ def capture_passes(exp: Experiment, unet: UNet) -> None:
 def stage_2_metadata(exp: Experiment, latents: dict[str, Tensor], survey: Survey) -> dict:
     """What training and sampling need of the training list, as the checkpoint of stage 2 keeps it:
     latent_mean and latent_std, soft_labels [n, K] of the training and then the validation list,
-    label_predictor (its state, or None), affine of the cohort, phantom.
+    label_predictor (its state, or None), affine of the cohort, phantom, tracer ('' if not known to be one).
 
     Raises InputError if the soft labels are to follow from the SUVR, and the PETs have none that fits the
     labels.
@@ -76,7 +76,8 @@ def stage_2_metadata(exp: Experiment, latents: dict[str, Tensor], survey: Survey
     mean, std = latent_scale(exp.cfg, {scan.id: latents[scan.id] for scan in exp.cohort.train}, None)
     soft_labels, predictor = from_rank_0(_labels, exp, survey)
     return {"latent_mean": mean, "latent_std": std, "soft_labels": soft_labels, "label_predictor": predictor,
-            "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom}
+            "affine": torch.from_numpy(exp.cohort.affine), "phantom": exp.is_phantom,
+            "tracer": exp.cohort.tracer}
 
 
 def _labels(exp: Experiment, survey: Survey) -> tuple[Tensor, dict | None]:

@@ -6,20 +6,34 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from nibabel.affines import voxel_sizes
 from torch import Tensor
 
+from cohort.derivative import relative, shared_keys
 from config import VERSION
 from evaluation.status import NEEDS_PET, StatusClassifier, mean_level
 from evaluation.uncertainty import COVERAGE
 from experiment.experiment import RESEARCH_NOTICE
 from imaging.volumes import Grid, save_synthesis
-from newscans.scans import NewScan, describe_grid, relative
+from newscans.scans import NewScan, describe_grid
 from newscans.trained import Trained
-from runtime.files import read_text, write_csv, write_text
+from runtime.files import make_folder, read_text, write_csv, write_text
 from utils import InputError
 
 KIND = "IL-CLDM synthetic PET"                             # the name that our sidecars give themselves
 TABLE = "synthesized.csv"
+TITLE = "Synthetic amyloid PET by IL-CLDM"
+README = """# Synthetic amyloid PET
+
+Every PET of this dataset is synthetic: a latent diffusion model (IL-CLDM) has computed it from a T1 MRI. None
+is a measurement. For research only, not for clinical use.
+
+A PET has `desc-ilcldmSynthetic` in its name, lies on the grid of its MRI and holds values in [0, 1]; only
+ratios between its regions carry a meaning. The JSON file beside it says which MRI, networks and settings it
+was made with, and the numbers that were read from it. `desc-ilcldmSyntheticSD` is the standard deviation over
+the latent samples of the model; it is not calibrated. The picture shows the PET over its MRI. The table
+`synthesized.csv` has a row for each PET.
+"""
 
 
 # ---------------------------------------------------------------- numbers
@@ -90,7 +104,7 @@ def level_remark(classifier: StatusClassifier | None, mri: np.ndarray) -> str:
 
 def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, std: Tensor, row: dict,
                source: str, out: Path) -> None:
-    """Write sidecar, PET, standard deviation and picture of a scan.
+    """Write sidecar, PET, standard deviation with its sidecar, and picture of a scan.
 
     volume: voxels, affine and intensity ceiling of its MRI, as read_mri gives. source: checksum of the MRI's
     file. The sidecar first: without it nobody knows what a file is; with it, and all files there, the scan is
@@ -98,16 +112,30 @@ def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, st
     """
     from evaluation.figures import plot_overlay            # here, because it needs matplotlib
     files, note = scan.written(out), f"IL-CLDM, synthetic PET; {RESEARCH_NOTICE}"       # NIfTI holds 79 bytes
+    make_folder(files["pet"].parent)
     for path in files.values():
         path.unlink(missing_ok=True)
-    write_text(files["sidecar"],
-               json.dumps(describe(trained, scan, volume, row, source, out), indent=2) + "\n")
+    content = describe(trained, scan, volume, row, source, out)
+    write_text(files["sidecar"], json.dumps(content, indent=2) + "\n")
     where = (scan.mri, trained.networks.crop, note, trained.grid)
     pet = save_synthesis(files["pet"], x_hat.cpu().numpy(), *where)
     if trained.cfg.save_std:
+        write_text(files["std_sidecar"], json.dumps(describe_std(content, files["pet"]), indent=2) + "\n")
         save_synthesis(files["std"], std.cpu().numpy(), *where)
     plot_overlay(files["picture"], volume[0], pet, volume[1], scan.id,
                  f"synthetic PET, no measurement; {trained.notice}")
+
+
+def describe_std(content: dict, pet: Path) -> dict:
+    """The content of the sidecar of a standard deviation, from that of its PET."""
+    taken = ("Notice", "Units", "SkullStripped", "Resolution", "Sources", "SpatialReference", "MRI",
+             "Sampling")
+    return {
+        "Kind": f"standard deviation of an {KIND}",
+        "Description": "Standard deviation, over the decoded latent samples of a diffusion model (IL-CLDM), "
+                       "of the synthetic amyloid PET beside it. Not a measurement, not calibrated.",
+        "StandardDeviationOf": pet.name,
+    } | {name: content[name] for name in taken if name in content}
 
 
 def describe(trained: Trained, scan: NewScan, volume: tuple, row: dict, source: str, out: Path) -> dict:
@@ -122,16 +150,14 @@ def describe(trained: Trained, scan: NewScan, volume: tuple, row: dict, source: 
                 **{name: version(name) for name in ("torch", "numpy", "nibabel", "scipy")}}
     return {
         "Kind": KIND,
-        "Description": "Amyloid PET synthesized from a T1 MRI by a latent diffusion model (IL-CLDM). Not a "
-                       "measurement.",
+        "Description": "Synthetic amyloid PET, made from a T1 MRI by a latent diffusion model (IL-CLDM). Not "
+                       "a measurement.",
         "Notice": trained.notice,
         "Units": "uptake as the training PETs were stored, in [0, 1]; ratios between regions (SUVR) carry "
                  "the meaning",
-        "SkullStripped": True,
-        "Sources": [
-            {"MRI": relative(scan.mri, out), "SHA256": source, "Grid": describe_grid(scan.mri),
-             "Intensity": "as stored" if ceiling == 1 else f"divided by {ceiling:g}, clipped to [0, 1]"}
-        ],
+        **shared_keys(scan.entities, voxel_sizes(affine), [scan.mri], out),
+        "MRI": {"File": relative(scan.mri, out), "SHA256": source, "Grid": describe_grid(scan.mri),
+                "Intensity": "as stored" if ceiling == 1 else f"divided by {ceiling:g}, clipped to [0, 1]"},
         "Resampling": "none: the MRI lies on the cohort's grid"
         if same
         else "MRI to the cohort's grid and PET back through the affines: mean, over each new voxel, of "
@@ -150,23 +176,23 @@ def read_sidecar(path: Path) -> dict | None:
     """A sidecar of ours, or None if there is none."""
     try:
         content = json.loads(read_text(path))
-        ours = content["Kind"] == KIND and isinstance(content["MadeFrom"], dict) and content["Results"]["ID"]
-        return content if ours else None
+        ours = content["Kind"] == KIND and isinstance(content["MadeFrom"], dict)
+        return content if ours and content["Results"]["ID"] and content["MRI"]["File"] else None
     except (InputError, ValueError, KeyError, TypeError):
         return None
 
 
 def write_table(out: Path) -> None:
-    """Write synthesized.csv: a row a PET in the folder, from its sidecar, of earlier runs too."""
+    """Write synthesized.csv: a row a PET in the dataset, from its sidecar, of earlier runs too."""
     rows = []
-    for sidecar in sorted(out.glob("*_pet.json")):
+    for sidecar in sorted([*out.glob("sub-*/pet/*_pet.json"), *out.glob("sub-*/ses-*/pet/*_pet.json")]):
         content, pet = read_sidecar(sidecar), sidecar.with_suffix(".nii.gz")
         if content and pet.exists():
             sampling = content["Sampling"]
             rows.append(
                 content["Results"]
-                | {"pet": pet.name, "mri": content["Sources"][0]["MRI"], "samples": sampling["LatentSamples"],
-                   "NFE": sampling["NetworkEvaluations"],
+                | {"pet": relative(pet, out), "mri": content["MRI"]["File"],
+                   "samples": sampling["LatentSamples"], "NFE": sampling["NetworkEvaluations"],
                    "denoiser": content["MadeFrom"]["networks"]["denoiser"], "notice": content["Notice"]}
             )
     if rows:

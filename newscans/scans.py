@@ -1,8 +1,6 @@
 """New MRIs: finding them, checking that they can be used, and bringing them onto the grid of the cohort."""
-import os
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -11,6 +9,8 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from skimage.transform import downscale_local_mean
 
+from cohort.bids_names import join_name, parse_name
+from cohort.derivative import derived_entities, home_of, resolution
 from imaging.grids import Crop, Grid, block_affine, resample
 from imaging.headers import read_header
 from imaging.nifti_files import digest_of, is_volume_name, stem_of
@@ -21,8 +21,8 @@ from utils import InputError
 
 PREPARES = "python main.py preprocess --raw RAW --data_dir NEW"      # RAW: a whole head -> NEW/whole_MRI
 OURS = "_desc-ilcldm"        # in the names of written files, so that none is ever taken for an MRI
+DESC = "ilcldmSynthetic"     # begins as OURS does, by which files of earlier versions are known too
 LONGEST_NAME = 200           # characters; file systems allow 255, suffixes and partial files need some
-BIDS = re.compile(r"sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9]+)*(_[A-Za-z0-9]+)?")
 
 # A brain is looked for at 4 mm, in a box of MNI space that is larger than any head.
 BOX = Grid((60, 70, 62), np.array([[4.0, 0, 0, -118], [0, 4, 0, -154], [0, 0, 4, -118], [0, 0, 0, 1]]))
@@ -36,17 +36,24 @@ WHOLE_HEAD = 1.4             # tissue of more than so many MNI brains is that of
 class NewScan:
     """An MRI that has neither PET nor label.
 
-    id: name of its file without suffix. mri: the file. name: of the files written for it, without suffix.
+    id: name of its file without suffix. mri: the file. name: of the files written for it, without suffix, a
+    BIDS name.
     """
     id: str
     mri: Path
     name: str
 
+    @property
+    def entities(self) -> dict[str, str]:
+        """The entities of the files that are written for it."""
+        return parse_name(self.name)[0]
+
     def written(self, out: Path) -> dict[str, Path]:
-        """Paths of all files that are written for it into the folder `out`."""
-        stem = self.name.removesuffix("_pet")
-        return {"sidecar": out / f"{self.name}.json", "pet": out / f"{self.name}.nii.gz",
-                "std": out / f"{stem}SD_pet.nii.gz", "picture": out / f"{self.name}.png"}
+        """Paths of all files that are written for it into the dataset `out`."""
+        home, std = home_of(out, self.entities, "pet"), f"{self.name.removesuffix('_pet')}SD_pet"
+        return {"sidecar": home / f"{self.name}.json", "pet": home / f"{self.name}.nii.gz",
+                "std_sidecar": home / f"{std}.json", "std": home / f"{std}.nii.gz",
+                "picture": home / f"{self.name}.png"}
 
 
 # ---------------------------------------------------------------- files
@@ -104,13 +111,27 @@ def output_name(stem: str) -> str:
 
     It keeps the MRI's entities if there are some; else the MRI's letters and digits name the subject.
     """
-    if BIDS.fullmatch(stem):
-        entities = [part for part in stem.split("_") if "-" in part and not part.startswith("desc-")]
-    else:
-        entities = ["sub-" + re.sub(r"[^A-Za-z0-9]", "", stem.removeprefix("sub-"))]
-    if not any(part.startswith("space-") for part in entities):
-        entities.append("space-MNI152")
-    return "_".join(entities) + f"{OURS}_pet"
+    entities = derived_entities(stem, "pet", DESC)
+    entities.pop("trc", "")                                # of the MRI's file, which has no tracer
+    return join_name(entities, "pet")
+
+
+def complete_names(scans: list[NewScan], tracer: str) -> list[NewScan]:
+    """The scans with the tracer of the networks in their names, unless it is '', and the voxel size of the
+    MRI, unless its name gives a res.
+
+    Raises InputError if names now clash or are too long.
+    """
+    named = []
+    for scan in scans:
+        res, _ = resolution(voxel_sizes(Grid.of(read_header(scan.mri)).affine))
+        entities = {"res": res} | scan.entities
+        if tracer:
+            entities["trc"] = tracer
+        named.append(replace(scan, name=join_name(entities, "pet")))
+    if problems := _name_problems(named):
+        raise InputError("\n  ".join([f"{len(problems)} problem(s) with the names of the MRIs:", *problems]))
+    return named
 
 
 def refuse_place(out: Path, taken: Iterable[Path], taken_below: Iterable[Path]) -> None:
@@ -134,11 +155,6 @@ def describe_grid(path: Path) -> str:
     codes = "".join(nib.aff2axcodes(affine))
     sizes = " x ".join(f"{size:g}" for size in voxel_sizes(affine))
     return f"{shape} {codes}, voxels of {sizes} mm"
-
-
-def relative(path: Path, folder: Path) -> str:
-    """The path as it is seen from a folder, with forward slashes."""
-    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 # ---------------------------------------------------------------- headers and voxels

@@ -6,7 +6,7 @@ experiment.
 Header and voxels are checked, the MRI is brought onto the crop of the cohort's grid, its label is predicted,
 latents are sampled (experiment/networks.py:LatentSampler; 4 samples of 2 DDIM steps, twice where regions are
 known: 16 network evaluations, else 8), their mean is decoded and clamped, and the PET is written on the MRI's
-own grid with its sidecar.
+own grid with its sidecar. The folder is a BIDS derivative dataset.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cohort.derivative import refuse_foreign, write_dataset
 from config import Config
 from dataset import LATENTS
 from experiment.saved import parse_for_experiment
 from imaging.remarks import Remarks
 from model import std_over_samples
-from newscans.outputs import differences_of, measure, write_scan, write_table
-from newscans.scans import (NewScan, find_scans, header_problem, onto_crop, place_problem, read_mri,
-                            refuse_place, sha256)
+from newscans.outputs import README, TABLE, TITLE, differences_of, measure, write_scan, write_table
+from newscans.scans import (NewScan, complete_names, find_scans, header_problem, onto_crop, place_problem,
+                            read_mri, refuse_place, sha256)
 from newscans.trained import Trained, load_trained
 from runtime.files import FolderLock, brief, check_place, make_folder, remove_leftovers
 from runtime.logs import progress_bar, readable, say
@@ -41,7 +42,9 @@ class SynthesisSettings:
         "name of the trained experiment; its settings are read from result/<exp>/config.json",
         section="new scans")
     mri: str = setting("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files")
-    out: str = setting("", "folder for their synthetic PETs, beside which nothing else of this project lies")
+    out: str = setting("",
+        "folder for their synthetic PETs, beside which nothing else of this project lies; it becomes a BIDS "
+        "derivative dataset")
     mri_percentile: float = setting(0.0,
         "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave [0, 1]; "
         "right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)
@@ -73,14 +76,16 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
         cohort.append(Path(cfg.latent_dir))
     refuse_place(out, (mri if mri.is_dir() else mri.parent, Path(cfg.data_dir), cfg.info_folder),
                  (*cohort, cfg.result_dir.parent))
+    refuse_foreign(out)
     scans = find_scans(mri)
     problems = _header_problems(scans)
     _refuse_if_none_is_left(scans, problems)
     trained = load_trained(cfg, settings.mri_percentile)
     check_place(out)
+    named = complete_names([scan for scan in scans if scan.id not in problems], trained.tracer)
     with FolderLock(out) as lock:
-        sources = {scan.id: sha256(scan.mri) for scan in scans if scan.id not in problems}
-        missing = _wanted(scans, sources, trained, out, settings.overwrite)
+        sources = {scan.id: sha256(scan.mri) for scan in named}
+        missing = _wanted(named, sources, trained, out, settings.overwrite)
         remarks = Remarks()
         problems |= _voxel_problems(missing, settings.mri_percentile, remarks)
         _refuse_if_none_is_left(scans, problems)
@@ -91,6 +96,7 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
         make_folder(out)
         lock.acquire()
         remove_leftovers(out, everyones=True)
+        write_dataset(out, TITLE, README, [scan.mri for scan in usable])
         try:
             _synthesize(trained, usable, sources, problems, out)
         finally:
@@ -131,11 +137,9 @@ def _wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out
     be replaced."""
     missing, problems = [], []
     for scan in scans:
-        if scan.id not in sources:
-            continue
         files = scan.written(out)
         if not trained.cfg.save_std:
-            files = {name: path for name, path in files.items() if name != "std"}
+            files = {name: path for name, path in files.items() if not name.startswith("std")}
         there = [path for path in scan.written(out).values() if path.exists()]
         differences = (
             differences_of(files["sidecar"], {"mri": sources[scan.id], **trained.made_with}) if there else []
@@ -181,6 +185,9 @@ def _announce(trained: Trained, found: int, usable: int, problems: dict[str, str
                  f"there already), {cfg.samples_per_scan} latent samples by {cfg.sampler}, "
                  f"{trained.sampler.evaluations} network evaluations a scan, on {trained.networks.device}, "
                  f"{trained.notice}; writes {out}")
+    if old := len(list(out.glob("sub-*_pet.json"))):
+        say("synth", f"{out}: {old} PET(s) of an earlier version lie in the folder itself; they stay, but "
+                     f"outside the dataset, and {TABLE} does not list them")
     if problems:
         say("synth", "\n  ".join([f"{len(problems)} cannot be used and are left out:", *problems.values()]))
 

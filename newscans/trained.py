@@ -3,6 +3,7 @@ cohort."""
 from dataclasses import dataclass
 from pathlib import Path
 
+from cohort.derivative import tracer_label
 from config import VERSION, Config
 from evaluation.measurement import Measurement
 from evaluation.status import StatusClassifier, load_status_classifiers
@@ -24,7 +25,7 @@ class Trained:
 
     grid: of the cohort's volumes. calibration: of the SUVR, by the test stage, or None. no_interval: why
     there is no calibrated interval, or nothing. networks_used: name -> file and key of the weights.
-    mri_percentile: setting of the tool.
+    mri_percentile: setting of the tool. tracer: BIDS label of that of all training PETs, '' if not known.
     """
     cfg: Config
     networks: Networks
@@ -37,6 +38,7 @@ class Trained:
     networks_used: dict[str, dict]
     notice: str
     mri_percentile: float
+    tracer: str
 
     @property
     def synthesizer(self) -> Synthesizer:
@@ -80,7 +82,7 @@ def load_trained(cfg: Config, mri_percentile: float) -> Trained:
     notice = f"{'trained on a digital phantom, ' if metadata['phantom'] else ''}{RESEARCH_NOTICE}"
     return Trained(cfg, networks, measurement, grid, sampler,
                    _read_classifiers(cfg.result_dir, measurement, synthesizer), calibration, no_interval,
-                   used, notice, mri_percentile)
+                   used, notice, mri_percentile, tracer_label(metadata.get("tracer", "")))
 
 
 def _check_checkpoints(cfg: Config, networks: Networks) -> dict:

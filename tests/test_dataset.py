@@ -651,3 +651,20 @@ def test_nifti_2_is_read(root):
     nib.save(nib.Nifti2Image(image.get_fdata(dtype=np.float32), image.affine), path)
     np.testing.assert_array_equal(read_volume(path)[0], image.get_fdata(dtype=np.float32))
     assert check(root).train
+
+
+# ---------------------------------------------------------------- the tracer of the training list
+
+@pytest.mark.parametrize(("tracers", "expected"), [
+    ({}, "FBP"), ({"s09": "FBB"}, "FBP"), ({"s01": " FBP "}, "FBP"), ({"s01": "FBB"}, ""), ({"s06": ""}, "")])
+def test_the_tracer_is_known_if_all_of_the_training_list_have_one(root, tracers, expected):
+    """s01 to s06 are the training list, s09 is of the test list; scans that are not named have FBP."""
+    path = root / "data_info/data_info.csv"
+    header, *rows = path.read_text().splitlines()
+    rows = [f"{row},{tracers.get(row.split(',')[0], 'FBP')}" for row in rows]
+    path.write_text("\n".join([f"{header},tracer", *rows]))
+    assert check(root).tracer == expected
+
+
+def test_without_a_column_of_tracers_none_is_known(root):
+    assert check(root).tracer == ""

@@ -75,7 +75,7 @@ def metadata_of(suvr: list[float] = SUVR, **settings) -> dict:
     """
     cfg = Config(**TINY | {"cortex_mask": "c", "reference_mask": "r"} | settings)
     scans = [SimpleNamespace(id=str(i), label=i % 2) for i in range(6)]
-    cohort = SimpleNamespace(train=scans[:4], validation=scans[4:], affine=np.eye(4))
+    cohort = SimpleNamespace(train=scans[:4], validation=scans[4:], affine=np.eye(4), tracer="FBP")
     measurement = SimpleNamespace(voxel_mm=8.0, brain=np.ones((2, 2, 2), bool), region_key=lambda: "masks")
     exp = SimpleNamespace(cfg=cfg, cohort=cohort, measurement=measurement, is_phantom=False)
     mri = torch.rand(4, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -90,6 +90,7 @@ def test_the_denoiser_is_told_the_label_of_every_subject():
     # of the training list
     assert (metadata["latent_mean"], metadata["latent_std"]) == (1.5, pytest.approx(1.25 ** 0.5))
     assert torch.equal(metadata["affine"], torch.eye(4, dtype=torch.float64)) and metadata["phantom"] is False
+    assert metadata["tracer"] == "FBP"
     predictor = LabelPredictor.from_state(metadata["label_predictor"])
     assert predictor.levels is None and predictor.pool == 1
     assert predictor.span.tolist() == [0, 1]

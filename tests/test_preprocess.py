@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from bids_validator import validate
 from conftest import arguments, write_volume
 from matplotlib.colors import to_rgb
 from nibabel.affines import apply_affine
@@ -225,7 +226,8 @@ def test_what_is_done_is_not_done_again(done, raw, monkeypatch):
 
 def test_one_mri_alone_needs_no_mask_and_takes_the_templates_shape_nonlinearly(done, raw, truth, tmp_path):
     assert run(raw / "b.nii", tmp_path, registration="syn") == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["preprocess", "whole_MRI"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".bidsignore", "README.md", "dataset_description.json", "preprocess", "sub-b", "whole_MRI"]
     assert dice(voxels(tmp_path, "whole_MRI", "b") > 0, truth["brain"]) > 0.94
     linearly = float(rows(done[0]).loc["a", "correlation"])                  # the same head
     assert rows(tmp_path).loc["b", "correlation"] > 0.03 + linearly
@@ -408,6 +410,134 @@ def test_processes_share_the_cores(monkeypatch):
     for workers, threads in ((0, "8"), (1, "8"), (3, "2"), (16, "1")):
         preprocess.limit_threads(workers)
         assert os.environ["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] == threads
+
+
+# ---------------------------------------------------------------- the BIDS dataset
+
+T1 = "sub-{0}/anat/sub-{0}_space-MNI152NLin2009aSym_res-6mm_desc-preproc_T1w.nii.gz"
+SUVR = "sub-{0}/pet/sub-{0}_space-MNI152NLin2009aSym_res-6mm_desc-suvr_pet.nii.gz"
+PLACES = {"whole_MRI/s.nii.gz": T1.format("s"), "whole_Abeta/s.nii.gz": SUVR.format("s")}
+
+
+def test_the_validator_finds_no_error_in_a_cohort_with_its_volumes(near):
+    bids = near.parent / "bids"
+    (bids / "T1").mkdir(parents=True)
+    (bids / "dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.10.0"}')
+    for name in ("sub-01_ses-2", "sub-01_ses-3_acq-mp_run-1", "037_S_0001"):
+        shutil.copy(near / "T1/s.nii.gz", near / f"T1/{name}_T1w.nii.gz")
+        shutil.copy(near / "PET/s.nii.gz", near / f"PET/{name}_pet.nii.gz")
+    assert quick(near) == 0
+    for folder in ("latent_Abeta", "truth", "phantom/whole_MRI", "data_info"):
+        Path("data", folder).mkdir(parents=True)
+        Path("data", folder, "a.nii.gz").touch()
+    found = validate(Path("data"))
+    assert found["error"] == []
+    assert {code for code, _ in found["warning"]} == {"TOO_FEW_AUTHORS",
+                                                      "SIDECAR_KEY_RECOMMENDED SpatialReference"}
+    in_mni = "space-MNI152NLin2009aSym_res-6mm_desc"
+    assert {path.relative_to("data").as_posix() for path in Path("data").glob("sub-*/**/*.nii.gz")} == {
+        T1.format("s"), SUVR.format("s"), T1.format("037S0001"), SUVR.format("037S0001"),
+        f"sub-01/ses-2/anat/sub-01_ses-2_{in_mni}-preproc_T1w.nii.gz",
+        f"sub-01/ses-2/pet/sub-01_ses-2_{in_mni}-suvr_pet.nii.gz",
+        f"sub-01/ses-3/anat/sub-01_ses-3_acq-mp_run-1_{in_mni}-preproc_T1w.nii.gz",
+        f"sub-01/ses-3/pet/sub-01_ses-3_run-1_{in_mni}-suvrAcqmp_pet.nii.gz"}
+
+
+def test_the_validator_would_find_a_volume_with_a_wrong_name(near):
+    assert quick(near) == 0
+    path = Path("data") / SUVR.format("s")
+    path.rename(path.with_name("sub-s_acq-x_desc-suvr_pet.nii.gz"))
+    assert validate(Path("data"))["error"]
+
+
+def test_a_volume_of_the_dataset_is_the_file_that_training_reads(near):
+    assert quick(near) == 0
+    for view, published in PLACES.items():
+        assert (Path("data") / view).samefile(Path("data") / published)
+        assert not (Path("data") / published).is_symlink()
+
+
+def test_on_a_disk_without_hard_links_it_is_a_copy(near, monkeypatch):
+    def refuse(*_):
+        """As FAT answers."""
+        raise PermissionError(1, "Operation not permitted")
+    monkeypatch.setattr(os, "link", refuse)
+    assert quick(near) == 0
+    for view, published in PLACES.items():
+        assert (Path("data") / view).read_bytes() == (Path("data") / published).read_bytes()
+        assert not (Path("data") / view).samefile(Path("data") / published)
+    monkeypatch.setattr(preprocess, "make_volumes", None)
+    assert quick(near) == 0
+
+
+@pytest.mark.parametrize("lost", [*PLACES, *PLACES.values(), SUVR.format("s").replace(".nii.gz", ".json"),
+                                  "sub-s", "whole_Abeta"])
+def test_what_is_lost_in_one_place_is_laid_there_again_from_the_other(near, monkeypatch, lost):
+    """So is all of the dataset, beside volumes of a version that did not make one."""
+    assert quick(near) == 0
+    before = contents(Path("data"))
+    path = Path("data") / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    monkeypatch.setattr(preprocess, "make_volumes", None)
+    assert quick(near) == 0
+    assert contents(Path("data")) == before
+
+
+@pytest.mark.parametrize("place", [T1.format("s"), SUVR.format("s")])
+def test_a_volume_of_the_dataset_that_was_changed_is_noticed(near, truth, place):
+    assert quick(near) == 0
+    path = Path("data") / place
+    path.unlink()
+    write_volume(path, truth["mri"], grid_affine(VOXEL))
+    assert quick(near) == 2
+    assert "is there already" in rows(Path("data")).loc["s", "problem"]
+    assert quick(near, overwrite=True) == 0
+    for view, published in PLACES.items():
+        assert (Path("data") / view).samefile(Path("data") / published)
+
+
+def test_sidecars_say_what_a_volume_is_made_from_and_what_its_values_are(near):
+    home = near.parent / "study"
+    for folder, name in (("anat", "T1w"), ("pet", "trc-18FFBB_pet")):
+        path = home / f"sub-1/{folder}/sub-1_{name}.nii.gz"
+        path.parent.mkdir(parents=True)
+        shutil.copy(near / ("T1" if folder == "anat" else "PET") / "s.nii.gz", path)
+    (home / "dataset_description.json").write_text("{}")
+    raw = preprocess.RawScan("sub-1", home / "sub-1/anat/sub-1_T1w.nii.gz",
+                             home / "sub-1/pet/sub-1_trc-18FFBB_pet.nii.gz")
+    settings = preprocess.PreprocessSettings(image_size=SIZE, pet_max_suvr=5.0, num_workers=0,
+                                             reference_mask=str(near / "cerebellum.nii"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preprocess, "find_scans", lambda _: [raw])
+        preprocess.preprocess_scans(settings)
+    name = SUVR.format("1").replace("sub-1_space", "sub-1_trc-18FFBB_space").replace(".nii.gz", ".json")
+    pet = json.loads((Path("data") / name).read_text())
+    assert pet["Sources"] == ["bids:raw:sub-1/pet/sub-1_trc-18FFBB_pet.nii.gz",
+                              "bids:raw:sub-1/anat/sub-1_T1w.nii.gz"]
+    assert pet["LargestSUVR"] == 5 and pet["Units"] == "SUVR divided by 5"
+    mri = json.loads((Path("data") / T1.format("1").replace(".nii.gz", ".json")).read_text())
+    assert mri["Sources"] == pet["Sources"][1:] and mri["Resolution"] == "6 mm isotropic"
+    links = json.loads(Path("data/dataset_description.json").read_text())["DatasetLinks"]
+    assert links == {"raw": "../study"}
+    assert validate(Path("data"))["error"] == []
+
+
+def test_ids_that_give_no_bids_name_of_their_own_are_refused_at_once(near, capsys):
+    for name in ("a_1", "A-1", "b", "sub--", "c" * 170, "d" * 140):
+        shutil.copy(near / "T1/s.nii.gz", near / f"T1/{name}.nii.gz")
+    assert quick(near) == 2
+    error = capsys.readouterr().err
+    assert "3 problem(s)" in error and "A-1, a_1 would have one name" in error
+    assert "sub-- has no letter" in error and "ccc... is too long" in error
+    assert not Path("data").exists()
+
+
+def test_a_dataset_of_somebody_else_is_no_place_for_a_cohort(near, capsys):
+    Path("data").mkdir()
+    Path("data/dataset_description.json").write_text('{"Name": "raw", "BIDSVersion": "1.10.0"}')
+    assert quick(near) == 2
+    assert "BIDS dataset that il_cldm has not made" in capsys.readouterr().err
+    assert len(list(Path("data").iterdir())) == 1
 
 
 # ---------------------------------------------------------------- refused before anything is done

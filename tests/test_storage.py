@@ -18,7 +18,6 @@ from nibabel.affines import apply_affine, from_matvec
 
 import main
 from imaging.volumes import Grid, read_volume, resample
-from newscans.scans import output_name
 from phantom.anatomy import load_template
 from phantom.uptake import draw_subject, simulate
 
@@ -82,7 +81,7 @@ def store_and_synthesize(image: nib.Nifti1Image) -> Synthesis:
     folder.mkdir()
     nib.save(image, folder / "scan.nii.gz")                # always this name: it seeds the sampler's noise
     assert main.main(["synthesize", "--exp", "a", "--mri", str(folder), "--out", str(out)]) == 0
-    path = out / f"{output_name('scan')}.nii.gz"
+    [path] = out.glob("sub-scan/pet/*_pet.nii.gz")
     assert nib.load(path).shape == image.shape
     np.testing.assert_allclose(nib.load(path).affine, image.affine, atol=1e-5)
     row = pd.read_csv(out / "synthesized.csv").loc[0]

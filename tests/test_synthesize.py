@@ -21,14 +21,14 @@ from imaging.volumes import RANGE_TOLERANCE, Grid, read_volume, resample
 from model import UNet
 from newscans import outputs, synthesize
 from newscans import scans as newscans
-from newscans.scans import find_scans, output_name, place_problem
+from newscans.scans import complete_names, find_scans, output_name, place_problem
 from phantom.anatomy import load_template
 from phantom.cohort import draw_subject, simulate
 from utils import InputError, NotFiniteError
 
 PLOT_OVERLAY = figures.plot_overlay
 PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 2, 2), "phantom_voxel": 8}
-PET = "sub-{}_space-MNI152_desc-ilcldm_pet.nii.gz"
+PET = "sub-{0}/pet/sub-{0}_space-MNI152NLin2009aSym_res-{1}mm_desc-ilcldmSynthetic_pet.nii.gz"
 NEW = "new/scan.nii.gz"
 
 
@@ -107,14 +107,29 @@ def stored(path: Path, image: nib.Nifti1Image, codes: str, sform: int, qform: in
     return path
 
 
-def pet_of(folder: str, name: str = "scan") -> np.ndarray:
+def pet_path(folder: Path | str, name: str = "scan", mm: int = 2) -> Path:
+    """The PET that was written into a folder, for an MRI of that name with voxels of mm."""
+    return Path(folder) / PET.format(name, mm)
+
+
+def pet_of(folder: Path | str, name: str = "scan", mm: int = 2) -> np.ndarray:
     """The voxels of a PET that was written into a folder."""
-    return nib.load(Path(folder) / PET.format(name)).get_fdata()
+    return nib.load(pet_path(folder, name, mm)).get_fdata()
+
+
+def sidecar_path(folder: Path | str) -> Path:
+    """The sidecar of the PET of the new MRI in a folder."""
+    return Path(str(pet_path(folder)).replace(".nii.gz", ".json"))
 
 
 def sidecar_of(folder: str) -> dict:
     """The content of the sidecar in a folder."""
-    return json.loads((Path(folder) / PET.format("scan").replace(".nii.gz", ".json")).read_text())
+    return json.loads(sidecar_path(folder).read_text())
+
+
+def std_path(folder: Path | str) -> Path:
+    """The standard deviation of the PET of the new MRI in a folder."""
+    return Path(str(pet_path(folder)).replace("Synthetic", "SyntheticSD"))
 
 
 def in_world(path: Path, grid: Grid) -> np.ndarray:
@@ -167,11 +182,11 @@ def test_on_the_cohorts_grid_it_is_the_file_of_the_test_stage_voxel_for_voxel(pr
     assert synthesize_new(f"scans/{names[1]}.nii.gz", "alone") == 0
     for name in names:
         expected = nib.load(project / f"result/a/synthesized/{name}.nii.gz")
-        found = nib.load(project / "out" / PET.format(name))
+        found = nib.load(pet_path("out", name, 8))
         np.testing.assert_array_equal(found.get_fdata(), expected.get_fdata())
         assert found.header["sform_code"] == expected.header["sform_code"] == 4
-    alone = pet_of("alone", names[1])
-    np.testing.assert_allclose(alone, pet_of("out", names[1]), atol=1e-5)
+    alone = pet_of("alone", names[1], 8)
+    np.testing.assert_allclose(alone, pet_of("out", names[1], 8), atol=1e-5)
     table = pd.read_csv(project / "out/synthesized.csv").set_index("ID")
     uptake = pd.read_csv(project / "result/a/uptake.csv")
     suvr = uptake[uptake["method"] == "il_cldm"].set_index("ID")["SUVR"]
@@ -200,13 +215,14 @@ def test_any_storage_of_one_mri_gives_one_pet_in_world_space_laid_exactly_over_i
     for name, (image, *storage) in cases.items():
         mri = stored(project / name / "scan.nii.gz", image, *storage)
         assert synthesize_new(str(mri), f"out_{name}") == 0
-        pet = nib.load(project / f"out_{name}" / PET.format("scan"))
+        written = pet_path(f"out_{name}", mm=1 if name == "1PSL" else 2)
+        pet = nib.load(written)
         source = nib.load(mri)
         assert pet.shape == source.shape and pet.get_data_dtype() == np.float32
         np.testing.assert_array_equal(pet.affine, source.affine)
         assert all(pet.header[code] == source.header[code] for code in ("sform_code", "qform_code"))
         assert 0 <= pet.get_fdata().min() < pet.get_fdata().max() <= 1
-        pets[name] = in_world(project / f"out_{name}" / PET.format("scan"), world)
+        pets[name] = in_world(written, world)
     for name, pet in pets.items():
         assert np.corrcoef(pet[brain], pets["2RAS"][brain])[0, 1] >= 0.999, name
         difference = np.abs(pet[brain] - pets["2RAS"][brain]).max()
@@ -222,13 +238,13 @@ def test_a_grid_of_the_cohorts_shape_but_elsewhere_is_not_taken_for_the_cohorts(
     write_volume(project / f"moved/{name}.nii.gz", voxels, moved)
     assert synthesize_new(f"data/phantom/whole_MRI/{name}.nii.gz") == 0
     assert synthesize_new(f"moved/{name}.nii.gz", "out2") == 0
-    one, other = (pet_of(folder, name) for folder in ("out", "out2"))
+    one, other = (pet_of(folder, name, 8) for folder in ("out", "out2"))
     np.testing.assert_allclose(other[1:], one[:-1], atol=1e-5)
 
 
 def test_the_pet_is_0_outside_the_crop(project, new_mri):
     assert synthesize_new() == 0
-    pet = nib.load(project / "out" / PET.format("scan"))
+    pet = nib.load(pet_path("out"))
     corner, size = np.array(TINY["crop_start"]), np.array(TINY["volume_size"])
     low, high = (AFFINE[:3, 3] + 8 * (edge - 0.5) for edge in (corner, corner + size))
     centres = nib.affines.apply_affine(pet.affine, np.indices(pet.shape).reshape(3, -1).T)
@@ -241,8 +257,9 @@ def test_a_sidecar_says_what_the_pet_was_made_from(project, monkeypatch):
     monkeypatch.setattr(figures, "plot_overlay", PLOT_OVERLAY)
     assert synthesize_new(save_std="true") == 0
     sidecar = sidecar_of("out")
-    assert sidecar["Sources"][0]["SHA256"] == hashlib.sha256((project / NEW).read_bytes()).hexdigest()
-    assert (project / "out" / sidecar["Sources"][0]["MRI"]).samefile(project / NEW)
+    assert sidecar["MRI"]["SHA256"] == hashlib.sha256((project / NEW).read_bytes()).hexdigest()
+    assert (project / "out" / sidecar["MRI"]["File"]).samefile(project / NEW)
+    assert "Sources" not in sidecar                        # the MRI lies in no dataset
     assert sidecar["Notice"] == "trained on a digital phantom, research only, not for clinical use"
     assert sidecar["Sampling"] == {"Sampler": "ddim", "NetworkEvaluations": 12, "LatentSamples": 2,
                                    "Label": "matched", "Seed": 0, "Device": "cpu"}
@@ -250,11 +267,12 @@ def test_a_sidecar_says_what_the_pet_was_made_from(project, monkeypatch):
     assert (used["sampling_steps"], used["label_at_sampling"], used["seed"]) == (3, "matched", 0)
     assert all((project / "out" / network["File"]).is_file() for network in sidecar["Networks"].values())
     assert str(project) not in json.dumps(sidecar)
-    stem = PET.format("scan").removesuffix(".nii.gz")
+    stem, std = (path.name.removesuffix(".nii.gz") for path in (pet_path("out"), std_path("out")))
     assert {path.name for path in (project / "out").iterdir()} == {
-        ".lock", "synthesized.csv", f"{stem}.nii.gz", f"{stem.replace('ilcldm', 'ilcldmSD')}.nii.gz",
-        f"{stem}.json", f"{stem}.png"}
-    assert (project / "out" / f"{stem}.png").stat().st_size > 10_000
+        ".bidsignore", ".lock", "README.md", "dataset_description.json", "sub-scan", "synthesized.csv"}
+    assert {path.name for path in pet_path("out").parent.iterdir()} == {
+        f"{stem}.nii.gz", f"{stem}.json", f"{stem}.png", f"{std}.nii.gz", f"{std}.json"}
+    assert sidecar_path("out").with_suffix(".png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
@@ -287,7 +305,7 @@ def test_the_range_is_that_of_the_samples_decoded_one_by_one(project):
         assert min(abs(one[name] - low), abs(one[name] - high)) < 1e-5  # the first of the two
         assert row[f"{name}_sd"] == pytest.approx((high - low) / np.sqrt(2), rel=1e-6)
         assert f"{name}_sd" not in one
-    std = nib.load(project / "out" / PET.format("scan").replace("ilcldm", "ilcldmSD")).get_fdata()
+    std = nib.load(std_path("out")).get_fdata()
     assert std.shape == nib.load(NEW).shape and 0 < std.max() < 0.5
 
 
@@ -379,7 +397,7 @@ def test_a_folder_goes_on_after_bad_files_and_names_them_at_the_end(project, new
         assert any(f"{name}.nii" in line and words in line for line in error.splitlines()), name
     assert newscans.PREPARES in error and "--mri_percentile" in error
     assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["scan"]
-    assert (project / "out" / PET.format("scan")).is_file()
+    assert pet_path("out").is_file()
 
 
 def test_nothing_is_written_if_no_mri_can_be_used(project, new_mri, capsys):
@@ -394,14 +412,14 @@ def test_nothing_is_written_if_no_mri_can_be_used(project, new_mri, capsys):
 
 def written_at(out: Path) -> dict[Path, int]:
     """When each file of the scans in a folder was written."""
-    return {path: path.stat().st_mtime_ns for path in out.glob("sub-*")}
+    return {path: path.stat().st_mtime_ns for path in out.rglob("sub-*") if path.is_file()}
 
 
 def test_a_second_run_makes_what_is_missing_and_nothing_else(project, new_mri, monkeypatch, capsys):
     assert synthesize_new("new") == 0
     before = written_at(project / "out")
     write_volume(project / "new/more.nii.gz", new_mri.get_fdata(dtype=np.float32), new_mri.affine)
-    (project / "out" / PET.format("scan").replace(".nii.gz", ".png")).unlink()
+    sidecar_path("out").with_suffix(".png").unlink()
     assert synthesize_new("new") == 0
     assert "2 of 2 MRIs are to be synthesized (0 are there already)" in capsys.readouterr().out
     assert pd.read_csv(project / "out/synthesized.csv")["ID"].tolist() == ["more", "scan"]
@@ -415,15 +433,15 @@ def test_a_second_run_makes_what_is_missing_and_nothing_else(project, new_mri, m
 
 def test_a_pet_made_in_another_way_or_by_another_hand_is_replaced_only_when_asked(project, capsys):
     assert synthesize_new() == 0
-    first = (project / "out" / PET.format("scan")).read_bytes()
+    first = pet_path("out").read_bytes()
     assert synthesize_new(samples_per_scan=1) == 2
     assert "settings samples_per_scan: 2 -> 1" in capsys.readouterr().err
-    assert (project / "out" / PET.format("scan")).read_bytes() == first
-    (project / "out" / PET.format("scan").replace(".nii.gz", ".json")).write_text("{}")
+    assert pet_path("out").read_bytes() == first
+    sidecar_path("out").write_text("{}")
     assert synthesize_new() == 2
     assert "not written by synthesize" in capsys.readouterr().err
     assert synthesize_new("new", "out", samples_per_scan=1, overwrite="true") == 0
-    assert (project / "out" / PET.format("scan")).read_bytes() != first
+    assert pet_path("out").read_bytes() != first
     assert pd.read_csv(project / "out/synthesized.csv")["samples"].tolist() == [1]
 
 
@@ -435,13 +453,16 @@ def test_a_replacement_that_was_interrupted_is_made_by_the_next_run(project, mon
         patch.setattr(outputs, "save_synthesis", disk_is_full)
         assert synthesize_new(samples_per_scan=1, overwrite="true") == 5
     # no old PET beside a sidecar that speaks of the new one
-    assert not list((project / "out").glob("*.nii.gz"))
+    assert not list((project / "out").rglob("*.nii.gz"))
     assert synthesize_new(samples_per_scan=1) == 0
     assert synthesize_new(out="fresh", samples_per_scan=1) == 0
     out, fresh = project / "out", project / "fresh"
-    for path in fresh.glob("*.nii.gz"):
-        np.testing.assert_array_equal(nib.load(path).get_fdata(), nib.load(out / path.name).get_fdata())
-    assert {path.name for path in fresh.iterdir()} == {path.name for path in out.iterdir()}
+    written = {path.relative_to(fresh) for path in fresh.rglob("*")}
+    assert written == {path.relative_to(out) for path in out.rglob("*")}
+    for path in written:
+        if path.name.endswith(".nii.gz"):
+            one, other = (nib.load(folder / path).get_fdata() for folder in (fresh, out))
+            np.testing.assert_array_equal(one, other)
 
 
 def test_rows_of_earlier_runs_stay_in_the_table(project):
@@ -449,7 +470,8 @@ def test_rows_of_earlier_runs_stay_in_the_table(project):
     shutil.copy(project / NEW, project / "sub-02_ses-1_run-3_desc-brain_T1w.nii.gz")
     assert synthesize_new("sub-02_ses-1_run-3_desc-brain_T1w.nii.gz") == 0
     assert pd.read_csv(project / "out/synthesized.csv")["pet"].tolist() == [
-        "sub-02_ses-1_run-3_space-MNI152_desc-ilcldm_pet.nii.gz", PET.format("scan")]
+        f"sub-02/ses-1/pet/sub-02_ses-1_run-3_{IN_MNI.replace('Sym_', 'Sym_res-2mm_')}_pet.nii.gz",
+        PET.format("scan", 2)]
 
 
 def test_the_good_ones_are_in_the_table_even_if_the_networks_fail_later(project, monkeypatch):
@@ -511,7 +533,7 @@ def test_other_intensities_are_scaled_by_a_percentile_only_when_asked(project, n
     one, other = (pet_of(folder) for folder in ("out", "out2"))
     np.testing.assert_allclose(one, other, atol=1e-6)
     sidecar = sidecar_of("out")
-    assert sidecar["Sources"][0]["Intensity"] == f"divided by {ceiling:g}, clipped to [0, 1]"
+    assert sidecar["MRI"]["Intensity"] == f"divided by {ceiling:g}, clipped to [0, 1]"
 
 
 def test_integers_times_a_scale_factor_may_end_a_rounding_above_1(tmp_path, new_mri):
@@ -578,16 +600,30 @@ def test_a_mirrored_brain_cannot_be_told(new_mri):
 
 # ---------------------------------------------------------------- names and places
 
+IN_MNI = "space-MNI152NLin2009aSym_desc-ilcldmSynthetic"
+
+
 @pytest.mark.parametrize(("stem", "name"), [
-    ("phantom001", "sub-phantom001_space-MNI152_desc-ilcldm_pet"),
-    ("037_S_6046", "sub-037S6046_space-MNI152_desc-ilcldm_pet"),
-    ("sub-01_T1w", "sub-01_space-MNI152_desc-ilcldm_pet"), ("sub-01", "sub-01_space-MNI152_desc-ilcldm_pet"),
-    ("sub-01_ses-m12_acq-x_space-MNI152NLin2009cAsym_res-2_desc-preproc_T1w",
-     "sub-01_ses-m12_acq-x_space-MNI152NLin2009cAsym_res-2_desc-ilcldm_pet"),
-    ("ein Scan (2)", "sub-einScan2_space-MNI152_desc-ilcldm_pet"),
-    ("sub-01_T1w_brain", "sub-01T1wbrain_space-MNI152_desc-ilcldm_pet")])
+    ("phantom001", f"sub-phantom001_{IN_MNI}_pet"), ("037_S_6046", f"sub-037S6046_{IN_MNI}_pet"),
+    ("sub-01_T1w", f"sub-01_{IN_MNI}_pet"), ("sub-01", f"sub-01_{IN_MNI}_pet"),
+    ("sub-01_ses-m12_space-MNI152NLin2009cAsym_res-2_desc-preproc_T1w",
+     "sub-01_ses-m12_space-MNI152NLin2009cAsym_res-2_desc-ilcldmSynthetic_pet"),
+    ("sub-01_run-2_rec-norm_T1w", f"sub-01_rec-norm_run-2_{IN_MNI}_pet"),
+    ("sub-01_acq-x_ce-g+1_T1w", f"sub-01_{IN_MNI}AcqxCeg1_pet"),
+    ("sub-01_trc-18FAV45_pet", f"sub-01_{IN_MNI}_pet"),
+    ("ein Scan (2)", f"sub-einScan2_{IN_MNI}_pet"), ("sub-01_T1w_brain", f"sub-01T1wbrain_{IN_MNI}_pet")])
 def test_names_follow_bids_and_keep_the_mris_entities(stem, name):
     assert output_name(stem) == name
+
+
+@pytest.mark.parametrize(("tracer", "stem", "name"), [
+    ("18FAV45", "sub-01_T1w", "sub-01_trc-18FAV45_space-MNI152NLin2009aSym_res-8mm_desc-ilcldmSynthetic_pet"),
+    ("", "sub-01_T1w", "sub-01_space-MNI152NLin2009aSym_res-8mm_desc-ilcldmSynthetic_pet"),
+    ("", "sub-01_res-high_T1w", "sub-01_space-MNI152NLin2009aSym_res-high_desc-ilcldmSynthetic_pet")])
+def test_tracer_and_voxel_size_stand_in_the_name_but_a_res_of_the_mri_stays(tmp_path, tracer, stem, name):
+    write_volume(tmp_path / f"{stem}.nii", np.zeros(SHAPE, np.float32))
+    [scan] = complete_names(find_scans(tmp_path), tracer)
+    assert scan.name == name
 
 
 def test_names_that_clash_or_name_nothing_are_refused_at_once(tmp_path):
@@ -604,7 +640,7 @@ def test_names_that_clash_or_name_nothing_are_refused_at_once(tmp_path):
     ("data/phantom/data_info/test.txt", "is no MRI")])
 def test_what_is_no_mri_is_refused(project, capsys, mri, words):
     (project / "empty").mkdir()
-    (project / "empty" / PET.format("x")).write_bytes(b"a PET of this stage")
+    (project / "empty" / Path(PET.format("x", 2)).name).write_bytes(b"a PET of this stage")
     assert synthesize_new(mri) == 2
     assert words in capsys.readouterr().err
 

@@ -1,0 +1,99 @@
+"""The volumes of preprocess as a BIDS derivative dataset: where they lie in it, and what their sidecars say.
+
+    <data_dir>/sub-01/ses-2/anat/sub-01_ses-2_space-MNI152NLin2009aSym_res-1mm_desc-preproc_T1w.nii.gz
+    <data_dir>/sub-01/ses-2/pet/sub-01_ses-2_trc-18FAV45_space-MNI152NLin2009aSym_res-1mm_desc-suvr_pet.nii.gz
+
+are the same files as whole_MRI/<ID>.nii.gz and whole_Abeta/<ID>.nii.gz: hard links, where the disk has them.
+"""
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from cohort.bids_names import join_name, parse_name
+from cohort.derivative import derived_entities, home_of, resolution, shared_keys, write_if_new
+from runtime.files import atomic, brief, make_folder
+from utils import InputError
+
+TITLE = "T1 MRI and amyloid PET preprocessed for IL-CLDM"
+README = """# T1 MRI and amyloid PET, preprocessed for IL-CLDM
+
+Brains in the space and on the grid of the MNI152 template, without skull, with values in [0, 1]. The PETs are
+SUVRs divided by a constant, which their JSON files name. `whole_MRI` and `whole_Abeta` hold the same volumes,
+as the training reads them; `preprocess` has a page to look at for each subject. Not for clinical use.
+"""
+LONGEST_NAME = 200       # characters; file systems allow 255, tracer, voxel size and suffix need some
+KINDS = {"mri": ("anat", "preproc", "T1w"), "pet": ("pet", "suvr", "pet")}   # folder, desc and suffix
+
+
+def entities_of(kind: str, scan_id: str, pet: Path | None, voxel_mm: int) -> dict[str, str]:
+    """Entities of a subject's volume 'mri' or 'pet' in the dataset. pet: the raw PET, whose name may say the
+    tracer."""
+    folder, desc, _ = KINDS[kind]
+    entities = {"res": resolution([voxel_mm] * 3)[0]} | derived_entities(scan_id, folder, desc)
+    if kind == "pet" and pet:
+        tracer = re.search(r"_trc-([A-Za-z0-9]+)_", pet.name)
+        if tracer:
+            entities["trc"] = tracer[1]
+    return entities
+
+
+def dataset_file(data_dir: Path, kind: str, scan_id: str, pet: Path | None, voxel_mm: int) -> Path:
+    """Path of a subject's volume 'mri' or 'pet' in the dataset."""
+    folder, _, suffix = KINDS[kind]
+    entities = entities_of(kind, scan_id, pet, voxel_mm)
+    return home_of(data_dir, entities, folder) / f"{join_name(entities, suffix)}.nii.gz"
+
+
+def refuse_names(ids: list[str]) -> None:
+    """Raise InputError that lists the IDs from which no BIDS name can be made, or one that another has."""
+    by_name: dict[str, list[str]] = {}
+    problems = []
+    for scan_id in ids:
+        entities = derived_entities(scan_id, "pet", "suvr")                  # keeps fewer of them than a T1
+        name = join_name(entities, "pet")
+        by_name.setdefault(name.lower(), []).append(scan_id)                 # some disks ignore case
+        if not entities["sub"]:
+            problems.append(f"{scan_id} has no letter or digit to be named by")
+        if len(name) > LONGEST_NAME:
+            problems.append(f"{brief(scan_id)} is too long")
+    for alike in by_name.values():
+        if len(alike) > 1:
+            problems.append(f"{', '.join(alike)} would have one name, of which BIDS keeps letters and digits")
+    if problems:
+        raise InputError("\n  ".join([f"{len(problems)} problem(s) with the IDs of the raw scans, whose files "
+                                      "are to be renamed:", *problems]))
+
+
+def write_sidecar(path: Path, content: dict, voxel_mm: int, sources: list[Path], data_dir: Path) -> None:
+    """Write the sidecar of a volume of the dataset, and its folder. content: what is said beside the keys
+    that the standard asks for. sources: raw files."""
+    entities, _ = parse_name(path.name.removesuffix(".nii.gz"))
+    make_folder(path.parent)
+    keys = content | shared_keys(entities, [voxel_mm] * 3, sources, data_dir)
+    write_if_new(path.with_name(path.name.replace(".nii.gz", ".json")), json.dumps(keys, indent=2) + "\n")
+
+
+def describe(kind: str, registration: str, max_suvr: float, fwhm: float) -> dict:
+    """What the sidecar of a volume says of it."""
+    registered = {"affine": "affinely", "syn": "affinely and then nonlinearly (SyN)"}[registration]
+    if kind == "mri":
+        return {"Description": f"T1 MRI of the brain, registered {registered} to MNI152; divided by the "
+                               "99.5th percentile of the brain, clipped to [0, 1], 0 outside the brain."}
+    return {"Description": f"Amyloid PET as SUVR divided by {max_suvr:g}, clipped to [0, 1], 0 outside the "
+                           f"brain; times {max_suvr:g} it is the SUVR. Registered rigidly to the T1 MRI and "
+                           f"with it {registered} to MNI152.",
+            "Units": f"SUVR divided by {max_suvr:g}", "LargestSUVR": max_suvr, "SmoothingFWHM": fwhm}
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second place: as a hard link, or as a copy where the disk has none."""
+    make_folder(target.parent)
+    if target.exists() and target.samefile(source):
+        return
+    with atomic(target) as partial:
+        try:
+            os.link(source, partial)
+        except OSError:
+            shutil.copyfile(source, partial)
