@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+import pandas as pd
+
 from cohort.bids_files import SHIFTED, BidsFile, Listing, Sidecars, Visits, list_dataset
-from cohort.raw_scans import Ambiguous, Choices, RawScan, choose_one, timing_of, tracer_of
+from cohort.raw_scans import LISTED, Ambiguous, Choices, RawScan, choose_one, timing_of, tracer_of
 from cohort.tracers import Tracer
 from dataset import ID_PATTERN
+from runtime.files import write_csv
+from runtime.logs import say
+from utils import InputError
 
 NATIVE = ("", "T1w", "orig", "scanner", "anat", "individual")          # values of space- that mean the scanner's
 # The spaces of MNI152, the one of our own template first.
@@ -104,6 +109,54 @@ def read_dataset(root: Path, choices: Choices) -> Dataset:
     Pairing(dataset, _chosen(mris, choices, dataset), _chosen(pets, choices, dataset), masks, visits,
             choices.window_days).fill()
     return dataset
+
+
+def say_found(dataset: Dataset) -> None:
+    """Print what a dataset holds. Raises InputError if the user must choose among files, or if none is left.
+    """
+    say("preprocess", f"BIDS dataset {dataset.root}:\n{dataset.table()}")
+    for remark in dataset.remarks:
+        say("preprocess", remark)
+    if dataset.ambiguous:
+        shown = dataset.ambiguous[:LISTED]
+        if len(dataset.ambiguous) > LISTED:
+            shown.append(f"... and {len(dataset.ambiguous) - LISTED} more")
+        raise InputError("\n  ".join([f"{len(dataset.ambiguous)} visits have several files that may be meant:",
+                                      *shown]))
+    unknown = [row["found"] for row in dataset.left_out if row["reason"] == "tracer unknown"]
+    if unknown and not any(scan.pet for scan in dataset.scans):
+        raise InputError("\n  ".join([f"{dataset.root}: no PET has a tracer that is known here:",
+                                      *unknown[:LISTED]]))
+    if not dataset.scans:
+        found = [f"{row['ID']}: {row['reason']}: {row['found']}" for row in dataset.left_out[:LISTED]]
+        raise InputError("\n  ".join([f"{dataset.root}: no scan can be used; expected sub-*/[ses-*/]anat/"
+                                      "*_T1w.nii[.gz] and sub-*/[ses-*/]pet/*_pet.nii[.gz]", *found]))
+    if dataset.ignored and not any(scan.pet for scan in dataset.scans):
+        say("preprocess", "no amyloid PET: the T1 MRIs are taken alone")
+
+
+def refuse_place(data_dir: Path, root: Path) -> None:
+    """Raise InputError if the cohort would be written into the dataset, outside its derivatives/NAME."""
+    place, root = data_dir.resolve(), root.resolve()
+    inside = place.relative_to(root).parts if place.is_relative_to(root) else None
+    if inside is not None and (len(inside) < 2 or inside[0] != "derivatives"):
+        raise InputError(f"data_dir {data_dir}: lies in the BIDS dataset, into which nothing is written but "
+                         f"{root / 'derivatives' / 'NAME'}; give such a folder, or one elsewhere")
+
+
+def write_found(folder: Path, scans: list[RawScan], left_out: list[dict] | None) -> None:
+    """Write scans.csv, which prepare reads, with what is known of date, age, sex and tracer, and left_out.csv
+    of a dataset. left_out: its rows; None: not a dataset."""
+    rows = []
+    for scan in scans:
+        tracer = scan.tracer.label if scan.tracer and scan.pet else None
+        rows.append({"ID": scan.id, "date": scan.scanned, "age": scan.age, "sex": scan.sex or None,
+                     "tracer": tracer})
+    table = pd.DataFrame(rows).dropna(axis="columns", how="all")
+    if len(table.columns) > 1:
+        write_csv(folder / "scans.csv", table)
+    if left_out is not None:
+        write_csv(folder / "left_out.csv", pd.DataFrame(left_out, columns=["ID", "reason", "found"]))
 
 
 # ---------------------------------------------------------------- the files of each visit

@@ -52,12 +52,16 @@ class Listing:
 # ---------------------------------------------------------------- names
 
 def is_dataset(folder: Path) -> bool:
-    """Whether a folder is a BIDS dataset, by its dataset_description.json or its folders sub-*."""
-    if not folder.is_dir():
+    """Whether a folder is a BIDS dataset, by its dataset_description.json or its folders sub-*.
+
+    One that holds images itself, or the folder T1, is a folder of scans, whatever else lies there.
+    """
+    if not folder.is_dir() or (folder / "T1").is_dir():
         return False
-    if (folder / "dataset_description.json").is_file():
-        return True
-    return any(_has_subjects(place) for place in (folder, folder / "subjects"))
+    if any(IMAGE.fullmatch(name) for name in os.listdir(folder)):
+        return False
+    described = (folder / "dataset_description.json").is_file()
+    return described or any(_has_subjects(place) for place in (folder, folder / "subjects"))
 
 
 def _has_subjects(folder: Path) -> bool:

@@ -148,15 +148,15 @@ def find_plain(raw: Path, choices: Choices) -> tuple[list[RawScan], list[str]]:
     Raises InputError that lists all wrong names.
     """
     home, problems, remarks = raw / "T1" if (raw / "T1").is_dir() else raw, [], []
-    mris = _one_each(_by_id([raw] if raw.is_file() else home.iterdir(), "T1w", problems), choices, problems)
-    pets = {}
+    mri_files = _by_id([raw] if raw.is_file() else home.iterdir(), "T1w", problems)
+    pet_files = {}
     if (raw / "PET").is_dir() and not choices.mri_only:
-        found = _by_id((raw / "PET").iterdir(), "pet", problems)
-        pets = _one_each(_amyloid(found, remarks), choices, problems)
-    if not mris:
+        pet_files = _amyloid(_by_id((raw / "PET").iterdir(), "pet", problems), remarks)
+    mris, pets = (_one_each(files, choices, problems) for files in (mri_files, pet_files))
+    if not mri_files:
         problems.append(f"{home}: holds no .nii or .nii.gz")
-    for name, file in pets.items():
-        if name not in mris:
+    for name, [file, *_] in pet_files.items():
+        if name not in mri_files:
             problems.append(f"{file.path}: has no T1 MRI {home / name}.nii[.gz]")
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s) in the raw scans:", *problems]))
@@ -212,8 +212,8 @@ def _one_each(found: dict[str, list[PlainFile]], choices: Choices, problems: lis
         try:
             chosen[name] = choose_one(files, choices)
         except Ambiguous as error:
-            problems.append(f"{files[0].path.parent}: both are {name}: {error}" if len(files) == 2 else
-                            f"{files[0].path.parent}: all are {name}: {error}")
+            number = "both" if len(files) == 2 else "all"
+            problems.append(f"{files[0].path.parent}: {number} are {name}: {error}")
     return chosen
 
 
