@@ -15,7 +15,7 @@ from cohort.bids_files import SHIFTED, BidsFile, Listing, Sidecars, Visits, list
 from cohort.raw_scans import LISTED, Ambiguous, Choices, RawScan, choose_one, timing_of, tracer_of
 from cohort.tracers import Tracer
 from dataset import ID_PATTERN
-from runtime.files import write_csv
+from runtime.files import read_own_table, write_csv
 from runtime.logs import say
 from utils import InputError
 
@@ -111,12 +111,14 @@ def read_dataset(root: Path, choices: Choices) -> Dataset:
     return dataset
 
 
-def say_found(dataset: Dataset) -> None:
+def say_found(dataset: Dataset, stage: str = "preprocess") -> None:
     """Print what a dataset holds. Raises InputError if the user must choose among files, or if none is left.
+
+    stage: as lines on the screen begin.
     """
-    say("preprocess", f"BIDS dataset {dataset.root}:\n{dataset.table()}")
+    say(stage, f"BIDS dataset {dataset.root}:\n{dataset.table()}")
     for remark in dataset.remarks:
-        say("preprocess", remark)
+        say(stage, remark)
     if dataset.ambiguous:
         shown = dataset.ambiguous[:LISTED]
         if len(dataset.ambiguous) > LISTED:
@@ -132,15 +134,16 @@ def say_found(dataset: Dataset) -> None:
         raise InputError("\n  ".join([f"{dataset.root}: no scan can be used; expected sub-*/[ses-*/]anat/"
                                       "*_T1w.nii[.gz] and sub-*/[ses-*/]pet/*_pet.nii[.gz]", *found]))
     if dataset.ignored and not any(scan.pet for scan in dataset.scans):
-        say("preprocess", "no amyloid PET: the T1 MRIs are taken alone")
+        say(stage, "no amyloid PET: the T1 MRIs are taken alone")
 
 
-def refuse_place(data_dir: Path, root: Path) -> None:
-    """Raise InputError if the cohort would be written into the dataset, outside its derivatives/NAME."""
-    place, root = data_dir.resolve(), root.resolve()
+def refuse_inside(folder: Path, root: Path, setting: str) -> None:
+    """Raise InputError if a folder lies in the dataset, outside its derivatives/NAME: nothing may be written
+    there. setting: that names the folder."""
+    place, root = folder.resolve(), root.resolve()
     inside = place.relative_to(root).parts if place.is_relative_to(root) else None
     if inside is not None and (len(inside) < 2 or inside[0] != "derivatives"):
-        raise InputError(f"data_dir {data_dir}: lies in the BIDS dataset, into which nothing is written but "
+        raise InputError(f"{setting} {folder}: lies in the BIDS dataset, into which nothing is written but "
                          f"{root / 'derivatives' / 'NAME'}; give such a folder, or one elsewhere")
 
 
@@ -152,9 +155,13 @@ def write_found(folder: Path, scans: list[RawScan], left_out: list[dict] | None)
         tracer = scan.tracer.label if scan.tracer and scan.pet else None
         rows.append({"ID": scan.id, "date": scan.scanned, "age": scan.age, "sex": scan.sex or None,
                      "tracer": tracer})
-    table = pd.DataFrame(rows).dropna(axis="columns", how="all")
+    table, path = pd.DataFrame(rows), folder / "scans.csv"
+    if path.is_file():                                     # of scans that an earlier run brought here
+        earlier = read_own_table(path, ["ID"], "delete it", ID=str, tracer=str)
+        table = pd.concat([table, earlier[~earlier["ID"].isin(table["ID"])]])
+    table = table.dropna(axis="columns", how="all")
     if len(table.columns) > 1:
-        write_csv(folder / "scans.csv", table)
+        write_csv(path, table)
     if left_out is not None:
         write_csv(folder / "left_out.csv", pd.DataFrame(left_out, columns=["ID", "reason", "found"]))
 

@@ -9,7 +9,8 @@ from scipy.ndimage import gaussian_filter
 from cohort import registration
 from cohort.frames import mean_of_frames
 from cohort.quality import compare_with_template
-from imaging.volumes import Grid, read_volume, resample
+from imaging.regions import read_mask
+from imaging.volumes import Crop, Grid, resample
 from phantom.anatomy import FIELD_OF_VIEW, grid_affine
 from utils import InputError
 
@@ -81,10 +82,7 @@ def as_it_lies(mri: Frames, mask: Path | None, pet: Frames | None, voxel_mm: int
     grid = Grid(tuple(int(n) // voxel_mm for n in FIELD_OF_VIEW), grid_affine(voxel_mm))
     whole = resample(mri.volumes[0], mri.affine, grid)
     if mask:
-        voxels, mask_affine = read_volume(mask)
-        if voxels.ndim != 3:
-            raise InputError(f"{mask}: has {voxels.ndim} dimensions; expected a mask of 3")
-        brain = resample((voxels > 0.5 * voxels.max()).astype(np.float32), mask_affine, grid) >= 0.5
+        brain = read_mask(mask, grid.affine, Crop((0, 0, 0), grid.shape), "brain mask")
     else:
         brain = (registration.template_voxels(voxel_mm, "brain_mask") > 0) & (whole > 0)
     brain_ml = float(brain.sum()) * voxel_mm ** 3 / 1000

@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -21,12 +21,13 @@ from cohort.splitting import draw_lists
 from config import Config
 from dataset import ID_PATTERN, SPLITS, find_volume
 from runtime.commandline import parse
-from runtime.files import brief, check_place, remove_leftovers, write_together
+from runtime.files import brief, check_place, read_own_table, remove_leftovers, write_together
 from runtime.logs import say
 from runtime.program import exit_code
 from runtime.settings import refuse, same, setting, value_problems
 from utils import InputError
 
+SCANS = Path("preprocess", "scans.csv")                    # that preprocess writes of a BIDS dataset
 FILES = ("data_info.csv", *(f"{split}.txt" for split in SPLITS), "cohort.csv", "left_out.csv")
 LABELS = ("AMYLOID_STATUS", "label", "SUMMARYSUVR_WHOLECEREBNORM_1.11CUTOFF",
           "SUMMARYSUVR_WHOLECEREBNORM_1.08CUTOFF")
@@ -45,9 +46,11 @@ class PrepareSettings:
                              "with a column of IDs and one of labels", section="files")
     data_dir: str = setting("data", "folder with whole_MRI and whole_Abeta")
     info_dir: str = setting("data_info", "folder to which data_info.csv and the three lists are written")
-    demographics: str = setting("", "CSV with age and sex, such as ADNI's PTDEMOG or ADNIMERGE; empty: the "
-                                    "columns age and sex of the table, if it has them")
-    scan_dates: str = setting("", "CSV with the columns ID and date, for scans whose ID carries no date")
+    demographics: str = setting("", "CSV with age and sex, such as ADNI's PTDEMOG or ADNIMERGE; empty: "
+                                    "preprocess/scans.csv in data_dir if it has them, else the columns age "
+                                    "and sex of the table")
+    scan_dates: str = setting("", "CSV with the columns ID and date, for scans whose ID carries no date; "
+                                  "empty: preprocess/scans.csv in data_dir, if it has them")
     overwrite: bool = setting(False, "replace lists and labels that are there already")
 
     id_column: str = setting("", "column of the table with IDs of scans or subjects; empty: found by its "
@@ -122,7 +125,10 @@ def prepare_cohort(cfg: PrepareSettings) -> None:
     check_place(folder)
     say("prepare", f"labels of the scans in {cfg.data_dir} from {cfg.table}; writes to {folder}/")
     scans, left_out = find_scans(Path(cfg.data_dir), problems)
+    cfg, tracers = with_found(cfg)
     labelled, remarks = label_scans(cfg, scans, left_out, problems)
+    for row in labelled:
+        row["tracer"] = row["tracer"] or tracers.get(row["ID"])
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s):", *problems]))
     left_out.sort(key=_scan_id)
@@ -136,6 +142,32 @@ def prepare_cohort(cfg: PrepareSettings) -> None:
     lists = draw_lists(info, cfg.split_ratios, cfg.split_seed)
     refuse_unusable(info, lists, cfg.num_classes)
     write_cohort(folder, info, lists, left_out)
+
+
+def with_found(cfg: PrepareSettings) -> tuple[PrepareSettings, dict[str, str]]:
+    """The settings with scans.csv of preprocess in place of tables that were not given, and the tracers
+    in it, ID -> label.
+
+    Says so in one line.
+    """
+    path = Path(cfg.data_dir) / SCANS
+    if not path.is_file():
+        return cfg, {}
+    found = read_own_table(path, ["ID"], "python main.py preprocess writes it again", ID=str, tracer=str)
+    taken = []
+    if "date" in found and not cfg.scan_dates:
+        cfg, taken = replace(cfg, scan_dates=str(path)), ["dates"]
+    if ("age" in found or "sex" in found) and not cfg.demographics:
+        cfg = replace(cfg, demographics=str(path))
+        taken += [name for name in ("age", "sex") if name in found]
+    tracers = {}
+    if "tracer" in found:
+        tracers = dict(found[["ID", "tracer"]].dropna().itertuples(index=False))
+        taken.append("tracer")
+    if taken:
+        say("prepare", f"{', '.join(taken)} from {path}, which preprocess wrote; --scan_dates and "
+                       "--demographics take others")
+    return cfg, tracers
 
 
 def _places_taken(folder: Path, overwrite: bool) -> list[str]:

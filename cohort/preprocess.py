@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from cohort import registration
-from cohort.bids import read_dataset, refuse_place, say_found, write_found
+from cohort.bids import read_dataset, refuse_inside, say_found, write_found
 from cohort.bids_files import is_dataset
 from cohort.frames import Chosen, choose_frames
 from cohort.onto_grid import Frames, as_it_lies, by_registration, measure_mri, scale_mri, to_suvr
@@ -234,7 +234,7 @@ def find_scans(cfg: PreprocessSettings) -> tuple[list[RawScan], list[dict] | Non
                          f"{raw}/PET/<ID>.nii[.gz], or give one T1 MRI, a folder of such files, or a BIDS "
                          "dataset, by --raw")
     if is_dataset(raw):
-        refuse_place(Path(cfg.data_dir), raw)
+        refuse_inside(Path(cfg.data_dir), raw, "data_dir")
         dataset = read_dataset(raw, cfg.choices)
         say_found(dataset)
         scans, remarks, left_out = dataset.scans, [], dataset.left_out
