@@ -264,20 +264,25 @@ class Pairing:
 
     def fill(self) -> None:
         """Fill the scans of the dataset, and what is left out of it."""
-        used = set()
+        used, named = set(), {row["ID"] for row in self.dataset.left_out}
         for visit, by_space in sorted(self.pets.items()):
             try:
                 mri, pet, note = self._pair(visit, by_space)
             except LookupError as error:
-                self.dataset.leave_out(visit, *error.args)
+                if scan_id(visit) not in named:            # else the cause is told already
+                    self.dataset.leave_out(visit, *error.args)
                 continue
             used.add(mri.visit)
             self._add(visit, mri, pet, note)
         for visit, by_space in sorted(self.mris.items()):
             if not self.pets:
                 self._add(visit, by_space[min(by_space, key=_space_rank)], None, "")
-            elif visit not in used and visit not in self.pets:
+            elif visit not in used and visit not in self.pets and scan_id(visit) not in named:
                 self.dataset.leave_out(visit, "no amyloid PET", "a T1 MRI alone; --mri_only takes such")
+        tracers = sorted({scan.tracer.label for scan in self.dataset.scans if scan.pet})
+        if len(tracers) > 1:
+            self.dataset.remarks.append(f"several tracers ({', '.join(tracers)}): each PET is divided by its "
+                                        "own reference region, but SUVRs of different tracers do not compare")
         shifted = [scan for days in self.dates.values() for scan, day in days.items() if _is_shifted(day)]
         if shifted:
             self.dataset.remarks.append(f"dates of {len(shifted)} visits lie before {SHIFTED + 1}, shifted as "
