@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from cohort.bids_files import SHIFTED, BidsFile, Listing, Sidecars, Visits, list_dataset
-from cohort.raw_scans import LISTED, Ambiguous, Choices, RawScan, choose_one, timing_of, tracer_of
+from cohort.raw_scans import LISTED, Ambiguous, Choices, NoRun, RawScan, choose_one, timing_of, tracer_of
 from cohort.tracers import Tracer
 from dataset import ID_PATTERN
 from runtime.files import read_own_table, write_csv
@@ -214,6 +214,8 @@ def _chosen(found: dict[tuple[Visit, str], list], choices: Choices, dataset: Dat
             chosen[visit][space] = one
             if len(files) > 1 and space:
                 several[one.path.name.removeprefix(scan_id(visit))] += 1
+        except NoRun as error:
+            dataset.leave_out(visit, f"no run {choices.run}", str(error))
         except Ambiguous as error:
             dataset.ambiguous.append(f"{scan_id(visit)}: {error}")
     for name, count in several.items():

@@ -61,15 +61,25 @@ class Ambiguous(Exception):
     """Several files could be the one of a visit; the message names them."""
 
 
+class NoRun(Exception):
+    """A visit has several runs, but not the one that was asked for; the message names them."""
+
+
 def choose_one(files: list, choices: Choices):
-    """The one file of several that have `path` and `entities`. Raises Ambiguous if nothing decides."""
+    """The one file of several that have `path` and `entities`.
+
+    Raises Ambiguous if nothing decides, NoRun if there are runs, but not the one asked for.
+    """
     left = files
     for words in choices.entities:
         key, _, value = words.partition("-")
         matching = [file for file in left if file.entities.get(key) == value]
         left = matching or left
     if choices.run and len(left) > 1:
-        left = [file for file in left if file.entities.get("run", "").lstrip("0") == str(choices.run)] or left
+        runs = [file for file in left if file.entities.get("run", "").lstrip("0") == str(choices.run)]
+        if not runs and any("run" in file.entities for file in left):
+            raise NoRun(", ".join(file.path.name for file in left))
+        left = runs or left
     if len(left) == 1:
         return left[0]
     differing = sorted({key for file in left for key in file.entities
@@ -211,6 +221,8 @@ def _one_each(found: dict[str, list[PlainFile]], choices: Choices, problems: lis
     for name, files in found.items():
         try:
             chosen[name] = choose_one(files, choices)
+        except NoRun as error:
+            problems.append(f"{files[0].path.parent}: {name} has no run {choices.run}: {error}")
         except Ambiguous as error:
             number = "both" if len(files) == 2 else "all"
             problems.append(f"{files[0].path.parent}: {number} are {name}: {error}")
