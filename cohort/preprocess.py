@@ -402,12 +402,16 @@ def chosen_frames(raw: RawScan, recipe: Recipe) -> Chosen:
     """The frames of a scan's PET that are averaged, by its header and sidecar. Raises InputError."""
     shape = read_header(raw.pet).get_data_shape()
     count = shape[3] if len(shape) > 3 else 1
-    fault = f"; its sidecar is of no use: {raw.timing_fault}" if raw.timing_fault else ""
+    if raw.timing_fault and count > 1 and not any(recipe.frames):
+        raise InputError(f"{raw.pet}: has {count} frames, and its sidecar cannot be used: {raw.timing_fault}; "
+                         "correct it, or give --pet_frames FIRST LAST")
     try:
         chosen = choose_frames(count, raw.timing, recipe.window_of(raw), recipe.frames)
     except ValueError as error:
-        raise InputError(f"{raw.pet}: {error}{fault}") from error
-    return replace(chosen, remark=f"{chosen.remark}{fault}".removeprefix("; "))
+        raise InputError(f"{raw.pet}: {error}") from error
+    if raw.timing_fault:
+        chosen = replace(chosen, remark=f"its sidecar is not used: {raw.timing_fault}")
+    return chosen
 
 
 def read_pet(raw: RawScan, recipe: Recipe) -> Frames:
