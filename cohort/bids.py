@@ -5,66 +5,24 @@ A PET goes with the T1 of its session, else with the T1 of the nearest date. Fil
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-import pandas as pd
-
-from cohort.bids_files import SHIFTED, BidsFile, Listing, Sidecars, Visits, list_dataset
-from cohort.raw_scans import LISTED, Ambiguous, Choices, NoRun, RawScan, choose_one, timing_of, tracer_of
+from cohort.bids_files import BidsFile, Listing, Sidecars, list_dataset
+from cohort.bids_report import Dataset, Visit, scan_id
+from cohort.bids_tables import SHIFTED, Visits
+from cohort.raw_scans import Ambiguous, Choices, NoRun, RawScan, choose_one, timing_of, tracer_of
 from cohort.tracers import Tracer
 from dataset import ID_PATTERN
-from runtime.files import read_own_table, write_csv
-from runtime.logs import say
-from utils import InputError
 
-NATIVE = ("", "T1w", "orig", "scanner", "anat", "individual")          # values of space- that mean the scanner's
+NATIVE = ("", "T1w", "orig", "scanner", "anat", "individual")              # of space-: the scanner's own
 # The spaces of MNI152, the one of our own template first.
 MNI = ("MNI152NLin2009aSym", "MNI152NLin2009cSym", "MNI152NLin2009cAsym", "MNI152NLin2009aAsym",
-       "MNI152NLin2009bSym", "MNI152NLin2009bAsym", "MNI152NLin6Asym", "MNI152NLin6Sym", "MNI152Lin", "MNI152")
+       "MNI152NLin2009bSym", "MNI152NLin2009bAsym", "MNI152NLin6Asym", "MNI152NLin6Sym", "MNI152Lin",
+       "MNI152")
 VARIANTS = ("space", "res", "desc", "suvr", "den")         # entities in which copies of one image differ
 DESC = ("preproc", "", "Crop")                             # of an image, the best first
-
-Visit = tuple[str, str]                                    # labels of subject and session
-
-
-@dataclass
-class Dataset:
-    """What a BIDS dataset holds for us.
-
-    scans: to be preprocessed. left_out: rows ID, reason, found. ignored: PETs of other tracers by label.
-    ambiguous: sentences that name files among which the user must choose. remarks: how it was read.
-    """
-    root: Path
-    scans: list[RawScan] = field(default_factory=list)
-    left_out: list[dict] = field(default_factory=list)
-    ignored: Counter = field(default_factory=Counter)
-    ambiguous: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-
-    def leave_out(self, visit: Visit | str, reason: str, found: str) -> None:
-        """Add a row of left_out.csv."""
-        name = visit if isinstance(visit, str) else scan_id(visit)
-        self.left_out.append({"ID": name, "reason": reason, "found": found})
-
-    def table(self) -> str:
-        """One table of what was found, taken and left out, for the screen."""
-        pets = [scan for scan in self.scans if scan.pet]
-        kinds = Counter(f"{scan.tracer.label}{f' rec-{scan.rec}' if scan.rec else ''}" for scan in pets)
-        rows = [(f"{self.counts[name]}", name) for name in self.counts]
-        rows.append((str(len(self.scans)), f"taken, {len(pets)} of them with PET"))
-        rows += [(f"{count}", f"  {kind}") for kind, count in sorted(kinds.items())]
-        rows += [(f"{count}", f"PETs ignored: {label}") for label, count in sorted(self.ignored.items())]
-        names = defaultdict(list)
-        for row in self.left_out:
-            names[row["reason"]].append(row["ID"])
-        rows.append((str(len(self.left_out)), "left out"))
-        for reason, ids in sorted(names.items()):
-            examples = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
-            rows.append((str(len(ids)), f"  {reason}: {examples}"))
-        return "\n".join(f"  {number:>6} {text}" for number, text in rows)
 
 
 @dataclass(frozen=True)
@@ -84,11 +42,6 @@ class Pet:
     def entities(self) -> dict[str, str]:
         """The entities of its name."""
         return self.image.entities
-
-
-def scan_id(visit: Visit) -> str:
-    """The ID of a visit: sub-01_ses-2."""
-    return f"sub-{visit[0]}_ses-{visit[1]}" if visit[1] else f"sub-{visit[0]}"
 
 
 def read_dataset(root: Path, choices: Choices) -> Dataset:
@@ -111,61 +64,6 @@ def read_dataset(root: Path, choices: Choices) -> Dataset:
     return dataset
 
 
-def say_found(dataset: Dataset, stage: str = "preprocess") -> None:
-    """Print what a dataset holds. Raises InputError if the user must choose among files, or if none is left.
-
-    stage: as lines on the screen begin.
-    """
-    say(stage, f"BIDS dataset {dataset.root}:\n{dataset.table()}")
-    for remark in dataset.remarks:
-        say(stage, remark)
-    if dataset.ambiguous:
-        shown = dataset.ambiguous[:LISTED]
-        if len(dataset.ambiguous) > LISTED:
-            shown.append(f"... and {len(dataset.ambiguous) - LISTED} more")
-        raise InputError("\n  ".join([f"{len(dataset.ambiguous)} visits have several files that may be meant:",
-                                      *shown]))
-    unknown = [row["found"] for row in dataset.left_out if row["reason"] == "tracer unknown"]
-    if unknown and not any(scan.pet for scan in dataset.scans):
-        raise InputError("\n  ".join([f"{dataset.root}: no PET has a tracer that is known here:",
-                                      *unknown[:LISTED]]))
-    if not dataset.scans:
-        found = [f"{row['ID']}: {row['reason']}: {row['found']}" for row in dataset.left_out[:LISTED]]
-        raise InputError("\n  ".join([f"{dataset.root}: no scan can be used; expected sub-*/[ses-*/]anat/"
-                                      "*_T1w.nii[.gz] and sub-*/[ses-*/]pet/*_pet.nii[.gz]", *found]))
-    if dataset.ignored and not any(scan.pet for scan in dataset.scans):
-        say(stage, "no amyloid PET: the T1 MRIs are taken alone")
-
-
-def refuse_inside(folder: Path, root: Path, setting: str) -> None:
-    """Raise InputError if a folder lies in the dataset, outside its derivatives/NAME: nothing may be written
-    there. setting: that names the folder."""
-    place, root = folder.resolve(), root.resolve()
-    inside = place.relative_to(root).parts if place.is_relative_to(root) else None
-    if inside is not None and (len(inside) < 2 or inside[0] != "derivatives"):
-        raise InputError(f"{setting} {folder}: lies in the BIDS dataset, into which nothing is written but "
-                         f"{root / 'derivatives' / 'NAME'}; give such a folder, or one elsewhere")
-
-
-def write_found(folder: Path, scans: list[RawScan], left_out: list[dict] | None) -> None:
-    """Write scans.csv, which prepare reads, with what is known of date, age, sex and tracer, and left_out.csv
-    of a dataset. left_out: its rows; None: not a dataset."""
-    rows = []
-    for scan in scans:
-        tracer = scan.tracer.label if scan.tracer and scan.pet else None
-        rows.append({"ID": scan.id, "date": scan.scanned, "age": scan.age, "sex": scan.sex or None,
-                     "tracer": tracer})
-    table, path = pd.DataFrame(rows), folder / "scans.csv"
-    if path.is_file():                                     # of scans that an earlier run brought here
-        earlier = read_own_table(path, ["ID"], "delete it", ID=str, tracer=str)
-        table = pd.concat([table, earlier[~earlier["ID"].isin(table["ID"])]])
-    table = table.dropna(axis="columns", how="all")
-    if len(table.columns) > 1:
-        write_csv(path, table)
-    if left_out is not None:
-        write_csv(folder / "left_out.csv", pd.DataFrame(left_out, columns=["ID", "reason", "found"]))
-
-
 # ---------------------------------------------------------------- the files of each visit
 
 def _collect(images: Iterable[BidsFile], suffix: str, dataset: Dataset) -> dict[tuple[Visit, str], list]:
@@ -180,7 +78,7 @@ def _collect(images: Iterable[BidsFile], suffix: str, dataset: Dataset) -> dict[
             reason = "broken link" if "datalad" in image.fault else "file cannot be used"
             dataset.leave_out(image.visit, reason, f"{image.path.name}: {image.fault}")
         elif space and not space.startswith("MNI152"):
-            dataset.leave_out(image.visit, "in another space than MNI152", image.path.name)
+            dataset.ignored[f"{suffix} in space-{space}"] += 1
         else:
             found[image.visit, space].append(image)
     return found
@@ -198,7 +96,7 @@ def _collect_pets(listing: Listing, sidecars: Sidecars, choices: Choices, datase
                 why = f"{why} ({fault})" if fault else why
                 dataset.leave_out(key[0], "tracer unknown", f"{image.path.name}: {why}")
             elif not tracer.is_amyloid:
-                dataset.ignored[tracer.label] += 1
+                dataset.ignored[f"PET {tracer.label}"] += 1
             else:
                 found[key].append(Pet(image, tracer, content, fault))
     return found
@@ -246,6 +144,10 @@ def _space_rank(space: str) -> tuple:
 
 # ---------------------------------------------------------------- pairs
 
+class Unpaired(Exception):
+    """A PET has no T1; arguments: the reason, and what was found."""
+
+
 class Pairing:
     """T1 MRIs and PETs of a dataset, brought together."""
 
@@ -270,7 +172,7 @@ class Pairing:
         for visit, by_space in sorted(self.pets.items()):
             try:
                 mri, pet, note = self._pair(visit, by_space)
-            except LookupError as error:
+            except Unpaired as error:
                 if scan_id(visit) not in named:            # else the cause is told already
                     self.dataset.leave_out(visit, *error.args)
                 continue
@@ -287,13 +189,13 @@ class Pairing:
                                         "own reference region, but SUVRs of different tracers do not compare")
         shifted = [scan for days in self.dates.values() for scan, day in days.items() if _is_shifted(day)]
         if shifted:
-            self.dataset.remarks.append(f"dates of {len(shifted)} visits lie before {SHIFTED + 1}, shifted as "
-                                        "BIDS asks: they give intervals, but are not handed to prepare")
+            self.dataset.remarks.append(f"dates of {len(shifted)} visits lie before {SHIFTED + 1}, shifted "
+                                        "as BIDS asks: they give intervals, but are not handed to prepare")
 
     def _pair(self, visit: Visit, by_space: dict[str, Pet]) -> tuple[BidsFile, Pet, str]:
         """T1 and PET of a visit in one space, and a note on how they were paired.
 
-        Raises LookupError of the reason why there is no pair, and what was found.
+        Raises Unpaired of the reason why there is no pair, and what was found.
         """
         spaces = sorted(by_space, key=_space_rank)
         for space in spaces:                               # fMRIPrep has one T1 for all sessions of a subject
@@ -304,12 +206,12 @@ class Pairing:
         for space in spaces:
             here = {other: by[space] for other, by in others.items() if space in by}
             if here:
-                return (*self._nearest(visit, by_space[space], here),)
+                return self._nearest(visit, by_space[space], here)
         if others:
             there = sorted({space or "the scanner's" for by in others.values() for space in by})
-            raise LookupError("T1 and PET in different spaces", f"the PET in {' and '.join(spaces)}, the T1 in "
+            raise Unpaired("T1 and PET in different spaces", f"the PET in {' and '.join(spaces)}, the T1 in "
                                                                 f"{' and '.join(there)}")
-        raise LookupError("no T1", "a PET alone")
+        raise Unpaired("no T1", "a PET alone")
 
     def _nearest(self, visit: Visit, pet: Pet, here: dict[Visit, BidsFile]) -> tuple[BidsFile, Pet, str]:
         """The T1 of another session of the subject that goes with a PET. here: visit -> T1."""
@@ -322,13 +224,13 @@ class Pairing:
             days, other = min(distances)
             if days <= self.window_days:
                 return here[other], pet, f"T1 of ses-{other[1]}, {days} days away"
-            raise LookupError("no T1 near its date", f"the nearest, {scan_id(other)}, is {days} days away; "
+            raise Unpaired("no T1 near its date", f"the nearest, {scan_id(other)}, is {days} days away; "
                                                      f"window_days is {self.window_days}")
         pets = [other for other in self.pets if other[0] == visit[0]]
         if len(here) == len(pets) == 1:                    # nothing else can be meant
             other = next(iter(here))
             return here[other], pet, f"T1 of ses-{other[1]}, the only one; days between unknown"
-        raise LookupError("no T1 in its session", f"{len(here)} in other sessions, but no dates (acq_time in "
+        raise Unpaired("no T1 in its session", f"{len(here)} in other sessions, but no dates (acq_time in "
                                                   "*_scans.tsv or *_sessions.tsv) to choose by")
 
     def _add(self, visit: Visit, mri: BidsFile, pet: Pet | None, note: str) -> None:

@@ -26,8 +26,9 @@ import numpy as np
 import pandas as pd
 
 from cohort import registration
-from cohort.bids import read_dataset, refuse_inside, say_found, write_found
+from cohort.bids import read_dataset
 from cohort.bids_files import is_dataset
+from cohort.bids_report import refuse_inside, say_found, write_found
 from cohort.frames import Chosen, choose_frames
 from cohort.onto_grid import Frames, as_it_lies, by_registration, measure_mri, scale_mri, to_suvr
 from cohort.quality import compare_with_mri, draw_page, remarks
@@ -79,15 +80,16 @@ class PreprocessSettings:
 
     tracer: str = setting("", "tracer of the PETs whose names and sidecars do not say a known one, such as "
                               "florbetapir", section="which scans")
-    bids_run: int = setting(0, "number of the run to take where a visit has several; 0: such are refused", low=0)
+    bids_run: int = setting(0, "number of the run to take where a visit has several; 0: such are refused",
+                            low=0)
     bids_choose: tuple[str, ...] = setting((), "entities that decide where a visit has several files, such "
                                            "as acq-mprage rec-acstat trc-18FAV45", empty=True)
     mri_only: bool = setting(False, "T1 MRIs alone, without PETs, as for synthesis")
     window_days: int = setting(180, "most days from a PET without T1 in its session to the nearest T1; "
                                     "amyloid and atrophy grow over years", low=0)
     pet_window: tuple[float, float] = setting(
-        (0.0, 0.0), "minutes after injection whose frames are averaged; equal: by tracer, florbetapir and PiB "
-        "50 to 70, florbetaben and flutemetamol 90 to 110", low=0.0, high=600.0)
+        (0.0, 0.0), "minutes after injection whose frames are averaged; equal: by tracer, florbetapir and "
+        "PiB 50 to 70, florbetaben and flutemetamol 90 to 110", low=0.0, high=600.0)
     pet_frames: tuple[int, int] = setting((0, 0), "first and last frame that are averaged, counted from 1, "
                                                   "whatever their times; 0 0: by pet_window", low=0)
 
@@ -160,8 +162,9 @@ class Recipe:
         digest = hashlib.blake2b(digest_size=8)
         if raw.pet:
             settings += [self.fwhm, self.max_suvr]
-            if raw.timing or any(self.frames):             # else all frames count alike, as they always did
-                settings += [raw.timing, self.window_of(raw), self.frames]
+            chosen = chosen_frames(raw, self)
+            if chosen.durations or any(self.frames):       # else all frames count alike, as they always did
+                settings += [chosen.places, chosen.durations]
             digest.update(np.packbits(self.reference))
         digest.update(repr(settings).encode())
         for path in filter(None, (raw.mri, raw.pet, raw.mri_mask)):
@@ -403,8 +406,8 @@ def chosen_frames(raw: RawScan, recipe: Recipe) -> Chosen:
     shape = read_header(raw.pet).get_data_shape()
     count = shape[3] if len(shape) > 3 else 1
     if raw.timing_fault and count > 1 and not any(recipe.frames):
-        raise InputError(f"{raw.pet}: has {count} frames, and its sidecar cannot be used: {raw.timing_fault}; "
-                         "correct it, or give --pet_frames FIRST LAST")
+        raise InputError(f"{raw.pet}: has {count} frames, and its sidecar cannot be used: "
+                         f"{raw.timing_fault}; correct it, or give --pet_frames FIRST LAST")
     try:
         chosen = choose_frames(count, raw.timing, recipe.window_of(raw), recipe.frames)
     except ValueError as error:

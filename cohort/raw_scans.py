@@ -138,9 +138,9 @@ def refuse_mixed_levels(scans: list[RawScan], fwhm: float) -> str:
                        for level, ids in sorted(levels.items()))
     if fwhm > 0:
         return f"PETs of several steps of preprocessing, all smoothed by {fwhm:g} mm on top: {counts}"
-    raise InputError(f"PETs of several steps of preprocessing, whose resolutions differ: {counts}. Take one by "
-                     "--bids_choose rec-..., or smooth all by --pet_fwhm MM, more than they differ by (8 mm "
-                     "is ADNI's step 4)")
+    raise InputError(f"PETs of several steps of preprocessing, whose resolutions differ: {counts}. Take one "
+                     "by --bids_choose rec-..., or smooth all by --pet_fwhm MM, more than they differ "
+                     "by (8 mm is ADNI's step 4)")
 
 
 # ---------------------------------------------------------------- RAW/T1 and RAW/PET

@@ -12,8 +12,9 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from skimage.transform import downscale_local_mean
 
-from cohort.bids import read_dataset, say_found
+from cohort.bids import read_dataset
 from cohort.bids_files import is_dataset
+from cohort.bids_report import say_found
 from cohort.raw_scans import Choices
 from dataset import RANGE_TOLERANCE
 from imaging.regions import read_mask
@@ -99,8 +100,8 @@ def find_in_dataset(root: Path, choices: Choices) -> list[NewScan]:
         else:
             others.append(raw.mri.name)
     if not scans:
-        raise InputError(f"{root}: a raw BIDS dataset; its {len(others)} T1 MRIs are as the scanner has them, "
-                         "but must be in MNI space and skull-stripped. "
+        raise InputError(f"{root}: a raw BIDS dataset; its {len(others)} T1 MRIs are as the scanner has "
+                         "them, but must be in MNI space and skull-stripped. "
                          f"python main.py preprocess --raw {root} --mri_only --data_dir NEW makes such; then "
                          "--mri NEW/whole_MRI. Outputs of fMRIPrep in space-MNI152* are taken as they are")
     if others:

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cohort.bids import refuse_inside
 from cohort.bids_files import is_dataset
+from cohort.bids_report import refuse_inside
 from cohort.raw_scans import Choices
 from config import Config
 from dataset import LATENTS
@@ -42,14 +42,14 @@ class SynthesisSettings:
     exp: str = setting("",
         "name of the trained experiment; its settings are read from result/<exp>/config.json",
         section="new scans")
-    mri: str = setting("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files, or a BIDS derivative "
-                           "such as fMRIPrep's")
+    mri: str = setting("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files, or a BIDS "
+                           "derivative such as fMRIPrep's")
     out: str = setting("", "folder for their synthetic PETs, beside which nothing else of this project lies")
     mri_percentile: float = setting(0.0,
         "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave [0, 1]; "
         "right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)
-    bids_run: int = setting(0, "of a BIDS dataset: number of the run to take where a visit has several T1 MRIs",
-                            low=0)
+    bids_run: int = setting(0, "of a BIDS dataset: number of the run to take where a visit has several "
+                               "T1 MRIs", low=0)
     bids_choose: tuple[str, ...] = setting((), "of a BIDS dataset: entities that decide where a visit has "
                                            "several T1 MRIs, such as acq-mprage", empty=True)
     overwrite: bool = setting(False,
@@ -139,9 +139,8 @@ def _wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out
         if not trained.cfg.save_std:
             files = {name: path for name, path in files.items() if name != "std"}
         there = [path for path in scan.written(out).values() if path.exists()]
-        differences = (
-            differences_of(files["sidecar"], {**made_from(scan, sources[scan.id]), **trained.made_with}) if there else []
-        )
+        made_now = {**made_from(scan, sources[scan.id]), **trained.made_with}
+        differences = differences_of(files["sidecar"], made_now) if there else []
         if differences and not overwrite:
             problems.append(f"{there[0]}: {brief('; '.join(differences))}")
         elif differences or not all(path.exists() for path in files.values()):

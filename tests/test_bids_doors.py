@@ -1,4 +1,4 @@
-"""A BIDS dataset on its way: preprocess, prepare, training, synthesize; what is in MNI space is not registered."""
+"""A BIDS dataset on its way through preprocess, prepare, training and synthesize."""
 import hashlib
 import importlib.util
 import json
@@ -29,6 +29,12 @@ def run(word: str, **settings) -> int:
         return main.main([word, *arguments(settings)])
     except SystemExit as stop:
         return stop.code
+
+
+def go(raw: Path | str, **settings) -> int:
+    """Exit code of preprocess on this grid, in one process."""
+    usual = {"raw": raw, "image_size": SHAPE, "reference_mask": "cerebellum.nii.gz", "num_workers": 0}
+    return run("preprocess", **usual | settings)
 
 
 def digest(root: Path) -> dict[str, str]:
@@ -65,7 +71,7 @@ def walked(made) -> dict:
             path.chmod(0o555)
     os.chdir(made)
     try:
-        done = run("preprocess", raw="bids", image_size=SHAPE, reference_mask="cerebellum.nii.gz", num_workers=0)
+        done = go("bids")
         patch.undo()
         prepared = run("prepare", table="amyloid_table.csv")
     finally:
@@ -89,7 +95,8 @@ def test_the_dataset_goes_through_both_commands_and_stays_as_it_was(walked):
 
 def test_what_is_left_out_is_listed_with_its_reason(made, walked):
     left = pd.read_csv(made / "data/preprocess/left_out.csv").set_index("ID")["reason"]
-    assert left.to_dict() == {"sub-ADNI002S6010_ses-M000": "broken link", "sub-ADNI004S6007_ses-M000": "no amyloid PET",
+    assert left.to_dict() == {"sub-ADNI002S6010_ses-M000": "broken link",
+                              "sub-ADNI004S6007_ses-M000": "no amyloid PET",
                               "sub-ADNI005S6008_ses-M000": "no T1"}
 
 
@@ -103,7 +110,8 @@ def test_every_pet_is_that_of_the_phantom_whatever_its_frames(made, walked):
         name = table.loc[number, "ID"]
         mri, _ = read_volume(made / f"data/whole_MRI/{name}.nii.gz")
         pet, affine = read_volume(made / f"data/whole_Abeta/{name}.nii.gz")
-        [source] = [path for path in (made / "bids" / name[:16]).glob("ses-M000/pet/*.nii.gz") if "FDG" not in path.name]
+        pets = (made / "bids" / name[:16]).glob("ses-M000/pet/*.nii.gz")
+        [source] = [path for path in pets if "FDG" not in path.name]
         voxels = nib.load(source).get_fdata()
         expected = voxels[..., -4:].mean(-1) if voxels.ndim == 4 else voxels
         expected = expected / expected[(reference > 0) & (mri > 0)].mean() / 4
@@ -133,8 +141,8 @@ def test_dates_ages_sexes_and_tracers_reach_the_labels(made, walked):
 def test_tables_that_are_given_come_before_what_preprocess_found(made, walked, tmp_path, capsys):
     names = pd.read_csv(made / "data/preprocess/scans.csv")["ID"]
     pd.DataFrame({"ID": names, "age": 50, "sex": "F"}).to_csv(tmp_path / "people.csv", index=False)
-    assert run("prepare", table=made / "amyloid_table.csv", data_dir=made / "data", info_dir=tmp_path / "info",
-               demographics=tmp_path / "people.csv") == 0
+    assert run("prepare", table=made / "amyloid_table.csv", data_dir=made / "data",
+               info_dir=tmp_path / "info", demographics=tmp_path / "people.csv") == 0
     info = pd.read_csv(tmp_path / "info/data_info.csv")
     assert (info["age"] == 50).all() and (info["sex"] == "F").all()
     assert "dates, tracer from" in capsys.readouterr().out
@@ -143,13 +151,12 @@ def test_tables_that_are_given_come_before_what_preprocess_found(made, walked, t
 def test_a_second_run_does_nothing_again(made, walked, monkeypatch):
     monkeypatch.chdir(made)
     monkeypatch.setattr(preprocess, "make_volumes", lambda *_: pytest.fail("done again"))
-    assert run("preprocess", raw="bids", image_size=SHAPE, reference_mask="cerebellum.nii.gz", num_workers=0) == 0
+    assert go("bids") == 0
 
 
 def test_another_window_of_frames_is_another_volume(made, walked, monkeypatch, capsys):
     monkeypatch.chdir(made)
-    assert run("preprocess", raw="bids", image_size=SHAPE, reference_mask="cerebellum.nii.gz", num_workers=0,
-               pet_frames=(1, 1)) == 2
+    assert go("bids", pet_frames=(1, 1)) == 2
     assert "is there already" in capsys.readouterr().err
 
 
@@ -225,10 +232,17 @@ def identity(folder: Path) -> list[str]:
 def in_place(monkeypatch) -> None:
     """A registration that finds at once that everything lies in MNI space."""
     pytest.importorskip("ants")
-    monkeypatch.setattr(registration, "register_head", lambda image, voxel_mm, nonlinear, folder: registration.Head(
-        image, registration.like(image, image.numpy() > 0), identity(folder)))
-    monkeypatch.setattr(registration, "register_pet", lambda frames, head, folder: (
-        [identity(folder)] * len(frames), 0.0))
+
+    def head(image, voxel_mm, nonlinear, folder) -> registration.Head:
+        """The head as it lies."""
+        return registration.Head(image, registration.like(image, image.numpy() > 0), identity(folder))
+
+    def pet(frames, head, folder) -> tuple[list[list[str]], float]:
+        """The frames as they lie, without motion."""
+        return [identity(folder)] * len(frames), 0.0
+
+    monkeypatch.setattr(registration, "register_head", head)
+    monkeypatch.setattr(registration, "register_pet", pet)
     monkeypatch.setattr(preprocess, "draw_page", lambda *_: None)
 
 
@@ -251,12 +265,6 @@ def raw(made, tmp_path, monkeypatch, in_place) -> Path:
     return tmp_path / "raw"
 
 
-def go(raw: Path, **settings) -> int:
-    """Exit code of preprocess on this grid, in one process."""
-    usual = {"raw": raw, "image_size": SHAPE, "reference_mask": "cerebellum.nii.gz", "num_workers": 0}
-    return run("preprocess", **usual | settings)
-
-
 def test_a_registered_dynamic_pet_is_the_weighted_mean_by_hand(raw):
     assert go(raw) == 0
     frames = nib.load(next(raw.rglob("*_pet.nii.gz"))).get_fdata()
@@ -270,8 +278,8 @@ def test_a_registered_dynamic_pet_is_the_weighted_mean_by_hand(raw):
 @pytest.mark.parametrize("change, words", [
     ({"FrameDuration": [600, 1200]}, "FrameTimesStart has 5 entries, FrameDuration 2"),
     ({"FrameTimesStart": [0, 60, 120, 180, 240]}, "cover 0 of the 20 min from 50 to 70"),
-    ({"FrameDuration": [600] * 4, "FrameTimesStart": [0, 600, 1200, 1800]}, "has 5 frames, but its sidecar the "
-                                                                            "times of 4"),
+    ({"FrameDuration": [600] * 4, "FrameTimesStart": [0, 600, 1200, 1800]},
+     "has 5 frames, but its sidecar the times of 4"),
     ({"InjectionStart": float("nan")}, "InjectionStart holds nan"),
 ])
 def test_frames_that_cannot_be_averaged_are_named_before_anything_is_registered(raw, change, words, capsys):
@@ -336,8 +344,10 @@ def test_data_dir_within_the_dataset_is_refused_and_below_derivatives_is_not(raw
 
 @pytest.mark.parametrize("settings, words", [
     ({"tracer": "FDG"}, "shows no amyloid"), ({"bids_choose": ("acq",)}, "must be an entity"),
-    ({"pet_window": (70.0, 50.0)}, "must begin before its end"), ({"pet_frames": (5, 2)}, "the first and the last"),
-    ({"pet_frames": (0, 2)}, "counted from 1"), ({"pet_frames": (1, 2), "pet_window": (50.0, 70.0)}, "give one of"),
+    ({"pet_window": (70.0, 50.0)}, "must begin before its end"),
+    ({"pet_frames": (5, 2)}, "the first and the last"),
+    ({"pet_frames": (0, 2)}, "counted from 1"),
+    ({"pet_frames": (1, 2), "pet_window": (50.0, 70.0)}, "give one of"),
     ({"bids_run": -1}, "at least 0"),
 ])
 def test_settings_that_do_not_fit_are_told(settings, words, capsys):
@@ -376,5 +386,5 @@ def test_a_mask_without_a_brain_is_refused(made, tmp_path, capsys):
     small = np.zeros(SHAPE, np.uint8)
     small[10:12, 10:12, 10:12] = 1
     write_volume(mask, small)
-    assert run("preprocess", raw=tmp_path / "new", data_dir=tmp_path / "data", image_size=SHAPE, num_workers=0) == 2
+    assert go(tmp_path / "new", data_dir=tmp_path / "data", reference_mask="") == 2
     assert "a brain of 4 ml was found" in capsys.readouterr().err

@@ -18,7 +18,8 @@ def late(count: int = 4, start: float = 3000.0, length: float = 300.0, from_inje
 def test_the_mean_is_weighted_by_durations_as_by_hand():
     rng = np.random.default_rng(0)
     volumes = [rng.random((3, 4, 5), dtype=np.float32) for _ in range(3)]
-    expected = (60 * volumes[0].astype(float) + 300 * volumes[1].astype(float) + 120 * volumes[2].astype(float)) / 480
+    one, two, three = (volume.astype(float) for volume in volumes)
+    expected = (60 * one + 300 * two + 120 * three) / 480
     np.testing.assert_allclose(mean_of_frames(volumes, [60.0, 300.0, 120.0]), expected, atol=1e-6)
 
 
@@ -30,7 +31,8 @@ def test_large_uptakes_lose_no_precision():
 @pytest.mark.parametrize("durations", [None, [300.0, 300.0]])
 def test_equal_durations_give_the_very_voxels_of_the_plain_mean(durations):
     volumes = list(np.random.default_rng(1).random((2, 3, 3, 3), dtype=np.float32))
-    np.testing.assert_array_equal(mean_of_frames(volumes, durations), np.mean(volumes, axis=0, dtype=np.float32))
+    expected = np.mean(volumes, axis=0, dtype=np.float32)
+    np.testing.assert_array_equal(mean_of_frames(volumes, durations), expected)
 
 
 # ---------------------------------------------------------------- times
@@ -140,7 +142,8 @@ def test_without_window_few_frames_are_all_averaged_by_duration_and_many_refused
     ("18FAV45", "18FAV45"), ("florbetapir", "18FAV45"), ("FBP", "18FAV45"), ("[18F]AV-45", "18FAV45"),
     ("Amyvid", "18FAV45"), ("Florbetapir F18", "18FAV45"), ("18F-AV45", "18FAV45"), ("11CPIB", "11CPIB"),
     ("[11C]PiB", "11CPIB"), ("PIB", "11CPIB"), ("Pittsburgh Compound B", "11CPIB"), ("FBB", "18FFBB"),
-    ("18FFBB", "18FFBB"), ("Neuraceq (florbetaben)", "18FFBB"), ("FMM", "18FFMM"), ("18F-flutemetamol", "18FFMM"),
+    ("18FFBB", "18FFBB"), ("Neuraceq (florbetaben)", "18FFBB"), ("FMM", "18FFMM"),
+    ("18F-flutemetamol", "18FFMM"),
     ("NAV4694", "18FNAV4694"), ("AZD4694", "18FNAV4694"),
 ])
 def test_amyloid_tracers_are_known_by_any_of_their_names(text, label):
