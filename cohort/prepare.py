@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,8 @@ from dataset import FOLDERS, ID_PATTERN, SPLITS
 from imaging.nifti_files import VolumeFolder
 from labels.cells import MISSING, expected_labels, labels_remark, read_label
 from runtime.commandline import parse
-from runtime.files import brief, check_place, link_problem, remove_leftovers, write_together
+from runtime.files import (brief, check_place, link_problem, read_own_table, remove_leftovers,
+                           write_together)
 from runtime.logs import readable, say
 from runtime.program import exit_code
 from runtime.near_names import NearNames
@@ -34,6 +35,7 @@ from runtime.tables import listed
 from utils import InputError
 
 EXAMPLES = 3                                               # scans that a message names
+SCANS = Path("preprocess", "scans.csv")                    # that preprocess writes of a BIDS dataset
 FILES = ("data_info.csv", *(f"{split}.txt" for split in SPLITS), "cohort.csv", "left_out.csv")
 LABELS = ("AMYLOID_STATUS", "label", "SUMMARYSUVR_WHOLECEREBNORM_1.11CUTOFF",
           "SUMMARYSUVR_WHOLECEREBNORM_1.08CUTOFF")
@@ -52,9 +54,11 @@ class PrepareSettings:
                              "with a column of IDs and one of labels", section="files")
     data_dir: str = setting("data", "folder with whole_MRI and whole_Abeta")
     info_dir: str = setting("data_info", "folder to which data_info.csv and the three lists are written")
-    demographics: str = setting("", "CSV with age and sex, such as ADNI's PTDEMOG or ADNIMERGE; empty: the "
-                                    "columns age and sex of the table, if it has them")
-    scan_dates: str = setting("", "CSV with the columns ID and date, for scans whose ID carries no date")
+    demographics: str = setting("", "CSV with age and sex, such as ADNI's PTDEMOG or ADNIMERGE; empty: "
+                                    "preprocess/scans.csv in data_dir if it has them, else the columns age "
+                                    "and sex of the table")
+    scan_dates: str = setting("", "CSV with the columns ID and date, for scans whose ID carries no date; "
+                                  "empty: preprocess/scans.csv in data_dir, if it has them")
     overwrite: bool = setting(False, "replace lists and labels that are there already")
 
     id_column: str = setting("", "column of the table with IDs of scans or subjects; empty: found by its "
@@ -129,7 +133,10 @@ def prepare_cohort(cfg: PrepareSettings) -> None:
     check_place(folder)
     say("prepare", f"labels of the scans in {cfg.data_dir} from {cfg.table}; writes to {folder}/")
     scans, left_out = find_scans(Path(cfg.data_dir), problems)
+    cfg, tracers = with_found(cfg)
     labelled, remarks = label_scans(cfg, scans, left_out, problems)
+    for row in labelled:
+        row["tracer"] = row["tracer"] or tracers.get(row["ID"])
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s):", *problems]))
     left_out.sort(key=_scan_id)
@@ -143,6 +150,32 @@ def prepare_cohort(cfg: PrepareSettings) -> None:
     lists = draw_lists(info, cfg.split_ratios, cfg.split_seed)
     refuse_unusable(info, lists, cfg.num_classes)
     write_cohort(folder, info, lists, left_out)
+
+
+def with_found(cfg: PrepareSettings) -> tuple[PrepareSettings, dict[str, str]]:
+    """The settings with scans.csv of preprocess in place of tables that were not given, and the tracers
+    in it, ID -> label.
+
+    Says so in one line.
+    """
+    path = Path(cfg.data_dir) / SCANS
+    if not path.is_file():
+        return cfg, {}
+    found = read_own_table(path, ["ID"], "python main.py preprocess writes it again", ID=str, tracer=str)
+    taken = []
+    if "date" in found and not cfg.scan_dates:
+        cfg, taken = replace(cfg, scan_dates=str(path)), ["dates"]
+    if ("age" in found or "sex" in found) and not cfg.demographics:
+        cfg = replace(cfg, demographics=str(path))
+        taken += [name for name in ("age", "sex") if name in found]
+    tracers = {}
+    if "tracer" in found:
+        tracers = dict(found[["ID", "tracer"]].dropna().itertuples(index=False))
+        taken.append("tracer")
+    if taken:
+        say("prepare", f"{', '.join(taken)} from {path}, which preprocess wrote; --scan_dates and "
+                       "--demographics take others")
+    return cfg, tracers
 
 
 def _places_taken(folder: Path, overwrite: bool) -> list[str]:
@@ -413,8 +446,8 @@ def refuse_unusable(info: pd.DataFrame, lists: pd.Series, num_classes: int) -> N
 
 
 def cohort_table(info: pd.DataFrame, lists: pd.Series) -> pd.DataFrame:
-    """A row a list and one for all: subjects, scans, and of the scans labels, age, sex, tracers and sites, with
-    the numbers of those that are unknown."""
+    """A row a list and one for all: subjects, scans, and of the scans labels, age, sex, tracers and sites,
+    with the numbers of those that are unknown."""
     rows = []
     for name in (*SPLITS, "all"):
         part = info if name == "all" else info[lists == name]

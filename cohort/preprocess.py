@@ -3,34 +3,42 @@
     <raw>/T1/<ID>.nii[.gz]   -> <data_dir>/whole_MRI/<ID>.nii.gz      and, where there is one,
     <raw>/PET/<ID>.nii[.gz]  -> <data_dir>/whole_Abeta/<ID>.nii.gz
 
-on the cohort's grid (registration.py), in [0, 1], 0 outside the brain. <data_dir>/preprocess gets <ID>.png, a
-page to look at, <ID>.json, the record of what the volumes were made from, and measures.csv. <data_dir> is
-also a BIDS derivative dataset, in which the same volumes have BIDS names and sidecars (preprocessed.py).
+on the cohort's grid (registration.py), in [0, 1], 0 outside the brain. <raw> may be a BIDS dataset instead
+(bids.py), whose images in MNI space are not registered again. <data_dir>/preprocess gets <ID>.png, a page to
+look at, <ID>.json, the record of what the volumes were made from, measures.csv, and of a BIDS dataset
+scans.csv, which prepare reads, and left_out.csv. <data_dir> is also a BIDS derivative dataset, in which the
+same volumes have BIDS names and sidecars (preprocessed.py).
 """
 import hashlib
 import importlib.util
 import json
 import os
+import re
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.ndimage import gaussian_filter
 
 from cohort import preprocessed, registration
+from cohort.bids import read_dataset
+from cohort.bids_files import is_dataset
+from cohort.bids_report import refuse_inside, say_found, write_found
 from cohort.derivative import refuse_foreign, write_dataset
-from cohort.quality import compare_with_mri, compare_with_template, draw_page, remarks
+from cohort.frames import Chosen, choose_frames
+from cohort.onto_grid import Frames, as_it_lies, by_registration, measure_mri, scale_mri, to_suvr
+from cohort.quality import compare_with_mri, draw_page, remarks
+from cohort.raw_scans import Choices, RawScan, find_plain, refuse_mixed_levels
+from cohort.tracers import find_tracer
 from config import Config
-from dataset import ID_PATTERN
 from imaging.regions import read_mask
-from imaging.nifti_files import digest_of, is_volume_name, stem_of
+from imaging.nifti_files import digest_of
 from imaging.remarks import Remarks
 from imaging.volumes import Crop, read_header, read_volume, save_nifti
 from phantom.anatomy import FIELD_OF_VIEW, grid_affine
@@ -44,14 +52,11 @@ from utils import InputError
 
 VERSION = 1                                                # raise it with every change that alters a voxel
 GRIDS = {tuple(int(n) // voxel_mm for n in FIELD_OF_VIEW): voxel_mm for voxel_mm in range(8, 0, -1)}   # -> mm
-MRI_TOP = 99.5                                             # percentile of the brain that becomes 1
 MOST_CUT_OFF = 0.001                                       # share of the brain above pet_max_suvr: only noise
 SMALLEST_MM = 100.0                                        # a side of what is still a head
-SMALLEST_ML = 300.0                                        # a brain, of children too
 COVERED = 0.5                                              # of the reference region, in brain and PET
 OUTPUTS = {"mri": "whole_MRI", "pet": "whole_Abeta"}
 NOTE = "preprocessed for IL-CLDM; not for clinical use"
-FWHM = 2 * np.sqrt(2 * np.log(2))                          # of a Gaussian in standard deviations
 
 
 # ---------------------------------------------------------------- settings
@@ -61,7 +66,8 @@ class PreprocessSettings:
     """Settings of `python main.py preprocess`. Raises ValueError that lists all values out of range."""
 
     raw: str = setting("raw", "folder with T1/<ID>.nii[.gz] and, if there are any, PET/<ID>.nii[.gz] of "
-                              "whole heads; or one T1 MRI, or a folder of T1 MRIs", section="files")
+                              "whole heads; or a BIDS dataset; or one T1 MRI, or a folder of T1 MRIs",
+                       section="files")
     data_dir: str = setting("data", "folder of the cohort: its whole_MRI and whole_Abeta are written; it "
                            "becomes a BIDS derivative dataset")
     reference_mask: str = setting("", "NIfTI mask in MNI space, usually the whole cerebellum, by whose "
@@ -77,13 +83,56 @@ class PreprocessSettings:
     pet_max_suvr: float = setting(4.0, "SUVR that is stored as 1, the same for all PETs of a cohort; what "
                                        "exceeds it is cut off and reported", low=1.0, high=100.0)
 
+    tracer: str = setting("", "tracer of the PETs whose names and sidecars do not say a known one, such as "
+                              "florbetapir", section="which scans")
+    bids_run: int = setting(0, "number of the run to take where a visit has several; 0: such are refused",
+                            low=0)
+    bids_choose: tuple[str, ...] = setting((), "entities that decide where a visit has several files, such "
+                                           "as acq-mprage rec-acstat trc-18FAV45", empty=True)
+    mri_only: bool = setting(False, "T1 MRIs alone, without PETs, as for synthesis")
+    window_days: int = setting(180, "most days from a PET without T1 in its session to the nearest T1; "
+                                    "amyloid and atrophy grow over years", low=0)
+    pet_window: tuple[float, float] = setting(
+        (0.0, 0.0), "minutes after injection whose frames are averaged; equal: by tracer, florbetapir and "
+        "PiB 50 to 70, florbetaben and flutemetamol 90 to 110", low=0.0, high=600.0)
+    pet_frames: tuple[int, int] = setting((0, 0), "first and last frame that are averaged, counted from 1, "
+                                                  "whatever their times; 0 0: by pet_window", low=0)
+
     def __post_init__(self):
         problems = value_problems(self)
+        problems = problems or self._misfits()
         if self.image_size not in list(GRIDS):
             sizes = ", ".join("x".join(map(str, size)) for size in GRIDS)
             problems.append(f"image_size {self.image_size}: preprocess writes 181 x 217 x 181 voxels of 1 "
                             f"mm, or the same field of view at 2 to 8 mm ({sizes})")
         refuse(problems)
+
+    def _misfits(self) -> list[str]:
+        """What does not fit together, as sentences."""
+        problems = []
+        known = find_tracer(self.tracer)
+        if known and not known.is_amyloid:
+            problems.append(f"tracer {self.tracer}: shows no amyloid; give that of the amyloid PETs")
+        for words in self.bids_choose:
+            if not re.fullmatch(r"[a-z]+-[A-Za-z0-9+]+", words):
+                problems.append(f"bids_choose {words!r} must be an entity as in names, such as acq-mprage")
+        if self.pet_window[0] > self.pet_window[1]:
+            problems.append(f"pet_window {self.pet_window} must begin before its end")
+        if self.pet_frames[0] > self.pet_frames[1] or (self.pet_frames[1] and not self.pet_frames[0]):
+            problems.append(f"pet_frames {self.pet_frames}: the first and the last frame, counted from 1")
+        if any(self.pet_frames) and self.has_window:
+            problems.append("pet_frames and pet_window both choose frames; give one of them")
+        return problems
+
+    @property
+    def has_window(self) -> bool:
+        """Whether the user gave the minutes that are averaged."""
+        return self.pet_window[0] != self.pet_window[1]
+
+    @property
+    def choices(self) -> Choices:
+        """What is said of scans among which nothing else decides."""
+        return Choices(self.bids_run, self.bids_choose, self.tracer, self.window_days, self.mri_only)
 
     @property
     def voxel_mm(self) -> int:
@@ -99,14 +148,6 @@ def main(argv: list[str]) -> int:
 
 
 @dataclass(frozen=True)
-class RawScan:
-    """The files of one subject's visit."""
-    id: str
-    mri: Path
-    pet: Path | None
-
-
-@dataclass(frozen=True)
 class Recipe:
     """Everything besides the files that the volumes depend on, and where they go."""
     data_dir: Path
@@ -116,18 +157,28 @@ class Recipe:
     max_suvr: float
     reference: np.ndarray | None                           # mask [X, Y, Z] on the grid, for PETs
     overwrite: bool
+    window: tuple[float, float] | None = None              # minutes, that the user asked for
+    frames: tuple[int, int] = (0, 0)                       # first and last, that the user asked for
 
     def key(self, raw: RawScan) -> str:
         """16 hexadecimal digits that identify the files of a subject and the settings for them."""
-        settings = [VERSION, version("antspyx"), self.voxel_mm, self.registration]
+        by = [raw.space] if raw.space else [version("antspyx")]
+        settings = [VERSION, *by, self.voxel_mm, self.registration]
         digest = hashlib.blake2b(digest_size=8)
         if raw.pet:
             settings += [self.fwhm, self.max_suvr]
+            chosen = chosen_frames(raw, self)
+            if chosen.durations or any(self.frames):       # else all frames count alike, as they always did
+                settings += [chosen.places, chosen.durations]
             digest.update(np.packbits(self.reference))
         digest.update(repr(settings).encode())
-        for path in filter(None, (raw.mri, raw.pet)):
+        for path in filter(None, (raw.mri, raw.pet, raw.mri_mask)):
             digest.update(file_digest(path).encode())
         return digest.hexdigest()
+
+    def window_of(self, raw: RawScan) -> tuple[float, float] | None:
+        """Minutes after injection whose frames are averaged: those asked for, else those of the tracer."""
+        return self.window or (raw.tracer.window if raw.tracer else None)
 
     def output(self, kind: str, name: str) -> Path:
         """Path of a volume ('mri' or 'pet') of a subject, as training reads it."""
@@ -135,8 +186,9 @@ class Recipe:
 
     def places(self, kind: str, raw: RawScan) -> tuple[Path, Path]:
         """Both paths of a volume of a subject: as training reads it, and in the BIDS dataset."""
-        return self.output(kind, raw.id), preprocessed.dataset_file(self.data_dir, kind, raw.id, raw.pet,
-                                                                    self.voxel_mm)
+        tracer = raw.tracer.label if raw.tracer else ""
+        return self.output(kind, raw.id), preprocessed.dataset_file(self.data_dir, kind, raw.id, tracer,
+                                                                    raw.space, self.voxel_mm)
 
     @property
     def folder(self) -> Path:
@@ -162,16 +214,17 @@ def preprocess_scans(cfg: PreprocessSettings) -> None:
 
     Goes on after one that fails, and raises InputError at the end that lists all of these.
     """
-    if importlib.util.find_spec("ants") is None:
+    scans, left_out = find_scans(cfg)
+    recipe = make_recipe(cfg)
+    if importlib.util.find_spec("ants") is None and not all(raw.space for raw in scans):
         raise InputError("preprocess needs ANTs, an extra of this project: "
                          "pip install -r requirements-preprocess.txt")
-    scans, recipe = find_scans(Path(cfg.raw)), make_recipe(cfg)
     preprocessed.refuse_names([raw.id for raw in scans])
     pets = sum(raw.pet is not None for raw in scans)
     if pets and recipe.reference is None:
-        raise InputError(f"{cfg.raw}/PET: PETs are divided by the uptake of a reference region; give it as "
+        raise InputError(f"{cfg.raw}: PETs are divided by the uptake of a reference region; give it as "
                          "--reference_mask FILE, a NIfTI mask in MNI space, usually the whole cerebellum. "
-                         f"For the MRIs alone: --raw {Path(cfg.raw) / 'T1'}")
+                         "For the MRIs alone: --mri_only true")
     check_place(recipe.data_dir)
     refuse_foreign(recipe.data_dir)
     folders = [recipe.folder, recipe.data_dir / OUTPUTS["mri"]]
@@ -186,47 +239,31 @@ def preprocess_scans(cfg: PreprocessSettings) -> None:
         workers = min(cfg.num_workers, len(scans))
         say("preprocess", f"{len(scans)} MRIs and {pets} PETs of {cfg.raw}, {max(workers, 1)} at a time, to "
                           f"{recipe.data_dir}; pages to look at in {recipe.folder}")
+        write_found(recipe.folder, scans, left_out)
+        say_early_problems(scans, recipe)
         rows = preprocess_all(scans, recipe, workers)
         report(recipe, list(progress_bar(rows, total=len(scans), desc="preprocess", unit="subject")))
 
 
-def find_scans(raw: Path) -> list[RawScan]:
-    """The scans of a raw folder, or of a single T1 MRI. Raises InputError that lists all wrong names."""
+def find_scans(cfg: PreprocessSettings) -> tuple[list[RawScan], list[dict] | None]:
+    """The scans of a BIDS dataset, a raw folder or a single T1 MRI, and the rows of left_out.csv, None unless
+    it is a dataset. Raises InputError that lists all wrong names."""
+    raw = Path(cfg.raw)
     if not raw.exists():
         raise InputError(f"{raw}: not there. Place whole heads as {raw}/T1/<ID>.nii[.gz], their PETs as "
-                         f"{raw}/PET/<ID>.nii[.gz], or give one T1 MRI, or a folder of such files, by --raw")
-    home, problems = raw / "T1" if (raw / "T1").is_dir() else raw, []
-    mris = scan_files([raw] if raw.is_file() else home.iterdir(), "_T1w", problems)
-    pets = scan_files((raw / "PET").iterdir(), "_pet", problems) if (raw / "PET").is_dir() else {}
-    if not mris:
-        problems.append(f"{home}: holds no .nii or .nii.gz")
-    for name, path in pets.items():
-        if name not in mris:
-            problems.append(f"{path}: has no T1 MRI {home / name}.nii[.gz]")
-    if problems:
-        raise InputError("\n  ".join([f"{len(problems)} problem(s) in the raw scans:", *problems]))
-    return [RawScan(name, path, pets.get(name)) for name, path in mris.items()]
-
-
-def scan_files(paths: Iterable[Path], suffix: str, problems: list[str]) -> dict[str, Path]:
-    """ID -> NIfTI file, in the order of the IDs.
-
-    An ID is the file's name without suffix and without .nii or .nii.gz. problems: the list to which problems
-    are added.
-    """
-    found: dict[str, Path] = {}
-    for path in sorted(paths):
-        if not is_volume_name(path.name):
-            continue
-        name = stem_of(path.name).removesuffix(suffix)
-        if not ID_PATTERN.fullmatch(name):
-            problems.append(f"{path}: {brief(repr(name))} is not an ID; expected at most 200 letters, "
-                            "digits, '.', '_' and '-'")
-        elif name in found:
-            problems.append(f"{found[name]} and {path.name}: both are {name}; keep one")
-        else:
-            found[name] = path
-    return dict(sorted(found.items()))
+                         f"{raw}/PET/<ID>.nii[.gz], or give one T1 MRI, a folder of such files, or a BIDS "
+                         "dataset, by --raw")
+    if is_dataset(raw):
+        refuse_inside(Path(cfg.data_dir), raw, "data_dir")
+        dataset = read_dataset(raw, cfg.choices)
+        say_found(dataset)
+        scans, remarks, left_out = dataset.scans, [], dataset.left_out
+    else:
+        scans, remarks = find_plain(raw, cfg.choices)
+        left_out = None
+    for remark in filter(None, [*remarks, refuse_mixed_levels(scans, cfg.pet_fwhm)]):
+        say("preprocess", remark)
+    return scans, left_out
 
 
 def make_recipe(cfg: PreprocessSettings) -> Recipe:
@@ -239,7 +276,7 @@ def make_recipe(cfg: PreprocessSettings) -> Recipe:
         box = Crop((0, 0, 0), cfg.image_size)
         reference = read_mask(Path(cfg.reference_mask), grid_affine(cfg.voxel_mm), box, "reference_mask")
     return Recipe(Path(cfg.data_dir), cfg.voxel_mm, cfg.registration, cfg.pet_fwhm, cfg.pet_max_suvr,
-                  reference, cfg.overwrite)
+                  reference, cfg.overwrite, cfg.pet_window if cfg.has_window else None, cfg.pet_frames)
 
 
 def report(recipe: Recipe, rows: list[dict]) -> None:
@@ -253,6 +290,10 @@ def report(recipe: Recipe, rows: list[dict]) -> None:
     for row in rows:
         if row["remark"]:
             say("preprocess", f"{row['ID']}: look at {recipe.folder / row['ID']}.png: {row['remark']}")
+    noted = [row for row in rows if row.get("note")]
+    if noted:
+        say("preprocess", f"{len(noted)} scans have a note on pairing or frames in the column note, such as "
+                          f"{noted[0]['ID']}: {noted[0]['note']}")
     failed = [f"{row['ID']}: {row['problem']}" for row in rows if row["problem"]]
     say("preprocess", f"{len(rows) - len(failed)} of {len(rows)} subjects are done; {path}")
     if failed:
@@ -297,8 +338,8 @@ def preprocess_subject(raw: RawScan, recipe: Recipe) -> dict:
         measures = saved_measures(raw, recipe, key)
         if measures is None:
             measures = make_volumes(raw, recipe, key, reading)
-        remark = "; ".join(remarks(measures))
-        return {"ID": raw.id, "problem": "", "remark": remark, "reading": reading} | measures
+        row = {"ID": raw.id, "problem": "", "remark": "; ".join(remarks(measures)), "reading": reading}
+        return row | describe(raw, recipe) | measures
     except InputError as error:
         problem = str(error)
     except RuntimeError as error:                          # ITK's own, for what it cannot use
@@ -344,7 +385,8 @@ def are_unchanged(made: dict[str, str], raw: RawScan, recipe: Recipe) -> bool:
 
 def write_sidecar(kind: str, raw: RawScan, recipe: Recipe) -> None:
     """Write the sidecar that a volume has in the BIDS dataset."""
-    content = preprocessed.describe(kind, recipe.registration, recipe.max_suvr, recipe.fwhm)
+    registered = "none" if raw.space else recipe.registration
+    content = preprocessed.describe(kind, registered, recipe.max_suvr, recipe.fwhm)
     sources = [raw.mri] if kind == "mri" else [raw.pet, raw.mri]
     preprocessed.write_sidecar(recipe.places(kind, raw)[1], content, recipe.voxel_mm, sources,
                                recipe.data_dir)
@@ -356,33 +398,30 @@ def make_volumes(raw: RawScan, recipe: Recipe, key: str, reading: Remarks) -> di
     """Register, scale and write the volumes of a subject, its page and its record. Returns the measures."""
     started = time.monotonic()
     mri = read_scan(raw.mri, reading)
-    if len(mri) > 1:
-        raise InputError(f"{raw.mri}: has {len(mri)} frames; expected one T1 volume")
-    frames = read_scan(raw.pet, reading) if raw.pet else []
-    with tempfile.TemporaryDirectory() as scratch:
-        nonlinear = recipe.registration == "syn"
-        head = registration.register_head(mri[0], recipe.voxel_mm, nonlinear, Path(scratch))
-        if head.brain_ml < SMALLEST_ML:
-            raise InputError(f"{raw.mri}: a brain of {head.brain_ml:.0f} ml was found; is it a T1 MRI of a "
-                             "whole head?")
-        whole = registration.to_grid([head.image], [head.to_template], recipe.voxel_mm)
-        brain = registration.to_grid([head.brain], [head.to_template], recipe.voxel_mm) >= 0.5
-        volumes = {"mri": scale_mri(whole, brain)}
-        measures = {"brain_ml": head.brain_ml} | measure_mri(volumes["mri"], whole, brain, recipe.voxel_mm)
-        shown = {"T1": whole}
-        if frames:
-            suvr, found = resample_pet(frames, head, brain, recipe, Path(scratch))
-            shown["PET"] = suvr
-            volumes["pet"] = np.where(brain, suvr / recipe.max_suvr, 0).clip(0, 1)
-            measures |= found | compare_with_mri(volumes["pet"], volumes["mri"], brain)
+    if len(mri.volumes) > 1:
+        raise InputError(f"{raw.mri}: has {len(mri.volumes)} frames; expected one T1 volume")
+    pet = read_pet(raw, recipe, reading) if raw.pet else None
+    if raw.space:
+        there = as_it_lies(mri, raw.mri_mask, pet, recipe.voxel_mm)
+    else:
+        with tempfile.TemporaryDirectory() as scratch:
+            there = by_registration(mri, pet, recipe.voxel_mm, recipe.registration == "syn", Path(scratch))
+    volumes = {"mri": scale_mri(there.mri, there.brain)}
+    measures = there.measures | measure_mri(volumes["mri"], there.mri, there.brain, recipe.voxel_mm)
+    shown = {"T1": there.mri}
+    if pet:
+        suvr, found = to_suvr(there, recipe.reference, recipe.fwhm, recipe.max_suvr, recipe.voxel_mm)
+        shown["PET"] = suvr
+        volumes["pet"] = np.where(there.brain, suvr / recipe.max_suvr, 0).clip(0, 1)
+        measures |= found | compare_with_mri(volumes["pet"], volumes["mri"], there.brain)
     measures["seconds"] = time.monotonic() - started
     refuse_unusable(raw, measures, recipe)
-    write_all(raw, recipe, key, volumes, shown, brain, measures)
+    write_all(raw, recipe, key, volumes, shown, there.brain, measures)
     return measures
 
 
-def read_scan(path: Path, remarks: Remarks) -> list:
-    """The frames of a scan as ANTs images, one for a 3D volume.
+def read_scan(path: Path, remarks: Remarks) -> Frames:
+    """The frames of a scan.
 
     remarks: to which it is added what was changed on reading. Raises InputError for anything but a head.
     """
@@ -396,47 +435,52 @@ def read_scan(path: Path, remarks: Remarks) -> list:
     voxels, affine = read_volume(path, remarks)
     if not voxels.max() > max(voxels.min(), 0):
         raise InputError(f"{path}: all its voxels are {voxels.max():g}")
-    frames = np.moveaxis(voxels, 3, 0) if voxels.ndim == 4 else [voxels]
+    return Frames(path, list(np.moveaxis(voxels, 3, 0)) if voxels.ndim == 4 else [voxels], affine)
+
+
+def chosen_frames(raw: RawScan, recipe: Recipe) -> Chosen:
+    """The frames of a scan's PET that are averaged, by its header and sidecar. Raises InputError."""
+    shape = read_header(raw.pet).get_data_shape()
+    count = shape[3] if len(shape) > 3 else 1
+    if raw.timing_fault and count > 1 and not any(recipe.frames):
+        raise InputError(f"{raw.pet}: has {count} frames, and its sidecar cannot be used: "
+                         f"{raw.timing_fault}; correct it, or give --pet_frames FIRST LAST")
     try:
-        return [registration.to_ants(frame, affine) for frame in frames]
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        chosen = choose_frames(count, raw.timing, recipe.window_of(raw), recipe.frames)
+    except ValueError as error:
+        raise InputError(f"{raw.pet}: {error}") from error
+    if raw.timing_fault:
+        chosen = replace(chosen, remark=f"its sidecar is not used: {raw.timing_fault}")
+    return chosen
 
 
-def scale_mri(whole: np.ndarray, brain: np.ndarray) -> np.ndarray:
-    """The MRI in [0, 1], 0 outside the brain; the brightest half percent of the brain is 1."""
-    return np.where(brain, whole / np.percentile(whole[brain], MRI_TOP), 0).clip(0, 1).astype(np.float32)
+def read_pet(raw: RawScan, recipe: Recipe, reading: Remarks) -> Frames:
+    """The frames of a scan's PET that are averaged, with their durations."""
+    chosen = chosen_frames(raw, recipe)
+    scan = read_scan(raw.pet, reading)
+    return replace(scan, volumes=[scan.volumes[place] for place in chosen.places], durations=chosen.durations)
 
 
-def measure_mri(mri: np.ndarray, whole: np.ndarray, brain: np.ndarray, voxel_mm: int) -> dict[str, float]:
-    """Comparison of the scaled MRI with the template, and the share of the unscaled brain below 0."""
-    template = registration.load_template(voxel_mm).numpy()
-    mask = registration.load_template(voxel_mm, "brain_mask").numpy() > 0
-    compared = compare_with_template(mri, brain, template, mask)
-    return compared | {"mri_below_0": float((whole[brain] < 0).mean())}
+def describe(raw: RawScan, recipe: Recipe) -> dict:
+    """What is known of a scan besides measures, as far as it is known: columns of measures.csv."""
+    known = {"tracer": raw.tracer.label if raw.tracer and raw.pet else "", "rec": raw.rec, "space": raw.space,
+             "t1_pet_days": "" if raw.days is None else raw.days}
+    remark = chosen_frames(raw, recipe).remark if raw.pet else ""
+    known["note"] = "; ".join(filter(None, (raw.note, remark)))
+    return {name: value for name, value in known.items() if value != ""}
 
 
-def resample_pet(frames: list, head: registration.Head, brain: np.ndarray, recipe: Recipe, scratch: Path
-                 ) -> tuple[np.ndarray, dict[str, float]]:
-    """The PET on the grid as SUVR of its reference region, the mean of its frames, and its measures.
-
-    brain: mask [X, Y, Z] on the grid. scratch: folder for files in between.
-    """
-    to_head, motion = registration.register_pet(frames, head, scratch)
-    transforms = [head.to_template + files for files in to_head]
-    pet = registration.to_grid(frames, transforms, recipe.voxel_mm)
-    field = [registration.like(frame, np.ones(frame.shape)) for frame in frames]
-    seen = brain & (registration.to_grid(field, transforms, recipe.voxel_mm) > 0.99)
-    pet = gaussian_filter(pet, recipe.fwhm / FWHM / recipe.voxel_mm)
-    reference = recipe.reference & seen
-    level = float(pet[reference].mean()) if reference.any() else 0.0
-    suvr = pet / level if level > 0 else np.zeros_like(pet)
-    return suvr, {
-        "pet_frames": len(frames), "pet_motion_mm": motion, "pet_covered": float(seen.sum() / brain.sum()),
-        "reference_covered": float(reference.sum() / recipe.reference.sum()), "reference_uptake": level,
-        "pet_maximum": float(suvr[brain].max()),
-        "pet_above_maximum": float((suvr[brain] > recipe.max_suvr).mean()),
-        "pet_below_0": float((suvr[brain] < 0).mean())}
+def say_early_problems(scans: list[RawScan], recipe: Recipe) -> None:
+    """Name the PETs whose frames cannot be averaged, before the first scan is registered."""
+    problems = []
+    for raw in scans:
+        try:
+            if raw.pet:
+                chosen_frames(raw, recipe)
+        except InputError as error:
+            problems.append(f"{raw.id}: {error}")
+    if problems:
+        say("preprocess", "\n  ".join([f"{len(problems)} PETs cannot be used, the others go on:", *problems]))
 
 
 def refuse_unusable(raw: RawScan, measures: dict[str, float], recipe: Recipe) -> None:
@@ -467,11 +511,11 @@ def write_all(raw: RawScan, recipe: Recipe, key: str, volumes: dict[str, np.ndar
         write_sidecar(kind, raw, recipe)
         save_nifti(view, voxels, affine, NOTE)
         preprocessed.link_file(view, in_dataset)
-    outlines = {"template": registration.load_template(recipe.voxel_mm, "brain_mask").numpy() > 0,
-                "white": registration.load_template(recipe.voxel_mm, "wm_template").numpy() > 0,
+    outlines = {"template": registration.template_voxels(recipe.voxel_mm, "brain_mask"),
+                "white": registration.template_voxels(recipe.voxel_mm, "wm_template"),
                 "brain": brain}
     draw_page(recipe.folder / f"{raw.id}.png", raw.id, shown, outlines, measures, recipe.voxel_mm)
     made = {kind: file_digest(recipe.output(kind, raw.id)) for kind in volumes}
     sources = {"mri": str(raw.mri), "pet": str(raw.pet or "")}
-    saved = {"key": key, "volumes": made, "measures": measures, "raw": sources}
+    saved = {"key": key, "volumes": made, "measures": measures, "raw": sources} | describe(raw, recipe)
     write_text(record, json.dumps(saved, indent=2) + "\n")

@@ -27,22 +27,19 @@ LONGEST_NAME = 200       # characters; file systems allow 255, tracer, voxel siz
 KINDS = {"mri": ("anat", "preproc", "T1w"), "pet": ("pet", "suvr", "pet")}   # folder, desc and suffix
 
 
-def entities_of(kind: str, scan_id: str, pet: Path | None, voxel_mm: int) -> dict[str, str]:
-    """Entities of a subject's volume 'mri' or 'pet' in the dataset. pet: the raw PET, whose name may say the
-    tracer."""
-    folder, desc, _ = KINDS[kind]
+def dataset_file(data_dir: Path, kind: str, scan_id: str, tracer: str, space: str, voxel_mm: int) -> Path:
+    """Path of a subject's volume 'mri' or 'pet' in the dataset.
+
+    tracer: of the PET; empty: not known. space: MNI space in which the raw scan lay already; empty: that of
+    the template to which it was registered.
+    """
+    folder, desc, suffix = KINDS[kind]
     entities = {"res": resolution([voxel_mm] * 3)[0]} | derived_entities(scan_id, folder, desc)
-    if kind == "pet" and pet:
-        tracer = re.search(r"_trc-([A-Za-z0-9]+)_", pet.name)
-        if tracer:
-            entities["trc"] = tracer[1]
-    return entities
-
-
-def dataset_file(data_dir: Path, kind: str, scan_id: str, pet: Path | None, voxel_mm: int) -> Path:
-    """Path of a subject's volume 'mri' or 'pet' in the dataset."""
-    folder, _, suffix = KINDS[kind]
-    entities = entities_of(kind, scan_id, pet, voxel_mm)
+    label = re.sub(r"[^A-Za-z0-9]", "", tracer)
+    if kind == "pet" and label:
+        entities["trc"] = label
+    if space:
+        entities["space"] = space
     return home_of(data_dir, entities, folder) / f"{join_name(entities, suffix)}.nii.gz"
 
 
@@ -77,13 +74,15 @@ def write_sidecar(path: Path, content: dict, voxel_mm: int, sources: list[Path],
 
 def describe(kind: str, registration: str, max_suvr: float, fwhm: float) -> dict:
     """What the sidecar of a volume says of it."""
-    registered = {"affine": "affinely", "syn": "affinely and then nonlinearly (SyN)"}[registration]
+    registered = {"affine": "registered affinely to MNI152",
+                  "syn": "registered affinely and then nonlinearly (SyN) to MNI152",
+                  "none": "in MNI space already, brought to this grid through its affine alone"}[registration]
     if kind == "mri":
-        return {"Description": f"T1 MRI of the brain, registered {registered} to MNI152; divided by the "
-                               "99.5th percentile of the brain, clipped to [0, 1], 0 outside the brain."}
+        return {"Description": f"T1 MRI of the brain, {registered}; divided by the 99.5th percentile of the "
+                               "brain, clipped to [0, 1], 0 outside the brain."}
+    moved = registered if registration == "none" else f"to the T1 MRI rigidly, with it {registered}"
     return {"Description": f"Amyloid PET as SUVR divided by {max_suvr:g}, clipped to [0, 1], 0 outside the "
-                           f"brain; times {max_suvr:g} it is the SUVR. Registered rigidly to the T1 MRI and "
-                           f"with it {registered} to MNI152.",
+                           f"brain; times {max_suvr:g} it is the SUVR; {moved}.",
             "Units": f"SUVR divided by {max_suvr:g}", "LargestSUVR": max_suvr, "SmoothingFWHM": fwhm}
 
 

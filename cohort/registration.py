@@ -18,6 +18,7 @@ from scipy.spatial.transform import Rotation
 from skimage.filters import threshold_otsu
 from skimage.metrics import normalized_mutual_information
 
+from cohort.frames import mean_of_frames
 from phantom.anatomy import block_mean, grid_affine
 from utils import InputError
 
@@ -90,15 +91,21 @@ def dilated(mask, mm: float):
 
 
 @lru_cache
-def load_template(voxel_mm: int, what: str = "template"):
-    """The template on the cohort's grid at a voxel size in mm. Downloads nothing.
+def template_voxels(voxel_mm: int, what: str = "template") -> np.ndarray:
+    """The template on the cohort's grid at a voxel size in mm, [X, Y, Z]. Downloads nothing, needs no ANTs.
 
     what: template, its T1; brain_mask; wm_template, the mask of its white matter.
     """
     from nilearn import datasets  # here, because importing it takes seconds
 
     image = block_mean(getattr(datasets, f"load_mni152_{what}")(resolution=1), voxel_mm)
-    return to_ants(image if what == "template" else image >= 0.5, grid_affine(voxel_mm))
+    return image if what == "template" else image >= 0.5
+
+
+@lru_cache
+def load_template(voxel_mm: int, what: str = "template"):
+    """The template as an ANTs image; arguments as in template_voxels."""
+    return to_ants(template_voxels(voxel_mm, what), grid_affine(voxel_mm))
 
 
 # ---------------------------------------------------------------- starts
@@ -315,10 +322,12 @@ def largest_motion(transforms: list[list[str]], brain) -> float:
     return float(np.linalg.norm(np.ptp(moved, axis=0), axis=-1).max())
 
 
-def to_grid(images: list, transforms: list[list[str]], voxel_mm: int) -> np.ndarray:
+def to_grid(images: list, transforms: list[list[str]], voxel_mm: int, durations: list[float] | None = None
+            ) -> np.ndarray:
     """The mean of images on the cohort's grid, each brought there in one linear interpolation.
 
-    transforms: of each image. Returns [X, Y, Z] float32.
+    transforms: of each image. durations: weights of the images, None for the plain mean. Returns [X, Y, Z]
+    float32.
     """
     import ants
 
@@ -326,4 +335,4 @@ def to_grid(images: list, transforms: list[list[str]], voxel_mm: int) -> np.ndar
     moved = []
     for image, files in zip(images, transforms, strict=True):
         moved.append(ants.apply_transforms(grid, image, files).numpy())
-    return np.mean(moved, axis=0, dtype=np.float32)
+    return mean_of_frames(moved, durations)

@@ -15,7 +15,7 @@ from evaluation.status import NEEDS_PET, StatusClassifier, mean_level
 from evaluation.uncertainty import COVERAGE
 from experiment.experiment import RESEARCH_NOTICE
 from imaging.volumes import Grid, save_synthesis
-from newscans.scans import NewScan, describe_grid
+from newscans.scans import NewScan, describe_grid, made_from
 from newscans.trained import Trained
 from runtime.files import make_folder, read_text, write_csv, write_text
 from utils import InputError
@@ -167,7 +167,7 @@ def describe(trained: Trained, scan: NewScan, volume: tuple, row: dict, source: 
                      "LatentSamples": cfg.samples_per_scan, "Label": cfg.label_at_sampling, "Seed": cfg.seed,
                      "Device": trained.networks.device.type},
         "Versions": versions,
-        "MadeFrom": {"mri": source, **trained.made_with},
+        "MadeFrom": {**made_from(scan, source), **trained.made_with},
         "Results": {name: None if value != value else value for name, value in row.items()},
     }
 

@@ -9,14 +9,20 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from skimage.transform import downscale_local_mean
 
+from cohort.bids import read_dataset
+from cohort.bids_files import is_dataset
 from cohort.bids_names import join_name, parse_name
+from cohort.bids_report import say_found
 from cohort.derivative import derived_entities, home_of, resolution
+from cohort.raw_scans import Choices
 from imaging.grids import Crop, Grid, block_affine, resample
 from imaging.headers import read_header
 from imaging.nifti_files import digest_of, is_volume_name, stem_of
+from imaging.regions import read_mask
 from imaging.remarks import Remarks
 from imaging.volumes import RANGE_TOLERANCE, RINGING, read_in_range
 from runtime.files import brief, file_status
+from runtime.logs import say
 from utils import InputError
 
 PREPARES = "python main.py preprocess --raw RAW --data_dir NEW"      # RAW: a whole head -> NEW/whole_MRI
@@ -36,12 +42,14 @@ WHOLE_HEAD = 1.4             # tissue of more than so many MNI brains is that of
 class NewScan:
     """An MRI that has neither PET nor label.
 
-    id: name of its file without suffix. mri: the file. name: of the files written for it, without suffix, a
-    BIDS name.
+    id: name of its file without suffix, of a BIDS dataset subject and session. mri: the file. name: of the
+    files written for it, without suffix, a BIDS name. mask: of its brain, which is cut out; None: the MRI is
+    a brain.
     """
     id: str
     mri: Path
     name: str
+    mask: Path | None = None
 
     @property
     def entities(self) -> dict[str, str]:
@@ -58,12 +66,15 @@ class NewScan:
 
 # ---------------------------------------------------------------- files
 
-def find_scans(mri: Path) -> list[NewScan]:
-    """Find the MRI, or those of a folder, in the order of their names.
+def find_scans(mri: Path, choices: Choices | None = None) -> list[NewScan]:
+    """Find the MRI, or those of a folder or of a BIDS dataset, in the order of their names.
 
+    choices: among the files of a visit of a dataset.
     Hidden files, folders inside the folder, and files written by this stage are left out.
     Raises InputError if there is none, or if names clash, name nothing or are too long.
     """
+    if is_dataset(mri):
+        return find_in_dataset(mri, choices or Choices(mri_only=True))
     if mri.is_dir():
         paths = sorted(path for path in mri.iterdir() if _may_be_mri(path))
         if not paths:
@@ -80,6 +91,29 @@ def find_scans(mri: Path) -> list[NewScan]:
         scans.append(NewScan(stem, path, output_name(stem)))
     if problems := _name_problems(scans):
         raise InputError("\n  ".join([f"{len(problems)} problem(s) with the names in {mri}:", *problems]))
+    return scans
+
+
+def find_in_dataset(root: Path, choices: Choices) -> list[NewScan]:
+    """The T1 MRIs in MNI space of a BIDS derivative, with their brain masks; says what is left out.
+
+    Raises InputError if there is none, as in a raw dataset, or if a visit has several that may be meant.
+    """
+    dataset = read_dataset(root, choices)
+    say_found(dataset, "synth")
+    scans, others = [], []
+    for raw in dataset.scans:
+        if raw.space:
+            scans.append(NewScan(raw.id, raw.mri, output_name(stem_of(raw.mri.name)), raw.mri_mask))
+        else:
+            others.append(raw.mri.name)
+    if not scans:
+        raise InputError(f"{root}: a raw BIDS dataset; its {len(others)} T1 MRIs are as the scanner has "
+                         "them, but must be in MNI space and skull-stripped. "
+                         f"python main.py preprocess --raw {root} --mri_only --data_dir NEW makes such; then "
+                         "--mri NEW/whole_MRI. Outputs of fMRIPrep in space-MNI152* are taken as they are")
+    if others:
+        say("synth", f"{len(others)} T1 MRIs outside MNI space are left out, such as {others[0]}")
     return scans
 
 
@@ -142,6 +176,11 @@ def refuse_place(out: Path, taken: Iterable[Path], taken_below: Iterable[Path]) 
         raise InputError(f"out {out}: MRIs, a cohort or experiments lie there; give a folder of its own")
 
 
+def made_from(scan: NewScan, source: str) -> dict[str, str]:
+    """Checksums of the files of a scan, for its sidecar. source: that of its MRI."""
+    return {"mri": source} | ({"mask": sha256(scan.mask)} if scan.mask else {})
+
+
 def sha256(path: Path) -> str:
     """Checksum of a volume's file, in hexadecimal digits as sha256sum prints it; of a pair, of both files."""
     return digest_of(path, "sha256")
@@ -171,16 +210,20 @@ def header_problem(path: Path) -> str:
     return ""
 
 
-def read_mri(path: Path, percentile: float,
+def read_mri(path: Path, percentile: float, mask: Path | None = None,
              remarks: Remarks | None = None) -> tuple[np.ndarray, np.ndarray, float]:
     """Read voxels [X, Y, Z] in [0, 1], affine [4, 4], axes in RAS order, and the intensity that became 1.
 
+    mask: of the brain, in the same space on any grid; what lies outside becomes 0.
     percentile: in [0, 100]; if any voxel lies outside [0, 1], this percentile of the voxels above 0 becomes
     1; 0: such an MRI is refused. Intensities that interpolation left slightly outside are clipped instead, as
     those of a cohort. remarks: to which it is added what was changed on reading.
     Raises InputError with the reason why an MRI cannot be used.
     """
     voxels, affine = read_in_range(path, remarks)
+    if mask:
+        brain = read_mask(mask, affine, Crop((0, 0, 0), voxels.shape), "brain mask")
+        voxels = np.where(brain, voxels, np.float32(0))
     low, high = float(voxels.min()), float(voxels.max())
     if low == high:
         raise InputError(f"{path}: every voxel is {low:g}")

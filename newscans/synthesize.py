@@ -15,14 +15,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from cohort.bids_files import is_dataset
+from cohort.bids_report import refuse_inside
 from cohort.derivative import refuse_foreign, write_dataset
+from cohort.raw_scans import Choices
 from config import Config
 from dataset import LATENTS
 from experiment.saved import parse_for_experiment
 from imaging.remarks import Remarks
 from model import std_over_samples
 from newscans.outputs import README, TABLE, TITLE, differences_of, measure, write_scan, write_table
-from newscans.scans import (NewScan, complete_names, find_scans, header_problem, onto_crop, place_problem,
+from newscans.scans import (NewScan, complete_names, find_scans, header_problem, made_from, onto_crop,
+                            place_problem,
                             read_mri, refuse_place, sha256)
 from newscans.trained import Trained, load_trained
 from runtime.files import FolderLock, brief, check_place, make_folder, remove_leftovers
@@ -41,13 +45,18 @@ class SynthesisSettings:
     exp: str = setting("",
         "name of the trained experiment; its settings are read from result/<exp>/config.json",
         section="new scans")
-    mri: str = setting("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files")
+    mri: str = setting("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files, or a BIDS "
+                           "derivative such as fMRIPrep's")
     out: str = setting("",
         "folder for their synthetic PETs, beside which nothing else of this project lies; it becomes a BIDS "
         "derivative dataset")
     mri_percentile: float = setting(0.0,
         "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave [0, 1]; "
         "right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)
+    bids_run: int = setting(0, "of a BIDS dataset: number of the run to take where a visit has several "
+                               "T1 MRIs", low=0)
+    bids_choose: tuple[str, ...] = setting((), "of a BIDS dataset: entities that decide where a visit has "
+                                           "several T1 MRIs, such as acq-mprage", empty=True)
     overwrite: bool = setting(False,
         "replace synthetic PETs that are there, but were not made from the same MRI in the same way")
 
@@ -77,7 +86,9 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
     refuse_place(out, (mri if mri.is_dir() else mri.parent, Path(cfg.data_dir), cfg.info_folder),
                  (*cohort, cfg.result_dir.parent))
     refuse_foreign(out)
-    scans = find_scans(mri)
+    if is_dataset(mri):
+        refuse_inside(out, mri, "out")
+    scans = find_scans(mri, Choices(settings.bids_run, settings.bids_choose, mri_only=True))
     problems = _header_problems(scans)
     _refuse_if_none_is_left(scans, problems)
     trained = load_trained(cfg, settings.mri_percentile)
@@ -141,9 +152,8 @@ def _wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out
         if not trained.cfg.save_std:
             files = {name: path for name, path in files.items() if not name.startswith("std")}
         there = [path for path in scan.written(out).values() if path.exists()]
-        differences = (
-            differences_of(files["sidecar"], {"mri": sources[scan.id], **trained.made_with}) if there else []
-        )
+        made_now = {**made_from(scan, sources[scan.id]), **trained.made_with}
+        differences = differences_of(files["sidecar"], made_now) if there else []
         if differences and not overwrite:
             problems.append(f"{there[0]}: {brief('; '.join(differences))}")
         elif differences or not all(path.exists() for path in files.values()):
@@ -167,7 +177,7 @@ def _voxel_problems(scans: list[NewScan], percentile: float, remarks: Remarks) -
     for scan in progress_bar(scans, desc="check", unit="scan"):
         stop_if_requested()
         try:
-            voxels, affine, _ = read_mri(scan.mri, percentile, remarks)
+            voxels, affine, _ = read_mri(scan.mri, percentile, scan.mask, remarks)
             problem = place_problem(voxels, affine)
             if problem:
                 problems[scan.id] = f"{scan.mri}: {problem}"
@@ -216,7 +226,7 @@ def _read_batch(trained: Trained, scans: list[NewScan], sources: dict[str, str],
     batch = {"id": [], "mri": [], "scans": [], "volumes": []}
     for scan in scans:
         try:
-            voxels, affine, ceiling = read_mri(scan.mri, trained.mri_percentile)
+            voxels, affine, ceiling = read_mri(scan.mri, trained.mri_percentile, scan.mask)
             if sha256(scan.mri) != sources[scan.id]:
                 raise InputError(f"{scan.mri}: has changed since it was checked")
         except (InputError, OSError) as error:
