@@ -439,8 +439,8 @@ def test_the_validator_finds_no_error_in_a_cohort_with_its_volumes(near):
         T1.format("s"), SUVR.format("s"), T1.format("037S0001"), SUVR.format("037S0001"),
         f"sub-01/ses-2/anat/sub-01_ses-2_{in_mni}-preproc_T1w.nii.gz",
         f"sub-01/ses-2/pet/sub-01_ses-2_{in_mni}-suvr_pet.nii.gz",
-        f"sub-01/ses-3/anat/sub-01_ses-3_acq-mp_run-1_{in_mni}-preproc_T1w.nii.gz",
-        f"sub-01/ses-3/pet/sub-01_ses-3_run-1_{in_mni}-suvrAcqmp_pet.nii.gz"}
+        f"sub-01/ses-3/anat/sub-01_ses-3_{in_mni}-preproc_T1w.nii.gz",
+        f"sub-01/ses-3/pet/sub-01_ses-3_{in_mni}-suvr_pet.nii.gz"}
 
 
 def test_the_validator_would_find_a_volume_with_a_wrong_name(near):
@@ -503,13 +503,9 @@ def test_sidecars_say_what_a_volume_is_made_from_and_what_its_values_are(near):
         path.parent.mkdir(parents=True)
         shutil.copy(near / ("T1" if folder == "anat" else "PET") / "s.nii.gz", path)
     (home / "dataset_description.json").write_text("{}")
-    raw = preprocess.RawScan("sub-1", home / "sub-1/anat/sub-1_T1w.nii.gz",
-                             home / "sub-1/pet/sub-1_trc-18FFBB_pet.nii.gz")
-    settings = preprocess.PreprocessSettings(image_size=SIZE, pet_max_suvr=5.0, num_workers=0,
-                                             reference_mask=str(near / "cerebellum.nii"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(preprocess, "find_scans", lambda _: [raw])
-        preprocess.preprocess_scans(settings)
+    preprocess.preprocess_scans(preprocess.PreprocessSettings(
+        raw=str(home), image_size=SIZE, pet_max_suvr=5.0, num_workers=0,
+        reference_mask=str(near / "cerebellum.nii")))
     name = SUVR.format("1").replace("sub-1_space", "sub-1_trc-18FFBB_space").replace(".nii.gz", ".json")
     pet = json.loads((Path("data") / name).read_text())
     assert pet["Sources"] == ["bids:raw:sub-1/pet/sub-1_trc-18FFBB_pet.nii.gz",
