@@ -406,7 +406,7 @@ def masks(root) -> dict[str, str]:
     write_volume(root / "cortex.nii.gz", np.pad(np.ones((6, 6, 6), np.uint8), ((8, 8), (16, 5), (8, 8))))
     write_volume(root / "cerebellum.nii.gz", np.pad(np.ones((6, 6, 6), np.uint8), ((8, 8), (5, 16), (8, 8))))
     reorient(root / "cerebellum.nii.gz", "LPS")
-    return {"cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
+    return {"regions": "auto", "cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
 
 
 TRUE_LABEL = {"label_in_training": "true"}                 # of `finished`, which knows no regions
@@ -456,9 +456,9 @@ def test_problems_of_all_masks_are_named_at_once_before_anything_is_written(root
 
 @pytest.mark.parametrize(("settings", "expected"), [
     ({"centiloid_slope": 188.22}, "need the SUVR's own regions: give cortex_mask and reference_mask"),
-    ({"cortex_mask": "cortex.nii.gz", "reference_mask": "cortex.nii.gz"},
+    ({"regions": "auto", "cortex_mask": "cortex.nii.gz", "reference_mask": "cortex.nii.gz"},
      "are the same region, so every SUVR would be 1"),
-    ({"cortex_mask": "cortex.nii.gz"}, "cortex_mask and reference_mask go together"),
+    ({"regions": "auto", "cortex_mask": "cortex.nii.gz"}, "cortex_mask and reference_mask go together"),
     ({"centiloid_intercept": 5.0}, "centiloid_intercept 5.0 needs a centiloid_slope")])
 def test_settings_of_the_uptake_that_mean_nothing_are_refused(root, capsys, settings, expected):
     masks(root)
@@ -678,7 +678,7 @@ def test_a_diverging_training_stops_with_code_3_and_keeps_the_last_checkpoint(pr
 
 def test_the_phantom_goes_through_every_stage_beside_its_oracle(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    phantom = {"phantom_subjects": (4, 2, 4), "phantom_voxel": 8, "data_dir": "data/ph"}
+    phantom = {"phantom_subjects": (4, 2, 4), "phantom_voxel": 8, "regions": "auto", "data_dir": "data/ph"}
     settings = {"exp": "ph"} | phantom | ONE_EPOCH
     assert run(**settings) == 0
     assert "digital phantom, not patient data" in capsys.readouterr().out
