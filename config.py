@@ -690,8 +690,8 @@ def _sampling_misfits(cfg: Config):
         yield (f"zero_terminal_snr needs prediction v or x0 and sampler ddim, not {cfg.prediction} and "
                f"{cfg.sampler}: of pure noise, the noise says nothing about z_0")
     if cfg.label_in_training == "suvr" and not cfg.knows_regions:
-        yield ("label_in_training suvr needs the regions of an SUVR, and regions none gives none; take true, or "
-               "another value of regions")
+        yield ("label_in_training suvr needs the regions of an SUVR, and regions none gives none; take true, "
+               "or another value of regions")
     if cfg.label_in_training == "suvr" and cfg.num_classes != 2:
         yield f"label_in_training suvr needs num_classes 2, not {cfg.num_classes}"
     if cfg.label_at_sampling == "matched" and cfg.label_in_training not in ("suvr", "auto"):
@@ -706,8 +706,8 @@ def _region_misfits(cfg: Config):
         if bool(getattr(cfg, one)) != bool(getattr(cfg, other)):
             yield f"{one} and {other} go together: give both or none"
     if cfg.cortex_mask and cfg.regions != "auto":
-        yield (f"cortex_mask {cfg.cortex_mask} and regions {cfg.regions} both name the regions of the SUVR: give "
-               "one of them (--regions auto takes the masks)")
+        yield (f"cortex_mask {cfg.cortex_mask} and regions {cfg.regions} both name the regions of the SUVR: "
+               "give one of them (--regions auto takes the masks)")
     if cfg.centiloid_intercept and not cfg.centiloid_slope:
         yield f"centiloid_intercept {cfg.centiloid_intercept} needs a centiloid_slope"
 

@@ -27,7 +27,7 @@ from cohort import registration
 from cohort.quality import compare_with_mri, compare_with_template, draw_page, remarks
 from config import Config
 from dataset import ID_PATTERN
-from imaging.regions import read_mask
+from imaging.regions import ABOUT, AUTOMATIC, automatic_regions, read_mask
 from imaging.volumes import Crop, orientation_problem, read_header, read_volume, save_nifti
 from phantom.anatomy import FIELD_OF_VIEW, grid_affine
 from runtime.commandline import parse
@@ -60,7 +60,11 @@ class PreprocessSettings:
                               "whole heads; or one T1 MRI, or a folder of T1 MRIs", section="files")
     data_dir: str = setting("data", "folder of the cohort: its whole_MRI and whole_Abeta are written")
     reference_mask: str = setting("", "NIfTI mask in MNI space, usually the whole cerebellum, by whose "
-                                      "uptake PETs are divided")
+                                      "uptake PETs are divided, or a label image with numbers, such as "
+                                      "aseg.nii.gz:7,8,46,47; empty: as regions says")
+    regions: str = setting("mni", "the whole cerebellum without a reference_mask; mni: a plain one made from "
+                                  "the MNI152 template; centiloid: the Centiloid project's, of the package "
+                                  "amypet (docs/status.md)", choices=AUTOMATIC)
     image_size: tuple[int, int, int] = same(Config, "image_size")
     num_workers: int = setting(2, "subjects at a time, which share the cores; 0: one, in this process", low=0)
     overwrite: bool = setting(False, "replace volumes that are there already")
@@ -153,12 +157,9 @@ def preprocess_scans(cfg: PreprocessSettings) -> None:
     if importlib.util.find_spec("ants") is None:
         raise InputError("preprocess needs ANTs, an extra of this project: "
                          "pip install -r requirements-preprocess.txt")
-    scans, recipe = find_scans(Path(cfg.raw)), make_recipe(cfg)
+    scans = find_scans(Path(cfg.raw))
     pets = sum(raw.pet is not None for raw in scans)
-    if pets and recipe.reference is None:
-        raise InputError(f"{cfg.raw}/PET: PETs are divided by the uptake of a reference region; give it as "
-                         "--reference_mask FILE, a NIfTI mask in MNI space, usually the whole cerebellum. "
-                         f"For the MRIs alone: --raw {Path(cfg.raw) / 'T1'}")
+    recipe = make_recipe(cfg, pets > 0)
     check_place(recipe.data_dir)
     folders = [recipe.folder, recipe.data_dir / OUTPUTS["mri"]]
     if pets:
@@ -213,15 +214,19 @@ def scan_files(paths: Iterable[Path], suffix: str, problems: list[str]) -> dict[
     return dict(sorted(found.items()))
 
 
-def make_recipe(cfg: PreprocessSettings) -> Recipe:
-    """The recipe of the settings, with the reference region on the grid.
+def make_recipe(cfg: PreprocessSettings, has_pets: bool) -> Recipe:
+    """The recipe of the settings, with the reference region on the grid if there are PETs or it is given.
 
     Raises InputError if that mask cannot be used.
     """
-    reference = None
-    if cfg.reference_mask:
+    reference, source = None, cfg.reference_mask
+    if has_pets and not source:
+        source = automatic_regions(cfg.regions)["reference_mask"]
+        say("preprocess", "no --reference_mask is given: PETs are divided by the uptake in the whole "
+                          f"cerebellum of {ABOUT[cfg.regions]}")
+    if source:
         box = Crop((0, 0, 0), cfg.image_size)
-        reference = read_mask(Path(cfg.reference_mask), grid_affine(cfg.voxel_mm), box, "reference_mask")
+        reference = read_mask(source, grid_affine(cfg.voxel_mm), box, "reference_mask")
     return Recipe(Path(cfg.data_dir), cfg.voxel_mm, cfg.registration, cfg.pet_fwhm, cfg.pet_max_suvr,
                   reference, cfg.overwrite)
 

@@ -33,9 +33,8 @@ def mni_regions() -> dict[str, nib.Nifti1Image]:
     from nilearn import datasets  # here, because importing it takes seconds
 
     grey = datasets.load_mni152_gm_template(resolution=1)
-    grey_share, white_share = (
-        np.asarray(image.dataobj, np.float32) for image in (grey, datasets.load_mni152_wm_template(resolution=1))
-    )
+    white = datasets.load_mni152_wm_template(resolution=1)
+    grey_share, white_share = (np.asarray(image.dataobj, np.float32) for image in (grey, white))
     x, y, z = _places(grey)
     cortex = np.zeros(grey.shape, bool)
     for box in CORTEX.values():

@@ -82,8 +82,8 @@ def _above_half(stored: np.ndarray, what: str) -> np.ndarray:
     if len(values) > 2 and np.array_equal(values, values.round()):
         raise InputError(f"{what}: holds {len(values)} different integers; expected two, outside and inside. "
                          "Of a label image give the numbers of the region behind a colon, such as "
-                         "aseg.nii.gz:7,8,46-47 (docs/status.md); further regions of one with a table are given "
-                         "as --regions_image and --regions_table")
+                         "aseg.nii.gz:7,8,46-47 (docs/status.md); further regions of one with a table are "
+                         "given as --regions_image and --regions_table")
     return stored >= 0.5 * stored.max()
 
 
