@@ -122,11 +122,16 @@ def _read_image(path: Path, what: str) -> nib.Nifti1Image:
 
 
 def _onto_crop(image: nib.Nifti1Image, affine: np.ndarray, crop: Crop) -> np.ndarray:
-    """Values of an image of any grid at the centres of the crop's voxels, [D, H, W]; never taken by index."""
+    """Values of an image of any grid at the centres of the crop's voxels, [D, H, W]; never taken by index.
+    0 where it does not reach."""
     from nilearn.image import resample_img
+    from nilearn.image.resampling import BoundingBoxError
 
-    resampled = resample_img(image, target_affine=crop.affine(affine), target_shape=crop.size,
-                             interpolation="nearest", force_resample=True, copy_header=True)
+    try:
+        resampled = resample_img(image, target_affine=crop.affine(affine), target_shape=crop.size,
+                                 interpolation="nearest", force_resample=True, copy_header=True)
+    except BoundingBoxError:                               # all of it lies before the crop
+        return np.zeros(crop.size, image.get_data_dtype())
     return np.asarray(resampled.dataobj)
 
 

@@ -160,7 +160,7 @@ def test_the_command_and_the_losses_of_every_epoch_stand_in_the_log(finished):
 def test_without_regions_the_unet_learns_the_true_label_and_gets_the_predicted_one(finished):
     settings = json.loads((finished / "result" / "a" / "config.json").read_text())["settings"]
     assert (settings["label_in_training"], settings["label_at_sampling"]) == ("true", "mixed")
-    said = "the settings name no regions (cortex_mask, reference_mask): the UNet is trained with the true label"
+    said = "the settings name no regions (cortex_mask, reference_mask): the UNet is trained with label_in_training true"
     assert (finished / "result" / "a" / "run.log").read_text().count(said) == 1
     labels = load_checkpoint(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["metadata"]["soft_labels"]
     assert labels.tolist() == [[1, 0], [0, 1]] * 4         # of the training list, then of the validation list
@@ -455,7 +455,7 @@ def test_problems_of_all_masks_are_named_at_once_before_anything_is_written(root
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
-    ({"centiloid_slope": 188.22}, "need the SUVR's own regions: give cortex_mask and reference_mask"),
+    ({"centiloid_slope": 188.22}, "need the regions of the SUVR: give cortex_mask and reference_mask"),
     ({"regions": "auto", "cortex_mask": "cortex.nii.gz", "reference_mask": "cortex.nii.gz"},
      "are the same region, so every SUVR would be 1"),
     ({"regions": "auto", "cortex_mask": "cortex.nii.gz"}, "cortex_mask and reference_mask go together"),
