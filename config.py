@@ -387,7 +387,8 @@ class Config:
     label_in_training: str = setting("auto",
         "label that the UNet is trained with; suvr: where the SUVR of the subject's own PET lies between the "
         "means of the labels; true: the label; none: an ablation; auto: suvr if the regions of the SUVR are "
-        "known (cortex_mask, or a phantom), else true", affects=(*LDM, *LABELLED),
+        "given (cortex_mask, or a phantom), or if the SUVR of automatic ones tells the labels of the training "
+        "list apart (AUC 0.85), else true", affects=(*LDM, *LABELLED),
         choices=("auto", "suvr", "true", "none"), published="true")
     shuffle_labels: bool = setting(False,
         "a null control: the labels of the training list change places at random before stage 2, and before "
@@ -463,10 +464,16 @@ class Config:
         affects=NEW_SCANS)
 
     cortex_mask: str = setting("",
-        "NIfTI mask of the cortical target of the SUVR, any grid of the same space; empty: no SUVR, but a "
-        "phantom brings its own", section="scores, tables and report of the test list", affects=SCORES)
+        "NIfTI mask of the cortical target of the SUVR, any grid of the same space, or a label image with "
+        "numbers, such as aparc.nii.gz:1003,1006-1009; empty: as regions says",
+        section="scores, tables and report of the test list", affects=SCORES)
     reference_mask: str = setting("",
-        "NIfTI mask of the reference region of the SUVR, usually the whole cerebellum", affects=SCORES)
+        "NIfTI mask of the reference region of the SUVR, usually the whole cerebellum, or numbers, such as "
+        "aseg.nii.gz:7,8,46,47", affects=SCORES)
+    regions: str = setting("auto",
+        "regions of the SUVR without these two; centiloid: the Centiloid project's, of the package amypet "
+        "(docs/status.md); mni: plain ones made from the MNI152 template; none: no SUVR; auto: a phantom's "
+        "own, else mni", affects=("scores",), choices=("auto", "centiloid", "mni", "none"))
     regions_image: str = setting("",
         "NIfTI label image of further regions whose SUVR is measured", affects=NEW_SCANS)
     regions_table: str = setting("",
@@ -497,12 +504,13 @@ class Config:
             object.__setattr__(self, "baselines", BASELINES)
 
     def _resolve_labels(self) -> None:
-        """Put the labels that are meant in the place of auto, so that all that is saved says what was
-        done."""
-        if self.label_in_training == "auto":
-            object.__setattr__(self, "label_in_training",
-                               "suvr" if self.knows_regions and self.num_classes == 2 else "true")
-        if self.label_at_sampling == "auto":
+        """Put the labels that are meant in the place of auto, so that all that is saved says what was done.
+        With automatic regions the cohort decides, later (experiment/automatic.py)."""
+        if self.label_in_training == "auto" and not (self.knows_regions and self.num_classes == 2):
+            object.__setattr__(self, "label_in_training", "true")
+        elif self.label_in_training == "auto" and not self.has_automatic_regions:
+            object.__setattr__(self, "label_in_training", "suvr")
+        if self.label_at_sampling == "auto" and self.label_in_training != "auto":
             meant = {"suvr": "matched", "true": "mixed", "none": "none"}[self.label_in_training]
             object.__setattr__(self, "label_at_sampling", meant)
 
@@ -528,8 +536,14 @@ class Config:
 
     @property
     def knows_regions(self) -> bool:
-        """Whether an SUVR can be measured."""
-        return bool(self.cortex_mask) or self.is_phantom
+        """Whether an SUVR is to be measured."""
+        return bool(self.cortex_mask) or self.regions != "none"
+
+    @property
+    def has_automatic_regions(self) -> bool:
+        """Whether the regions of the SUVR are neither the user's own nor a phantom's."""
+        is_given = bool(self.cortex_mask) or (self.regions == "auto" and self.is_phantom)
+        return self.knows_regions and not is_given
 
     @property
     def predicts_label(self) -> bool:
@@ -603,12 +617,13 @@ class Config:
         return json.dumps({"settings": settings, "versions": versions}, indent=2) + "\n"
 
 
-def with_systems(saved: dict) -> dict:
-    """Settings as JSON saved them, with the defaults of the compared systems and of latent_dir where they
-    were saved before there were any."""
+def with_later_settings(saved: dict) -> dict:
+    """Settings as JSON saved them, with those that came later as they were before: the compared systems,
+    latent_dir, and no SUVR without masks."""
     added = (*SYSTEMS, "latent_dir")
     defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in added}
-    return defaults | saved
+    knew_regions = saved.get("cortex_mask") or any(saved.get("phantom_subjects", ()))
+    return defaults | {"regions": "auto" if knew_regions else "none"} | saved
 
 
 # ---------------------------------------------------------------- values that are in range one by one, but do
@@ -682,10 +697,11 @@ def _sampling_misfits(cfg: Config):
         yield (f"zero_terminal_snr needs prediction v or x0 and sampler ddim, not {cfg.prediction} and "
                f"{cfg.sampler}: of pure noise, the noise says nothing about z_0")
     if cfg.label_in_training == "suvr" and not cfg.knows_regions:
-        yield "label_in_training suvr needs a cortex_mask and a reference_mask; without them take true"
+        yield ("label_in_training suvr needs the regions of an SUVR, and regions none gives none; take true, "
+               "or another value of regions")
     if cfg.label_in_training == "suvr" and cfg.num_classes != 2:
         yield f"label_in_training suvr needs num_classes 2, not {cfg.num_classes}"
-    if cfg.label_at_sampling == "matched" and cfg.label_in_training != "suvr":
+    if cfg.label_at_sampling == "matched" and cfg.label_in_training not in ("suvr", "auto"):
         yield f"label_at_sampling matched needs label_in_training suvr, not {cfg.label_in_training}"
     if cfg.label_in_training == "none" and cfg.predicts_label:
         yield (f"label_at_sampling {cfg.label_at_sampling} needs a UNet that was trained with labels, not "
@@ -696,6 +712,9 @@ def _region_misfits(cfg: Config):
     for one, other in (("cortex_mask", "reference_mask"), ("regions_image", "regions_table")):
         if bool(getattr(cfg, one)) != bool(getattr(cfg, other)):
             yield f"{one} and {other} go together: give both or none"
+    if cfg.cortex_mask and cfg.regions != "auto":
+        yield (f"cortex_mask {cfg.cortex_mask} and regions {cfg.regions} both name the regions of the SUVR: "
+               "give one of them (--regions auto takes the masks)")
     if cfg.centiloid_intercept and not cfg.centiloid_slope:
         yield f"centiloid_intercept {cfg.centiloid_intercept} needs a centiloid_slope"
 

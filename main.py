@@ -269,8 +269,9 @@ STAGES = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "baselines": tra
           "report": report, "tables": tables}  # after the check of the cohort, in this order
 
 # First word after main.py -> the module whose main() has settings of its own.
-WORDS = {"preprocess": "cohort.preprocess", "prepare": "cohort.prepare", "synthesize": "newscans.synthesize",
-         "sweep": "studies.sweep", "study": "studies.repairs", "benchmark": "studies.benchmark"}
+WORDS = {"preprocess": "cohort.preprocess", "prepare": "cohort.prepare", "calibrate": "cohort.calibrate",
+         "synthesize": "newscans.synthesize", "sweep": "studies.sweep", "study": "studies.repairs",
+         "benchmark": "studies.benchmark"}
 ABOUT = ("IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes "
          "result/<exp>/. Running the same command again continues where it stopped. With settings of their "
          f"own: main.py {', '.join(WORDS)}.")

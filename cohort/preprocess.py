@@ -37,8 +37,8 @@ from cohort.quality import compare_with_mri, draw_page, remarks
 from cohort.raw_scans import Choices, RawScan, find_plain, refuse_mixed_levels
 from cohort.tracers import find_tracer
 from config import Config
-from imaging.regions import read_mask
 from imaging.nifti_files import digest_of
+from imaging.regions import ABOUT, AUTOMATIC, automatic_regions, read_mask
 from imaging.remarks import Remarks
 from imaging.volumes import Crop, read_header, read_volume, save_nifti
 from phantom.anatomy import FIELD_OF_VIEW, grid_affine
@@ -71,7 +71,11 @@ class PreprocessSettings:
     data_dir: str = setting("data", "folder of the cohort: its whole_MRI and whole_Abeta are written; it "
                            "becomes a BIDS derivative dataset")
     reference_mask: str = setting("", "NIfTI mask in MNI space, usually the whole cerebellum, by whose "
-                                      "uptake PETs are divided")
+                                      "uptake PETs are divided, or a label image with numbers, such as "
+                                      "aseg.nii.gz:7,8,46,47; empty: as regions says")
+    regions: str = setting("mni", "the whole cerebellum without a reference_mask; mni: a plain one made from "
+                                  "the MNI152 template; centiloid: the Centiloid project's, of the package "
+                                  "amypet (docs/status.md)", choices=AUTOMATIC)
     image_size: tuple[int, int, int] = same(Config, "image_size")
     num_workers: int = setting(2, "subjects at a time, which share the cores; 0: one, in this process", low=0)
     overwrite: bool = setting(False, "replace volumes that are there already")
@@ -215,16 +219,12 @@ def preprocess_scans(cfg: PreprocessSettings) -> None:
     Goes on after one that fails, and raises InputError at the end that lists all of these.
     """
     scans, left_out = find_scans(cfg)
-    recipe = make_recipe(cfg)
+    pets = sum(raw.pet is not None for raw in scans)
+    recipe = make_recipe(cfg, pets > 0)
     if importlib.util.find_spec("ants") is None and not all(raw.space for raw in scans):
         raise InputError("preprocess needs ANTs, an extra of this project: "
                          "pip install -r requirements-preprocess.txt")
     preprocessed.refuse_names([raw.id for raw in scans])
-    pets = sum(raw.pet is not None for raw in scans)
-    if pets and recipe.reference is None:
-        raise InputError(f"{cfg.raw}: PETs are divided by the uptake of a reference region; give it as "
-                         "--reference_mask FILE, a NIfTI mask in MNI space, usually the whole cerebellum. "
-                         "For the MRIs alone: --mri_only true")
     check_place(recipe.data_dir)
     refuse_foreign(recipe.data_dir)
     folders = [recipe.folder, recipe.data_dir / OUTPUTS["mri"]]
@@ -266,15 +266,19 @@ def find_scans(cfg: PreprocessSettings) -> tuple[list[RawScan], list[dict] | Non
     return scans, left_out
 
 
-def make_recipe(cfg: PreprocessSettings) -> Recipe:
-    """The recipe of the settings, with the reference region on the grid.
+def make_recipe(cfg: PreprocessSettings, has_pets: bool) -> Recipe:
+    """The recipe of the settings, with the reference region on the grid if there are PETs or it is given.
 
     Raises InputError if that mask cannot be used.
     """
-    reference = None
-    if cfg.reference_mask:
+    reference, source = None, cfg.reference_mask
+    if has_pets and not source:
+        source = automatic_regions(cfg.regions)["reference_mask"]
+        say("preprocess", "no --reference_mask is given: PETs are divided by the uptake in the whole "
+                          f"cerebellum of {ABOUT[cfg.regions]}")
+    if source:
         box = Crop((0, 0, 0), cfg.image_size)
-        reference = read_mask(Path(cfg.reference_mask), grid_affine(cfg.voxel_mm), box, "reference_mask")
+        reference = read_mask(source, grid_affine(cfg.voxel_mm), box, "reference_mask")
     return Recipe(Path(cfg.data_dir), cfg.voxel_mm, cfg.registration, cfg.pet_fwhm, cfg.pet_max_suvr,
                   reference, cfg.overwrite, cfg.pet_window if cfg.has_window else None, cfg.pet_frames)
 

@@ -3,6 +3,7 @@ docs/settings.md. A group of settings, such as pix2pix, has a section of its own
 import dataclasses
 from pathlib import Path
 
+from cohort.calibrate import CalibrateSettings
 from cohort.prepare import PrepareSettings
 from cohort.preprocess import PreprocessSettings
 from config import Config
@@ -13,7 +14,7 @@ from studies.sweep import SweepSettings
 PAGE = Path(__file__).with_suffix(".md")
 TOOLS = {"python main.py": Config, "python main.py synthesize": SynthesisSettings,
          "python main.py sweep": SweepSettings, "python main.py prepare": PrepareSettings,
-         "python main.py preprocess": PreprocessSettings}
+         "python main.py preprocess": PreprocessSettings, "python main.py calibrate": CalibrateSettings}
 
 
 def page() -> str:

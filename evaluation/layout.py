@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.tables import CAPTIONS, Table
+from imaging.regions import ABOUT
 from runtime.files import make_folder, write_csv, write_text
 
 LEVEL = 0.05                                               # of significance, after Holm's correction
@@ -36,6 +37,8 @@ def describe_section(section: str) -> str:
     regions = ""
     if of["cortex_mask"]:
         regions = f"; cortex: {of['cortex_mask']}, reference: {of['reference_mask']}"
+    elif "regions" in of:
+        regions = f"; cortex and cerebellum: {ABOUT[of['regions']]}"
     elif of["phantom"]:
         regions = "; cortex and cerebellum: the phantom's own"
     if of["centiloid_slope"]:

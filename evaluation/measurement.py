@@ -9,7 +9,7 @@ import torch
 from nibabel.affines import voxel_sizes
 from torch import Tensor
 
-from imaging.regions import COVERED, Regions, read_labels, read_mask, share_inside
+from imaging.regions import ABOUT, COVERED, MaskSource, Regions, read_labels, read_mask, share_inside
 from imaging.volumes import Crop
 from labels.linear import pool_volume, pool_width
 from utils import InputError, score_volume
@@ -19,14 +19,26 @@ from utils import InputError, score_volume
 class MaskFiles:
     """Where the masks lie, as the settings name them; empty paths for what is not given.
 
-    regions: setting -> file, of the SUVR's cortex_mask and reference_mask, or none. centiloid: slope and
-    intercept, or None.
+    regions: setting -> source (imaging/regions.py:read_mask), of the SUVR's cortex_mask and reference_mask,
+    or none. centiloid: slope and intercept, or None. kind: of the regions, as the setting `regions` names
+    them, "own" for the user's, "phantom" for a phantom's, "none".
     """
     brain_mask: str
-    regions: dict[str, Path]
+    regions: dict[str, MaskSource]
     regions_image: str = ""
     regions_table: str = ""
     centiloid: tuple[float, float] | None = None
+    kind: str = "none"
+
+    def about_regions(self) -> str:
+        """In which regions the SUVR is measured, for a note; empty if in none."""
+        if self.kind == "own":
+            return f"{self.regions['cortex_mask']} over {self.regions['reference_mask']}"
+        return "the phantom's own regions" if self.kind == "phantom" else ABOUT.get(self.kind, "")
+
+    def named(self, setting: str) -> str:
+        """A region of the SUVR by its setting, with its file or its origin."""
+        return f"{setting} {f'of {ABOUT[self.kind]}' if self.kind in ABOUT else self.regions[setting]}"
 
 
 @dataclass(frozen=True)
@@ -64,8 +76,8 @@ class Measurement:
             named = attempt(read_labels, Path(files.regions_image), Path(files.regions_table), affine, crop)
         voxel_mm = float(np.mean(voxel_sizes(affine)))
         if not masks and (files.regions_image or files.centiloid):
-            problems.append("regions_image and centiloid_slope need the SUVR's own regions: give "
-                            "cortex_mask and reference_mask")
+            problems.append("regions_image and centiloid_slope need the regions of the SUVR: give "
+                            "cortex_mask and reference_mask, or another value of regions than none")
         if masks and all(mask is not None for mask in masks) and np.array_equal(*masks):
             problems.append("cortex_mask and reference_mask are the same region, so every SUVR would be 1")
         pool = pool_width(voxel_mm)
@@ -146,12 +158,12 @@ class Measurement:
         if not self.files.regions:
             return [
                 "no SUVR: give --cortex_mask FILE and --reference_mask FILE, NIfTI masks on any grid of the "
-                "cohort's space (docs/status.md)"
+                "cohort's space, or --regions mni (docs/status.md)"
             ]
         remarks = []
-        for name, path in self.files.regions.items():
-            share = share_inside(path, affine, crop)
+        for name, source in self.files.regions.items():
+            share = share_inside(source, affine, crop)
             if share < COVERED:
-                remarks.append(f"{name} {path}: {1 - share:.0%} of it lies outside the crop and is left out, "
-                               "in real and synthetic PET")
+                remarks.append(f"{self.files.named(name)}: {1 - share:.0%} of it lies outside the crop and is "
+                               "left out, in real and synthetic PET")
         return remarks

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from config import Config, with_systems
+from config import Config, with_later_settings
 from runtime.files import write_csv, write_text
 from runtime.logs import readable
 from utils import InputError
@@ -101,7 +101,7 @@ def _read_index(folder: Path) -> dict:
         digest = index.pop("digest")
         if digest != _digest(json.dumps(index).encode()):
             raise ValueError("its digest is another")
-        index["settings"] = with_systems(index["settings"])
+        index["settings"] = with_later_settings(index["settings"])
         found, settings = index["format"], index["settings"].keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not there, damaged or changed; {_remedy(folder)}") from error

@@ -28,6 +28,7 @@ from evaluation.values import (
     uptake_values,
     value_p,
 )
+from imaging.regions import ABOUT
 from utils import METRICS
 
 COMPARED = (*BASELINES, "ddpm_mean")                       # of a run that trained them
@@ -169,6 +170,8 @@ def _section(group: list[Run]) -> str:
     if any(section["phantom_subjects"]):                   # another folder may hold the same simulation
         section |= {"data_dir": "", "info_dir": ""}
     section["phantom"], section["masks"] = metadata["phantom"], metadata["masks"]
+    if metadata["settings"]["regions"] in ABOUT:           # own masks and a phantom's are known without it
+        section["regions"] = metadata["settings"]["regions"]
     section["lists"] = sorted({_lists(run) for run in group})
     return json.dumps(section, sort_keys=True)
 

@@ -1,4 +1,5 @@
 """An experiment: settings, a checked cohort, the device, and what the stages share of them."""
+import copy
 import math
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from experiment.networks import (CHECKPOINT, LatentSampler, Networks, build_aae,
                                  build_discriminator, build_unet, checkpoint_name)
 from experiment.survey import Survey, load_survey, make_survey, save_survey, survey_key
 from imaging.cache import VolumeCache
+from imaging.regions import AUTOMATIC, automatic_regions
 from labels.ridge import LabelPredictor
 from model import AAE, Synthesizer
 from runtime.checkpoints import StageRun, check_settings, load_checkpoint, tensor_bytes
@@ -28,14 +30,31 @@ PHANTOM_NOTICE = "digital phantom, not patient data"
 RESEARCH_NOTICE = "research only, not for clinical use"
 
 
+def region_kind(cfg: Config) -> str:
+    """In which regions the SUVR is measured: own (masks of the user), phantom, centiloid, mni or none."""
+    if cfg.cortex_mask:
+        return "own"
+    if cfg.regions != "auto":
+        return cfg.regions
+    if is_phantom(cfg.data_dir):
+        return "phantom"
+    return "none" if cfg.is_phantom else "mni"             # none: a phantom whose folder is gone
+
+
 def mask_files(cfg: Config) -> MaskFiles:
-    """The masks that the settings name; a phantom brings its regions along."""
-    regions, truth = {}, Path(cfg.data_dir) / "truth"
-    if cfg.cortex_mask or is_phantom(cfg.data_dir):
-        regions = {"cortex_mask": Path(cfg.cortex_mask or truth / "cortex.nii.gz"),
-                   "reference_mask": Path(cfg.reference_mask or truth / "cerebellum.nii.gz")}
+    """The masks that the settings name; a phantom brings its regions along.
+
+    Raises InputError if automatic regions cannot be had.
+    """
+    kind, truth = region_kind(cfg), Path(cfg.data_dir) / "truth"
+    if kind == "own":
+        regions = {"cortex_mask": cfg.cortex_mask, "reference_mask": cfg.reference_mask}
+    elif kind == "phantom":
+        regions = {"cortex_mask": truth / "cortex.nii.gz", "reference_mask": truth / "cerebellum.nii.gz"}
+    else:
+        regions = automatic_regions(kind) if kind in AUTOMATIC else {}
     centiloid = (cfg.centiloid_slope, cfg.centiloid_intercept) if cfg.centiloid_slope else None
-    return MaskFiles(cfg.brain_mask, regions, cfg.regions_image, cfg.regions_table, centiloid)
+    return MaskFiles(cfg.brain_mask, regions, cfg.regions_image, cfg.regions_table, centiloid, kind)
 
 
 def is_phantom(data_dir: str) -> bool:
@@ -78,6 +97,13 @@ class Experiment:
             say("check", remark)
         self._survey: Survey | None = None
         self.trained_epochs: dict[str, int] = {}           # of the checkpoints that are there, by stage
+
+    def with_settings(self, cfg: Config) -> "Experiment":
+        """The same experiment with other regions or labels, and with the volumes that are cached already."""
+        changed = copy.copy(self)
+        changed.cfg, changed.networks = cfg, Networks(cfg, self.device)
+        changed.measurement = Measurement.read(mask_files(cfg), self.cohort.affine, self.crop)
+        return changed
 
     # ------------------------------------------------------------ volumes and latents
 
@@ -226,8 +252,10 @@ class Experiment:
     def scores_note(self, n: int) -> str:
         """What every score of this experiment has to be read with."""
         mask = self.cfg.brain_mask or "MNI152 mask of nilearn"
+        regions = self.measurement.files.about_regions()
+        suvr = f"SUVR: {regions}; " if regions else ""
         return (f"{n} subjects ({self.notice}); box of {'x'.join(map(str, self.cfg.volume_size))} voxels, "
-                f"brain: {mask}; data range 1, SSIM window 7, seed {self.cfg.seed}")
+                f"brain: {mask}; {suvr}data range 1, SSIM window 7, seed {self.cfg.seed}")
 
     def identity(self) -> dict[str, str | dict]:
         """What results must share to be compared: digests of the test list, of the lists of training, and of

@@ -250,8 +250,8 @@ class LatentSampler:
         """Raise InputError if an SUVR is to be corrected in other regions than the denoiser was trained with."""
         if self.predictor.regions and self.predictor.regions != self.measurement.region_key():
             raise InputError("label_at_sampling matched: this denoiser was trained with the SUVR of other regions "
-                             "than those of cortex_mask and reference_mask; give the masks of its training, or "
-                             "--label_at_sampling mixed")
+                             "than those of these settings; give the masks or the --regions of its training, "
+                             "or --label_at_sampling mixed")
 
     @property
     def evaluations(self) -> int:

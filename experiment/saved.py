@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TypeVar
 
-from config import ALL, Config, with_systems
+from config import ALL, Config, with_later_settings
 from experiment.networks import CHECKPOINT
 from runtime.commandline import build, given, leave
 
@@ -40,7 +40,7 @@ def read_settings(exp: str) -> dict:
     of another version."""
     path = Path("result") / exp / "config.json"
     try:
-        saved = with_systems(json.loads(path.read_text())["settings"])
+        saved = with_later_settings(json.loads(path.read_text())["settings"])
         settings = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         trained = ", ".join(trained_experiments()) or "none"

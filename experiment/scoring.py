@@ -102,8 +102,8 @@ def read_real(exp: Experiment, survey: Survey) -> dict[str, pd.DataFrame]:
         for table in real.values():
             without = table.loc[~np.isfinite(table["SUVR"]), "ID"]
             if len(without):
-                raise InputError(f"reference_mask {measurement.files.regions['reference_mask']}: no uptake "
-                                 f"in it in the PET of {', '.join(without)}")
+                raise InputError(f"{measurement.files.named('reference_mask')}: no uptake in it in the PET of "
+                                 f"{', '.join(without)}")
     scans = [scan for split in SPLITS for scan in getattr(cohort, split)]
     demographics, why_not = read_demographics(exp.cfg.info_folder, scans)
     if demographics is None:

@@ -16,6 +16,7 @@ from config import BASELINES, PRESETS, Config
 from dataset import Cohort, Scan, check_cohort, read_demographics
 from evaluation.results import INDEX, forget_run, load_run, load_runs
 from evaluation.scores import Predict, best_median_worst, evaluate
+from experiment.automatic import settle_label, settle_regions
 from experiment.experiment import PHANTOM_NOTICE, Experiment, latents_folder
 from experiment.scoring import COMPARISON, COST
 from imaging.cache import check_temporary_folder
@@ -59,7 +60,9 @@ def _run(cfg: Config, argv: list[str], stages: dict[str, Stage]) -> int | None:
             return None
         lock = FolderLock(cfg.result_dir) if is_rank_0() else nullcontext()
         with lock:
-            exp = Experiment(cfg, from_rank_0(check, cfg), device, shlex.join(["python", "main.py", *argv]))
+            cohort = from_rank_0(check, cfg)
+            cfg = from_rank_0(settle_regions, cfg, cohort)
+            exp = settle_label(Experiment(cfg, cohort, device, shlex.join(["python", "main.py", *argv])))
             from_rank_0(_begin, exp, lock)
             for name in stages:
                 if name in cfg.stages:
@@ -116,7 +119,7 @@ def _check_latents_folder(cfg: Config) -> None:
 def _check_and_tables(cfg: Config) -> None:
     if "check" in cfg.stages:
         with naming("check"):
-            check(cfg)
+            settle_regions(cfg, check(cfg))
     if "tables" in cfg.stages:
         with naming("tables"):
             make_all_tables(cfg)
@@ -137,10 +140,6 @@ def check(cfg: Config) -> Cohort:
                           least_of_each_label=cfg.least_of_each_label)
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
-    if cfg.predicts_label and not cfg.knows_regions:
-        say("check", "the settings name no regions (cortex_mask, reference_mask): the UNet is trained with "
-                     "the true label and sampled with the one predicted from the MRI (label_in_training "
-                     "true, label_at_sampling mixed)")
     return cohort
 
 

@@ -112,6 +112,6 @@ def _suvr_of(exp: Experiment, survey: Survey) -> np.ndarray:
     suvr = survey.of(scans)["SUVR"].to_numpy()
     without = [scan.id for scan, value in zip(scans, suvr, strict=True) if not np.isfinite(value)]
     if without:
-        raise InputError("label_in_training suvr: no uptake in the reference_mask in the PET of "
+        raise InputError("label_in_training suvr: no uptake in the reference region in the PET of "
                          f"{', '.join(without)}")
     return suvr

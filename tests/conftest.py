@@ -21,7 +21,7 @@ TINY = {
     "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 8), "aae_epochs": 2, "aae_lr": 1e-3,
     "unet_channels": 8, "unet_mults": (1, 2), "unet_res_blocks": 1, "unet_norm_groups": 4, "ldm_epochs": 2,
     "ldm_lr": 1e-3, "timesteps": 20, "ema_start": 2, "ema_decay": 0.5, "validation_steps": 2,
-    "sampling_steps": 3, "samples_per_scan": 2, "bootstrap_resamples": 100,
+    "sampling_steps": 3, "samples_per_scan": 2, "bootstrap_resamples": 100, "regions": "none",
 }
 TINY_SYSTEMS = {                                           # the compared systems on these volumes
     "pix2pix.downs": 2, "pix2pix.width": 4, "pix2pix.dropout_blocks": 1, "pix2pix.disc_width": 4,

@@ -31,7 +31,7 @@ from runtime.checkpoints import load_checkpoint
 from runtime.failures import explain
 
 PLAIN = tuple(name for name in REGRESSIONS if name not in LABELLED)
-SMALL = TINY | {"exp": "a", "regression_channels": 4, "cortex_mask": "cortex.nii.gz",
+SMALL = TINY | {"exp": "a", "regression_channels": 4, "regions": "auto", "cortex_mask": "cortex.nii.gz",
                 "reference_mask": "cerebellum.nii.gz"}
 FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in REGRESSIONS for last in ("", "_last")]
 OF_THE_STAGES = [f"CHECKPOINT_{name}.pth.tar" for name in ("AAE", "AAE_last", "Unet", "Unet_last")]

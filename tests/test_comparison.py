@@ -23,7 +23,7 @@ from studies.comparison_table import NAMES, make_table, to_markdown
 from studies.running import SEEDS
 from utils import METRICS
 
-PHANTOM = {"phantom_voxel": 8, "phantom_subjects": (8, 4, 6), "image_size": (22, 27, 22),
+PHANTOM = {"regions": "auto", "phantom_voxel": 8, "phantom_subjects": (8, 4, 6), "image_size": (22, 27, 22),
            "timesteps": 60, "validation_every": 1} | TINY_SYSTEMS
 SHORT = ["--aae_epochs", "1", "--ldm_epochs", "3"]
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 import main
-from config import BENCHMARK, DEMO, PRESETS, PUBLISHED, SYSTEMS, Config, Pix2PixSettings, ResvitSettings
+from config import (BENCHMARK, DEMO, PRESETS, PUBLISHED, SYSTEMS, Config, Pix2PixSettings, ResvitSettings,
+                    with_later_settings)
 from conftest import arguments
 from runtime.commandline import build, parse
 from runtime.settings import is_group, options
@@ -61,9 +62,9 @@ def test_defaults_are_the_sizes_of_the_paper():
     assert (cfg.exp, cfg.downscale, cfg.latent_size) == ("default", 4, (40, 48, 40))
 
 
-def test_there_are_at_most_81_settings():
+def test_there_are_at_most_83_settings():
     of_the_project = [field for field in dataclasses.fields(Config) if not is_group(field)]
-    assert len(of_the_project) <= 81                       # those of the compared systems are their authors'
+    assert len(of_the_project) <= 83                       # those of the compared systems are their authors'
 
 
 @pytest.mark.parametrize("more",
@@ -120,7 +121,7 @@ def test_the_lists_of_a_phantom_lie_beside_its_volumes():
 # ---------------------------------------------------------------- labels that depend on the cohort
 
 @pytest.mark.parametrize(("settings", "in_training", "at_sampling"), [
-    ({}, "true", "mixed"),
+    ({"regions": "none"}, "true", "mixed"),
     (REGIONS, "suvr", "matched"),
     (PRESETS["demo"], "suvr", "matched"),
     (REGIONS | {"num_classes": 3}, "true", "mixed"),
@@ -137,6 +138,23 @@ def test_labels_are_chosen_by_what_is_known_of_the_cohort_and_saved_as_chosen(se
     assert (saved["label_in_training"], saved["label_at_sampling"]) == (in_training, at_sampling)
     assert cfg.settings_of("ldm")["label_in_training"] == in_training
     assert Config(**settings | {"label_in_training": in_training, "label_at_sampling": at_sampling}) == cfg
+
+
+@pytest.mark.parametrize("settings", [
+    {}, {"regions": "mni"}, {"regions": "centiloid"}, PRESETS["demo"] | {"regions": "mni"},
+    {"label_at_sampling": "matched"}, {"label_at_sampling": "none"}])
+def test_with_automatic_regions_the_label_waits_for_the_cohort(settings):
+    cfg = Config(**settings)
+    assert cfg.has_automatic_regions
+    assert cfg.label_in_training == "auto"
+    settled = dataclasses.replace(cfg, label_in_training="suvr")
+    assert settled.label_at_sampling == settings.get("label_at_sampling", "matched")
+
+
+@pytest.mark.parametrize(("saved", "regions"), [
+    ({}, "none"), (REGIONS, "auto"), ({"phantom_subjects": [4, 2, 2]}, "auto"), ({"regions": "mni"}, "mni")])
+def test_settings_that_were_saved_before_there_were_automatic_regions_stay_what_they_were(saved, regions):
+    assert with_later_settings(saved)["regions"] == regions
 
 
 # ---------------------------------------------------------------- the command line
@@ -233,8 +251,15 @@ def test_a_switch_is_given_with_or_without_a_word():
     (["--zero_terminal_snr", "true", "--prediction", "eps"],
      "zero_terminal_snr needs prediction v or x0 and sampler ddim"),
     (["--save_std", "--samples_per_scan", "1"], "save_std needs samples_per_scan of at least 2"),
-    (["--label_in_training", "suvr"], "label_in_training suvr needs a cortex_mask and a reference_mask"),
-    (["--label_at_sampling", "matched"], "label_at_sampling matched needs label_in_training suvr, not true"),
+    (["--label_in_training", "suvr", "--regions", "none"],
+     "label_in_training suvr needs the regions of an SUVR"),
+    (["--label_at_sampling", "matched", "--regions", "none"],
+     "label_at_sampling matched needs label_in_training suvr, not true"),
+    (["--cortex_mask", "a", "--reference_mask", "b", "--regions", "mni"],
+     "both name the regions of the SUVR"),
+    (["--cortex_mask", "a", "--reference_mask", "b", "--regions", "none"],
+     "both name the regions of the SUVR"),
+    (["--regions", "own"], "regions 'own' must be one of auto, centiloid, mni, none"),
     (["--label_in_training", "none", "--label_at_sampling", "mixed"],
      "label_at_sampling mixed needs a UNet that was trained with labels"),
     (["--cortex_mask", "a.nii.gz"], "cortex_mask and reference_mask go together"),
@@ -333,7 +358,7 @@ def test_what_is_bound_equals_itself_after_a_way_through_json():
 
 
 @pytest.mark.parametrize(("word", "hint"), [("synthesise", "did you mean synthesize?"), ("preproces", "did you mean preprocess?"),
-                                            ("xyz", "there are preprocess, prepare, synthesize, sweep, study, benchmark")])
+                                            ("xyz", "there are preprocess, prepare, calibrate, synthesize, sweep, study, benchmark")])
 def test_a_misspelt_command_names_the_nearest(capsys, word, hint):
     with pytest.raises(SystemExit) as stop:
         main.main([word, "--exp", "a"])

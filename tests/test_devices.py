@@ -235,7 +235,7 @@ def test_matched_samples_bring_the_corrected_label_to_the_device(one_device):
     """Prediction and SUVR are of the CPU."""
     predictor = LabelPredictor(*[None] * 6, levels=torch.tensor([1.0, 1.5]))
     predictor.soft_labels = lambda mri: LABELS
-    cfg = settings(cortex_mask="c", reference_mask="r", label_in_training="suvr")
+    cfg = settings(regions="auto", cortex_mask="c", reference_mask="r", label_in_training="suvr")
     sampler = LatentSampler(cfg, synthesizer(cfg), predictor, MEASUREMENT, "dpm", 3, range(2), matched=True)
     assert_on_device(sampler.synthesize(from_the_loader()), (2, *VOLUME))
 

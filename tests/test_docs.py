@@ -116,4 +116,4 @@ def test_both_losses_of_the_readme_have_the_weights_of_the_defaults():
 def test_the_network_evaluations_of_the_readme_are_those_of_the_default():
     text, cfg = (ROOT / "README.md").read_text(), Config()
     evaluations = cfg.sampling_steps * cfg.samples_per_scan
-    assert f"{2 * evaluations} network evaluations (NFE) a scan; without masks {evaluations}" in text
+    assert f"{2 * evaluations} network evaluations (NFE) a scan; without {evaluations}" in text

@@ -57,7 +57,7 @@ def test_soft_labels_of_the_suvr_say_where_between_the_labels_a_pet_lies():
 
 
 def test_an_amount_of_amyloid_lies_between_two_labels_and_no_more():
-    regions = {"cortex_mask": "c", "reference_mask": "r"}
+    regions = {"regions": "auto", "cortex_mask": "c", "reference_mask": "r"}
     with pytest.raises(ValueError, match="label_in_training suvr needs num_classes 2, not 3"):
         Config(**TINY | regions | {"label_in_training": "suvr", "num_classes": 3})
 
@@ -73,7 +73,7 @@ def metadata_of(suvr: list[float] = SUVR, **settings) -> dict:
 
     suvr: of their PETs. Their latents are 0, 1, 2, 3, 4 and 5 in every voxel.
     """
-    cfg = Config(**TINY | {"cortex_mask": "c", "reference_mask": "r"} | settings)
+    cfg = Config(**TINY | {"regions": "auto", "cortex_mask": "c", "reference_mask": "r"} | settings)
     scans = [SimpleNamespace(id=str(i), label=i % 2) for i in range(6)]
     cohort = SimpleNamespace(train=scans[:4], validation=scans[4:], affine=np.eye(4), tracer="FBP")
     measurement = SimpleNamespace(voxel_mm=8.0, brain=np.ones((2, 2, 2), bool), region_key=lambda: "masks")
@@ -145,7 +145,7 @@ def test_the_validation_list_has_no_part_in_the_predictor():
 
 
 def test_a_pet_without_uptake_in_the_reference_region_is_named():
-    with pytest.raises(InputError, match="no uptake in the reference_mask in the PET of 3, 4"):
+    with pytest.raises(InputError, match="no uptake in the reference region in the PET of 3, 4"):
         metadata_of([1.0, 1.4, 1.1, float("nan"), float("nan"), 1.0], label_in_training="suvr")
 
 

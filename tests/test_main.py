@@ -160,7 +160,7 @@ def test_the_command_and_the_losses_of_every_epoch_stand_in_the_log(finished):
 def test_without_regions_the_unet_learns_the_true_label_and_gets_the_predicted_one(finished):
     settings = json.loads((finished / "result" / "a" / "config.json").read_text())["settings"]
     assert (settings["label_in_training"], settings["label_at_sampling"]) == ("true", "mixed")
-    said = "the settings name no regions (cortex_mask, reference_mask): the UNet is trained with the true label"
+    said = "the settings name no regions (cortex_mask, reference_mask): the UNet is trained with label_in_training true"
     assert (finished / "result" / "a" / "run.log").read_text().count(said) == 1
     labels = load_checkpoint(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["metadata"]["soft_labels"]
     assert labels.tolist() == [[1, 0], [0, 1]] * 4         # of the training list, then of the validation list
@@ -406,7 +406,7 @@ def masks(root) -> dict[str, str]:
     write_volume(root / "cortex.nii.gz", np.pad(np.ones((6, 6, 6), np.uint8), ((8, 8), (16, 5), (8, 8))))
     write_volume(root / "cerebellum.nii.gz", np.pad(np.ones((6, 6, 6), np.uint8), ((8, 8), (5, 16), (8, 8))))
     reorient(root / "cerebellum.nii.gz", "LPS")
-    return {"cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
+    return {"regions": "auto", "cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
 
 
 TRUE_LABEL = {"label_in_training": "true"}                 # of `finished`, which knows no regions
@@ -455,10 +455,10 @@ def test_problems_of_all_masks_are_named_at_once_before_anything_is_written(root
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
-    ({"centiloid_slope": 188.22}, "need the SUVR's own regions: give cortex_mask and reference_mask"),
-    ({"cortex_mask": "cortex.nii.gz", "reference_mask": "cortex.nii.gz"},
+    ({"centiloid_slope": 188.22}, "need the regions of the SUVR: give cortex_mask and reference_mask"),
+    ({"regions": "auto", "cortex_mask": "cortex.nii.gz", "reference_mask": "cortex.nii.gz"},
      "are the same region, so every SUVR would be 1"),
-    ({"cortex_mask": "cortex.nii.gz"}, "cortex_mask and reference_mask go together"),
+    ({"regions": "auto", "cortex_mask": "cortex.nii.gz"}, "cortex_mask and reference_mask go together"),
     ({"centiloid_intercept": 5.0}, "centiloid_intercept 5.0 needs a centiloid_slope")])
 def test_settings_of_the_uptake_that_mean_nothing_are_refused(root, capsys, settings, expected):
     masks(root)
@@ -680,7 +680,7 @@ def test_a_diverging_training_stops_with_code_3_and_keeps_the_last_checkpoint(pr
 
 def test_the_phantom_goes_through_every_stage_beside_its_oracle(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    phantom = {"phantom_subjects": (4, 2, 4), "phantom_voxel": 8, "data_dir": "data/ph"}
+    phantom = {"phantom_subjects": (4, 2, 4), "phantom_voxel": 8, "regions": "auto", "data_dir": "data/ph"}
     settings = {"exp": "ph"} | phantom | ONE_EPOCH
     assert run(**settings) == 0
     assert "digital phantom, not patient data" in capsys.readouterr().out

@@ -538,11 +538,19 @@ def test_a_dataset_of_somebody_else_is_no_place_for_a_cohort(near, capsys):
 
 # ---------------------------------------------------------------- refused before anything is done
 
-def test_pets_without_reference_region_are_refused(near, capsys):
-    assert run(near, Path("data")) == 2
-    assert "--reference_mask FILE" in capsys.readouterr().err
-    assert not Path("data").exists()
-    assert run(near / "T1", Path("data")) == 0             # as the message says
+def test_without_a_reference_mask_pets_are_divided_by_the_templates_cerebellum(near, capsys):
+    assert run(near, Path("data")) == 0
+    said = "divided by the uptake in the whole cerebellum of plain regions of the MNI152 template"
+    assert said in capsys.readouterr().out
+    automatic = voxels(Path("data"), "whole_Abeta", "s")
+    assert quick(near, overwrite="true") == 0
+    ratio = automatic.sum() / voxels(Path("data"), "whole_Abeta", "s").sum()
+    assert ratio == pytest.approx(1, abs=0.03)             # the phantom's own cerebellum is nearly the same
+    assert run(near / "T1", Path("other")) == 0
+    assert said not in capsys.readouterr().out             # an MRI alone needs none
+    assert run(near, Path("third"), regions="centiloid") == 2
+    assert "pip install --no-deps amypet==1.6.0" in capsys.readouterr().err
+    assert not Path("third").exists()
 
 
 def test_wrong_names_are_all_told_at_once(near, truth, capsys):

@@ -159,7 +159,8 @@ def test_scores_latents_and_volumes_do_not_depend_on_the_number_of_ranks(project
         voxels = np.zeros(SHAPE, np.uint8)
         voxels[8:14, rows, 8:14] = 1
         write_volume(Path(f"{mask}.nii.gz"), voxels)
-    settings = TINY | {"exp": "a", "cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
+    settings = TINY | {"exp": "a", "regions": "auto", "cortex_mask": "cortex.nii.gz",
+                       "reference_mask": "cerebellum.nii.gz"}
     assert run_main(1, "--stages", "aae", "encode", "ldm", "test", **settings) == [0]
     results = Path("result/a")
     names = [

@@ -54,8 +54,9 @@ def test_a_brain_mask_that_is_damaged_or_4d_is_refused(tmp_path):
         read_mask(path, AFFINE, CROP)
 
 
-def test_a_brain_mask_elsewhere_is_refused(tmp_path):
-    elsewhere = from_matvec(np.eye(3), (900, 0, 0))
+@pytest.mark.parametrize("side", [-900, 900])
+def test_a_brain_mask_elsewhere_is_refused(tmp_path, side):
+    elsewhere = from_matvec(np.eye(3), (side, 0, 0))
     write_volume(tmp_path / "mask.nii.gz", np.ones((4, 4, 4), np.uint8), elsewhere)
     with pytest.raises(InputError, match="nothing of it lies inside"):
         read_mask(tmp_path / "mask.nii.gz", AFFINE, CROP)

@@ -25,7 +25,7 @@ from evaluation import figures
 from evaluation.results import load_run
 
 EXP = "ph"
-PHANTOM = {"exp": EXP, "phantom_subjects": (8, 4, 6), "phantom_voxel": 8, "data_dir": "data/ph",
+PHANTOM = {"exp": EXP, "regions": "auto", "phantom_subjects": (8, 4, 6), "phantom_voxel": 8, "data_dir": "data/ph",
            "bootstrap_resamples": 100}
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",

@@ -22,7 +22,7 @@ from phantom.anatomy import load_template
 from phantom.uptake import draw_subject, simulate
 
 EXPERIMENT = TINY | {
-    "exp": "a", "data_dir": "data/phantom", "phantom_subjects": (6, 2, 2), "phantom_voxel": 8,
+    "exp": "a", "regions": "auto", "data_dir": "data/phantom", "phantom_subjects": (6, 2, 2), "phantom_voxel": 8,
     "aae_epochs": 10, "aae_lr": 5e-3, "ldm_epochs": 10, "ldm_lr": 5e-3, "validation_every": 10,
     "samples_per_scan": 1,
 }

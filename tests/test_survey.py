@@ -234,7 +234,7 @@ def test_a_survey_that_lacks_a_part_counts_as_not_there(tmp_path, lost):
 @pytest.fixture
 def masks(root) -> dict:
     """Settings that name a cortex and a reference region."""
-    paths = {}
+    paths = {"regions": "auto"}
     for name, box in (("cortex_mask", CORTEX), ("reference_mask", CEREBELLUM)):
         voxels = np.zeros(SHAPE, np.uint8)
         voxels[box] = 1

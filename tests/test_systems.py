@@ -33,7 +33,7 @@ from labels.soft_labels import label_order
 from runtime.checkpoints import load_checkpoint
 from runtime.settings import merged
 
-SMALL = TINY | TINY_SYSTEMS | {"exp": "a", "baselines": SYSTEMS, "cortex_mask": "cortex.nii.gz",
+SMALL = TINY | TINY_SYSTEMS | {"exp": "a", "baselines": SYSTEMS, "regions": "auto", "cortex_mask": "cortex.nii.gz",
                                "reference_mask": "cerebellum.nii.gz", "ddpm.samples": 2}
 METHODS = [*SYSTEMS, "ddpm_mean"]
 FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in SYSTEMS for last in ("", "_last")]

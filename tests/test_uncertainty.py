@@ -22,7 +22,7 @@ from evaluation.uncertainty import (
 )
 from utils import METRICS, InputError
 
-PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 10, 4), "phantom_voxel": 8, "aae_epochs": 1,
+PHANTOM = {"regions": "auto", "data_dir": "data/phantom", "phantom_subjects": (6, 10, 4), "phantom_voxel": 8, "aae_epochs": 1,
            "ldm_epochs": 1, "exp": "a", "samples_per_scan": 4}
 
 
