@@ -98,7 +98,7 @@ def _refuse_other_kinds(path: Path, content: bytes) -> None:
     start = content[:64].lstrip().lower() if content[:1] != b"\0" else content[:64]
     for magic, kind, remedy in OTHER_KINDS:
         if start.startswith(magic.lower()):
-            raise InputError(f"{path}: is {kind}, expected a CSV; {remedy}")
+            raise InputError(f"{path}: is {kind}, expected text; {remedy}")
 
 
 def _without_bom(content: bytes) -> str:
@@ -183,7 +183,7 @@ def read_table(path: Path, *columns: str, remarks: list[str] | None = None) -> p
 def _split(path: Path, text: str, remarks: list[str]) -> tuple[str, list[tuple[int, list[str]]]]:
     """The separator of a text's columns, and its rows: number in a spreadsheet, and cells without blanks
     around them."""
-    declared = re.match(r'"?sep=(.)"?[,;\t ]*(?:\n|$)', text, re.IGNORECASE)
+    declared = re.match(r'"?sep=([,;\t| ])"?[,;\t ]*(?:\n|$)', text, re.IGNORECASE)
     if declared:                                           # Excel reads this line and does not show it
         text = text[declared.end():]
         remarks.append(f"its first line, {declared[0].strip()}, is read as the separator of the columns")
