@@ -59,8 +59,8 @@ def refuse_names(ids: list[str]) -> None:
         if len(alike) > 1:
             problems.append(f"{', '.join(alike)} would have one name, of which BIDS keeps letters and digits")
     if problems:
-        raise InputError("\n  ".join([f"{len(problems)} problem(s) with the IDs of the raw scans, whose files "
-                                      "are to be renamed:", *problems]))
+        raise InputError("\n  ".join([f"{len(problems)} problem(s) with the IDs of the raw scans; rename the "
+                                      "files:", *problems]))
 
 
 def write_sidecar(path: Path, content: dict, voxel_mm: int, sources: list[Path], data_dir: Path) -> None:

@@ -38,7 +38,7 @@ def sections() -> dict[str, list[str]]:
 
 
 def copied() -> dict[str, str]:
-    """File or folder of the project -> its place in the image of the Dockerfile, from the folder of the code."""
+    """File or folder of the project -> its place in the Dockerfile's image, from the folder of the code."""
     places = {}
     for rest in rests("COPY"):
         *sources, target = rest.split()
