@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from cohort.clinical_table import MISSING, ClinicalTable, listed
+from cohort.clinical_table import ClinicalTable
 from cohort.prepare import finite
+from labels.cells import MISSING
 from runtime.commandline import parse
 from runtime.files import atomic, check_place, make_folder, write_text
 from runtime.logs import say
 from runtime.program import exit_code
 from runtime.settings import refuse, setting, value_problems
+from runtime.tables import listed
 from utils import InputError
 
 YC_SUVR, AD_MINUS_YC = 1.009, 1.067          # of the standard: CL = 100 (SUVR - 1.009) / 1.067 (Klunk et al.)
