@@ -24,10 +24,6 @@ ENTITIES = {                                               # of a derived file, 
     "anat": ("sub", "ses", "acq", "ce", "rec", "run", "space", "res", "desc"),
     "pet": ("sub", "ses", "trc", "rec", "run", "space", "res", "desc"),
 }
-TRACERS = {                                                # label of the entity trc -> names in tables
-    "18FAV45": ("FBP", "AV45", "FLORBETAPIR"), "18FFBB": ("FBB", "FLORBETABEN"),
-    "18FFMM": ("FMM", "FLUTEMETAMOL"), "11CPIB": ("PIB", "PITTSBURGHCOMPOUNDB"),
-}
 IGNORED = (                                                # what we write beside the dataset's own files
     "*.png", "/synthesized.csv", "/whole_MRI", "/whole_Abeta", "/latent_Abeta", "/preprocess", "/truth",
     "/data_info", "/phantom", "/sub-*_pet.*",              # the last: of versions that wrote no folders
@@ -61,15 +57,6 @@ def home_of(dataset: Path, entities: dict[str, str], kind: str) -> Path:
     """The folder 'anat' or 'pet' of a subject, or of its session, in a dataset."""
     session = [f"ses-{entities['ses']}"] if "ses" in entities else []
     return dataset.joinpath(f"sub-{entities['sub']}", *session, kind)
-
-
-def tracer_label(name: str) -> str:
-    """The label of the entity trc for an amyloid tracer, as a table names it, or ''."""
-    plain = re.sub(r"[^A-Z0-9]", "", name.upper())
-    for label, names in TRACERS.items():
-        if plain in (label, *names, *(f"{label[:3]}{other}" for other in names)):
-            return label
-    return ""
 
 
 def resolution(sizes_mm: Iterable[float]) -> tuple[str, str]:

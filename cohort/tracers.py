@@ -45,6 +45,12 @@ def find_tracer(text: str) -> Tracer | None:
     return None
 
 
+def tracer_label(name: str) -> str:
+    """The label of the entity trc for an amyloid tracer, as a table names it; '' for any other name."""
+    tracer = find_tracer(name)
+    return tracer.label if tracer and tracer.is_amyloid else ""
+
+
 def _holds_long_name(plain: str, names: tuple[str, ...]) -> bool:
     """Whether one of the names is a word long enough to stand inside a text, as in 'Amyvid (florbetapir)'."""
     return any(name in plain for name in names if len(name) >= LONG_NAME and name.isalpha())

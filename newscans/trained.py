@@ -3,7 +3,7 @@ cohort."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from cohort.derivative import tracer_label
+from cohort.tracers import tracer_label
 from config import VERSION, Config
 from evaluation.measurement import Measurement
 from evaluation.status import StatusClassifier, load_status_classifiers

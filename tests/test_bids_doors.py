@@ -168,7 +168,8 @@ def trained(made, walked) -> Path:
     before = os.getcwd()
     os.chdir(made)
     torch.set_num_threads(1)
-    settings = TINY | {"exp": "bids", "cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
+    settings = TINY | {"exp": "bids", "regions": "auto", "cortex_mask": "cortex.nii.gz",
+                       "reference_mask": "cerebellum.nii.gz"}
     try:
         assert main.main([*arguments(settings), "--stages", "check", "aae", "encode", "ldm"]) == 0
     finally:
@@ -329,10 +330,9 @@ def test_mris_alone_need_no_reference_region(raw):
     assert not Path("data/whole_Abeta").exists()
 
 
-def test_pets_without_reference_region_say_how_to_go_without(raw, capsys):
-    assert run("preprocess", raw=raw, image_size=SHAPE) == 2
-    assert "--mri_only" in capsys.readouterr().err
-    assert not Path("data").exists()
+def test_pets_without_reference_region_are_divided_by_the_cerebellum_of_the_template(raw, capsys):
+    assert run("preprocess", raw=raw, image_size=SHAPE) == 0
+    assert "the whole cerebellum of plain regions of the MNI152 template" in capsys.readouterr().out
 
 
 def test_data_dir_within_the_dataset_is_refused_and_below_derivatives_is_not(raw, capsys):

@@ -15,7 +15,8 @@ from conftest import write_volume
 from test_synthesize import NEW, synthesize_new
 
 from cohort.derivative import (bids_uri, derived_entities, home_of, refuse_foreign, relative, resolution,
-                               shared_keys, subjects_dataset, tracer_label, write_dataset)
+                               shared_keys, subjects_dataset, write_dataset)
+from cohort.tracers import tracer_label
 from config import VERSION
 from evaluation import figures
 from utils import InputError
@@ -256,7 +257,7 @@ def test_the_voxel_size_has_a_label_of_letters_and_digits(sizes, label, text):
 @pytest.mark.parametrize(("name", "label"), [
     ("FBP", "18FAV45"), ("fbp", "18FAV45"), ("AV45", "18FAV45"), ("AV-45", "18FAV45"), ("18FAV45", "18FAV45"),
     ("[18F]florbetapir", "18FAV45"), ("FBB", "18FFBB"), ("Florbetaben", "18FFBB"), ("PiB", "11CPIB"),
-    ("[11C]PIB", "11CPIB"), ("flutemetamol", "18FFMM"), ("", ""), ("FTP", ""), ("FDG", ""), ("NAV4694", ""),
+    ("[11C]PIB", "11CPIB"), ("flutemetamol", "18FFMM"), ("", ""), ("FTP", ""), ("FDG", ""), ("NAV4694", "18FNAV4694"),
     ("unknown", "")])
 def test_a_tracer_has_its_label_only_if_it_is_an_amyloid_tracer_that_is_known(name, label):
     assert tracer_label(name) == label

@@ -135,7 +135,7 @@ def test_all_problems_of_all_files_come_in_one_message(capsys):
                       "--date_column", "SCANDAT", "--tracer", "FBP", table="ID,SCANDATE\na1,2015-03-02\n")
     for part in ("error: 7 problem(s):", "data_info: train.txt there already",
                  "no ID has both an MRI (1 files in whole_MRI) and a PET (1 in whole_Abeta)",
-                 "there are a1 and b1",
+                 "a1: no PET", "b1: no MRI",
                  "table table.csv: no column for the label", "table table.csv: no column for the tracer",
                  "date_column 'SCANDAT' is not there, found ID, SCANDATE; did you mean SCANDATE?",
                  "demographics people.csv: no column for age or sex",

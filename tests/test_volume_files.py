@@ -16,8 +16,8 @@ from preparing import prepare
 from test_dataset import check, problems
 
 import main
-from cohort.preprocess import find_scans as find_raw_scans
-from cohort.preprocess import read_scan, scan_files
+from cohort.preprocess import read_scan
+from cohort.raw_scans import Choices, find_plain
 from dataset import LatentCache, Scan
 from imaging.grids import Crop
 from imaging.headers import read_header
@@ -50,7 +50,7 @@ def through_all_doors(path: Path) -> dict[str, np.ndarray | str]:
     doors = {
         "check": lambda: read_in_range(path)[0],
         "synthesize": lambda: read_mri(path, 0.0)[0],
-        "preprocess": lambda: read_scan(path, Remarks())[0].numpy(),
+        "preprocess": lambda: read_scan(path, Remarks()).volumes[0],
         "mask": lambda: read_mask(path, AFFINE, BOX),
     }
     found = {}
@@ -238,9 +238,9 @@ def test_an_id_is_found_under_any_name_of_a_volume_by_every_door(root, name):
         path.rename(other)                                 # its content stays plain
     assert check(root).train[2].pet == other
     (root / "raw").symlink_to(path.parent)
-    assert scan_files((root / "raw").iterdir(), "_pet", [])["s03"].name == name
     assert "s03" in [scan.id for scan in find_scans(root / "raw")]
-    assert len(find_raw_scans(root / "raw")) == 10
+    raw, _ = find_plain(root / "raw", Choices())
+    assert len(raw) == 10 and name in [scan.mri.name for scan in raw]
     for file in (root / "data_info").iterdir():
         file.unlink()
     rows = "".join(f"{scan},{i % 2}\n" for i, scan in enumerate(sum(LISTS.values(), [])))
@@ -312,7 +312,8 @@ def test_a_cohort_of_links_is_read_wherever_they_lead(root, link):
     found = check(root)
     assert found.fingerprint("train", "test") == expected.fingerprint("train", "test")
     assert found.report == expected.report
-    assert len(find_scans(root / "data/whole_MRI")) == len(find_raw_scans(root / "data/whole_MRI")) == 10
+    raw, _ = find_plain(root / "data/whole_MRI", Choices())
+    assert len(find_scans(root / "data/whole_MRI")) == len(raw) == 10
 
 
 def test_folders_may_be_links_to_links(root):
