@@ -447,8 +447,8 @@ def test_without_masks_the_log_says_how_to_get_uptake(finished):
 def test_problems_of_all_masks_are_named_at_once_before_anything_is_written(root, capsys):
     (root / "table.csv").write_text("index,name\n")
     (root / "bad.nii.gz").write_bytes(b"no NIfTI")
-    message = refused(capsys, brain_mask="bad.nii.gz", cortex_mask="nowhere.nii", reference_mask="bad.nii.gz",
-                      regions_image="nowhere.nii", regions_table="table.csv")
+    message = refused(capsys, regions="auto", brain_mask="bad.nii.gz", cortex_mask="nowhere.nii",
+                      reference_mask="bad.nii.gz", regions_image="nowhere.nii", regions_table="table.csv")
     for part in ("bad.nii.gz: cannot be read as NIfTI", "cortex_mask nowhere.nii: not there",
                  "regions_image nowhere.nii: not there"):
         assert part in message
