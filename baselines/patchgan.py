@@ -34,7 +34,7 @@ class PatchGAN(nn.Module):
         super().__init__()
         step = 2 ** n_layers
         if any(n % step or n < 3 * step for n in volume_size):
-                raise InputError(f"the patch discriminator halves the grid {n_layers} times, so it needs sizes "
+            raise InputError(f"the patch discriminator halves the grid {n_layers} times, so it needs sizes "
                              f"that are multiples of {step} and at least {3 * step}; found "
                              f"{size_text(volume_size)}: choose another volume_size, or fewer layers")
         widths = [width * min(2 ** i, WIDEST) for i in range(n_layers + 1)]

@@ -63,7 +63,7 @@ class Generator(nn.Module):
                  dropout: float = 0.5, norm: str = "batch"):
         super().__init__()
         if any(n % 2 ** downs for n in volume_size):
-                raise InputError(f"the generator of Pix2Pix halves the grid {downs} times, so it needs sizes "
+            raise InputError(f"the generator of Pix2Pix halves the grid {downs} times, so it needs sizes "
                              f"that are multiples of {2 ** downs}; found "
                              f"{size_text(volume_size)}: choose another volume_size, or fewer downs")
         self.dropout_blocks, self.dropout = dropout_blocks, dropout

@@ -14,7 +14,7 @@ import torch
 from conftest import AFFINE, SHAPE, TINY, arguments, write_volume
 
 import main
-from cohort import preprocess, registration
+from cohort import registration, subject
 from imaging.volumes import read_volume
 from newscans.scans import find_scans, read_mri
 from tests.made_up_bids import write_bids
@@ -65,7 +65,7 @@ def walked(made) -> dict:
     before, there = digest(made / "bids"), os.getcwd()
     patch = pytest.MonkeyPatch()
     patch.setattr(importlib.util, "find_spec", lambda name: None)
-    patch.setattr(preprocess, "draw_page", lambda *_: None)
+    patch.setattr(subject, "draw_page", lambda *_: None)
     for path in (made / "bids").rglob("*"):
         if path.is_dir() and not path.is_symlink():
             path.chmod(0o555)
@@ -150,7 +150,7 @@ def test_tables_that_are_given_come_before_what_preprocess_found(made, walked, t
 
 def test_a_second_run_does_nothing_again(made, walked, monkeypatch):
     monkeypatch.chdir(made)
-    monkeypatch.setattr(preprocess, "make_volumes", lambda *_: pytest.fail("done again"))
+    monkeypatch.setattr(subject, "make_volumes", lambda *_: pytest.fail("done again"))
     assert go("bids") == 0
 
 
@@ -244,7 +244,7 @@ def in_place(monkeypatch) -> None:
 
     monkeypatch.setattr(registration, "register_head", head)
     monkeypatch.setattr(registration, "register_pet", pet)
-    monkeypatch.setattr(preprocess, "draw_page", lambda *_: None)
+    monkeypatch.setattr(subject, "draw_page", lambda *_: None)
 
 
 @pytest.fixture
@@ -359,7 +359,7 @@ def test_settings_that_do_not_fit_are_told(settings, words, capsys):
 
 def test_a_cropped_finer_grid_in_another_orientation_comes_to_the_same_place(made, tmp_path, monkeypatch):
     """A volume that is linear in space stays so, and the template's brain is taken where there is no mask."""
-    monkeypatch.setattr(preprocess, "draw_page", lambda *_: None)
+    monkeypatch.setattr(subject, "draw_page", lambda *_: None)
     shape, affine = (80, 100, 90), np.diag([-2.0, 2, 2, 1])
     affine[:3, 3] = (80, -114, -66)
     places = np.einsum("ij,jxyz->ixyz", affine[:3, :3], np.indices(shape)) + affine[:3, 3, None, None, None]

@@ -18,7 +18,7 @@ from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filt
 from scipy.spatial.transform import Rotation
 
 import main
-from cohort import preprocess, quality, registration
+from cohort import preprocess, quality, registration, subject
 from config import Config
 from imaging.volumes import read_volume
 from phantom.anatomy import grid_affine, load_template
@@ -259,7 +259,7 @@ def near(tmp_path, truth, monkeypatch) -> Path:
     """A raw folder of one subject in MNI space, and a registration that finds this at once."""
     monkeypatch.setattr(registration, "register_head", head_in_place)
     monkeypatch.setattr(registration, "align", align_in_place)
-    monkeypatch.setattr(preprocess, "draw_page", lambda *_: None)
+    monkeypatch.setattr(subject, "draw_page", lambda *_: None)
     raw = tmp_path / "raw"
     write_volume(raw / "T1" / "s.nii.gz", 900 * truth["mri"], grid_affine(VOXEL))
     write_volume(raw / "PET" / "s.nii.gz", 5000 * truth["pet"], grid_affine(VOXEL))
@@ -331,7 +331,7 @@ def test_a_subject_that_was_interrupted_is_done_again(near, monkeypatch):
         """Ctrl-C."""
         raise KeyboardInterrupt
     with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "draw_page", stop)
+        patch.setattr(subject, "draw_page", stop)
         assert quick(near) == 130
     assert Path("data/whole_MRI/s.nii.gz").exists()
     assert quick(near) == 0
@@ -466,7 +466,7 @@ def test_on_a_disk_without_hard_links_it_is_a_copy(near, monkeypatch):
     for view, published in PLACES.items():
         assert (Path("data") / view).read_bytes() == (Path("data") / published).read_bytes()
         assert not (Path("data") / view).samefile(Path("data") / published)
-    monkeypatch.setattr(preprocess, "make_volumes", None)
+    monkeypatch.setattr(subject, "make_volumes", None)
     assert quick(near) == 0
 
 
@@ -478,7 +478,7 @@ def test_what_is_lost_in_one_place_is_laid_there_again_from_the_other(near, monk
     before = contents(Path("data"))
     path = Path("data") / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    monkeypatch.setattr(preprocess, "make_volumes", None)
+    monkeypatch.setattr(subject, "make_volumes", None)
     assert quick(near) == 0
     assert contents(Path("data")) == before
 

@@ -16,7 +16,7 @@ from preparing import prepare
 from test_dataset import check, problems
 
 import main
-from cohort.preprocess import read_scan
+from cohort.subject import read_scan
 from cohort.raw_scans import Choices, find_plain
 from dataset import LatentCache, Scan
 from imaging.grids import Crop
