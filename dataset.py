@@ -31,7 +31,7 @@ from runtime.logs import progress_bar, say
 from runtime.near_names import NearNames
 from runtime.ranks import DistributedBatches, rank, world_size
 from runtime.signals import abandoned_on_error, serve_parent
-from runtime.tables import read_list, read_table
+from runtime.tables import read_list, read_table, simplified
 from utils import InputError, derived_seed
 
 SPLITS = ("train", "validation", "test")
@@ -168,8 +168,8 @@ class CohortReader:
 
 
 def _places(table: pd.DataFrame, name: str) -> list[int]:
-    """Position of the first column of that name, whatever its case; empty if there is none."""
-    return [i for i, heading in enumerate(table.columns) if heading.lower() == name][:1]
+    """Position of the first column of that name, whatever its case and punctuation; empty if there is none."""
+    return [i for i, heading in enumerate(table.columns) if simplified(heading) == simplified(name)][:1]
 
 
 def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame | None, str]:
@@ -209,7 +209,7 @@ def read_tracer(info_dir: Path, scans: list[Scan]) -> str:
     table = read_table(info_dir / "data_info.csv", "ID", remarks=[])
     is_asked = table["ID"].isin([scan.id for scan in scans])
     tracers = {tracer for i in _places(table, "tracer") for tracer in table.loc[is_asked].iloc[:, i]}
-    return tracers.pop() if len(tracers) == 1 else ""
+    return tracers.pop() if len(tracers) == 1 and not is_missing(*tracers) else ""
 
 
 # ---------------------------------------------------------------- the check of a whole cohort

@@ -12,7 +12,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from evaluation.statistics import agreement
-from imaging.volumes import read_volume
+from imaging.volumes import read_in_range
 from runtime.checkpoints import read_history
 from runtime.files import atomic, brief
 
@@ -172,7 +172,7 @@ def plot_synthesized(stem: Path, rows: list[tuple[str, Path, Path]], notice: str
     """
     pictures = []
     for title, real, synthetic in rows:
-        pictures.append((title, _planes(read_volume(real)[0]), _planes(read_volume(synthetic)[0])))
+        pictures.append((title, _planes(read_in_range(real)[0]), _planes(read_in_range(synthetic)[0])))
     top = max(real.max() for _, real, _ in pictures)
     size = (10, 1.65 * len(rows) + 0.6)
     figure, axes = pyplot().subplots(len(rows), 2, figsize=size, layout="constrained", squeeze=False)

@@ -158,7 +158,7 @@ class Measurement:
         if not self.files.regions:
             return [
                 "no SUVR: give --cortex_mask FILE and --reference_mask FILE, NIfTI masks on any grid of the "
-                "cohort's space, or --regions mni (docs/status.md)"
+                "cohort's space; in MNI space --regions mni (docs/status.md)"
             ]
         remarks = []
         for name, source in self.files.regions.items():

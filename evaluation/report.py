@@ -26,7 +26,7 @@ from evaluation.figures import (
 from evaluation.layout import Markup, display
 from evaluation.results import Run
 from evaluation.tables import Table
-from imaging.volumes import Crop, read_volume
+from imaging.volumes import Crop, read_in_range
 from labels.linear import pool_volume
 from runtime.files import make_folder, write_text
 from utils import InputError
@@ -64,7 +64,7 @@ def read_subjects(scans: list[Scan], folder: Path, crop: Crop) -> list[Subject]:
     subjects = []
     for scan in scans:
         files = {"MRI": scan.mri, "real PET": scan.pet, "synthetic PET": folder / f"{scan.id}.nii.gz"}
-        volumes = {name: read_volume(path)[0][crop.slices()] for name, path in files.items()}
+        volumes = {name: read_in_range(path)[0][crop.slices()] for name, path in files.items()}
         subjects.append(Subject(scan, volumes))
     return subjects
 

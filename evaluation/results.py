@@ -125,15 +125,13 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"ID": str}, keep_default_na=False, na_values=[""])    # an ID may read NA
 
 
-def load_runs(root: Path, but: str = "") -> tuple[list[Run], dict[str, str]]:
-    """The experiments with results under root, by name, and of all others the name and why they have none;
-    `but` is left out. One that cannot be read never stops the others."""
+def load_runs(root: Path) -> tuple[list[Run], dict[str, str]]:
+    """The experiments with results under root, by name, and of all others the name and why they have none.
+    One that cannot be read never stops the others."""
     runs, left_out = [], {}
     folders = sorted(root.iterdir()) if root.is_dir() else []
     for folder in folders:
         name = readable(folder.name)
-        if folder.name == but:
-            continue
         try:
             if any((folder / file).exists() for file in ("config.json", INDEX)):
                 if (folder / INDEX).exists():

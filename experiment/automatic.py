@@ -52,7 +52,7 @@ def _as_before(cfg: Config) -> Config:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return cfg                                         # the checkpoint itself will say what differs
     changes = {}
-    if cfg.regions == "auto" and not cfg.cortex_mask and not saved.get("cortex_mask"):
+    if cfg.regions == "auto" and region_kind(cfg) == "mni" and not saved.get("cortex_mask"):
         changes["regions"] = saved["regions"]
     if cfg.label_in_training == "auto":
         changes["label_in_training"] = saved.get("label_in_training", "auto")

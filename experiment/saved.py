@@ -26,6 +26,8 @@ def parse_for_experiment(kind: type[Settings], argv: list[str], prog: str,
     values = given([*dataclasses.fields(kind), *changeable()], argv, prog, about)
     settings = build(kind, {name: value for name, value in values.items() if name in own})
     changes = {name: value for name, value in values.items() if name not in own}
+    if "cortex_mask" in changes and "regions" not in changes:
+        changes["regions"] = "auto"                        # what was saved is what auto had settled on
     return settings, build(Config, read_settings(settings.exp) | changes)
 
 

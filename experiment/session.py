@@ -20,7 +20,7 @@ from experiment.automatic import settle_label, settle_regions
 from experiment.experiment import PHANTOM_NOTICE, Experiment, latents_folder
 from experiment.scoring import COMPARISON, COST
 from imaging.cache import check_temporary_folder
-from imaging.volumes import read_volume
+from imaging.volumes import read_in_range
 from phantom.cohort import build_phantom
 from runtime.checkpoints import StageRun
 from runtime.commandline import parse, refuse_tool
@@ -250,7 +250,7 @@ def _compared_slices(exp: Experiment, methods: dict[str, Predict], scans: list[S
 
 def _axial_slice(exp: Experiment, path: Path, level: int) -> np.ndarray:
     """The slice [D, H] of a file's volume at a level of the crop."""
-    return read_volume(path)[0][exp.crop.slices()][:, :, level].copy()
+    return read_in_range(path)[0][exp.crop.slices()][:, :, level].copy()
 
 
 def _draws(what: str) -> bool:

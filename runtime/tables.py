@@ -22,6 +22,8 @@ BOMS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-
         b"\xef\xbb\xbf": "utf-8-sig"}                      # the longer ones first
 CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")          # in no text; a page break may be
 DECIMAL_COMMA = re.compile(r"([<>=≥]{0,2} ?[-+]?\d+),(\d+(?:[eE][-+]?\d+)?\+?)")
+THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2},\d{3}")
+ID_COLUMNS = ("ID", "PTID", "RID", "SCANID", "SUBJECT", "SUBJECTID", "PARTICIPANTID")
 
 SAVE_AS_CSV = "open it and save it as CSV (comma separated, UTF-8)"
 FROM_R = "in R: write.csv(table, \"table.csv\", row.names = FALSE)"
@@ -168,13 +170,16 @@ def read_table(path: Path, *columns: str, remarks: list[str] | None = None) -> p
         raise InputError(f"{path}: cannot be read as a table: it is empty")
     (_, header), *body = rows
     body = [(number, row) for number, row in body if any(row)]
+    _refuse_swallowed_rows(path, header, body, separator)
     _refuse_long_rows(path, header, body, separator)
     if separator != ",":
         _read_decimal_commas(header, body, found)
-    filled = [row[:len(header)] + [""] * (len(header) - len(row)) for _, row in body]
-    table = pd.DataFrame(filled, columns=header, index=[number - 2 for number, _ in body], dtype=object)
+    cells = [row[:len(header)] + [""] * (len(header) - len(row)) for _, row in body]
+    table = pd.DataFrame(cells, columns=header, index=[number - 2 for number, _ in body], dtype=object)
     if "" in header:                                       # pandas takes long to select, most have no such
-        table = table.loc[:, [name != "" or (table.iloc[:, i] != "").any() for i, name in enumerate(header)]]
+        filled = [name != "" or bool((table.iloc[:, i] != "").any()) for i, name in enumerate(header)]
+        _refuse_nameless(path, header, filled, body, separator)
+        table = table.loc[:, filled]
     _name_columns(path, table, columns, found)
     _tell(path, found, remarks)
     return table
@@ -258,22 +263,53 @@ def _refuse_long_rows(path: Path, header: list[str], body: list[tuple[int, list[
                      f"columns ({len(long[0][1])}, not {len(header)}); {cause}")
 
 
+def _refuse_nameless(path: Path, header: list[str], filled: list[bool], body: list[tuple[int, list[str]]],
+                     separator: str) -> None:
+    """Raise InputError for values in a column without a name, but for the first, which may hold names of
+    rows: a decimal comma that separates shifts all that follow. Where most names are missing, the row is no
+    header but a title, of which the columns that are missed will tell."""
+    nameless = [i + 1 for i, name in enumerate(header) if i and not name and filled[i]]
+    if nameless and len(nameless) < len([name for name in header if name]):
+        cause = "give it a name, or empty it"
+        if separator == "," and any(_has_split_number(row) for _, row in body):
+            cause = "is a decimal comma in a number? Separate the columns by semicolons, or write a point"
+        raise InputError(f"{path}: {listed(nameless, 'column')} of the table: values without a name in the "
+                         f"header; {cause}")
+
+
+def _refuse_swallowed_rows(path: Path, header: list[str], body: list[tuple[int, list[str]]],
+                           separator: str) -> None:
+    """Raise InputError for a cell that holds whole rows: a quote opened by mistake, and the next one closed
+    it."""
+    for number, row in body:
+        for cell in row:
+            if any(line.count(separator) >= len(header) - 1 > 0 for line in cell.split("\n")[1:]):
+                raise InputError(f'{path}: row {number}: a quote (") opens in {brief(repr(cell[:40]))} and '
+                                 "closes rows later; remove it, or write it twice inside a quoted cell")
+
+
 def _has_split_number(row: list[str]) -> bool:
     """Whether two whole numbers follow each other."""
     return any(one.isdigit() and other.isdigit() for one, other in zip(row[1:], row[2:], strict=False))
 
 
 def _read_decimal_commas(header: list[str], body: list[tuple[int, list[str]]], remarks: list[str]) -> None:
-    """Put decimal points in the place of decimal commas, in place."""
-    changed = set()
-    for _, row in body:
-        for i, cell in enumerate(row):
-            if "," in cell and (match := DECIMAL_COMMA.fullmatch(cell)):
-                row[i] = f"{match[1]}.{match[2]}"
-                changed.add(i)
-    if changed:
-        names = [header[i] if i < len(header) else "" for i in sorted(changed)]
-        remarks.append(f"decimal commas are read as points in {listed(names, 'column')}")
+    """Put decimal points in the place of decimal commas, in place, but for a column of IDs.
+
+    1,234 may be thousands. It is a decimal number if any number of the table can be nothing else, such as
+    71,5; otherwise such cells stay as they are, which is a remark.
+    """
+    ids = {i for i, name in enumerate(header) if simplified(name) in ID_COLUMNS}
+    found = [(row, i, match) for _, row in body for i, cell in enumerate(row)
+             if "," in cell and i not in ids and (match := DECIMAL_COMMA.fullmatch(cell))]
+    columns = [header[i] if i < len(header) else "" for i in sorted({i for _, i, _ in found})]
+    if found and all(THOUSANDS.fullmatch(row[i]) for row, i, _ in found):
+        remarks.append(f"numbers such as {found[0][0][found[0][1]]} in {listed(columns, 'column')} are left "
+                       "as they are: thousands, or decimals?")
+    elif found:
+        for row, i, match in found:
+            row[i] = f"{match[1]}.{match[2]}"
+        remarks.append(f"decimal commas are read as points in {listed(columns, 'column')}")
 
 
 def _name_columns(path: Path, table: pd.DataFrame, columns: Sequence[str], remarks: list[str]) -> None:

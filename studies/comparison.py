@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from config import BASELINES, PRESETS, SYSTEMS, Config
+from config import BASELINES, PRESETS, SYSTEMS, Config, with_later_settings
 from experiment.networks import checkpoint_name
 from runtime.checkpoints import read_history
 from runtime.commandline import parse
@@ -153,7 +153,8 @@ def _validated(cfg: Config) -> set[str]:
 
 def _settings_in(text: str) -> dict:
     """The settings of a config.json, without the stages that were run."""
-    return {name: value for name, value in json.loads(text)["settings"].items() if name != "stages"}
+    settings = with_later_settings(json.loads(text)["settings"])
+    return {name: value for name, value in settings.items() if name != "stages"}
 
 
 def chosen_rates() -> list[str]:

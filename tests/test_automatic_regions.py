@@ -14,11 +14,12 @@ import main
 from config import Config
 from experiment import automatic
 from experiment.automatic import separation
-from experiment.saved import read_settings
+from experiment.saved import parse_for_experiment, read_settings
 from imaging.centiloid_regions import FILES, centiloid_regions
 from imaging.mni_regions import lies_in_mni_space, mni_regions
 from imaging.regions import read_mask, share_inside, split_numbers
 from imaging.volumes import Crop
+from newscans.synthesize import SynthesisSettings
 from newscans.trained import load_trained
 from utils import InputError
 
@@ -255,6 +256,28 @@ def test_an_experiment_from_before_there_were_automatic_regions_goes_on_without(
     said = capsys.readouterr().out
     assert "regions none, label_in_training true, label_at_sampling mixed: as in the training of result/r" in said
     assert not (root / "result/r/uptake.csv").exists()
+
+
+def test_a_phantom_trained_without_its_regions_is_told_what_differs(tmp_path, monkeypatch, capsys):
+    """Its label follows from its own regions: that of the training without them is another one."""
+    monkeypatch.chdir(tmp_path)
+    phantom = {"data_dir": "data/phantom", "phantom_subjects": (6, 2, 2), "phantom_voxel": 8}
+    assert run("--stages", "aae", "encode", "ldm", regions="none", **phantom) == 0
+    assert run("--stages", "test", regions="auto", **phantom) == 2
+    said = capsys.readouterr().err
+    assert 'label_in_training: "true" -> "suvr"' in said and "auto means" not in said
+
+
+def test_masks_given_to_a_tool_count_instead_of_the_regions_of_the_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "result/e/config.json"
+    path.parent.mkdir(parents=True)
+    words = ["--exp", "e", "--mri", "m.nii", "--out", "o", "--cortex_mask", "c.nii", "--reference_mask",
+             "r.nii"]
+    for regions in ("none", "mni"):
+        path.write_text(Config(exp="e", regions=regions, label_in_training="true").to_json())
+        _, cfg = parse_for_experiment(SynthesisSettings, words, "main.py synthesize", "")
+        assert (cfg.regions, cfg.cortex_mask) == ("auto", "c.nii")
 
 
 def test_a_cohort_outside_mni_space_has_no_automatic_regions(root, capsys):

@@ -3,6 +3,7 @@ a remark on what was interpreted, or refused with the cause."""
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import LISTS, SHAPE
 from preparing import info, left_out, place, prepare, refused
@@ -181,6 +182,44 @@ def test_decimal_commas_stay_where_commas_separate_and_in_what_is_no_number(tmp_
     (tmp_path / "a.csv").write_text("ID;note\na;1,5\nb;1,2,3\nc;x,5\nd;71,5+\ne;>89,5\nf;-0,25\n")
     assert read_table(tmp_path / "a.csv", "ID")["note"].tolist() == ["1.5", "1,2,3", "x,5", "71.5+", ">89.5",
                                                                      "-0.25"]
+
+
+def table_of(tmp_path, text: str) -> tuple[pd.DataFrame, list[str]]:
+    (tmp_path / "t.csv").write_text(text)
+    remarks = []
+    return read_table(tmp_path / "t.csv", "ID", remarks=remarks), remarks
+
+
+def test_what_may_be_thousands_is_left_unless_another_number_shows_decimal_commas(tmp_path):
+    table, remarks = table_of(tmp_path, "ID;volume\na;1,234\nb;12,500\n")
+    assert list(table["volume"]) == ["1,234", "12,500"]
+    assert any("thousands, or decimals" in remark for remark in remarks)
+    table, _ = table_of(tmp_path, "ID;volume;age\na;1,234;71,5\nb;1,100;68,0\n")
+    assert list(table["volume"]) == ["1.234", "1.100"]
+    table, _ = table_of(tmp_path, "ID;SUVR\na;1,234\nb;0,987\n")
+    assert list(table["SUVR"]) == ["1.234", "0.987"]
+
+
+def test_ids_keep_their_commas(tmp_path):
+    table, _ = table_of(tmp_path, "ID;age\n1,2;71,5\n")
+    assert list(table["ID"]) == ["1,2"] and list(table["age"]) == ["71.5"]
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("ID,age,label,\nA,71,0,1\nB,68,5,0\n", "decimal comma"),
+    ("ID,label,\nA,0,late\nB,1,\n", "give it a name, or empty it"),
+    ('ID,label,note\nA,1,"scanner 3T\nB,0,x\nC,1,late"\nD,0,y\n', "closes rows later"),
+])
+def test_values_without_a_heading_and_rows_inside_a_cell_are_refused(tmp_path, text, words):
+    with pytest.raises(InputError, match=words):
+        table_of(tmp_path, text)
+
+
+def test_a_cell_may_hold_lines_and_the_first_column_names_of_rows(tmp_path):
+    table, _ = table_of(tmp_path, 'ID,label,note\nA,1,"first line\nsecond line"\nB,0,y\n')
+    assert list(table["ID"]) == ["A", "B"]
+    table, _ = table_of(tmp_path, ',ID,label\n1,A,0\n2,B,1\n')
+    assert list(table["ID"]) == ["A", "B"]
 
 
 def test_text_with_other_separators_in_its_cells_does_not_mislead(tmp_path):
