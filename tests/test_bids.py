@@ -486,3 +486,37 @@ def test_plain_folders_read_the_sidecar_beside_a_pet(tmp_path):
     assert scan.tracer.label == "18FFBB" and scan.timing.durations == (300.0, 300.0)
     [scan], _ = find_plain(raw, Choices(mri_only=True))
     assert scan.pet is None
+
+
+@pytest.mark.parametrize("pet, tracer", [
+    ("sub-01_pet", "FDG"), ("sub-01_pet", "[18F]AV-1451"), ("sub-01_trc-18FFDG_pet", "FDG"),
+    ("sub-01_trc-XYZ_pet", "Fluorodeoxyglucose"), ("sub-01_trc-18FFDG_pet", "something new")])
+def test_plain_pets_that_only_a_sidecar_names_no_amyloid_are_ignored_and_counted(tmp_path, pet, tracer):
+    raw = plain(tmp_path / "raw", ("sub-01_T1w",), (pet, "sub-01_acq-a_trc-18FFBB_pet"))
+    (raw / f"PET/{pet}.json").write_text(json.dumps({"TracerName": tracer}))
+    [scan], remarks = find_plain(raw, Choices())
+    assert scan.pet.name == "sub-01_acq-a_trc-18FFBB_pet.nii.gz" and scan.tracer.label == "18FFBB"
+    assert remarks == [f"1 PETs of other tracers are ignored, such as {pet}.nii.gz"]
+
+
+def test_a_plain_pet_of_fdg_without_name_of_bids_is_ignored(tmp_path):
+    raw = plain(tmp_path / "raw", ("a",), ("a",))
+    (raw / "PET/a.json").write_text('{"TracerName": "FDG"}')
+    [scan], remarks = find_plain(raw, Choices(tracer="FBB"))
+    assert scan.pet is None and "1 PETs of other tracers" in remarks[0]
+
+
+@pytest.mark.parametrize("label, tracer", [("18FFBB", "FDG"), ("18FFDG", "FBB"), ("11CPIB", "florbetapir")])
+def test_plain_pets_whose_name_and_sidecar_contradict_are_named(tmp_path, label, tracer):
+    raw = plain(tmp_path / "raw", ("sub-01_T1w",), (f"sub-01_trc-{label}_pet",))
+    (raw / f"PET/sub-01_trc-{label}_pet.json").write_text(json.dumps({"TracerName": tracer}))
+    for choices in (Choices(), Choices(tracer="FBB")):
+        with pytest.raises(InputError, match=f"trc-{label}_pet.nii.gz: its name says {label}, its sidecar {tracer}"):
+            find_plain(raw, choices)
+
+
+def test_a_plain_pet_of_unknown_tracer_passes(tmp_path):
+    raw = plain(tmp_path / "raw", ("a",), ("a_pet",))
+    (raw / "PET/a_pet.json").write_text('{"TracerName": "something new"}')
+    [scan], remarks = find_plain(raw, Choices())
+    assert scan.pet and scan.tracer is None and not remarks
