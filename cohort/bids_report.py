@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from cohort.bids_files import is_dataset
+from cohort.derivative import foreign_datasets
 from cohort.raw_scans import LISTED, RawScan
 from runtime.files import read_own_table, write_csv
 from runtime.logs import say
@@ -91,6 +93,13 @@ def refuse_inside(folder: Path, root: Path, setting: str) -> None:
     if inside is not None and (len(inside) < 2 or inside[0] != "derivatives"):
         raise InputError(f"{setting} {folder}: lies in the BIDS dataset, into which nothing is written but "
                          f"{root / 'derivatives' / 'NAME'}; give such a folder, or one elsewhere")
+
+
+def refuse_inside_source(folder: Path, source: Path, setting: str) -> None:
+    """Raise InputError if a folder lies in a dataset in which the source, a file or folder of images, lies
+    too. setting: that names the folder."""
+    for root in (*([source] if is_dataset(source) else []), *foreign_datasets(source)):
+        refuse_inside(folder, root, setting)
 
 
 def write_found(folder: Path, scans: list[RawScan], left_out: list[dict] | None) -> None:

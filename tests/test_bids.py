@@ -8,7 +8,7 @@ import pytest
 
 from cohort.bids import read_dataset
 from cohort.bids_files import is_dataset
-from cohort.bids_report import Dataset, refuse_inside, say_found, write_found
+from cohort.bids_report import Dataset, refuse_inside, refuse_inside_source, say_found, write_found
 from cohort.bids_tables import read_tsv
 from cohort.raw_scans import Choices, find_plain, refuse_mixed_levels
 from utils import InputError
@@ -580,6 +580,39 @@ def test_nothing_is_written_into_a_dataset_but_derivatives(tmp_path, place, is_r
             refuse_inside(tmp_path / place, root, "data_dir")
     else:
         refuse_inside(tmp_path / place, root, "data_dir")
+
+
+@pytest.mark.parametrize("source, place, is_refused", [
+    ("in", "in/out", True), ("in/sub-01/anat", "in/out", True), ("in/sub-01", "in/sub-01/out", True),
+    ("in/sub-01/anat/sub-01_T1w.nii.gz", "in/out", True), ("in/sub-01/anat", "in", True),
+    ("in/sourcedata", "in/out", True), ("in/derivatives/prep", "in/out", True),
+    ("in/derivatives/prep/sub-01/anat", "in/out", True),
+    ("in/derivatives/prep/sub-01/anat", "in/derivatives/prep/out", True),
+    ("in/derivatives/prep/sub-01/anat", "in/derivatives/mine", False),
+    ("in/sub-01/anat", "in/derivatives/mine", False), ("in/sub-01/anat", "elsewhere", False),
+    ("link", "in/out", True), ("link", "elsewhere", False), ("ours/whole_MRI", "ours/out", False),
+    ("bare/sub-01/anat", "bare/out", True), ("bare/sub-01/ses-1/anat", "bare/out", True),
+    ("bare/sub-01/anat", "elsewhere", False), ("sub-project/raw", "sub-project/data", False)])
+def test_nothing_is_written_into_the_dataset_around_a_folder_or_file(tmp_path, source, place, is_refused):
+    root = tree(tmp_path / "in", "sub-01_T1w")
+    (root / "derivatives").mkdir()
+    tree(root / "derivatives/prep", "sub-01_T1w")
+    for folder in ("in/sourcedata", "ours/whole_MRI", "bare/sub-01/anat", "bare/sub-01/ses-1/anat"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "ours/dataset_description.json").write_text('{"GeneratedBy": [{"Name": "il_cldm"}]}')
+    (tmp_path / "link").symlink_to(root / "sub-01/anat")
+    if is_refused:
+        with pytest.raises(InputError, match="lies in the BIDS dataset"):
+            refuse_inside_source(tmp_path / place, tmp_path / source, "data_dir")
+    else:
+        refuse_inside_source(tmp_path / place, tmp_path / source, "data_dir")
+
+
+def test_a_dataset_whose_description_is_broken_is_not_written_into_either(tmp_path):
+    root = tree(tmp_path / "in", "sub-01_T1w")
+    (root / "dataset_description.json").write_text("{")
+    with pytest.raises(InputError, match="lies in the BIDS dataset"):
+        refuse_inside_source(root / "out", root / "sub-01/anat", "data_dir")
 
 
 def test_an_empty_dataset_says_what_is_expected(tmp_path):
