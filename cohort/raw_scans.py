@@ -6,7 +6,7 @@ from datetime import date
 from pathlib import Path
 
 from cohort.bids_files import read_json
-from cohort.bids_names import parse_name
+from cohort.bids_names import OURS, parse_name
 from cohort.frames import Timing, read_timing
 from cohort.tracers import Tracer, find_tracer
 from dataset import ID_PATTERN
@@ -226,7 +226,8 @@ def _by_id(paths: Iterable[Path], suffix: str, problems: list[str]) -> dict[str,
 
 def _amyloid(found: dict[str, list[PlainFile]], choices: Choices, problems: list[str], remarks: list[str]
              ) -> dict[str, list[PlainFile]]:
-    """The PETs with their sidecars, without those of other tracers, which a remark counts.
+    """The PETs with their sidecars, without those of other tracers or synthesized here, which a remark
+    counts.
 
     One whose name and sidecar name different tracers is a problem; one that nothing names passes.
     """
@@ -238,12 +239,14 @@ def _amyloid(found: dict[str, list[PlainFile]], choices: Choices, problems: list
                 problems.append(f"{file.path}: {why}; correct the one that is wrong")
                 continue
             tracer, _ = tracer_of(label, content, choices.tracer)
-            if tracer and not tracer.is_amyloid:
+            is_ours = file.entities.get("desc", "").startswith(OURS)
+            if is_ours or (tracer and not tracer.is_amyloid):
                 others.append(file.path.name)
             else:
                 kept.setdefault(name, []).append(replace(file, tracer=tracer, sidecar=content, fault=fault))
     if others:
-        remarks.append(f"{len(others)} PETs of other tracers are ignored, such as {others[0]}")
+        remarks.append(f"{len(others)} PETs of other tracers or synthesized here are ignored, such as "
+                       f"{others[0]}")
     return kept
 
 

@@ -663,7 +663,7 @@ def test_plain_folders_with_several_files_of_a_visit_are_refused_and_chosen_alik
         find_plain(raw, Choices())
     [scan], remarks = find_plain(raw, Choices(run=2))
     assert scan.mri.name == "sub-01_run-2_T1w.nii.gz" and scan.tracer.label == "18FAV45"
-    assert "1 PETs of other tracers are ignored" in remarks[0]
+    assert "1 PETs of other tracers" in remarks[0]
 
 
 def test_plain_folders_read_the_sidecar_beside_a_pet(tmp_path):
@@ -683,7 +683,7 @@ def test_plain_pets_that_only_a_sidecar_names_no_amyloid_are_ignored_and_counted
     (raw / f"PET/{pet}.json").write_text(json.dumps({"TracerName": tracer}))
     [scan], remarks = find_plain(raw, Choices())
     assert scan.pet.name == "sub-01_acq-a_trc-18FFBB_pet.nii.gz" and scan.tracer.label == "18FFBB"
-    assert remarks == [f"1 PETs of other tracers are ignored, such as {pet}.nii.gz"]
+    assert remarks == [f"1 PETs of other tracers or synthesized here are ignored, such as {pet}.nii.gz"]
 
 
 def test_a_plain_pet_of_fdg_without_name_of_bids_is_ignored(tmp_path):
@@ -707,3 +707,9 @@ def test_a_plain_pet_of_unknown_tracer_passes(tmp_path):
     (raw / "PET/a_pet.json").write_text('{"TracerName": "something new"}')
     [scan], remarks = find_plain(raw, Choices())
     assert scan.pet and scan.tracer is None and not remarks
+
+
+def test_a_synthetic_pet_of_ours_in_a_plain_folder_is_ignored(tmp_path):
+    raw = plain(tmp_path / "raw", ("sub-01_T1w",), ("sub-01_trc-18FAV45_desc-ilcldmSynthetic_pet",))
+    [scan], remarks = find_plain(raw, Choices())
+    assert scan.pet is None and len(remarks) == 1
