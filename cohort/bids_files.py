@@ -20,13 +20,26 @@ IMAGE = re.compile(r"(.+)\.nii(\.gz)?")
 GET = "a broken link, as git-annex leaves where content is not fetched: run `datalad get {}`"
 
 
+BROKEN, UNUSABLE = "broken link", "file cannot be used"     # reasons of faults
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A file or folder that cannot be used: the ID of its visit, the path, a reason in few words, and what
+    was found."""
+    id: str
+    path: Path
+    reason: str
+    found: str
+
+
 @dataclass(frozen=True)
 class BidsFile:
-    """An image of a dataset. fault: why it cannot be used, as far as its link says; else empty."""
+    """An image of a dataset. fault: why it cannot be used, as far as its link says; None if it may be."""
     path: Path
     entities: dict[str, str]
     suffix: str
-    fault: str = ""
+    fault: Fault | None = None
 
     @property
     def visit(self) -> tuple[str, str]:
@@ -36,13 +49,13 @@ class BidsFile:
 
 @dataclass
 class Listing:
-    """The names of a dataset. sidecars, tables: folder -> its .json and .tsv files. faults: (visit's ID, what
-    was found) of folders and names that cannot be used. sessions: all visits that have a folder."""
+    """The names of a dataset. sidecars, tables: folder -> its .json and .tsv files. faults: of folders and
+    names that cannot be used. visits: all that have a folder."""
     root: Path
     images: list[BidsFile] = field(default_factory=list)
     sidecars: dict[Path, list[Path]] = field(default_factory=lambda: defaultdict(list))
     tables: dict[Path, list[Path]] = field(default_factory=lambda: defaultdict(list))
-    faults: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
     visits: set[tuple[str, str]] = field(default_factory=set)
 
 
@@ -119,9 +132,9 @@ def _is_folder(listing: Listing, name: str, entry: os.DirEntry) -> bool:
         if entry.is_dir():
             return True
         if entry.is_symlink() and not os.path.exists(entry.path):
-            listing.faults.append((name, f"{entry.path}: {GET.format(entry.path)}"))
+            _note_fault(listing, name, entry.path, GET.format(entry.path), BROKEN)
     except OSError as error:                               # links in a circle
-        listing.faults.append((name, f"{entry.path}: cannot be read: {error.strerror}"))
+        _note_fault(listing, name, entry.path, f"cannot be read: {error.strerror}")
     return False
 
 
@@ -130,7 +143,7 @@ def _open_folder(listing: Listing, name: str, folder: Path) -> list[os.DirEntry]
     try:
         entries = _entries(folder)
     except OSError as error:
-        listing.faults.append((name, f"{folder}: cannot be read: {error.strerror}"))
+        _note_fault(listing, name, folder, f"cannot be read: {error.strerror}")
         return []
     _note_texts(listing, folder, entries)
     return entries
@@ -154,25 +167,33 @@ def _list_images(listing: Listing, visit: tuple[str, str], folder: Path) -> None
         try:
             entities, suffix = parse_name(match[1])
         except ValueError:
-            listing.faults.append(("_".join(ids), f"{entry.path}: is not a name of BIDS"))
+            _note_fault(listing, "_".join(ids), entry.path, "is not a name of BIDS")
             continue
         own = [f"{key}-{entities[key]}" for key in ("sub", "ses") if key in entities]
         if own != ids:
-            listing.faults.append(("_".join(ids), f"{entry.path}: its name is of {'_'.join(own)}, its folder "
-                                                  f"of {'_'.join(ids)}"))
+            _note_fault(listing, "_".join(ids), entry.path,
+                        f"its name is of {'_'.join(own)}, its folder of {'_'.join(ids)}")
             continue
-        listing.images.append(BidsFile(Path(entry.path), entities, suffix, _fault(entry)))
+        listing.images.append(BidsFile(Path(entry.path), entities, suffix,
+                                       _fault("_".join(ids), entry)))
 
 
-def _fault(entry: os.DirEntry) -> str:
-    """Why an image cannot be read, as far as its link says; empty if it may be."""
+def _fault(name: str, entry: os.DirEntry) -> Fault | None:
+    """Why an image of a visit cannot be read, as far as its link says; None if it may be."""
+    reason, found = UNUSABLE, "is not a file"
     try:
         if entry.is_file():
-            return ""
-        is_broken = entry.is_symlink() and not os.path.exists(entry.path)
-        return GET.format(entry.path) if is_broken else "is not a file"
+            return None
+        if entry.is_symlink() and not os.path.exists(entry.path):
+            reason, found = BROKEN, GET.format(entry.path)
     except OSError as error:
-        return f"cannot be read: {error.strerror}"
+        found = f"cannot be read: {error.strerror}"
+    return Fault(name, Path(entry.path), reason, f"{entry.name}: {found}")
+
+
+def _note_fault(listing: Listing, name: str, path: Path | str, found: str, reason: str = UNUSABLE) -> None:
+    """Note a folder or name that cannot be used, of the visit of an ID."""
+    listing.faults.append(Fault(name, Path(path), reason, f"{path}: {found}"))
 
 
 # ---------------------------------------------------------------- sidecars

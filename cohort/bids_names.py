@@ -8,6 +8,7 @@ from pathlib import Path
 
 NAME = re.compile(r"sub-[A-Za-z0-9]+(_[a-z]+-[A-Za-z0-9+]+)*(_[A-Za-z0-9]+)?")
 ORDER = ("sub", "ses", "task", "trc", "acq", "ce", "rec", "run", "space", "res", "den", "label", "desc")
+OURS = "ilcldm"                                            # begins desc- of what this program synthesizes
 
 
 def parse_name(stem: str) -> tuple[dict[str, str], str]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from cohort.bids_files import is_dataset
+from cohort.derivative import foreign_datasets
 from cohort.raw_scans import LISTED, RawScan
 from runtime.files import read_own_table, write_csv
 from runtime.logs import say
@@ -25,6 +27,7 @@ class Dataset:
     scans: to be preprocessed. left_out: rows ID, reason, found. ignored: number of files by what they are,
     such as PETs of other tracers.
     ambiguous: sentences that name files among which the user must choose. remarks: how it was read.
+    has_pets: whether it has PETs that show amyloid, or may, even if they cannot be used.
     """
     root: Path
     scans: list[RawScan] = field(default_factory=list)
@@ -33,6 +36,7 @@ class Dataset:
     ambiguous: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    has_pets: bool = False
 
     def leave_out(self, visit: Visit | str, reason: str, found: str) -> None:
         """Add a row of left_out.csv."""
@@ -69,14 +73,14 @@ def say_found(dataset: Dataset, stage: str = "preprocess") -> None:
             shown.append(f"... and {len(dataset.ambiguous) - LISTED} more")
         number = len(dataset.ambiguous)
         raise InputError("\n  ".join([f"{number} visits have several files that may be meant:", *shown]))
-    unknown = [row["found"] for row in dataset.left_out if row["reason"] == "tracer unknown"]
-    if unknown and not any(scan.pet for scan in dataset.scans):
-        raise InputError("\n  ".join([f"{dataset.root}: no PET has a tracer that is known here:",
-                                      *unknown[:LISTED]]))
     if not dataset.scans:
-        found = [f"{row['ID']}: {row['reason']}: {row['found']}" for row in dataset.left_out[:LISTED]]
-        raise InputError("\n  ".join([f"{dataset.root}: no scan can be used; expected sub-*/[ses-*/]anat/"
-                                      "*_T1w.nii[.gz] and sub-*/[ses-*/]pet/*_pet.nii[.gz]", *found]))
+        expected = ("no scan can be used; expected sub-*/[ses-*/]anat/*_T1w.nii[.gz] and "
+                    "sub-*/[ses-*/]pet/*_pet.nii[.gz]")
+        if dataset.has_pets:
+            expected = "none of its amyloid PETs can be used; --mri_only takes the T1 MRIs alone"
+        found = [f"{row['ID']}: {row['reason']}: {row['found']}" for row in dataset.left_out
+                 if row["reason"] != "no amyloid PET"]     # which only follows from the others
+        raise InputError("\n  ".join([f"{dataset.root}: {expected}", *found[:LISTED]]))
     if "with amyloid PET" in dataset.counts and not any(scan.pet for scan in dataset.scans):
         say(stage, "no amyloid PET: the T1 MRIs are taken alone")
 
@@ -89,6 +93,13 @@ def refuse_inside(folder: Path, root: Path, setting: str) -> None:
     if inside is not None and (len(inside) < 2 or inside[0] != "derivatives"):
         raise InputError(f"{setting} {folder}: lies in the BIDS dataset, into which nothing is written but "
                          f"{root / 'derivatives' / 'NAME'}; give such a folder, or one elsewhere")
+
+
+def refuse_inside_source(folder: Path, source: Path, setting: str) -> None:
+    """Raise InputError if a folder lies in a dataset in which the source, a file or folder of images, lies
+    too. setting: that names the folder."""
+    for root in (*([source] if is_dataset(source) else []), *foreign_datasets(source)):
+        refuse_inside(folder, root, setting)
 
 
 def write_found(folder: Path, scans: list[RawScan], left_out: list[dict] | None) -> None:

@@ -15,6 +15,7 @@ from utils import InputError
 PROGRAM = "il_cldm"                                        # the name that our datasets give their maker
 BIDS_VERSION = "1.10.0"
 DESCRIPTION = "dataset_description.json"
+OF_SUBJECT = re.compile(r"sub-[A-Za-z0-9]+/(ses-[A-Za-z0-9]+|anat|pet|t1_linear|pet_linear)")
 SPACE = "MNI152NLin2009aSym"                               # of the template that nilearn carries
 STANDARD_SPACES = {                                        # those of MNI that the standard defines by name
     SPACE, "MNI152Lin", "MNI152NLin6Sym", "MNI152NLin6Asym", "MNI152NLin2009aAsym", "MNI152NLin2009bSym",
@@ -114,6 +115,23 @@ def refuse_foreign(dataset: Path) -> None:
     if os.path.lexists(path) and not _is_ours(_read(path)):
         raise InputError(f"{path}: is the description of a BIDS dataset that {PROGRAM} has not made; give a "
                          "folder of its own, which may lie in the folder derivatives of that dataset")
+
+
+def foreign_datasets(path: Path) -> list[Path]:
+    """The BIDS datasets in which a file or folder lies that this program did not make, by their descriptions
+    or by folders such as sub-01/anat or sub-01/ses-1 on the path."""
+    above = dict.fromkeys(place for full in (path.absolute(), path.resolve()) for place in (full, *full.parents))
+    found = {place.parents[1]: None for place in above if OF_SUBJECT.fullmatch("/".join(place.parts[-2:]))
+             and not (place.parents[1] / DESCRIPTION).is_file()}
+    for place in above:
+        if (place / DESCRIPTION).is_file():
+            try:
+                is_ours = _is_ours(_read(place / DESCRIPTION))
+            except InputError:                             # a description that cannot be read is not ours
+                is_ours = False
+            if not is_ours:
+                found[place] = None
+    return list(found)
 
 
 def _is_ours(description: dict) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from runtime.files import brief
 
 FEW_FRAMES = 6                                             # a late static scan has 4, or 6 of five minutes
+LATE_SPAN = 40.0                                           # minutes that late static frames last at most
 COVERED = 0.5                                              # least share of a window that frames cover
 MINUTE = 60.0                                              # seconds
 CLOCK = re.compile(r"(\d{1,2}):(\d{2}):(\d{2}(?:\.\d+)?)")
@@ -139,7 +140,9 @@ def _asked(count: int, timing: Timing | None, asked: tuple[int, int]) -> Chosen:
 
 def _all_of_few(timing: Timing, window: tuple[float, float] | None) -> Chosen:
     """All frames by duration, where they are few and no window can choose among them."""
-    lacks = "no FrameTimesStart in its sidecar" if window else "no window is known for its tracer"
+    lacks = "no window is known for its tracer"
+    if window:
+        lacks = f"no {'InjectionStart' if timing.starts else 'FrameTimesStart'} in its sidecar"
     if len(timing.durations) > FEW_FRAMES:
         raise ValueError(f"has {timing.describe()}, and {lacks}; give --pet_frames FIRST LAST"
                          + ("" if window else " or --pet_window START END"))
@@ -155,6 +158,8 @@ def _inside(timing: Timing, window: tuple[float, float]) -> Chosen:
         if low <= start + duration / 2 <= high:
             places.append(place)
             covered += min(high, start + duration) - max(low, start)
+    if covered < COVERED * (high - low) and _may_be_late(timing):
+        return _all_of_few(timing, window)
     if covered < COVERED * (high - low):
         raise ValueError(f"has {timing.describe()}, which cover {covered / MINUTE:.4g} of the "
                          f"{window[1] - window[0]:g} min from {window[0]:g} to {window[1]:g}; give "
@@ -166,6 +171,14 @@ def _inside(timing: Timing, window: tuple[float, float]) -> Chosen:
     if len(places) < len(timing.durations) and covered < 0.99 * (high - low):
         remark += f"{'; ' if remark else ''}{covered / MINUTE:.4g} min of the window are covered by frames"
     return Chosen(places, durations, remark)
+
+
+def _may_be_late(timing: Timing) -> bool:
+    """Whether frames may be those of a late static scan, counted from its start: few and short together,
+    where nothing says when the injection was."""
+    minutes = (timing.starts[-1] + timing.durations[-1]) / MINUTE
+    return (not timing.from_injection and timing.starts[0] == 0 and minutes <= LATE_SPAN
+            and len(timing.durations) <= FEW_FRAMES)
 
 
 def mean_of_frames(volumes: Sequence[np.ndarray], durations: Sequence[float] | None) -> np.ndarray:

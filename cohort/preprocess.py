@@ -23,7 +23,7 @@ import pandas as pd
 from cohort import preprocessed
 from cohort.bids import read_dataset
 from cohort.bids_files import is_dataset
-from cohort.bids_report import refuse_inside, say_found, write_found
+from cohort.bids_report import refuse_inside_source, say_found, write_found
 from cohort.derivative import refuse_foreign, write_dataset
 from cohort.raw_scans import Choices, RawScan, find_plain, refuse_mixed_levels
 from cohort.subject import OUTPUTS, Recipe, chosen_frames, preprocess_subject
@@ -178,8 +178,8 @@ def find_scans(cfg: PreprocessSettings) -> tuple[list[RawScan], list[dict] | Non
         raise InputError(f"{raw}: not there. Place whole heads as {raw}/T1/<ID>.nii[.gz], their PETs as "
                          f"{raw}/PET/<ID>.nii[.gz], or give one T1 MRI, a folder of such files, or a BIDS "
                          "dataset, by --raw")
+    refuse_inside_source(Path(cfg.data_dir), raw, "data_dir")
     if is_dataset(raw):
-        refuse_inside(Path(cfg.data_dir), raw, "data_dir")
         dataset = read_dataset(raw, cfg.choices)
         say_found(dataset)
         scans, remarks, left_out = dataset.scans, [], dataset.left_out

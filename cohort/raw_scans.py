@@ -1,12 +1,12 @@
 """Raw scans: the files of a visit, the choice where a visit has several, and the layout RAW/T1, RAW/PET."""
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
 from cohort.bids_files import read_json
-from cohort.bids_names import parse_name
+from cohort.bids_names import OURS, parse_name
 from cohort.frames import Timing, read_timing
 from cohort.tracers import Tracer, find_tracer
 from dataset import ID_PATTERN
@@ -66,16 +66,21 @@ class NoRun(Exception):
     """A visit has several runs, but not the one that was asked for; the message names them."""
 
 
+def prefer(files: list, wanted: Iterable[str]) -> list:
+    """The files that have the entities wanted, such as rec-acstat, one after the other; one that no file has
+    decides nothing."""
+    for words in wanted:
+        key, _, value = words.partition("-")
+        files = [file for file in files if file.entities.get(key) == value] or files
+    return files
+
+
 def choose_one(files: list, choices: Choices):
     """The one file of several that have `path` and `entities`.
 
     Raises Ambiguous if nothing decides, NoRun if there are runs, but not the one asked for.
     """
-    left = files
-    for words in choices.entities:
-        key, _, value = words.partition("-")
-        matching = [file for file in left if file.entities.get(key) == value]
-        left = matching or left
+    left = prefer(files, choices.entities)
     if choices.run and len(left) > 1:
         runs = [file for file in left if file.entities.get("run", "").lstrip("0") == str(choices.run)]
         if not runs and any("run" in file.entities for file in left):
@@ -103,17 +108,29 @@ def tracer_of(label: str, sidecar: dict, asked: str) -> tuple[Tracer | None, str
 
     asked: the name that the user gives to those that are not known.
     """
-    name = sidecar.get("TracerName")
-    texts = [text for text in (label, name) if isinstance(text, str) and text.strip()]
+    if why := contradiction(label, sidecar):
+        return None, why
+    texts = _tracer_texts(label, sidecar)
     found = [tracer for tracer in map(find_tracer, texts) if tracer]
-    if len({(tracer.label if tracer.is_amyloid else "", tracer.is_amyloid) for tracer in found}) > 1:
-        return None, f"its name says {label}, its sidecar {name}"
     if found:
         return found[0], ""
     if asked:
         return find_tracer(asked) or Tracer(asked, True), ""
     said = f"{' and '.join(brief(text) for text in texts)} is not known here" if texts else "nothing says it"
     return None, f"{said}; --tracer NAME names the tracer of such PETs"
+
+
+def contradiction(label: str, sidecar: dict) -> str:
+    """What name and sidecar of a PET say where they name different tracers; '' if they do not."""
+    found = [tracer for tracer in map(find_tracer, _tracer_texts(label, sidecar)) if tracer]
+    if len({tracer.label if tracer.is_amyloid else "" for tracer in found}) > 1:
+        return f"its name says {label}, its sidecar {sidecar['TracerName']}"
+    return ""
+
+
+def _tracer_texts(label: str, sidecar: dict) -> list[str]:
+    texts = (label, sidecar.get("TracerName"))
+    return [text for text in texts if isinstance(text, str) and text.strip()]
 
 
 def timing_of(sidecar: dict, fault: str) -> tuple[Timing | None, str]:
@@ -148,9 +165,16 @@ def refuse_mixed_levels(scans: list[RawScan], fwhm: float) -> str:
 
 @dataclass(frozen=True)
 class PlainFile:
-    """A file of the plain layout, with the entities of its name if that is one of BIDS."""
+    """A file of the plain layout, with the entities of its name if that is one of BIDS.
+
+    tracer: of a PET, None if it is not known. sidecar: the content of that beside a PET, and fault: why it
+    cannot be used.
+    """
     path: Path
     entities: dict[str, str]
+    tracer: Tracer | None = None
+    sidecar: dict = field(default_factory=dict)
+    fault: str = ""
 
 
 def find_plain(raw: Path, choices: Choices) -> tuple[list[RawScan], list[str]]:
@@ -162,7 +186,7 @@ def find_plain(raw: Path, choices: Choices) -> tuple[list[RawScan], list[str]]:
     mri_files = _by_id([raw] if raw.is_file() else home.iterdir(), "T1w", problems)
     pet_files = {}
     if (raw / "PET").is_dir() and not choices.mri_only:
-        pet_files = _amyloid(_by_id((raw / "PET").iterdir(), "pet", problems), remarks)
+        pet_files = _amyloid(_by_id((raw / "PET").iterdir(), "pet", problems), choices, problems, remarks)
     mris, pets = (_one_each(files, choices, problems) for files in (mri_files, pet_files))
     if not mri_files:
         problems.append(f"{home}: holds no .nii or .nii.gz")
@@ -171,7 +195,7 @@ def find_plain(raw: Path, choices: Choices) -> tuple[list[RawScan], list[str]]:
             problems.append(f"{file.path}: has no T1 MRI {home / name}.nii[.gz]")
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s) in the raw scans:", *problems]))
-    return [_plain_scan(name, file, pets.get(name), choices) for name, file in mris.items()], remarks
+    return [_plain_scan(name, file, pets.get(name)) for name, file in mris.items()], remarks
 
 
 def _by_id(paths: Iterable[Path], suffix: str, problems: list[str]) -> dict[str, list[PlainFile]]:
@@ -200,19 +224,37 @@ def _by_id(paths: Iterable[Path], suffix: str, problems: list[str]) -> dict[str,
     return dict(sorted(found.items()))
 
 
-def _amyloid(found: dict[str, list[PlainFile]], remarks: list[str]) -> dict[str, list[PlainFile]]:
-    """The files without those whose name says another tracer, which a remark counts."""
+def _amyloid(found: dict[str, list[PlainFile]], choices: Choices, problems: list[str], remarks: list[str]
+             ) -> dict[str, list[PlainFile]]:
+    """The PETs with their sidecars, without those of other tracers or synthesized here, which a remark
+    counts.
+
+    One whose name and sidecar name different tracers is a problem; one that nothing names passes.
+    """
     kept, others = {}, []
     for name, files in found.items():
         for file in files:
-            tracer = find_tracer(file.entities.get("trc", ""))
-            if tracer and not tracer.is_amyloid:
+            label, (content, fault) = file.entities.get("trc", ""), _sidecar_of(file.path)
+            if why := contradiction(label, content):
+                problems.append(f"{file.path}: {why}; correct the one that is wrong")
+                continue
+            tracer, _ = tracer_of(label, content, choices.tracer)
+            is_ours = file.entities.get("desc", "").startswith(OURS)
+            if is_ours or (tracer and not tracer.is_amyloid):
                 others.append(file.path.name)
             else:
-                kept.setdefault(name, []).append(file)
+                kept.setdefault(name, []).append(replace(file, tracer=tracer, sidecar=content, fault=fault))
     if others:
-        remarks.append(f"{len(others)} PETs of other tracers are ignored, such as {others[0]}")
+        remarks.append(f"{len(others)} PETs of other tracers or synthesized here are ignored, such as "
+                       f"{others[0]}")
     return kept
+
+
+def _sidecar_of(pet: Path) -> tuple[dict, str]:
+    """The content of the sidecar beside a PET, and why it cannot be used."""
+    path = pet.with_name(f"{stem_of(pet.name)}.json")
+    content, fault = read_json(path) if path.is_file() else ({}, "")
+    return content, f"{path.name}: {fault}" if fault else ""
 
 
 def _one_each(found: dict[str, list[PlainFile]], choices: Choices, problems: list[str]
@@ -230,14 +272,9 @@ def _one_each(found: dict[str, list[PlainFile]], choices: Choices, problems: lis
     return chosen
 
 
-def _plain_scan(name: str, mri: PlainFile, pet: PlainFile | None, choices: Choices) -> RawScan:
+def _plain_scan(name: str, mri: PlainFile, pet: PlainFile | None) -> RawScan:
     """A scan with what its PET's name and the sidecar beside it say."""
     if pet is None:
         return RawScan(name, mri.path, None)
-    sidecar = pet.path.with_name(f"{stem_of(pet.path.name)}.json")
-    content, fault = read_json(sidecar) if sidecar.is_file() else ({}, "")
-    if fault:
-        fault = f"{sidecar.name}: {fault}"
-    tracer, _ = tracer_of(pet.entities.get("trc", ""), content, choices.tracer)
-    timing, fault = timing_of(content, fault)
-    return RawScan(name, mri.path, pet.path, tracer, pet.entities.get("rec", ""), timing, fault)
+    timing, fault = timing_of(pet.sidecar, pet.fault)
+    return RawScan(name, mri.path, pet.path, pet.tracer, pet.entities.get("rec", ""), timing, fault)

@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cohort.bids_files import is_dataset
-from cohort.bids_report import refuse_inside
+from cohort.bids_report import refuse_inside_source
 from cohort.derivative import refuse_foreign, write_dataset
 from cohort.raw_scans import Choices
 from config import Config
@@ -86,8 +85,7 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
     refuse_place(out, (mri if mri.is_dir() else mri.parent, Path(cfg.data_dir), cfg.info_folder),
                  (*cohort, cfg.result_dir.parent))
     refuse_foreign(out)
-    if is_dataset(mri):
-        refuse_inside(out, mri, "out")
+    refuse_inside_source(out, mri, "out")
     scans = find_scans(mri, Choices(settings.bids_run, settings.bids_choose, mri_only=True))
     problems = _header_problems(scans)
     _refuse_if_none_is_left(scans, problems)

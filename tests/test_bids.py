@@ -8,7 +8,7 @@ import pytest
 
 from cohort.bids import read_dataset
 from cohort.bids_files import is_dataset
-from cohort.bids_report import Dataset, refuse_inside, say_found, write_found
+from cohort.bids_report import Dataset, refuse_inside, refuse_inside_source, say_found, write_found
 from cohort.bids_tables import read_tsv
 from cohort.raw_scans import Choices, find_plain, refuse_mixed_levels
 from utils import InputError
@@ -83,6 +83,19 @@ PAIRS = {
     "the finest of several grids": (
         (f"sub-01_{MNI}_res-2_desc-preproc_T1w", f"sub-01_{MNI}_res-1_desc-preproc_T1w"),
         {"sub-01": (f"{MNI}_res-1_desc-preproc_T1w", "")}),
+    "MNI space where the scanner's has two runs": (
+        (f"sub-01_{MNI}_T1w", "sub-01_run-1_T1w", "sub-01_run-2_T1w"), {"sub-01": (f"{MNI}_T1w", "")}),
+    "known copies in the scanner's space": (
+        ("sub-01_T1w", "sub-01_desc-preproc_T1w", "sub-01_desc-preproc_trc-18FAV45_pet", "sub-01_" + AV45),
+        {"sub-01": ("desc-preproc_T1w", "desc-preproc_trc-18FAV45_pet")}),
+    "never a synthetic PET of ours": (
+        ("sub-01_T1w", "sub-01_" + AV45, "sub-01_trc-18FAV45_desc-ilcldmSynthetic_pet",
+         "sub-01_trc-18FAV45_desc-ilcldmSyntheticSD_pet"),
+        {"sub-01": ("T1w", AV45)}),
+    "T1 MRIs alone where only synthetic PETs of ours are": (
+        ("sub-01_T1w", "sub-01_trc-18FAV45_desc-ilcldmSynthetic_pet"), {"sub-01": ("T1w", "")}),
+    "T1 MRIs alone where only FDG is": (
+        ("sub-01_T1w", "sub-01_trc-18FFDG_pet"), {"sub-01": ("T1w", "")}),
     "T1 MRIs alone where no PET is": (
         ("sub-01_ses-1_T1w", "sub-02_ses-1_T1w"), {"sub-01_ses-1": ("T1w", ""), "sub-02_ses-1": ("T1w", "")}),
 }
@@ -105,7 +118,24 @@ LEFT_OUT = {
     "different spaces": (("sub-02_ses-1_T1w", f"sub-02_ses-1_trc-18FAV45_{MNI}_pet"),
                          {"sub-02_ses-1": "T1 and PET in different spaces"}),
     "another space": (("sub-02_ses-1_space-MNIPediatricAsym_T1w", "sub-02_ses-1_" + AV45),
-                      {"sub-02_ses-1": "no T1"}),
+                      {"sub-02_ses-1": "T1 and PET in different spaces"}),
+    "its own T1 in another space, another session's in this": (
+        (f"sub-02_ses-1_{MNI}_T1w", "sub-02_ses-2_T1w", "sub-02_ses-1_" + AV45),
+        {"sub-02_ses-1": "T1 and PET in different spaces", "sub-02_ses-2": "no amyloid PET"}),
+    "its own T1 in an unused space, another session's in this": (
+        ("sub-02_ses-1_space-MNIPediatricAsym_T1w", "sub-02_ses-2_T1w", "sub-02_ses-1_" + AV45),
+        {"sub-02_ses-1": "T1 and PET in different spaces", "sub-02_ses-2": "no amyloid PET"}),
+    "several T1 runs and FDG": (
+        ("sub-02_ses-1_run-1_T1w", "sub-02_ses-1_run-2_T1w", "sub-02_ses-1_trc-18FFDG_pet"),
+        {"sub-02_ses-1": "no amyloid PET"}),
+    "several T1 runs without PET": (
+        ("sub-02_ses-1_run-1_T1w", "sub-02_ses-1_run-2_T1w"), {"sub-02_ses-1": "no amyloid PET"}),
+    "several PETs without T1": (
+        ("sub-02_ses-1_trc-18FAV45_run-1_pet", "sub-02_ses-1_trc-18FAV45_run-2_pet"),
+        {"sub-02_ses-1": "no T1"}),
+    "a synthetic PET of ours": (
+        ("sub-02_ses-1_T1w", "sub-02_ses-1_trc-18FAV45_desc-ilcldmSynthetic_pet"),
+        {"sub-02_ses-1": "no amyloid PET"}),
     "an unknown tracer": (("sub-02_ses-1_T1w", "sub-02_ses-1_trc-XYZ12_pet"),
                           {"sub-02_ses-1": "tracer unknown"}),
     "no tracer": (("sub-02_ses-1_T1w", "sub-02_ses-1_pet"), {"sub-02_ses-1": "tracer unknown"}),
@@ -116,7 +146,7 @@ LEFT_OUT = {
 def test_what_is_left_out_has_one_reason_and_others_go_on(tmp_path, names, expected):
     root = tree(tmp_path / "raw", "sub-01_ses-1_T1w", "sub-01_ses-1_" + AV45, *names)
     dataset = read_dataset(root, Choices())
-    assert list(taken(dataset)) == ["sub-01_ses-1"]
+    assert list(taken(dataset)) == ["sub-01_ses-1"] and not dataset.ambiguous
     assert reasons(dataset) == expected
 
 
@@ -177,6 +207,110 @@ def test_a_dataset_of_unknown_tracers_asks_for_the_tracer(tmp_path):
     assert scan.pet is None
 
 
+DESCS = ("sub-01_T1w", "sub-01_trc-18FAV45_desc-dynamic_pet", "sub-01_trc-18FAV45_desc-static_pet")
+
+
+@pytest.mark.parametrize("names, wanted", [
+    (DESCS, "desc-static"), ((*DESCS[:2], "sub-01_" + AV45), "desc-dynamic"),
+    ((*DESCS[:2], "sub-01_trc-18FAV45_desc-preproc_pet"), "desc-preproc"),
+    (("sub-01_desc-a_T1w", "sub-01_desc-b_T1w"), "desc-b"),
+    ((f"sub-01_{MNI}_desc-a_T1w", f"sub-01_{MNI}_desc-b_T1w"), "desc-a")])
+def test_images_of_an_unknown_desc_are_no_copies_and_chosen_by_the_user(tmp_path, names, wanted):
+    root = tree(tmp_path / "raw", *names)
+    [told] = read_dataset(root, Choices()).ambiguous
+    assert all(name in told for name in names if "desc" in name) and "--bids_choose desc-" in told
+    dataset = read_dataset(root, Choices(entities=(wanted,)))
+    assert wanted in str(taken(dataset)["sub-01"]) and not dataset.remarks
+
+
+@pytest.mark.parametrize("wanted, found", [((), "res-2_desc-preproc"), (("res-1",), "res-1_T1w")])
+def test_choices_come_before_copies_are_merged(tmp_path, wanted, found):
+    root = tree(tmp_path / "raw", f"sub-01_{MNI}_res-1_T1w", f"sub-01_{MNI}_res-2_T1w",
+                f"sub-01_{MNI}_res-2_desc-preproc_T1w")
+    assert found in read_dataset(root, Choices(entities=wanted)).scans[0].mri.name
+
+
+@pytest.mark.parametrize("space", ["", f"{MNI}_"])
+def test_a_remark_says_which_of_several_copies_is_taken(tmp_path, space):
+    root = tree(tmp_path / "raw", *(f"sub-0{n}_{space}{name}" for n in (1, 2)
+                                    for name in ("T1w", "desc-preproc_T1w")))
+    [remark] = read_dataset(root, Choices()).remarks
+    assert f"*_{space}desc-preproc_T1w.nii.gz is taken (2 visits)" in remark
+
+
+def test_synthetic_pets_of_ours_are_counted(tmp_path):
+    root = tree(tmp_path / "raw", "sub-01_T1w", "sub-01_trc-18FAV45_desc-ilcldmSynthetic_pet")
+    assert read_dataset(root, Choices()).ignored == {"synthetic pet of this program": 1}
+
+
+# ---------------------------------------------------------------- PETs that cannot be used
+
+def broken(root: Path, name: str) -> None:
+    """Make an image a link that leads nowhere."""
+    path = place_of(root, name)
+    path.unlink(missing_ok=True)
+    path.symlink_to(root / ".git/annex/objects/gone")
+
+
+@pytest.mark.parametrize("name, choices, words", [
+    ("sub-01_" + AV45, Choices(), "sub-01: broken link"),
+    ("sub-01_pet", Choices(), "sub-01: broken link"),
+    ("sub-01_trc-18FAV45_space-fsaverage_pet", Choices(), "none of its amyloid PETs can be used"),
+])
+def test_t1s_are_not_taken_alone_where_pets_cannot_be_used(tmp_path, name, choices, words):
+    root = tree(tmp_path / "raw", "sub-01_T1w", "sub-02_T1w", name)
+    if "fsaverage" not in name:
+        broken(root, name)
+    dataset = read_dataset(root, choices)
+    assert not dataset.scans
+    with pytest.raises(InputError, match="none of its amyloid PETs can be used; --mri_only") as caught:
+        say_found(dataset)
+    assert words in str(caught.value) and "sub-02" not in str(caught.value)
+    assert list(taken(read_dataset(root, Choices(mri_only=True)))) == ["sub-01", "sub-02"]
+
+
+def test_t1s_are_not_taken_alone_where_no_pet_has_the_run_or_the_folder_is_broken(tmp_path):
+    root = tree(tmp_path / "raw", "sub-01_T1w", "sub-01_trc-18FAV45_run-1_pet", "sub-01_trc-18FAV45_run-2_pet")
+    dataset = read_dataset(root, Choices(run=3))
+    assert not dataset.scans and reasons(dataset) == {"sub-01": "no run 3"}
+    root = tree(tmp_path / "other", "sub-01_T1w")
+    (root / "sub-01/pet").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match="none of its amyloid PETs"):
+        say_found(read_dataset(root, Choices()))
+
+
+def test_a_broken_link_of_another_tracer_is_no_amyloid_pet(tmp_path):
+    root = tree(tmp_path / "raw", "sub-01_T1w", "sub-01_trc-18FFDG_pet")
+    broken(root, "sub-01_trc-18FFDG_pet")
+    dataset = read_dataset(root, Choices())
+    assert taken(dataset) == {"sub-01": ("T1w", "")} and not dataset.left_out
+
+
+def test_the_reason_does_not_hang_on_the_path(tmp_path):
+    root = tree(tmp_path / "datalad", "sub-01_T1w", "sub-01_" + AV45)
+    place_of(root, "sub-02_T1w").mkdir()
+    (root / "sub-01/anat/sub-03_T1w.nii.gz").touch()
+    assert set(reasons(read_dataset(root, Choices())).values()) == {"file cannot be used"}
+
+
+@pytest.mark.parametrize("what", ["link", "folder"])
+def test_the_pet_of_a_visit_whose_own_t1_is_broken_takes_no_other(tmp_path, what):
+    root = tree(tmp_path / "raw", "sub-01_ses-1_T1w", "sub-01_ses-2_" + AV45)
+    if what == "link":
+        broken(root, "sub-01_ses-2_T1w")
+    else:
+        (root / "sub-01/ses-2/anat").symlink_to(tmp_path / "gone")
+    dataset = read_dataset(root, Choices())
+    assert not dataset.scans and reasons(dataset)["sub-01_ses-2"] == "broken link"
+
+
+def test_the_pet_of_a_visit_whose_own_t1_lacks_the_run_takes_no_other(tmp_path):
+    root = tree(tmp_path / "raw", "sub-01_ses-1_T1w", "sub-01_ses-2_run-1_T1w", "sub-01_ses-2_run-2_T1w",
+                "sub-01_ses-2_" + AV45)
+    dataset = read_dataset(root, Choices(run=3))
+    assert not dataset.scans and reasons(dataset)["sub-01_ses-2"] == "no run 3"
+
+
 # ---------------------------------------------------------------- dates, ages, sexes
 
 def with_dates(root: Path, days: dict[str, str], column: str = "acq_time") -> None:
@@ -204,6 +338,26 @@ def test_an_interval_within_a_session_is_recorded_with_its_sign(tmp_path):
     assert scan.days == -19 and scan.scanned == date(2012, 5, 1) and not scan.note
     [scan] = read_dataset(root, Choices(window_days=10)).scans
     assert "19 days apart" in scan.note
+
+
+@pytest.mark.parametrize("t1_day, note", [("2012-05-11", "T1 without session, 10 days away"), ("n/a", "")])
+def test_a_t1_without_session_is_taken_within_the_window(tmp_path, t1_day, note):
+    root = tree(tmp_path / "raw", "sub-01_T1w", "sub-01_ses-1_" + AV45)
+    (root / "sub-01/sub-01_scans.tsv").write_text(
+        f"filename\tacq_time\nanat/sub-01_T1w.nii.gz\t{t1_day}\n"
+        f"ses-1/pet/sub-01_ses-1_{AV45}.nii.gz\t2012-05-01\n")
+    assert read_dataset(root, Choices()).scans[0].note == note
+    dataset = read_dataset(root, Choices(window_days=9))
+    assert reasons(dataset) == ({"sub-01_ses-1": "no T1 near its date", "sub-01": "no amyloid PET"}
+                                if note else {})
+
+
+def test_a_t1_of_a_session_that_is_near_comes_before_one_without_session_that_is_not(tmp_path):
+    root = tree(tmp_path / "raw", "sub-01_T1w", "sub-01_ses-1_T1w", "sub-01_ses-2_" + AV45)
+    with_dates(root, {"1": "2012-01-01", "2": "2012-02-10"})
+    (root / "sub-01/sub-01_scans.tsv").write_text("filename\tacq_time\nanat/sub-01_T1w.nii.gz\t2004-01-01\n")
+    [scan] = read_dataset(root, Choices()).scans
+    assert scan.note == "T1 of ses-1, 40 days away" and scan.days == 40
 
 
 def test_shifted_dates_give_intervals_but_are_not_handed_on(tmp_path):
@@ -428,6 +582,39 @@ def test_nothing_is_written_into_a_dataset_but_derivatives(tmp_path, place, is_r
         refuse_inside(tmp_path / place, root, "data_dir")
 
 
+@pytest.mark.parametrize("source, place, is_refused", [
+    ("in", "in/out", True), ("in/sub-01/anat", "in/out", True), ("in/sub-01", "in/sub-01/out", True),
+    ("in/sub-01/anat/sub-01_T1w.nii.gz", "in/out", True), ("in/sub-01/anat", "in", True),
+    ("in/sourcedata", "in/out", True), ("in/derivatives/prep", "in/out", True),
+    ("in/derivatives/prep/sub-01/anat", "in/out", True),
+    ("in/derivatives/prep/sub-01/anat", "in/derivatives/prep/out", True),
+    ("in/derivatives/prep/sub-01/anat", "in/derivatives/mine", False),
+    ("in/sub-01/anat", "in/derivatives/mine", False), ("in/sub-01/anat", "elsewhere", False),
+    ("link", "in/out", True), ("link", "elsewhere", False), ("ours/whole_MRI", "ours/out", False),
+    ("bare/sub-01/anat", "bare/out", True), ("bare/sub-01/ses-1/anat", "bare/out", True),
+    ("bare/sub-01/anat", "elsewhere", False), ("sub-project/raw", "sub-project/data", False)])
+def test_nothing_is_written_into_the_dataset_around_a_folder_or_file(tmp_path, source, place, is_refused):
+    root = tree(tmp_path / "in", "sub-01_T1w")
+    (root / "derivatives").mkdir()
+    tree(root / "derivatives/prep", "sub-01_T1w")
+    for folder in ("in/sourcedata", "ours/whole_MRI", "bare/sub-01/anat", "bare/sub-01/ses-1/anat"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "ours/dataset_description.json").write_text('{"GeneratedBy": [{"Name": "il_cldm"}]}')
+    (tmp_path / "link").symlink_to(root / "sub-01/anat")
+    if is_refused:
+        with pytest.raises(InputError, match="lies in the BIDS dataset"):
+            refuse_inside_source(tmp_path / place, tmp_path / source, "data_dir")
+    else:
+        refuse_inside_source(tmp_path / place, tmp_path / source, "data_dir")
+
+
+def test_a_dataset_whose_description_is_broken_is_not_written_into_either(tmp_path):
+    root = tree(tmp_path / "in", "sub-01_T1w")
+    (root / "dataset_description.json").write_text("{")
+    with pytest.raises(InputError, match="lies in the BIDS dataset"):
+        refuse_inside_source(root / "out", root / "sub-01/anat", "data_dir")
+
+
 def test_an_empty_dataset_says_what_is_expected(tmp_path):
     with pytest.raises(InputError, match="no scan can be used; expected sub-"):
         say_found(read_dataset(tree(tmp_path / "raw"), Choices()))
@@ -476,7 +663,7 @@ def test_plain_folders_with_several_files_of_a_visit_are_refused_and_chosen_alik
         find_plain(raw, Choices())
     [scan], remarks = find_plain(raw, Choices(run=2))
     assert scan.mri.name == "sub-01_run-2_T1w.nii.gz" and scan.tracer.label == "18FAV45"
-    assert "1 PETs of other tracers are ignored" in remarks[0]
+    assert "1 PETs of other tracers" in remarks[0]
 
 
 def test_plain_folders_read_the_sidecar_beside_a_pet(tmp_path):
@@ -486,3 +673,43 @@ def test_plain_folders_read_the_sidecar_beside_a_pet(tmp_path):
     assert scan.tracer.label == "18FFBB" and scan.timing.durations == (300.0, 300.0)
     [scan], _ = find_plain(raw, Choices(mri_only=True))
     assert scan.pet is None
+
+
+@pytest.mark.parametrize("pet, tracer", [
+    ("sub-01_pet", "FDG"), ("sub-01_pet", "[18F]AV-1451"), ("sub-01_trc-18FFDG_pet", "FDG"),
+    ("sub-01_trc-XYZ_pet", "Fluorodeoxyglucose"), ("sub-01_trc-18FFDG_pet", "something new")])
+def test_plain_pets_that_only_a_sidecar_names_no_amyloid_are_ignored_and_counted(tmp_path, pet, tracer):
+    raw = plain(tmp_path / "raw", ("sub-01_T1w",), (pet, "sub-01_acq-a_trc-18FFBB_pet"))
+    (raw / f"PET/{pet}.json").write_text(json.dumps({"TracerName": tracer}))
+    [scan], remarks = find_plain(raw, Choices())
+    assert scan.pet.name == "sub-01_acq-a_trc-18FFBB_pet.nii.gz" and scan.tracer.label == "18FFBB"
+    assert remarks == [f"1 PETs of other tracers or synthesized here are ignored, such as {pet}.nii.gz"]
+
+
+def test_a_plain_pet_of_fdg_without_name_of_bids_is_ignored(tmp_path):
+    raw = plain(tmp_path / "raw", ("a",), ("a",))
+    (raw / "PET/a.json").write_text('{"TracerName": "FDG"}')
+    [scan], remarks = find_plain(raw, Choices(tracer="FBB"))
+    assert scan.pet is None and "1 PETs of other tracers" in remarks[0]
+
+
+@pytest.mark.parametrize("label, tracer", [("18FFBB", "FDG"), ("18FFDG", "FBB"), ("11CPIB", "florbetapir")])
+def test_plain_pets_whose_name_and_sidecar_contradict_are_named(tmp_path, label, tracer):
+    raw = plain(tmp_path / "raw", ("sub-01_T1w",), (f"sub-01_trc-{label}_pet",))
+    (raw / f"PET/sub-01_trc-{label}_pet.json").write_text(json.dumps({"TracerName": tracer}))
+    for choices in (Choices(), Choices(tracer="FBB")):
+        with pytest.raises(InputError, match=f"trc-{label}_pet.nii.gz: its name says {label}, its sidecar {tracer}"):
+            find_plain(raw, choices)
+
+
+def test_a_plain_pet_of_unknown_tracer_passes(tmp_path):
+    raw = plain(tmp_path / "raw", ("a",), ("a_pet",))
+    (raw / "PET/a_pet.json").write_text('{"TracerName": "something new"}')
+    [scan], remarks = find_plain(raw, Choices())
+    assert scan.pet and scan.tracer is None and not remarks
+
+
+def test_a_synthetic_pet_of_ours_in_a_plain_folder_is_ignored(tmp_path):
+    raw = plain(tmp_path / "raw", ("sub-01_T1w",), ("sub-01_trc-18FAV45_desc-ilcldmSynthetic_pet",))
+    [scan], remarks = find_plain(raw, Choices())
+    assert scan.pet is None and len(remarks) == 1

@@ -194,8 +194,9 @@ def test_a_raw_dataset_is_told_how_to_come_into_mni_space(trained, monkeypatch, 
     assert run("synthesize", exp="bids", mri="raw", out="other") == 2
     told = capsys.readouterr().err
     assert "python main.py preprocess --raw raw --mri_only" in told and "MNI space" in told
-    assert run("synthesize", exp="bids", mri="new", out="new/synthetic") == 2
-    assert "lies in the BIDS dataset" in capsys.readouterr().err
+    for mri in ("new", next(Path("new").rglob("*_T1w.nii.gz")).parent):
+        assert run("synthesize", exp="bids", mri=mri, out="new/synthetic") == 2
+        assert "lies in the BIDS dataset" in capsys.readouterr().err
 
 
 def test_the_mask_cuts_out_the_brain(made):
@@ -338,6 +339,8 @@ def test_pets_without_reference_region_are_divided_by_the_cerebellum_of_the_temp
 def test_data_dir_within_the_dataset_is_refused_and_below_derivatives_is_not(raw, capsys):
     assert go(raw, data_dir=raw / "data") == 2
     assert "derivatives/NAME" in capsys.readouterr().err
+    assert go(raw / "sub-01/ses-1/anat", data_dir=raw / "data") == 2
+    assert "derivatives/NAME" in capsys.readouterr().err and not (raw / "data").exists()
     assert go(raw, data_dir=raw / "derivatives/il_cldm") == 0
     assert go(raw, data_dir="again") == 0                  # what was written there is no subject
 

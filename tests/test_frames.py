@@ -98,10 +98,32 @@ def test_half_of_the_window_is_enough_and_remarked_less_is_refused():
         choose_frames(9, late(9, start=600, length=300), (50, 70))
 
 
-def test_frames_from_the_scans_start_without_injection_are_refused_with_what_is_there():
+@pytest.mark.parametrize("durations", [(300.0,) * 4, (300.0,) * 6, (600.0, 1800), (60.0, 300, 240)])
+@pytest.mark.parametrize("window", [(50, 70), (90, 110)])
+def test_few_frames_from_the_scans_start_without_injection_are_averaged_with_a_remark(durations, window):
+    starts = tuple(float(sum(durations[:i])) for i in range(len(durations)))
+    chosen = choose_frames(len(durations), Timing(starts, durations, False), window)
+    assert chosen.places == list(range(len(durations))) and chosen.durations == list(durations)
+    assert "no InjectionStart in its sidecar" in chosen.remark
+
+
+@pytest.mark.parametrize("timing", [
+    late(7, start=0, from_injection=False), late(30, start=0, length=60, from_injection=False),
+    late(4, start=0, length=601, from_injection=False),     # 40 min and 4 s
+    late(4, start=300, from_injection=False), late(4, start=-300, from_injection=False)])
+def test_other_frames_from_the_scans_start_without_injection_are_refused_with_what_is_there(timing):
     with pytest.raises(ValueError, match="no InjectionStart") as caught:
-        choose_frames(4, late(start=0, from_injection=False), (50, 70))
-    assert "from 0 to 20 min" in str(caught.value) and "--pet_frames" in str(caught.value)
+        choose_frames(len(timing.durations), timing, (50, 70))
+    assert " min after time zero" in str(caught.value) and "--pet_frames" in str(caught.value)
+
+
+def test_early_frames_with_an_injection_are_no_late_scan():
+    with pytest.raises(ValueError, match="cover 0 of the 20 min"):
+        choose_frames(4, late(start=0), (50, 70))
+
+
+def test_a_window_that_frames_without_injection_cover_is_taken_of_them():
+    assert choose_frames(4, late(start=0, from_injection=False), (0, 10)).places == [0, 1]
 
 
 def test_without_sidecar_few_frames_pass_with_a_remark_and_many_are_refused():
