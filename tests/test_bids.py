@@ -254,6 +254,25 @@ def test_what_is_known_is_written_for_prepare_and_earlier_scans_are_kept(tmp_pat
     assert lines == ["ID,tracer", "sub-02,18FFBB", "sub-01,18FAV45"]
 
 
+def test_a_later_run_keeps_what_it_does_not_know_and_corrects_what_it_does(tmp_path):
+    root = tree(tmp_path / "raw", "sub-01_T1w", "sub-01_" + AV45, "sub-02_T1w", "sub-02_" + AV45)
+    people = root / "participants.tsv"
+    people.write_text("participant_id\tage\tsex\nsub-01\t71.5\t1\nsub-02\t80\tF\n")
+    (root / "sub-01/sub-01_scans.tsv").write_text(f"filename\tacq_time\npet/sub-01_{AV45}.nii.gz\t2012-05-01\n")
+    write_found(tmp_path, read_dataset(root, Choices()).scans, [])
+    full = ["ID,date,age,sex,tracer", "sub-01,2012-05-01,71.5,1,18FAV45", "sub-02,,80.0,F,18FAV45"]
+    assert (tmp_path / "scans.csv").read_text().splitlines() == full
+    people.unlink()
+    (root / "sub-01/sub-01_scans.tsv").unlink()
+    for choices in (Choices(), Choices(mri_only=True)):
+        write_found(tmp_path, read_dataset(root, choices).scans, [])
+        assert (tmp_path / "scans.csv").read_text().splitlines() == full
+    people.write_text("participant_id\tage\nsub-02\t81\n")
+    write_found(tmp_path, read_dataset(root, Choices()).scans, [])
+    full[2] = "sub-02,,81.0,F,18FAV45"
+    assert (tmp_path / "scans.csv").read_text().splitlines() == full
+
+
 # ---------------------------------------------------------------- sidecars
 
 def test_sidecars_are_inherited_key_by_key_and_the_nearest_wins(tmp_path):
