@@ -104,18 +104,27 @@ def refuse_inside_source(folder: Path, source: Path, setting: str) -> None:
 
 def write_found(folder: Path, scans: list[RawScan], left_out: list[dict] | None) -> None:
     """Write scans.csv, which prepare reads, with what is known of date, age, sex and tracer, and left_out.csv
-    of a dataset. left_out: its rows; None: not a dataset."""
+    of a dataset. What an earlier run knew stays where this one knows nothing. left_out: its rows; None: not a
+    dataset."""
     rows = []
     for scan in scans:
         tracer = scan.tracer.label if scan.tracer and scan.pet else None
-        rows.append({"ID": scan.id, "date": scan.scanned, "age": scan.age, "sex": scan.sex or None,
-                     "tracer": tracer})
+        date = scan.scanned and scan.scanned.isoformat()
+        rows.append({"ID": scan.id, "date": date, "age": scan.age, "sex": scan.sex or None, "tracer": tracer})
     table, path = pd.DataFrame(rows), folder / "scans.csv"
-    if path.is_file():                                     # of scans that an earlier run brought here
-        earlier = read_own_table(path, ["ID"], "delete it", ID=str, tracer=str)
-        table = pd.concat([table, earlier[~earlier["ID"].isin(table["ID"])]])
+    if path.is_file():
+        earlier = read_own_table(path, ["ID"], "delete it", ID=str, date=str, sex=str, tracer=str)
+        table = _with_earlier(table, earlier)
     table = table.dropna(axis="columns", how="all")
     if len(table.columns) > 1:
         write_csv(path, table)
     if left_out is not None:
         write_csv(folder / "left_out.csv", pd.DataFrame(left_out, columns=["ID", "reason", "found"]))
+
+
+def _with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table, with what an earlier one knew of the same IDs in empty cells, and its other rows."""
+    table, earlier = table.set_index("ID"), earlier.drop_duplicates("ID").set_index("ID")
+    order = list(dict.fromkeys([*table.index, *earlier.index]))
+    columns = list(dict.fromkeys([*table.columns, *earlier.columns]))
+    return table.combine_first(earlier).loc[order, columns].reset_index(names="ID")

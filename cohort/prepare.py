@@ -8,7 +8,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -17,16 +17,17 @@ import pandas as pd
 
 from cohort.clinical_table import ClinicalTable
 from cohort.demographics import Demographics
+from cohort.found import People, name_tracers, read_found
 from cohort.matching import (DATES, GREY, OTHER_TRACER, UNREADABLE_DATE, UNREADABLE_LABEL, LeftOut, Match,
                              Row, ScanDates, ScanKeys, pick_rows)
 from cohort.splitting import draw_lists
+from cohort.tracers import tracer_key
 from config import Config
 from dataset import FOLDERS, ID_PATTERN, SPLITS
 from imaging.nifti_files import VolumeFolder
 from labels.cells import MISSING, expected_labels, labels_remark, read_label
 from runtime.commandline import parse
-from runtime.files import (brief, check_place, link_problem, read_own_table, remove_leftovers,
-                           write_together)
+from runtime.files import brief, check_place, link_problem, remove_leftovers, write_together
 from runtime.logs import readable, say
 from runtime.program import exit_code
 from runtime.near_names import NearNames
@@ -35,7 +36,6 @@ from runtime.tables import listed
 from utils import InputError
 
 EXAMPLES = 3                                               # scans that a message names
-SCANS = Path("preprocess", "scans.csv")                    # that preprocess writes of a BIDS dataset
 FILES = ("data_info.csv", *(f"{split}.txt" for split in SPLITS), "cohort.csv", "left_out.csv")
 LABELS = ("AMYLOID_STATUS", "label", "SUMMARYSUVR_WHOLECEREBNORM_1.11CUTOFF",
           "SUMMARYSUVR_WHOLECEREBNORM_1.08CUTOFF")
@@ -55,8 +55,8 @@ class PrepareSettings:
     data_dir: str = setting("data", "folder with whole_MRI and whole_Abeta")
     info_dir: str = setting("data_info", "folder to which data_info.csv and the three lists are written")
     demographics: str = setting("", "CSV with age and sex, such as ADNI's PTDEMOG or ADNIMERGE; empty: "
-                                    "preprocess/scans.csv in data_dir if it has them, else the columns age "
-                                    "and sex of the table")
+                                    "the columns age and sex of the table. A column that is not there is "
+                                    "taken from preprocess/scans.csv in data_dir, if it has it")
     scan_dates: str = setting("", "CSV with the columns ID and date, for scans whose ID carries no date; "
                                   "empty: preprocess/scans.csv in data_dir, if it has them")
     overwrite: bool = setting(False, "replace lists and labels that are there already")
@@ -74,7 +74,8 @@ class PrepareSettings:
     grey_zone: tuple[float, float] = setting((0.0, 0.0), "leave out scans whose Centiloids lie from the "
                                              "first to below the second; equal: none", low=-100.0, high=300.0)
     qc_keep: tuple[int, ...] = setting((2,), "values of the column qc_flag that pass; ADNI: 2", low=-9)
-    tracer: str = setting("", "keep one tracer, as the column TRACER writes it, such as FBP; empty: all")
+    tracer: str = setting("", "keep one tracer of the column TRACER, by any of its names, such as FBP; empty: "
+                             "all")
     window_days: int = setting(180, "most days between a scan and its row; amyloid grows over years", low=0)
     require_dates: bool = setting(False, "leave out scans without a date where the table has dates, even if "
                                          "its rows leave no doubt")
@@ -133,10 +134,7 @@ def prepare_cohort(cfg: PrepareSettings) -> None:
     check_place(folder)
     say("prepare", f"labels of the scans in {cfg.data_dir} from {cfg.table}; writes to {folder}/")
     scans, left_out = find_scans(Path(cfg.data_dir), problems)
-    cfg, tracers = with_found(cfg)
     labelled, remarks = label_scans(cfg, scans, left_out, problems)
-    for row in labelled:
-        row["tracer"] = row["tracer"] or tracers.get(row["ID"])
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s):", *problems]))
     left_out.sort(key=_scan_id)
@@ -150,32 +148,6 @@ def prepare_cohort(cfg: PrepareSettings) -> None:
     lists = draw_lists(info, cfg.split_ratios, cfg.split_seed)
     refuse_unusable(info, lists, cfg.num_classes)
     write_cohort(folder, info, lists, left_out)
-
-
-def with_found(cfg: PrepareSettings) -> tuple[PrepareSettings, dict[str, str]]:
-    """The settings with scans.csv of preprocess in place of tables that were not given, and the tracers
-    in it, ID -> label.
-
-    Says so in one line.
-    """
-    path = Path(cfg.data_dir) / SCANS
-    if not path.is_file():
-        return cfg, {}
-    found = read_own_table(path, ["ID"], "python main.py preprocess writes it again", ID=str, tracer=str)
-    taken = []
-    if "date" in found and not cfg.scan_dates:
-        cfg, taken = replace(cfg, scan_dates=str(path)), ["dates"]
-    if ("age" in found or "sex" in found) and not cfg.demographics:
-        cfg = replace(cfg, demographics=str(path))
-        taken += [name for name in ("age", "sex") if name in found]
-    tracers = {}
-    if "tracer" in found:
-        tracers = dict(found[["ID", "tracer"]].dropna().itertuples(index=False))
-        taken.append("tracer")
-    if taken:
-        say("prepare", f"{', '.join(taken)} from {path}, which preprocess wrote; --scan_dates and "
-                       "--demographics take others")
-    return cfg, tracers
 
 
 def _places_taken(folder: Path, overwrite: bool) -> list[str]:
@@ -284,10 +256,15 @@ def label_scans(cfg: PrepareSettings, scans: list[str], left_out: list[dict], pr
         people_table = ClinicalTable(Path(cfg.demographics), "demographics", problems)
         people_groups = keys.group(people_table)
         tables.append(people_table)
-    if cfg.scan_dates:
-        dates_table = ClinicalTable(Path(cfg.scan_dates), "scan_dates", problems)
+    found, taken = read_found(Path(cfg.data_dir)), []
+    dates_path = cfg.scan_dates
+    if not dates_path and "date" in found.columns:
+        dates_path, taken = str(found.path), ["dates"]
+    if dates_path:
+        dates_table = ClinicalTable(Path(dates_path), "scan_dates", problems)
         tables.append(dates_table)
-    people = Demographics(people_table, keys, people_groups, needed=bool(cfg.demographics))
+    own_people = Demographics(people_table, keys, people_groups, needed=bool(cfg.demographics))
+    people = People(own_people, found.people(keys, problems))
     scan_dates = ScanDates(keys, dates_table, problems)
     if problems:
         return [], []
@@ -310,7 +287,12 @@ def label_scans(cfg: PrepareSettings, scans: list[str], left_out: list[dict], pr
             match = pick_rows(own_rows, day, cfg.window_days, has_dates, cfg.require_dates, rivals[key])
             labelled.append(info_row(scan, keys.subject(scan), match, day, people))
     remarks = [sentence for one in tables for sentence in one.describe()]
-    return labelled, remarks + remarks_on(labelled, people)
+    uses_tracers, renamed = name_tracers(labelled, found.tracers)
+    taken += people.taken + ["tracer"] * uses_tracers
+    if taken:
+        remarks.append(f"{', '.join(taken)} from {found.path}, which preprocess wrote, where the tables have "
+                       "none; --scan_dates and --demographics take others")
+    return labelled, remarks + renamed + remarks_on(labelled, people)
 
 
 def read_rows(cfg: PrepareSettings, table: ClinicalTable) -> list[Row]:
@@ -356,13 +338,18 @@ def _read_columns(cfg: PrepareSettings, table: ClinicalTable) -> dict[str, list]
         columns["quality"] = table.parsed("quality control", quality, finite, "a number", MISSING)
     if tracers:
         columns["tracer"] = table.parsed("tracer", tracers, str.upper, "a name")
-        if cfg.tracer and cfg.tracer.upper() not in columns["tracer"]:
+        if cfg.tracer and not any(_is_tracer(name, cfg.tracer) for name in columns["tracer"]):
             there = brief(", ".join(sorted(set(tracers))))
             column = table.used["tracer"]
             table.problem(f"column {column}: no row has the tracer {cfg.tracer}; there are {there}")
     if sites:
         columns["site"] = table.parsed("site", sites, str, "a name")
     return columns
+
+
+def _is_tracer(name: str | None, asked: str) -> bool:
+    """Whether a tracer, None if it is not known, is the one that was asked for, by any of its names."""
+    return name is not None and tracer_key(name) == tracer_key(asked)
 
 
 def finite(text: str) -> float:
@@ -379,7 +366,7 @@ def label_of(cfg: PrepareSettings, values: dict) -> tuple[int | None, str]:
     values: role of the column -> cell.
     """
     level = values.get("centiloids")
-    if cfg.tracer and values.get("tracer") != cfg.tracer.upper():
+    if cfg.tracer and not _is_tracer(values.get("tracer"), cfg.tracer):
         return None, OTHER_TRACER
     if "quality" in values and values["quality"] not in cfg.qc_keep:
         return None, "failed quality control"
@@ -393,7 +380,7 @@ def label_of(cfg: PrepareSettings, values: dict) -> tuple[int | None, str]:
     return label, "" if label is not None else "no label in its row"
 
 
-def info_row(scan: str, subject: str, match: Match, day: date | None, people: Demographics) -> dict:
+def info_row(scan: str, subject: str, match: Match, day: date | None, people: People) -> dict:
     """A row of data_info.csv: the label, age, sex and other metadata, and the rows that they come from."""
     row = {"ID": scan, "label": match.rows[0].label}
     if people.knows_age:
@@ -407,7 +394,7 @@ def info_row(scan: str, subject: str, match: Match, day: date | None, people: De
                   "row_date": match.date, "days": match.days, "matched": match.how, "rows": numbers}
 
 
-def remarks_on(labelled: list[dict], people: Demographics) -> list[str]:
+def remarks_on(labelled: list[dict], people: People) -> list[str]:
     """Remarks on the labels: how rows were found, several tracers, unknown ages and sexes."""
     info = pd.DataFrame(labelled)
     if info.empty:

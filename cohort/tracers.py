@@ -51,6 +51,11 @@ def tracer_label(name: str) -> str:
     return tracer.label if tracer and tracer.is_amyloid else ""
 
 
+def tracer_key(name: str) -> str:
+    """What is the same for all names of a tracer: the label of an amyloid tracer, else the name in capitals."""
+    return tracer_label(name) or name.upper()
+
+
 def _holds_long_name(plain: str, names: tuple[str, ...]) -> bool:
     """Whether one of the names is a word long enough to stand inside a text, as in 'Amyvid (florbetapir)'."""
     return any(name in plain for name in names if len(name) >= LONG_NAME and name.isalpha())

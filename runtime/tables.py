@@ -202,10 +202,28 @@ def _split(path: Path, text: str, remarks: list[str]) -> tuple[str, list[tuple[i
             rows.append((opened, [_bare(cell) for cell in row]))
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read as a table: row {len(rows) + 1}: {brief(error)}") from error
-    if rows.pop()[1] != [END]:
+    is_open = rows.pop()[1] != [END]
+    if separator == "\t" and (is_open or any("\n" in cell and "\t" in cell for _, row in rows for cell in row)):
+        return separator, _rows_of_lines(text, remarks)
+    if is_open:
         raise InputError(f'{path}: cannot be read as a table: a quote (") opens in row {opened} and does not '
                          "close")
     return separator, rows
+
+
+def _rows_of_lines(text: str, remarks: list[str]) -> list[tuple[int, list[str]]]:
+    """Rows of a text with tabs in which a quote is not closed in its cell: it would swallow the rows below.
+    Each line is a row, and in lines with such a quote all quotes are plain characters."""
+    rows, lone = [], []
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            [cells] = csv.reader([line], delimiter="\t", skipinitialspace=True, strict=True) if line else [[]]
+        except csv.Error:
+            cells = line.split("\t")
+            lone.append(number)
+        rows.append((number, [_bare(cell) for cell in cells]))
+    remarks.append(f'a quote (") that does not close is read as a plain character in {listed(lone)}')
+    return rows
 
 
 def _bare(cell: str) -> str:

@@ -9,7 +9,6 @@ import pytest
 from cohort.bids import read_dataset
 from cohort.bids_files import is_dataset
 from cohort.bids_report import Dataset, refuse_inside, refuse_inside_source, say_found, write_found
-from cohort.bids_tables import read_tsv
 from cohort.raw_scans import Choices, find_plain, refuse_mixed_levels
 from utils import InputError
 
@@ -409,6 +408,25 @@ def test_what_is_known_is_written_for_prepare_and_earlier_scans_are_kept(tmp_pat
     assert lines == ["ID,tracer", "sub-02,18FFBB", "sub-01,18FAV45"]
 
 
+def test_a_later_run_keeps_what_it_does_not_know_and_corrects_what_it_does(tmp_path):
+    root = tree(tmp_path / "raw", "sub-01_T1w", "sub-01_" + AV45, "sub-02_T1w", "sub-02_" + AV45)
+    people = root / "participants.tsv"
+    people.write_text("participant_id\tage\tsex\nsub-01\t71.5\t1\nsub-02\t80\tF\n")
+    (root / "sub-01/sub-01_scans.tsv").write_text(f"filename\tacq_time\npet/sub-01_{AV45}.nii.gz\t2012-05-01\n")
+    write_found(tmp_path, read_dataset(root, Choices()).scans, [])
+    full = ["ID,date,age,sex,tracer", "sub-01,2012-05-01,71.5,1,18FAV45", "sub-02,,80.0,F,18FAV45"]
+    assert (tmp_path / "scans.csv").read_text().splitlines() == full
+    people.unlink()
+    (root / "sub-01/sub-01_scans.tsv").unlink()
+    for choices in (Choices(), Choices(mri_only=True)):
+        write_found(tmp_path, read_dataset(root, choices).scans, [])
+        assert (tmp_path / "scans.csv").read_text().splitlines() == full
+    people.write_text("participant_id\tage\nsub-02\t81\n")
+    write_found(tmp_path, read_dataset(root, Choices()).scans, [])
+    full[2] = "sub-02,,81.0,F,18FAV45"
+    assert (tmp_path / "scans.csv").read_text().splitlines() == full
+
+
 # ---------------------------------------------------------------- sidecars
 
 def test_sidecars_are_inherited_key_by_key_and_the_nearest_wins(tmp_path):
@@ -627,9 +645,60 @@ def test_a_table_that_cannot_be_read_is_a_remark(tmp_path):
     assert len(dataset.scans) == 1 and "participants.tsv" in dataset.remarks[0]
 
 
-def test_short_and_long_rows_of_a_table_are_read_as_far_as_they_go(tmp_path):
-    (tmp_path / "a.tsv").write_text("a\tb\n1\n1\t2\t3\n\n")
-    assert read_tsv(tmp_path / "a.tsv") == [{"a": "1"}, {"a": "1", "b": "2"}, {}]
+def people(root: Path, text: str, encoding: str = "utf-8") -> tuple[dict, str]:
+    """ID -> age and sex in a dataset with these participants, and the remarks in one text."""
+    for name in ("sub-01", "sub-02", "sub-03"):
+        tree(root, f"{name}_T1w", f"{name}_{AV45}")
+    (root / "participants.tsv").write_text(text, encoding=encoding)
+    dataset = read_dataset(root, Choices())
+    return {scan.id: (scan.age, scan.sex) for scan in dataset.scans}, " | ".join(dataset.remarks)
+
+
+@pytest.mark.parametrize("note", ['"lone', 'two "lone', '"a" b"', '"whole"', '"', '"with\nline"'])
+def test_a_lone_quote_in_a_table_of_tabs_swallows_no_row(tmp_path, note):
+    rows = f'participant_id\tnote\tage\tsex\nsub-01\t{note}\t71\tF\nsub-02\tx\t72\tM\nsub-03\t"y\t73\tF\n'
+    found, remarks = people(tmp_path / "raw", rows)
+    if "\n" in note:                                       # whether a cell or two rows, nobody can say here
+        del found["sub-01"]
+    expected = {"sub-01": (71, "F"), "sub-02": (72, "M"), "sub-03": (73, "F")}
+    assert found == {name: expected[name] for name in found} and len(found) >= 2
+    assert "a quote (\") that does not close is read as a plain character in row" in remarks
+
+
+def test_a_cell_of_two_lines_in_a_table_of_tabs_is_one_cell(tmp_path):
+    found, remarks = people(tmp_path / "raw", 'participant_id\tnote\tage\nsub-01\t"a\nb"\t71\nsub-02\tc\t72\n')
+    assert found == {"sub-01": (71, ""), "sub-02": (72, ""), "sub-03": (None, "")} and not remarks
+
+
+def test_ages_and_sexes_are_read_as_prepare_reads_them(tmp_path):
+    found, remarks = people(tmp_path / "raw", "participant_id\tage\tsex\nsub-01\t071Y\tw\n"
+                                              "sub-02\t>89\tFemale\nsub-03\told\tunknown\n")
+    assert found == {"sub-01": (71, "W"), "sub-02": (89, "F"), "sub-03": (None, "")}
+    assert "the age >89 is read as 89" in remarks and "1 ages (such as old) in tables cannot be read" in remarks
+
+
+def test_people_in_latin_1_are_read_with_a_remark(tmp_path):
+    found, remarks = people(tmp_path / "raw", "participant_id\tage\tsite\nsub-01\t71\tKöln\n", "latin-1")
+    assert found["sub-01"] == (71, "") and "participants.tsv: is not in UTF-8" in remarks
+
+
+def test_a_row_longer_than_its_header_is_told(tmp_path):
+    found, remarks = people(tmp_path / "raw", "participant_id\tage\nsub-01\t71\nsub-02\t72\tx\n")
+    assert found["sub-01"] == (None, "") and "row 3: more fields than its header has columns" in remarks
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("02-Mar-2015", date(2015, 3, 2)), ("20150302", date(2015, 3, 2)), ("2015/3/2", date(2015, 3, 2)),
+    ("2015-03-02T10:00:00Z", date(2015, 3, 2)), ("1890-03-02", date(1890, 3, 2)), ("n/a", None),
+    ("03/02/2015", None), ("2015-13-02", None), ("15", None), ("02-Foo-2015", None)])
+def test_dates_of_images_are_read_in_forms_that_leave_no_choice(tmp_path, text, expected):
+    root = tree(tmp_path / "raw", "sub-01_T1w", "sub-01_" + AV45)
+    (root / "sub-01/sub-01_scans.tsv").write_text(
+        f"filename\tacq_time\nanat/sub-01_T1w.nii.gz\t{text}\npet/sub-01_{AV45}.nii.gz\t{text}\n")
+    dataset = read_dataset(root, Choices())
+    told = "2 dates (such as" in " ".join(dataset.remarks)
+    assert told == (expected is None and text != "n/a")
+    assert dataset.scans[0].days == (None if expected is None else 0)
 
 
 # ---------------------------------------------------------------- RAW/T1 and RAW/PET with names of BIDS

@@ -268,3 +268,81 @@ def test_what_is_not_known_is_said_counted_and_shared_out_as_a_level_of_its_own(
             share = len(ids) / len(scans) * number
             assert abs((found.loc[ids, column] == "").sum() - share) <= 1.5, (split, column)
     assert [column for column in ("age", "sex", "site", "tracer") if f"{column} unknown: " in shown] == list(unknown)
+
+
+# ---------------------------------------------------------------- what preprocess found
+
+SCANS = [f"c{i:02d}" for i in range(24)]
+
+
+def found_by_preprocess(columns: str, of=lambda i: "", count: int = 24) -> None:
+    """scans.csv with a row for each of the first scans."""
+    Path("data/preprocess").mkdir(parents=True, exist_ok=True)
+    rows = [f"{scan},{of(i)}" for i, scan in enumerate(SCANS[:count])]
+    Path("data/preprocess/scans.csv").write_text("\n".join([f"ID,{columns}", *rows]) + "\n")
+
+
+def labels_with(columns: str = "", of=lambda i: "") -> str:
+    """A table of labels with these columns."""
+    header = ",".join(filter(None, ("ID,label", columns)))
+    rows = [",".join(filter(None, (f"{scan},{i // 12}", of(i)))) for i, scan in enumerate(SCANS)]
+    return "\n".join([header, *rows]) + "\n"
+
+
+SPLIT = ("--split_ratios", "0.5", "0.25", "0.25")
+
+
+def test_scans_csv_takes_no_column_that_the_table_has(capsys):
+    place(*SCANS)
+    found_by_preprocess("age,sex", lambda i: "40,F", count=5)
+    assert prepare(*SPLIT, table=labels_with("age,sex", lambda i: f"{60 + i},{'MF'[i % 2]}")) == 0
+    assert info().loc["c02", ["age", "sex"]].tolist() == ["62.0", "M"]
+    assert (info()["age"] != "").all() and "which preprocess wrote" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("own, found", [("age", "sex"), ("sex", "age")])
+def test_scans_csv_fills_the_column_that_the_table_lacks(capsys, own, found):
+    place(*SCANS)
+    values = {"age": "61", "sex": "M"}
+    found_by_preprocess("age,sex", lambda i: "40,F")
+    assert prepare(*SPLIT, table=labels_with(own, lambda i: values[own])) == 0
+    expected = {"age": "40.0", "sex": "F"} | {own: {"age": "61.0", "sex": "M"}[own]}
+    assert info().loc["c07", ["age", "sex"]].to_dict() == expected
+    assert f"{found} from data/preprocess/scans.csv" in capsys.readouterr().out
+
+
+def test_demographics_come_before_scans_csv_and_it_before_nothing(capsys):
+    place(*SCANS)
+    found_by_preprocess("age,sex", lambda i: "40,F")
+    Path("people.csv").write_text("ID,age\n" + "".join(f"{scan},66\n" for scan in SCANS))
+    assert prepare(*SPLIT, "--demographics", "people.csv", table=labels_with()) == 0
+    assert info().loc["c07", ["age", "sex"]].tolist() == ["66.0", "F"]
+
+
+def test_a_tracer_has_one_name_whether_the_table_or_scans_csv_says_it(capsys):
+    place(*SCANS)
+    found_by_preprocess("tracer", lambda i: "18FAV45" if i % 3 else "18FFBB")
+    names = {0: "FBP", 1: "", 2: "Florbetapir", 3: "AV45", 4: "FBP", 5: ""}
+    assert prepare(*SPLIT, table=labels_with("TRACER", lambda i: names[i % 6] or " ")) == 0
+    said = capsys.readouterr().out
+    assert set(info()["tracer"]) == {"FBP"} and "tracer unknown" not in said
+    assert "the tracers FBP, AV45, FLORBETAPIR are one and written as FBP" in said
+    assert "tracer from data/preprocess/scans.csv" in said
+    assert "AV45" not in Path("data_info/cohort.csv").read_text()
+
+
+def test_a_tracer_that_only_scans_csv_knows_has_its_label_and_unused_ones_are_not_told(capsys):
+    place(*SCANS)
+    found_by_preprocess("tracer", lambda i: "18FFBB")
+    assert prepare(*SPLIT, table=labels_with("TRACER", lambda i: "FBP" if i else " ")) == 0
+    assert info()["tracer"].value_counts().to_dict() == {"FBP": 23, "18FFBB": 1}
+    assert prepare(*SPLIT, "--overwrite", table=labels_with("TRACER", lambda i: "FBP")) == 0
+    assert capsys.readouterr().out.count("tracer from data/preprocess/scans.csv") == 1
+
+
+@pytest.mark.parametrize("asked", ["FBP", "av45", "18FAV45", "florbetapir"])
+def test_a_tracer_is_kept_by_any_of_its_names(asked):
+    place(*SCANS)
+    table = labels_with("TRACER", lambda i: ["FBP", "FBB"][i % 4 == 0])
+    assert prepare("--split_ratios", "0.5", "0.25", "0.25", "--tracer", asked, table=table) == 0
+    assert info()["tracer"].tolist() == ["FBP"] * 18
