@@ -53,18 +53,19 @@ def read_voxels(path: Path, remarks: Remarks | None = None) -> tuple[np.ndarray,
 
 
 def read_volume(path: Path, remarks: Remarks | None = None,
-                frames: list[int] | None = None) -> tuple[np.ndarray, np.ndarray]:
+                frames: list[int] | None = None, judged: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Read a volume as read_voxels does, with 0 for NaN outside the brain, which SPM and others write there.
 
     remarks: to which such a file is added. frames: places of those that are wanted of a volume with frames,
-    all without it; the others may hold anything. Raises InputError for NaN inside the brain too, and for a
-    frame without a value but NaN and 0.
+    all without it; the others may hold anything. judged: where NaN lies was judged before, which takes long.
+    Raises InputError for NaN inside the brain too, and for a frame without a value but NaN and 0.
     """
     voxels, affine = read_voxels(path, remarks)
     if voxels.ndim == 4 and frames is not None and list(frames) != list(range(voxels.shape[3])):
         voxels = np.ascontiguousarray(voxels[..., frames])
     if np.isnan(voxels.min()):
-        _refuse_nan(path, voxels, frames)
+        if not judged:
+            _refuse_nan(path, voxels, frames)
         voxels[np.isnan(voxels)] = 0
         if remarks is not None:
             remarks.add(NAN_OUTSIDE, path)
@@ -89,13 +90,15 @@ def _refuse_nan(path: Path, voxels: np.ndarray, places: list[int] | None) -> Non
                          "read as; make it again without, or set them in the file")
 
 
-def read_in_range(path: Path, remarks: Remarks | None = None) -> tuple[np.ndarray, np.ndarray]:
+def read_in_range(path: Path, remarks: Remarks | None = None,
+                  judged: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Read a volume of a cohort as read_volume does, clipped to [0, 1] if it leaves that by a little, as
     interpolation by splines does: by more than RANGE_TOLERANCE and at most RINGING.
 
-    remarks: to which such a file is added. What leaves the range by more is not changed.
+    remarks: to which such a file is added. judged: as read_volume takes it. What leaves the range by more is
+    not changed.
     """
-    voxels, affine = read_volume(path, remarks)
+    voxels, affine = read_volume(path, remarks, judged=judged)
     beyond = max(-float(voxels.min()), float(voxels.max()) - 1)
     if RANGE_TOLERANCE < beyond <= RINGING:
         voxels.clip(0, 1, out=voxels)
