@@ -92,9 +92,10 @@ def main(argv: list[str]) -> int:
 
 def calibrate(cfg: CalibrateSettings) -> None:
     """Fit the conversion, judge it, and write calibration.json and calibration.png."""
-    pairs, out = read_pairs(cfg), Path(cfg.out)
-    conversion = level_1(pairs) if cfg.level == 1 else level_2(pairs)
+    out = Path(cfg.out)
     check_place(out)
+    pairs = read_pairs(cfg)
+    conversion = level_1(pairs) if cfg.level == 1 else level_2(pairs)
     make_folder(out)
     slope, intercept, r2 = conversion.line
     content = {"level": cfg.level, "table": cfg.table, "n": conversion.n, "centiloid_slope": conversion.slope,

@@ -185,10 +185,11 @@ def make_volumes(raw: RawScan, recipe: Recipe, key: str, reading: Remarks) -> di
     return measures
 
 
-def read_scan(path: Path, remarks: Remarks) -> Frames:
+def read_scan(path: Path, remarks: Remarks, frames: list[int] | None = None) -> Frames:
     """The frames of a scan.
 
-    remarks: to which it is added what was changed on reading. Raises InputError for anything but a head.
+    remarks: to which it is added what was changed on reading. frames: places of those that are wanted, all
+    without it. Raises InputError for anything but a head.
     """
     header = read_header(path)
     shape = header.get_data_shape()
@@ -197,7 +198,7 @@ def read_scan(path: Path, remarks: Remarks) -> Frames:
         voxels, sides = "x".join(map(str, shape)), "x".join(f"{mm:.0f}" for mm in extent)
         raise InputError(f"{path}: has {voxels} voxels over {sides} mm; expected a whole head of at "
                          f"least {SMALLEST_MM:.0f} mm a side, 3D, or 4D for a PET with frames")
-    voxels, affine = read_volume(path, remarks)
+    voxels, affine = read_volume(path, remarks, frames)
     if not voxels.max() > max(voxels.min(), 0):
         raise InputError(f"{path}: all its voxels are {voxels.max():g}")
     return Frames(path, list(np.moveaxis(voxels, 3, 0)) if voxels.ndim == 4 else [voxels], affine)
@@ -222,8 +223,7 @@ def chosen_frames(raw: RawScan, recipe: Recipe) -> Chosen:
 def read_pet(raw: RawScan, recipe: Recipe, reading: Remarks) -> Frames:
     """The frames of a scan's PET that are averaged, with their durations."""
     chosen = chosen_frames(raw, recipe)
-    scan = read_scan(raw.pet, reading)
-    return replace(scan, volumes=[scan.volumes[place] for place in chosen.places], durations=chosen.durations)
+    return replace(read_scan(raw.pet, reading, chosen.places), durations=chosen.durations)
 
 
 def describe(raw: RawScan, recipe: Recipe) -> dict:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from config import BASELINES, PRESETS, Config
-from dataset import Cohort, Scan, check_cohort, read_demographics
+from dataset import LATENTS, Cohort, Scan, check_cohort, read_demographics
 from evaluation.results import INDEX, forget_run, load_run, load_runs
 from evaluation.scores import Predict, best_median_worst, evaluate
 from experiment.automatic import settle_label, settle_regions
@@ -24,8 +24,8 @@ from imaging.volumes import read_in_range
 from phantom.cohort import build_phantom
 from runtime.checkpoints import StageRun
 from runtime.commandline import parse, refuse_tool
-from runtime.files import (FolderLock, WriteError, check_place, check_room, make_folder, remove_leftovers,
-                           write_text)
+from runtime.files import (FolderLock, WriteError, check_place, check_room, link_problem, make_folder,
+                           remove_leftovers, write_text)
 from runtime.logs import LOG, keep_log, say
 from runtime.program import exit_code
 from runtime.ranks import (barrier, check_environment, from_rank_0, is_rank_0, launch, local_rank,
@@ -113,7 +113,8 @@ def _check_latents_folder(cfg: Config) -> None:
     except WriteError as error:
         raise WriteError(error.errno, f"latent_dir {error}; --latent_dir takes another folder") from error
     if not (cfg.latent_dir or folder.is_relative_to(cfg.data_dir)):
-        say("check", f"{cfg.data_dir} cannot be written to: latents are kept in {folder} (setting latent_dir)")
+        reason = link_problem(Path(cfg.data_dir) / LATENTS) or f"{cfg.data_dir} cannot be written to"
+        say("check", f"{reason}: latents are kept in {folder} (setting latent_dir)")
 
 
 def _check_and_tables(cfg: Config) -> None:

@@ -128,7 +128,8 @@ class VolumeCache:
     def _decode(self, path: Path) -> np.ndarray:
         """Read a file, compare its voxels with those that were checked, and cut out the crop with margin."""
         state = _state(path)
-        voxels, _ = read_in_range(path)                    # as it was checked
+        # as it was checked; a checksum shows that these are the voxels that were judged
+        voxels, _ = read_in_range(path, judged=path in self.checksums)
         is_new = self.verified.get(path) != _state(path)   # it may have changed while it was read
         if path in self.checksums and is_new:
             if zlib.crc32(voxels) != self.checksums[path]:

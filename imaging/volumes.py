@@ -8,16 +8,16 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.orientations import apply_orientation, axcodes2ornt, io_orientation, ornt_transform
 from nibabel.spatialimages import SpatialImage
-from scipy.ndimage import label
 
 from imaging.content import PADDING
 from imaging.grids import Crop, Grid, resample
 from imaging.headers import UNREADABLE, damage, open_volume, orientation_problem, read_header
+from imaging.missing import nan_inside
 from imaging.remarks import Remarks
 from runtime.files import atomic
 from utils import InputError
 
-__all__ = ["Crop", "Grid", "nan_inside", "orientation_problem", "read_header", "read_in_range",
+__all__ = ["Crop", "Grid", "orientation_problem", "read_header", "read_in_range",
            "read_volume", "read_voxels", "resample", "save_nifti", "save_synthesis"]
 
 RAS = axcodes2ornt("RAS")
@@ -52,57 +52,53 @@ def read_voxels(path: Path, remarks: Remarks | None = None) -> tuple[np.ndarray,
     return voxels, image.affine
 
 
-def read_volume(path: Path, remarks: Remarks | None = None) -> tuple[np.ndarray, np.ndarray]:
+def read_volume(path: Path, remarks: Remarks | None = None,
+                frames: list[int] | None = None, judged: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Read a volume as read_voxels does, with 0 for NaN outside the brain, which SPM and others write there.
 
-    remarks: to which such a file is added. Raises InputError for NaN inside the brain too.
+    remarks: to which such a file is added. frames: places of those that are wanted of a volume with frames,
+    all without it; the others may hold anything. judged: where NaN lies was judged before, which takes long.
+    Raises InputError for NaN inside the brain too, and for a frame without a value but NaN and 0.
     """
     voxels, affine = read_voxels(path, remarks)
+    if voxels.ndim == 4 and frames is not None and list(frames) != list(range(voxels.shape[3])):
+        voxels = np.ascontiguousarray(voxels[..., frames])
     if np.isnan(voxels.min()):
-        nan = np.isnan(voxels)
-        if nan.all():
-            raise InputError(f"{path}: every voxel is NaN")
-        frames = voxels.reshape(*voxels.shape[:3], -1)
-        inside = sum(int(nan_inside(frames[..., i]).sum()) for i in range(frames.shape[3]))
-        if inside:
-            raise InputError(f"{path}: holds {inside} NaN voxels inside the brain, which have no value to be "
-                             "read as; make it again without, or set them in the file")
-        voxels[nan] = 0
+        if not judged:
+            _refuse_nan(path, voxels, frames)
+        voxels[np.isnan(voxels)] = 0
         if remarks is not None:
             remarks.add(NAN_OUTSIDE, path)
     return voxels, affine
 
 
-def nan_inside(voxels: np.ndarray) -> np.ndarray:
-    """Mask of the NaN voxels of [X, Y, Z] that lie inside the brain, whatever the grid.
-
-    NaN is outside if it is joined to a face of the volume by voxels that are NaN or 0. But a slice of NaN
-    alone, between slices with other voxels than these, is missing, and inside.
-    """
-    nan = np.isnan(voxels)
-    tissue = ~nan & (voxels != 0)
-    parts, _ = label(~tissue)
-    outer = set()
-    for axis in range(3):
-        for face in (0, -1):
-            outer |= set(np.unique(np.take(parts, face, axis)).tolist())
-    inside = nan & ~np.isin(parts, sorted(outer))
-    for axis in range(3):
-        others = tuple(other for other in range(3) if other != axis)
-        filled = np.flatnonzero(tissue.any(axis=others))
-        for i in np.flatnonzero(nan.all(axis=others)):
-            if len(filled) and filled[0] < i < filled[-1]:
-                np.moveaxis(inside, axis, 0)[i] = True
-    return inside
+def _refuse_nan(path: Path, voxels: np.ndarray, places: list[int] | None) -> None:
+    """Raise InputError for NaN inside the brain, and for frames of nothing but NaN and 0. places: of the
+    frames in the file, from 0, if these are not all."""
+    frames = np.moveaxis(voxels.reshape(*voxels.shape[:3], -1), 3, 0)
+    spoilt = [i for i, frame in enumerate(frames) if np.isnan(frame.min())]
+    empty = [i for i in spoilt if not np.nanmax(np.abs(frames[i]), initial=0) > 0]
+    if empty and len(frames) == 1:
+        raise InputError(f"{path}: every voxel is NaN{'' if np.isnan(voxels).all() else ' or 0'}")
+    if empty:
+        numbers = ", ".join(str((places[i] if places else i) + 1) for i in empty)
+        raise InputError(f"{path}: holds nothing but NaN in frame {numbers} of the file, counted from 1; make "
+                         "it again, or leave such frames out")
+    inside = sum(int(nan_inside(frames[i]).sum()) for i in spoilt)
+    if inside:
+        raise InputError(f"{path}: holds {inside} NaN voxels inside the brain, which have no value to be "
+                         "read as; make it again without, or set them in the file")
 
 
-def read_in_range(path: Path, remarks: Remarks | None = None) -> tuple[np.ndarray, np.ndarray]:
+def read_in_range(path: Path, remarks: Remarks | None = None,
+                  judged: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Read a volume of a cohort as read_volume does, clipped to [0, 1] if it leaves that by a little, as
     interpolation by splines does: by more than RANGE_TOLERANCE and at most RINGING.
 
-    remarks: to which such a file is added. What leaves the range by more is not changed.
+    remarks: to which such a file is added. judged: as read_volume takes it. What leaves the range by more is
+    not changed.
     """
-    voxels, affine = read_volume(path, remarks)
+    voxels, affine = read_volume(path, remarks, judged=judged)
     beyond = max(-float(voxels.min()), float(voxels.max()) - 1)
     if RANGE_TOLERANCE < beyond <= RINGING:
         voxels.clip(0, 1, out=voxels)

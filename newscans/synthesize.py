@@ -86,11 +86,11 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
                  (*cohort, cfg.result_dir.parent))
     refuse_foreign(out)
     refuse_inside_source(out, mri, "out")
+    check_place(out)
     scans = find_scans(mri, Choices(settings.bids_run, settings.bids_choose, mri_only=True))
     problems = _header_problems(scans)
     _refuse_if_none_is_left(scans, problems)
     trained = load_trained(cfg, settings.mri_percentile)
-    check_place(out)
     named = complete_names([scan for scan in scans if scan.id not in problems], trained.tracer)
     with FolderLock(out) as lock:
         sources = {scan.id: sha256(scan.mri) for scan in named}

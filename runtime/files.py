@@ -238,14 +238,17 @@ def make_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"can it be written to?")
     except OSError as error:
-        raise WriteError(error.errno, f"{folder}: cannot be written to: {error.strerror or error}") from error
+        reason = link_problem(folder) or error.strerror or error
+        raise WriteError(error.errno, f"{folder}: cannot be written to: {reason}") from error
 
 
 def check_place(folder: Path) -> None:
     """Raise WriteError if a folder cannot be written to, or does not exist and cannot be made. Nothing is
     made; a file without a name is written in the nearest folder that there is."""
-    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    nearest = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     if not nearest.is_dir():
+        if reason := link_problem(folder):
+            raise WriteError(errno.ENOENT, f"{folder}: cannot be written to: {reason}")
         raise WriteError(errno.EACCES, f"{folder}: cannot be written to: {nearest} is not a folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise WriteError(errno.EACCES, f"{folder}: cannot be written to: {nearest} is not writable")

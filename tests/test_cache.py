@@ -41,7 +41,8 @@ def test_a_crop_is_that_of_its_file_and_is_decoded_once(tmp_path, monkeypatch, p
     scans, decoded = write_scans(tmp_path), []
     cache = cache_of(scans, place=place)
 
-    def read(path):
+    def read(path, judged):
+        assert not judged                                  # without a checksum nothing was checked
         decoded.append(path)
         return read_volume(path)
     monkeypatch.setattr(cache_module, "read_in_range", read)
@@ -111,7 +112,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tmp_path, monkeypat
     cache = VolumeCache([scan.mri], CROP, 0, "off", {scan.mri: zlib.crc32(checked)})
     cache.read(scan.mri)
 
-    def read_and_replace(path):
+    def read_and_replace(path, judged):
         found = read_volume(path) if moment == "after" else None
         write_volume(path, np.roll(checked, 1))
         return found or read_volume(path)
@@ -121,6 +122,28 @@ def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tmp_path, monkeypat
         monkeypatch.undo()
     with pytest.raises(InputError, match="no longer"):
         cache.read(scan.mri)
+
+
+@pytest.mark.parametrize("index", [0, 1])                  # a .nii.gz and a .nii
+def test_where_nan_lies_is_judged_by_check_and_not_again_at_every_read(tmp_path, monkeypatch, index):
+    path = write_scans(tmp_path)[index].mri
+    checked = read_volume(path)[0]
+    checked[:3] = 0
+    with_nan = np.where(checked == 0, np.nan, checked)
+    write_volume(path, with_nan)
+    cache = VolumeCache([path], CROP, 0, "off", {path: zlib.crc32(checked)})
+    monkeypatch.setattr("imaging.volumes.nan_inside", None)                # would be a fault of the program
+    for _ in range(2):
+        np.testing.assert_array_equal(cache.read(path), checked[CROP.slices()])
+    for lost in (with_nan[::-1], np.full(SHAPE, np.nan)):
+        write_volume(path, lost)
+        with pytest.raises(InputError, match="no longer those that were checked"):
+            cache.read(path)
+    monkeypatch.undo()
+    with_nan[tuple(n // 2 for n in SHAPE)] = np.nan
+    write_volume(path, with_nan)
+    with pytest.raises(InputError, match="1 NaN voxels inside"):
+        VolumeCache([path], CROP, 0, "off").read(path)
 
 
 def test_a_file_that_is_gone_or_has_become_a_pipe_is_named(tmp_path):

@@ -163,6 +163,47 @@ def test_a_folder_on_a_read_only_mount_is_found_to_be_one(tmp_path):
     assert can_write(tmp_path / "new" / "folder") and not (tmp_path / "new").exists()
 
 
+# ---------------------------------------------------------------- links that lead nowhere
+
+def test_latents_lie_in_result_if_their_place_is_a_link_that_leads_nowhere(root, capsys):
+    Path("data/latent_Abeta").symlink_to("/purged/scratch")
+    assert run("--exp", "a", stages=["check", "aae", "encode"]) == 0
+    [folder] = Path("result/latents").iterdir()
+    assert len(latents_in(folder)) == 8
+    assert ("data/latent_Abeta: is a link to /purged/scratch, which is not there; mend the link or bring the file "
+            f"back: latents are kept in {folder} (setting latent_dir)") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("place", "words"), [
+    ("mine", ["--latent_dir", "mine"]), ("mine", ["--latent_dir", "mine/latents/a"]),
+    ("result/a", ["--exp", "a"]), ("result", ["--exp", "a"])])
+def test_a_link_that_leads_nowhere_is_named_before_a_volume_is_read(root, monkeypatch, capsys, place, words):
+    shutil.rmtree("result", ignore_errors=True)
+    Path(place).parent.mkdir(exist_ok=True)
+    Path(place).symlink_to("/purged/scratch")
+    monkeypatch.setattr(session, "check_cohort", None)     # would be a fault of the program
+    assert run(*words) == 5
+    assert f"{place}: is a link to /purged/scratch, which is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("target", "expected"), [
+    ("/purged/scratch", "which is not there"), ("link", "leads in a circle"), ("file", "is not a folder")])
+@pytest.mark.parametrize("below", ["", "new/folder"])
+def test_no_folder_can_be_made_through_a_link_that_leads_to_none(tmp_path, target, expected, below):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(target)
+    for refuse in (check_place, files.make_folder) if target != "file" else (check_place,):
+        with pytest.raises(files.WriteError, match=f"link.*{expected}"):
+            refuse(tmp_path / "link" / below)
+    assert not can_write(tmp_path / "link" / below)
+
+
+def test_a_folder_can_be_made_through_a_link_to_one(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to("there")
+    assert can_write(tmp_path / "link") and can_write(tmp_path / "link" / "new")
+
+
 # ---------------------------------------------------------------- shared memory
 
 @pytest.mark.parametrize(("workers", "batches", "free", "expected"), [

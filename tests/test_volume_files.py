@@ -13,6 +13,7 @@ import torch
 from conftest import AFFINE, LISTS, SHAPE, TINY, arguments, write_volume
 from nibabel.eulerangles import euler2mat
 from preparing import prepare
+from scipy.ndimage import binary_dilation
 from test_dataset import check, problems
 
 import main
@@ -21,11 +22,13 @@ from cohort.raw_scans import Choices, find_plain
 from dataset import LatentCache, Scan
 from imaging.grids import Crop
 from imaging.headers import read_header
+from imaging.missing import nan_inside
 from imaging.nifti_files import VolumeFolder, digest_of, is_volume_name, stem_of
 from imaging.regions import read_mask
 from imaging.remarks import Remarks
-from imaging.volumes import nan_inside, read_in_range, read_volume, read_voxels
+from imaging.volumes import read_in_range, read_volume, read_voxels
 from newscans.scans import find_scans, header_problem, read_mri, sha256
+from phantom.anatomy import load_template
 from utils import InputError
 
 BOX = Crop((0, 0, 0), SHAPE)
@@ -502,6 +505,96 @@ def test_each_frame_is_looked_at_for_nan_by_itself(tmp_path):
     write_volume(tmp_path / "a.nii", frames)
     with pytest.raises(InputError, match="1 NaN voxels inside"):
         read_volume(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize("rest", [np.nan, 0])
+def test_a_frame_of_nothing_but_nan_is_refused_unless_it_is_left_out(tmp_path, rest):
+    frames = np.stack([volume(), volume(), volume()], -1)
+    frames[..., 1] = np.nan
+    frames[5, 5, 5, 1] = rest
+    write_volume(tmp_path / "a.nii", frames)
+    for wanted in (None, [0, 1], [1, 2]):
+        with pytest.raises(InputError, match=r"nothing but NaN in frame 2 of the file, counted from 1"):
+            read_scan(tmp_path / "a.nii", Remarks(), wanted)
+    found = read_scan(tmp_path / "a.nii", Remarks(), [0, 2]).volumes
+    np.testing.assert_array_equal(found, [volume(), volume()])
+
+
+# ---------------------------------------------------------------- NaN in larger heads
+
+@pytest.fixture(scope="module", params=["sphere", "phantom"])
+def head(request) -> np.ndarray:
+    """A brain with 0 around it, [X, Y, Z] float32."""
+    if request.param == "phantom":
+        return np.where(load_template(2).brain, 0.6, 0).astype(np.float32)
+    grid = np.indices((60, 70, 60)) - np.array([30, 35, 30]).reshape(3, 1, 1, 1)
+    return np.where((grid ** 2).sum(0) < 25 ** 2, 0.6, 0).astype(np.float32)
+
+
+def slices_of_the_brain(head, nan):
+    for axis in range(3):
+        cut = np.moveaxis(nan, axis, 0)
+        middle = len(cut) // 2
+        cut[middle:middle + 3] = np.moveaxis(head, axis, 0)[middle:middle + 3] > 0
+
+
+def slices_but_a_zero(head, nan):
+    nan[:, :, 30:32] = True
+    nan[0, 0, 30:32] = False
+
+
+def left_half(head, nan):
+    nan |= head > 0
+    nan[head.shape[0] // 2:] = False
+
+
+def all_but_one(head, nan):
+    nan |= head > 0
+    nan[tuple(n // 2 for n in nan.shape)] = False
+
+
+def front(head, nan):
+    nan |= head > 0
+    nan[:, :-head.shape[1] // 3] = False
+
+
+@pytest.mark.parametrize("spoil", [slices_of_the_brain, slices_but_a_zero, left_half, all_but_one, front])
+def test_a_part_of_a_brain_that_is_nan_with_0_around_it_is_refused(tmp_path, head, spoil):
+    nan = np.zeros(head.shape, bool)
+    spoil(head, nan)
+    write_volume(tmp_path / "a.nii", np.where(nan, np.nan, head))
+    with pytest.raises(InputError, match=f"holds {nan.sum()} NaN voxels inside the brain"):
+        read_volume(tmp_path / "a.nii")
+
+
+def around(head, nan):
+    nan |= head == 0
+
+
+def oblique_edge(head, nan):
+    """A tilted field of view that cuts off the top."""
+    x, y, z = np.indices(head.shape)
+    nan |= z + 0.2 * x + 0.1 * y > head.shape[2] * 0.75 + 0.3 * head.shape[0] / 2
+
+
+def end_slices(head, nan):
+    nan[:, :, :20] = True
+
+
+def corners(head, nan):
+    nan[:12, :12] = nan[-12:, -12:] = True
+
+
+def thin_rim(head, nan):
+    nan |= binary_dilation(head > 0) & (head == 0)
+
+
+@pytest.mark.parametrize("spoil", [around, oblique_edge, end_slices, corners, thin_rim])
+def test_nan_around_a_brain_or_beyond_the_field_of_view_is_read(tmp_path, head, spoil):
+    nan = np.zeros(head.shape, bool)
+    spoil(head, nan)
+    write_volume(tmp_path / "a.nii", np.where(nan, np.nan, head))
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nii")[0], np.where(nan, 0, head))
 
 
 def test_in_a_mask_nan_is_outside_even_if_the_region_surrounds_it(tmp_path):
