@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imaging.volumes import Crop, read_volume
+from imaging.grids import Crop
+from imaging.volumes import read_volume
 
 NAME = "oracle"
 

@@ -9,8 +9,8 @@ from scipy.ndimage import gaussian_filter
 from cohort import registration
 from cohort.frames import mean_of_frames
 from cohort.quality import compare_with_template
+from imaging.grids import Crop, Grid, resample
 from imaging.regions import read_mask
-from imaging.volumes import Crop, Grid, resample
 from phantom.anatomy import FIELD_OF_VIEW, grid_affine
 from utils import InputError
 

@@ -29,9 +29,9 @@ from cohort.raw_scans import Choices, RawScan, find_plain, refuse_mixed_levels
 from cohort.subject import OUTPUTS, Recipe, chosen_frames, preprocess_subject
 from cohort.tracers import find_tracer
 from config import Config
+from imaging.grids import Crop
 from imaging.regions import ABOUT, AUTOMATIC, automatic_regions, read_mask
 from imaging.remarks import Remarks
-from imaging.volumes import Crop
 from phantom.anatomy import FIELD_OF_VIEW, grid_affine
 from runtime.commandline import parse
 from runtime.files import FolderLock, check_place, make_folder, remove_leftovers, write_csv

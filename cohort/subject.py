@@ -15,9 +15,10 @@ from cohort.frames import Chosen, choose_frames
 from cohort.onto_grid import Frames, as_it_lies, by_registration, measure_mri, scale_mri, to_suvr
 from cohort.quality import compare_with_mri, draw_page, remarks
 from cohort.raw_scans import RawScan
+from imaging.headers import read_header
 from imaging.nifti_files import digest_of
 from imaging.remarks import Remarks
-from imaging.volumes import read_header, read_volume, save_nifti
+from imaging.volumes import read_volume, save_nifti
 from phantom.anatomy import grid_affine
 from runtime.files import brief, write_text
 from utils import InputError

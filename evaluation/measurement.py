@@ -9,8 +9,8 @@ import torch
 from nibabel.affines import voxel_sizes
 from torch import Tensor
 
+from imaging.grids import Crop
 from imaging.regions import ABOUT, COVERED, MaskSource, Regions, read_labels, read_mask, share_inside
-from imaging.volumes import Crop
 from labels.linear import pool_volume, pool_width
 from utils import InputError, score_volume
 

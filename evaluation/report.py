@@ -26,7 +26,8 @@ from evaluation.figures import (
 from evaluation.layout import Markup, display
 from evaluation.results import Run
 from evaluation.tables import Table
-from imaging.volumes import Crop, read_in_range
+from imaging.grids import Crop
+from imaging.volumes import read_in_range
 from labels.linear import pool_volume
 from runtime.files import make_folder, write_text
 from utils import InputError

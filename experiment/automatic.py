@@ -10,8 +10,8 @@ from config import Config, with_later_settings
 from dataset import Cohort, Scan
 from experiment.experiment import Experiment, region_kind
 from experiment.networks import CHECKPOINT
+from imaging.grids import Crop
 from imaging.mni_regions import lies_in_mni_space
-from imaging.volumes import Crop
 from runtime.files import brief
 from runtime.logs import progress_bar, say
 from runtime.ranks import from_rank_0

@@ -19,7 +19,7 @@ from baselines.resvit import Resvit
 from baselines.tpa_gan import TPAGAN
 from config import BASELINES, IMAGE_REGRESSIONS, REGRESSIONS, Config
 from evaluation.measurement import Measurement
-from imaging.volumes import Crop
+from imaging.grids import Crop
 from labels.ridge import LabelPredictor
 from model import AAE, Diffusion, Discriminator, LatentSpace, Synthesizer, UNet, recompute_activations
 from runtime import gpu

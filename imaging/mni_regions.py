@@ -10,7 +10,7 @@ from functools import lru_cache
 import nibabel as nib
 import numpy as np
 
-from imaging.volumes import Crop
+from imaging.grids import Crop
 
 TISSUE, GREY = 0.8, 0.3                      # least share of a voxel that is tissue, or grey matter
 # Boxes of the cortical target in mm: |x|, y and z from and to. Grey matter outside all of them is left out.

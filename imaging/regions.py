@@ -8,8 +8,9 @@ import nibabel as nib
 import numpy as np
 
 from imaging.centiloid_regions import centiloid_regions
+from imaging.grids import Crop
 from imaging.mni_regions import mni_regions
-from imaging.volumes import Crop, read_voxels
+from imaging.volumes import read_voxels
 from runtime.files import brief
 from runtime.tables import read_table
 from utils import InputError
@@ -119,7 +120,8 @@ def _read_image(path: Path, what: str) -> nib.Nifti1Image:
     voxels, affine = read_voxels(path)
     if voxels.ndim != 3:
         raise InputError(f"{what} {path}: has {voxels.ndim} dimensions {voxels.shape}; expected 3")
-    return nib.Nifti1Image(np.nan_to_num(voxels), affine)  # SPM writes NaN outside the brain
+    voxels[np.isnan(voxels)] = 0                           # SPM writes NaN outside the brain
+    return nib.Nifti1Image(voxels, affine)
 
 
 def _onto_crop(image: nib.Nifti1Image, affine: np.ndarray, crop: Crop) -> np.ndarray:

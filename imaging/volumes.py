@@ -1,5 +1,4 @@
-"""Volumes: read and verified to their last byte, and written whole. Crop, Grid and resample are those of
-grids.py, read_header and orientation_problem those of headers.py."""
+"""Volumes: read and verified to their last byte, and written whole."""
 from pathlib import Path
 from typing import BinaryIO
 
@@ -11,14 +10,11 @@ from nibabel.spatialimages import SpatialImage
 
 from imaging.content import PADDING
 from imaging.grids import Crop, Grid, resample
-from imaging.headers import UNREADABLE, damage, open_volume, orientation_problem, read_header
+from imaging.headers import UNREADABLE, damage, open_volume, read_header
 from imaging.missing import nan_inside
 from imaging.remarks import Remarks
 from runtime.files import atomic
 from utils import InputError
-
-__all__ = ["Crop", "Grid", "orientation_problem", "read_header", "read_in_range",
-           "read_volume", "read_voxels", "resample", "save_nifti", "save_synthesis"]
 
 RAS = axcodes2ornt("RAS")
 RANGE_TOLERANCE = 1e-5       # integers times a float32 scale factor may end at 1.0000001

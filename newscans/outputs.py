@@ -14,7 +14,8 @@ from config import VERSION
 from evaluation.status import NEEDS_PET, StatusClassifier, mean_level
 from evaluation.uncertainty import COVERAGE
 from experiment.experiment import RESEARCH_NOTICE
-from imaging.volumes import Grid, save_synthesis
+from imaging.grids import Grid
+from imaging.volumes import save_synthesis
 from newscans.scans import NewScan, describe_grid, made_from
 from newscans.trained import Trained
 from runtime.files import make_folder, read_text, write_csv, write_text

@@ -12,7 +12,7 @@ from experiment.experiment import RESEARCH_NOTICE, mask_files
 from experiment.networks import CHECKPOINT, LatentSampler, Networks
 from experiment.saved import trained_experiments
 from experiment.scoring import CALIBRATION, STATUS_CLASSIFIERS, calibration_bound_to, classifiers_bound_to
-from imaging.volumes import Grid
+from imaging.grids import Grid
 from model import Synthesizer
 from runtime.checkpoints import check_settings
 from runtime.logs import say

@@ -28,7 +28,7 @@ from config import DEMO, VERSION, Config
 from dataset import EpochOrder, Scan, VolumeDataset, volume_loader
 from experiment.networks import build_aae, build_unet
 from imaging.cache import VolumeCache
-from imaging.volumes import Crop
+from imaging.grids import Crop
 from runtime import gpu
 from runtime.failures import is_out_of_memory
 from runtime.files import make_folder, write_text

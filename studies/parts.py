@@ -20,7 +20,7 @@ from dataset import Scan, VolumeDataset
 from evaluation.scores import evaluate
 from experiment.networks import build_aae, build_diffusion, build_discriminator, build_unet
 from imaging.cache import VolumeCache
-from imaging.volumes import Crop
+from imaging.grids import Crop
 from main import LatentBatch, Stage2, aae_step, ldm_step
 from model import LatentSpace, RecomputedBlock, Synthesizer
 from runtime import gpu

@@ -12,8 +12,10 @@ import numpy as np
 import pandas as pd
 
 from cohort.quality import correlation, dice
+from imaging.grids import Crop
+from imaging.headers import read_header
 from imaging.regions import AUTOMATIC, Regions, automatic_regions, read_mask
-from imaging.volumes import Crop, read_header, read_volume
+from imaging.volumes import read_volume
 from phantom.anatomy import FIELD_OF_VIEW, grid_affine
 from phantom.cohort import build_phantom
 from runtime.files import make_folder, write_csv, write_text

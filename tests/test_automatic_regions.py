@@ -16,9 +16,9 @@ from experiment import automatic
 from experiment.automatic import separation
 from experiment.saved import parse_for_experiment, read_settings
 from imaging.centiloid_regions import FILES, centiloid_regions
+from imaging.grids import Crop
 from imaging.mni_regions import lies_in_mni_space, mni_regions
 from imaging.regions import read_mask, share_inside, split_numbers
-from imaging.volumes import Crop
 from newscans.synthesize import SynthesisSettings
 from newscans.trained import load_trained
 from utils import InputError

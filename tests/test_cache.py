@@ -15,7 +15,8 @@ from conftest import AFFINE, SHAPE, write_volume
 from dataset import EpochOrder, LatentCache, Scan, VolumeDataset, volume_loader
 from imaging import cache as cache_module
 from imaging.cache import VolumeCache, free_memory
-from imaging.volumes import Crop, read_volume
+from imaging.grids import Crop
+from imaging.volumes import read_volume
 from runtime.ranks import DistributedBatches
 from utils import InputError
 

@@ -12,7 +12,8 @@ from conftest import AFFINE, LISTS, SHAPE, reorient, write_volume
 from config import Config
 from dataset import check_cohort, read_demographics
 from imaging.cache import VolumeCache
-from imaging.volumes import Crop, read_volume, save_synthesis
+from imaging.grids import Crop
+from imaging.volumes import read_volume, save_synthesis
 from utils import InputError
 
 PATTERN = Config().subject_pattern

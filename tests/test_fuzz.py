@@ -25,8 +25,9 @@ from cohort.splitting import draw_lists
 from config import Config
 from dataset import SPLITS, Cohort, CohortReader, Scan, check_cohort, read_demographics
 from imaging.content import OTHER_FORMATS
+from imaging.grids import Crop
 from imaging.regions import read_labels, read_mask
-from imaging.volumes import Crop, read_volume
+from imaging.volumes import read_volume
 from newscans.scans import read_mri
 from runtime.tables import read_table
 from utils import InputError

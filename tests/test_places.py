@@ -12,7 +12,7 @@ from conftest import TINY, arguments
 import main
 from experiment import session
 from imaging import cache
-from imaging.volumes import Crop
+from imaging.grids import Crop
 from runtime import files
 from runtime.files import can_write, check_place
 from runtime.logs import LOG, logging_run, readable, say

@@ -4,8 +4,8 @@ import pytest
 from conftest import AFFINE, SHAPE, TINY, reorient, write_volume
 from nibabel.affines import apply_affine, from_matvec
 
+from imaging.grids import Crop
 from imaging.regions import Regions, read_labels, read_mask, share_inside
-from imaging.volumes import Crop
 from utils import InputError
 
 CROP = Crop(TINY["crop_start"], TINY["volume_size"])

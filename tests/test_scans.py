@@ -7,7 +7,8 @@ import pytest
 from conftest import AFFINE, SHAPE, TINY, turned, write_volume
 from nibabel.affines import apply_affine, from_matvec
 
-from imaging.volumes import RANGE_TOLERANCE, Crop, Grid, read_volume, resample
+from imaging.grids import Crop, Grid, resample
+from imaging.volumes import RANGE_TOLERANCE, read_volume
 from newscans.scans import (
     BOX,
     NewScan,

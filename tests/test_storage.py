@@ -17,7 +17,8 @@ from conftest import TINY, arguments, turned
 from nibabel.affines import apply_affine, from_matvec
 
 import main
-from imaging.volumes import Grid, read_volume, resample
+from imaging.grids import Grid, resample
+from imaging.volumes import read_volume
 from phantom.anatomy import load_template
 from phantom.uptake import draw_subject, simulate
 

@@ -17,7 +17,8 @@ from conftest import AFFINE, SHAPE, TINY, arguments, turned, write_volume
 
 import main
 from evaluation import figures
-from imaging.volumes import RANGE_TOLERANCE, Grid, read_volume, resample
+from imaging.grids import Grid, resample
+from imaging.volumes import RANGE_TOLERANCE, read_volume
 from model import UNet
 from newscans import outputs, synthesize
 from newscans import scans as newscans

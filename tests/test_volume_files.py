@@ -4,6 +4,7 @@ import bz2
 import gzip
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -17,8 +18,8 @@ from scipy.ndimage import binary_dilation
 from test_dataset import check, problems
 
 import main
-from cohort.subject import read_scan
-from cohort.raw_scans import Choices, find_plain
+from cohort.raw_scans import Choices, RawScan, find_plain
+from cohort.subject import Recipe, read_pet, read_scan
 from dataset import LatentCache, Scan
 from imaging.grids import Crop
 from imaging.headers import read_header
@@ -518,6 +519,11 @@ def test_a_frame_of_nothing_but_nan_is_refused_unless_it_is_left_out(tmp_path, r
             read_scan(tmp_path / "a.nii", Remarks(), wanted)
     found = read_scan(tmp_path / "a.nii", Remarks(), [0, 2]).volumes
     np.testing.assert_array_equal(found, [volume(), volume()])
+    recipe = Recipe(tmp_path, 2, "syn", 0.0, 3.0, None, False)
+    raw = RawScan("a", tmp_path / "b.nii", tmp_path / "a.nii")
+    with pytest.raises(InputError, match="nothing but NaN in frame 2"):
+        read_pet(raw, recipe, Remarks())
+    assert len(read_pet(raw, replace(recipe, frames=(3, 3)), Remarks()).volumes) == 1
 
 
 # ---------------------------------------------------------------- NaN in larger heads
