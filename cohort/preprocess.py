@@ -196,14 +196,15 @@ def make_recipe(cfg: PreprocessSettings, has_pets: bool) -> Recipe:
 
     Raises InputError if that mask cannot be used.
     """
-    reference, source = None, cfg.reference_mask
+    reference, source, what = None, cfg.reference_mask, "reference_mask"
     if has_pets and not source:
         source = automatic_regions(cfg.regions)["reference_mask"]
+        what += f" of {ABOUT[cfg.regions]}"
         say("preprocess", "no --reference_mask is given: PETs are divided by the uptake in the whole "
                           f"cerebellum of {ABOUT[cfg.regions]}")
     if source:
         box = Crop((0, 0, 0), cfg.image_size)
-        reference = read_mask(source, grid_affine(cfg.voxel_mm), box, "reference_mask")
+        reference = read_mask(source, grid_affine(cfg.voxel_mm), box, what)
     return Recipe(Path(cfg.data_dir), cfg.voxel_mm, cfg.registration, cfg.pet_fwhm, cfg.pet_max_suvr,
                   reference, cfg.overwrite, cfg.pet_window if cfg.has_window else None, cfg.pet_frames)
 

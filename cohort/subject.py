@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from cohort import preprocessed, registration
 from cohort.frames import Chosen, choose_frames
 from cohort.onto_grid import Frames, as_it_lies, by_registration, measure_mri, scale_mri, to_suvr
+from cohort.places import Places, both, recorded_places, remove_old
 from cohort.quality import compare_with_mri, draw_page, remarks
 from cohort.raw_scans import RawScan
 from imaging.headers import read_header
@@ -74,6 +76,10 @@ class Recipe:
         return self.output(kind, raw.id), preprocessed.dataset_file(self.data_dir, kind, raw.id, tracer,
                                                                     raw.space, self.voxel_mm)
 
+    def places_in_dataset(self, kinds: Iterable[str], raw: RawScan) -> Places:
+        """Where volumes of a subject lie in the BIDS dataset, as its record keeps it."""
+        return {kind: [self.places(kind, raw)[1].relative_to(self.data_dir).as_posix()] for kind in kinds}
+
     @property
     def folder(self) -> Path:
         """Folder of pages, records and measures."""
@@ -120,10 +126,13 @@ def saved_measures(raw: RawScan, recipe: Recipe, key: str) -> dict | None:
     settings.
     """
     try:
-        record = json.loads((recipe.folder / f"{raw.id}.json").read_text())
+        path = recipe.folder / f"{raw.id}.json"
+        record = json.loads(path.read_text())
         made = {kind: str(digest) for kind, digest in record["volumes"].items()}
         if record["key"] == key and made and are_unchanged(made, raw, recipe):
-            return record["measures"]
+            measures = record["measures"]
+            keep_places(path, record, recipe.places_in_dataset(made, raw), recipe)
+            return measures
         begun = not made                                   # and interrupted: what lies there is ours
     except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
         begun = False
@@ -147,6 +156,16 @@ def are_unchanged(made: dict[str, str], raw: RawScan, recipe: Recipe) -> bool:
         write_sidecar(kind, raw, recipe)
         preprocessed.link_file(*((view, in_dataset) if view.exists() else (in_dataset, view)))
     return True
+
+
+def keep_places(path: Path, record: dict, places: Places, recipe: Recipe) -> None:
+    """Note in the record of a subject that is done where its volumes lie now, and remove those of names that
+    it no longer has."""
+    old = recorded_places(path)
+    now = old | places
+    if old != now:
+        remove_old(recipe.data_dir, old, places)
+        write_text(path, json.dumps(record | {"places": now}, indent=2) + "\n")
 
 
 def write_sidecar(kind: str, raw: RawScan, recipe: Recipe) -> None:
@@ -258,7 +277,8 @@ def write_all(raw: RawScan, recipe: Recipe, key: str, volumes: dict[str, np.ndar
     volumes: 'mri' and 'pet' -> voxels to be written. shown: name -> voxels for the page. All [X, Y, Z].
     """
     record, affine = recipe.folder / f"{raw.id}.json", grid_affine(recipe.voxel_mm)
-    write_text(record, json.dumps({"key": key, "volumes": {}}))
+    old, places = recorded_places(record), recipe.places_in_dataset(volumes, raw)
+    write_text(record, json.dumps({"key": key, "volumes": {}, "places": both(old, places)}))
     for kind, voxels in volumes.items():
         view, in_dataset = recipe.places(kind, raw)
         write_sidecar(kind, raw, recipe)
@@ -270,5 +290,7 @@ def write_all(raw: RawScan, recipe: Recipe, key: str, volumes: dict[str, np.ndar
     draw_page(recipe.folder / f"{raw.id}.png", raw.id, shown, outlines, measures, recipe.voxel_mm)
     made = {kind: file_digest(recipe.output(kind, raw.id)) for kind in volumes}
     sources = {"mri": str(raw.mri), "pet": str(raw.pet or "")}
-    saved = {"key": key, "volumes": made, "measures": measures, "raw": sources} | describe(raw, recipe)
+    remove_old(recipe.data_dir, old, places)
+    saved = {"key": key, "volumes": made, "places": old | places, "measures": measures, "raw": sources}
+    saved |= describe(raw, recipe)
     write_text(record, json.dumps(saved, indent=2) + "\n")

@@ -70,7 +70,10 @@ class Measurement:
                 return None
 
         brain = attempt(read_mask, Path(files.brain_mask) if files.brain_mask else None, affine, crop)
-        masks = [attempt(read_mask, path, affine, crop, name) for name, path in files.regions.items()]
+        masks = []
+        for name, source in files.regions.items():
+            what = files.named(name) if files.kind in ABOUT else name        # of an image, not of a file
+            masks.append(attempt(read_mask, source, affine, crop, what))
         named = {}
         if files.regions_image:
             named = attempt(read_labels, Path(files.regions_image), Path(files.regions_table), affine, crop)

@@ -86,8 +86,11 @@ def _decide(exp: Experiment) -> Config:
         cfg = dataclasses.replace(cfg, regions="mni")
     if cfg.label_in_training != "auto":
         return cfg
+    if without:                                            # in regions that the user asked for
+        return _changed(cfg, f"no uptake in the regions {cfg.regions} in the PET of "
+                             f"{brief(', '.join(without))}", label_in_training="true")
     labels = [scan.label for scan in cohort.train]
-    auc = separation(np.array(labels), suvr[:len(labels)]) if not without else 0.0
+    auc = separation(np.array(labels), suvr[:len(labels)])
     chosen = "suvr" if auc >= LEAST_AUC else "true"
     cfg = _changed(cfg, label_in_training=chosen)
     sign = ">=" if chosen == "suvr" else "<"
@@ -98,8 +101,8 @@ def _decide(exp: Experiment) -> Config:
 
 
 def separation(labels: np.ndarray, suvr: np.ndarray) -> float:
-    """AUC of label 1 against 0 by the SUVR, both [n]; 0 where one label or a finite SUVR is missing."""
-    if len(set(labels.tolist())) < 2 or not np.isfinite(suvr).all():
+    """AUC of label 1 against 0 by the SUVR, both [n]; 0 where one label is missing."""
+    if len(set(labels.tolist())) < 2:
         return 0.0
     return float(roc_auc_score(labels, suvr))
 

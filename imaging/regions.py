@@ -37,17 +37,17 @@ def read_mask(source: MaskSource, affine: np.ndarray, crop: Crop, what: str = "b
     source: a file, of which voxels of half its maximum and more belong to the mask; a label image with
     numbers, such as aseg.nii.gz:7,8,46-47, of which those labels belong to it; an image; or None, the MNI152
     brain mask that nilearn carries. affine: of the cohort's RAS volumes. what: name of the setting, for
-    messages.
+    messages; of an image also its origin.
     Raises InputError if the file cannot be read, is not a mask, or has nothing inside the crop.
     """
     if source is None:
         from nilearn import datasets  # here, because importing it takes seconds
 
-        source = datasets.load_mni152_brain_mask()
+        source, what = datasets.load_mni152_brain_mask(), f"{what} of nilearn"
     mask = _onto_crop(_mask_image(source, what), affine, crop) > 0
     if not mask.any():
-        name = "of nilearn" if isinstance(source, nib.Nifti1Image) else source
-        raise InputError(f"{what} {name}: nothing of it lies inside the crop; is the cohort in MNI space?")
+        name = what if isinstance(source, nib.Nifti1Image) else f"{what} {source}"
+        raise InputError(f"{name}: nothing of it lies inside the crop; is the cohort in MNI space?")
     return mask
 
 

@@ -180,8 +180,7 @@ def test_a_file_of_that_very_name_is_taken_and_freesurfers_own_format_is_told(tm
 
 @pytest.mark.parametrize(("labels", "suvr", "expected"), [
     ([0, 0, 1, 1], [1.0, 1.1, 1.2, 1.3], 1.0), ([0, 1, 0, 1], [1.0, 1.1, 1.2, 1.3], 0.75),
-    ([1, 1, 0, 0], [1.0, 1.1, 1.2, 1.3], 0.0), ([0, 0, 0], [1.0, 1.1, 1.2], 0.0),
-    ([0, 1], [1.0, float("nan")], 0.0)])
+    ([1, 1, 0, 0], [1.0, 1.1, 1.2, 1.3], 0.0), ([0, 0, 0], [1.0, 1.1, 1.2], 0.0)])
 def test_the_separation_of_the_labels_is_the_share_of_pairs_in_the_right_order(labels, suvr, expected):
     assert separation(np.array(labels), np.array(suvr)) == pytest.approx(expected)
 
@@ -294,7 +293,8 @@ def test_a_cohort_outside_mni_space_has_no_automatic_regions(root, capsys):
     assert "regions none, label_in_training true, label_at_sampling mixed: the crop does not hold the places" in (
         capsys.readouterr().out)
     assert run("--stages", "aae", brain_mask="brain.nii.gz", regions="mni", exp="s") == 2
-    assert "nothing of it lies inside the crop; is the cohort in MNI space?" in capsys.readouterr().err
+    assert "cortex_mask of plain regions of the MNI152 template (--regions mni): nothing of it lies inside the "\
+           "crop; is the cohort in MNI space?" in capsys.readouterr().err
 
 
 def test_a_pet_without_cerebellum_leaves_the_automatic_regions_out(root, capsys):
@@ -306,6 +306,19 @@ def test_a_pet_without_cerebellum_leaves_the_automatic_regions_out(root, capsys)
     assert run("--stages", "check", "aae") == 0
     assert "regions none, label_in_training true, label_at_sampling mixed: no uptake in the template's cerebellum "\
            "in the PET of s09" in capsys.readouterr().out
+
+
+def test_a_pet_without_uptake_in_regions_that_were_asked_for_is_named_and_there_is_no_auc(root, capsys):
+    path = root / "data" / "whole_Abeta" / f"{LISTS['train'][0]}.nii"
+    image = nib.load(path, mmap=False)
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels[:, :, :8] = 0                                   # below z = -8 mm
+    write_volume(path, voxels, image.affine)
+    assert run("--stages", "check", "aae", regions="mni") == 0
+    said = capsys.readouterr().out
+    assert "regions mni, label_in_training true, label_at_sampling mixed: no uptake in the regions mni in the PET "\
+           f"of {LISTS['train'][0]}" in said
+    assert "AUC" not in said
 
 
 def test_the_check_alone_says_which_regions_it_will_take(root, capsys):

@@ -15,6 +15,7 @@ from conftest import AFFINE, SHAPE, TINY, arguments, write_volume
 
 import main
 from cohort import registration, subject
+from cohort.places import remove_old
 from imaging.volumes import read_volume
 from newscans.scans import find_scans, read_mri
 from tests.made_up_bids import write_bids
@@ -291,6 +292,66 @@ def test_frames_that_cannot_be_averaged_are_named_before_anything_is_registered(
     told = capsys.readouterr()
     assert words in told.err and "1 PETs cannot be used, the others go on" in told.out
     assert go(raw, pet_frames=(4, 5)) == 0
+
+
+def rename_tracer(raw: Path, old: str, new: str) -> None:
+    """Another tracer in the names of the raw PET."""
+    for path in list(raw.rglob(f"*_trc-{old}_*")):
+        path.rename(path.with_name(path.name.replace(old, new)))
+
+
+def pets_of_dataset() -> list[str]:
+    """Tracers in the names of PETs and sidecars of the dataset that preprocess wrote."""
+    names = [path.name.split("_trc-")[1].split("_")[0] + path.suffix for path in Path("data").glob("sub-*/**/*_pet.*")]
+    return sorted(names)
+
+
+@pytest.mark.parametrize("tracer, settings", [
+    ("18FNAV4694", {}),                                    # of the same window: found done
+    ("18FFBB", {"pet_frames": (4, 5), "overwrite": True}), ("11CPIB", {"pet_fwhm": 8.0, "overwrite": True})])
+def test_a_corrected_tracer_leaves_one_pet_in_the_dataset(raw, tracer, settings):
+    assert go(raw) == 0
+    assert pets_of_dataset() == ["18FAV45.gz", "18FAV45.json"]
+    rename_tracer(raw, "18FAV45", tracer)
+    for _ in range(2):
+        assert go(raw, **settings) == 0
+        assert pets_of_dataset() == [f"{tracer}.gz", f"{tracer}.json"]
+    assert Path("data/whole_Abeta/sub-01_ses-1.nii.gz").is_file()
+
+
+def test_an_interrupted_run_with_another_tracer_still_knows_the_old_name(raw, monkeypatch):
+    assert go(raw) == 0
+    rename_tracer(raw, "18FAV45", "18FNAV4694")
+
+    def stop(*_):
+        """Ctrl-C."""
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subject, "draw_page", stop)
+        assert go(raw, pet_fwhm=8.0, overwrite=True) == 130
+    assert go(raw, pet_fwhm=8.0) == 0
+    assert pets_of_dataset() == ["18FNAV4694.gz", "18FNAV4694.json"]
+
+
+def test_a_record_without_places_takes_nothing_away(raw):
+    assert go(raw) == 0
+    path = Path("data/preprocess/sub-01_ses-1.json")
+    record = json.loads(path.read_text())
+    del record["places"]
+    path.write_text(json.dumps(record))
+    rename_tracer(raw, "18FAV45", "18FNAV4694")
+    assert go(raw) == 0
+    assert pets_of_dataset() == ["18FAV45.gz", "18FAV45.json", "18FNAV4694.gz", "18FNAV4694.json"]
+
+
+def test_a_record_names_no_file_outside_of_the_cohort(tmp_path):
+    for name in ("other.nii.gz", "data/old.nii.gz", "data/old.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    old = {"pet": ["../other.nii.gz", "old.nii.gz", "gone.nii.gz"], "mri": ["kept.nii.gz"]}
+    remove_old(tmp_path / "data", old, {"pet": ["new.nii.gz"]})
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["other.nii.gz"]
 
 
 def test_a_static_pet_with_a_broken_sidecar_is_taken_with_a_note(raw):
