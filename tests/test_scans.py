@@ -141,7 +141,7 @@ def test_other_intensities_are_divided_by_their_percentile_whatever_their_unit(t
 
 
 @pytest.mark.parametrize(("low", "high", "message"), [
-    (0, np.nan, "every voxel is 0"), (0.5, np.nan, "inside the brain"),
+    (0, np.nan, "every voxel is NaN or 0"), (0.5, np.nan, "inside the brain"),
     (np.nan, np.nan, "every voxel is NaN"), (0, np.inf, "infinite"), (np.nan, -np.inf, "infinite"),
     (-0.005, 0, "every voxel is 0"), (0.5, 0.5, "every voxel is 0.5"),
     (-3, -1, "intensities from -3 to -1"), (-3, 0, "intensities from -3 to 0")])
