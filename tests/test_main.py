@@ -127,7 +127,7 @@ def test_the_checkpoint_holds_what_the_test_stage_needs_as_plain_values(finished
     saved = torch.load(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar", weights_only=True)
     assert {"unet", "ema", "opt"} == saved["state"].keys()
     assert saved["metadata"].keys() == {"latent_mean", "latent_std", "soft_labels", "label_predictor",
-                                        "affine", "phantom"}
+                                        "affine", "phantom", "tracer"}
     assert saved["metadata"]["label_predictor"]["coef"].dim() == 2
     folder = finished / "data" / "latent_Abeta"
     paths = [next(folder.rglob(f"{scan_id}.nii.gz")) for scan_id in LISTS["train"]]
@@ -136,6 +136,7 @@ def test_the_checkpoint_holds_what_the_test_stage_needs_as_plain_values(finished
     assert saved["metadata"]["latent_std"] == pytest.approx(latents.std(), rel=1e-3)
     np.testing.assert_allclose(saved["metadata"]["affine"].numpy(), AFFINE)
     assert saved["metadata"]["phantom"] is False
+    assert saved["metadata"]["tracer"] == ""               # data_info.csv has no such column
 
 
 def test_the_command_and_the_losses_of_every_epoch_stand_in_the_log(finished):

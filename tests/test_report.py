@@ -257,7 +257,7 @@ def test_the_report_of_a_cohort_without_regions_or_two_labels_leaves_that_out(pr
     assert main.main([*arguments(TINY | PHANTOM), "--stages", "test"]) == 0   # now without an oracle
     assert "oracle" not in set(pd.read_csv(tmp_path / "result" / EXP / "test.csv")["method"])
     (tmp_path / "data" / "ph" / "phantom.json").unlink()
-    own = PHANTOM | {"info_dir": "data/ph/data_info", "exp": "own"}
+    own = PHANTOM | {"info_dir": "data/ph/data_info", "exp": "own", "regions": "none"}
     del own["phantom_subjects"]
     stages = ("check", "aae", "encode", "ldm", "test", "report")
     assert main.main([*arguments(TINY | own), "--stages", *stages]) == 0
