@@ -8,6 +8,7 @@ same versions; after a change of the code remove gpu.json. Seconds are medians a
 --dry_run: all of it in tiny sizes, on any machine. Writes result/benchmark/gpu.json and gpu.md.
 """
 import dataclasses
+import gc
 import json
 import statistics
 import subprocess
@@ -68,6 +69,15 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
+def free_memory() -> None:
+    """Give back what earlier rows took: a network whose passes were captured refers to itself, so that Python
+    frees it only when it looks for circles. The peak is counted anew."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
 def seconds_and_memory(action: Callable[[], object], units: int = 1) -> dict:
     """Median seconds of a unit of work after a warm-up, and the peak of the memory that torch took from the
     card."""
@@ -100,9 +110,7 @@ def setup_of(cfg: Config, precision: str = "bf16", batch: int = 2, deterministic
 
 def part(cfg: Config, name: str, **how) -> dict:
     """Seconds and memory of a part of the method. how: as in setup_of."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+    free_memory()
     action, units = PARTS[name](setup_of(cfg, **how))
     return seconds_and_memory(action, units)
 
@@ -163,6 +171,7 @@ def gpu_tests() -> dict:
 def loading(cfg: Config, stage: str, steps: int) -> dict:
     """Share of the time that a step waits for the volumes of its batch, which come from memory by the
     project's own loader."""
+    free_memory()
     setup = setup_of(cfg)
     folder, modalities = Path(setup.folder.name), ("pet",) if stage == "stage 1" else ("mri", "pet")
     scans, rng = [], np.random.default_rng(0)
@@ -213,7 +222,7 @@ def _fits(cfg: Config, name: str, fraction: float, **how) -> bool:
     """Whether a part runs within a share of the card's memory, with kernels that need not be tried."""
     if not torch.cuda.is_available():
         return True
-    torch.cuda.empty_cache()
+    free_memory()
     torch.cuda.set_per_process_memory_fraction(min(fraction, 1.0))
     try:
         action, _ = PARTS[name](setup_of(cfg, deterministic=True, **how))
@@ -232,6 +241,7 @@ def _fits(cfg: Config, name: str, fraction: float, **how) -> bool:
 def kernels(cfg: Config, name: str) -> dict:
     """The ten kernels of a part that take longest, and their share of the GPU's time."""
     from torch.profiler import ProfilerActivity, profile
+    free_memory()
     action, _ = PARTS[name](setup_of(cfg))
     for _ in range(WARM_UPS):
         action()
@@ -240,8 +250,10 @@ def kernels(cfg: Config, name: str) -> dict:
     with profile(activities=activities) as profiler:
         action()
         synchronize()
-    events = [(event.self_device_time_total or event.self_cpu_time_total, event.key, event.count)
-              for event in profiler.key_averages()]
+    events = []
+    for event in profiler.key_averages():                  # the calls that start kernels take the CPU's time
+        time_of = event.self_device_time_total if torch.cuda.is_available() else event.self_cpu_time_total
+        events.append((time_of, event.key, event.count))
     total = sum(time for time, *_ in events) or 1
     longest = sorted(events, reverse=True)[:10]
     return {f"{key[:90]} ({count} times)": time / total for time, key, count in longest}
@@ -276,7 +288,7 @@ def rows(cfg: Config) -> Iterator[Row]:
         yield Row("data", f"{stage}, loader", partial(loading, cfg, stage, LOADED_STEPS))
     for gib in CARDS:
         yield Row("memory", f"{gib} GB", partial(fits, cfg, gib))
-    for precision in ("tf32", "bf16", "fp32"):
+    for precision in ("bf16", "tf32", "fp32"):
         for batch in (2, 1, 4):
             for name in stages:
                 if (precision, batch) != ("bf16", 2):
@@ -289,6 +301,7 @@ def rows(cfg: Config) -> Iterator[Row]:
 
 def published_scores(cfg: Config) -> dict:
     """PSNR, SSIM and MAE of a volume by scikit-image."""
+    free_memory()
     action, units = PARTS["scores of a volume"](Setup(cfg, published=True))
     return seconds_and_memory(action, units)
 

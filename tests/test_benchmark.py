@@ -1,6 +1,8 @@
 """The benchmark: that it measures what it says, and computes the cost of a run from that."""
 import dataclasses
+import gc
 import json
+import weakref
 from functools import partial
 from pathlib import Path
 
@@ -325,3 +327,25 @@ def test_the_hours_of_a_run_on_a_gpu_are_those_of_its_rows():
     assert hours["stage 2 validation"] == pytest.approx(1000 * 51 * (2 * 0.004 + 0.03 + 0.01) / 3600)
     assert hours["all"] == pytest.approx(sum(value for name, value in hours.items() if name != "all"))
     assert gpu_study.hours_of(Config(), {name: found[name] for name in list(found)[1:]}) == {}
+
+
+def test_what_an_earlier_row_took_is_given_back_even_if_its_network_refers_to_itself(monkeypatch):
+    """As a network does whose passes were captured: only a search for circles frees it."""
+    earlier = []
+
+    def decode(setup):
+        assert all(gone() is None for gone in earlier)
+        network = torch.nn.Linear(1, 1)
+        network.forward = lambda: network.weight
+        earlier.append(weakref.ref(network))
+        return network.forward, 1
+
+    monkeypatch.setitem(gpu_study.PARTS, "decode", decode)
+    cfg = dataclasses.replace(Config(), device="cpu", **gpu_study.TINY)
+    gc.disable()
+    try:
+        gpu_study.part(cfg, "decode")
+        gpu_study.part(cfg, "decode")
+    finally:
+        gc.enable()
+    assert len(earlier) == 2
