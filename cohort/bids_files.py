@@ -18,8 +18,6 @@ FOLDERS = ("anat", "pet", "t1_linear", "pet_linear")
 SUFFIXES = ("T1w", "pet", "mask")
 IMAGE = re.compile(r"(.+)\.nii(\.gz)?")
 GET = "a broken link, as git-annex leaves where content is not fetched: run `datalad get {}`"
-
-
 BROKEN, UNUSABLE = "broken link", "file cannot be used"     # reasons of faults
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from cohort.clinical_table import ClinicalTable
-from cohort.prepare import finite
+from cohort.labelling import finite
 from labels.cells import MISSING
 from runtime.commandline import parse
 from runtime.files import atomic, check_place, make_folder, write_text

@@ -1,7 +1,8 @@
 """Rows of a table matched to scans: subjects by any spelling, the nearest date, and never a guess."""
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -9,6 +10,7 @@ from cohort.clinical_table import ClinicalTable
 from cohort.dates import DateReader, dates_in
 from dataset import parse_id
 from labels.cells import MISSING
+from runtime.logs import readable
 from runtime.near_names import NearNames
 from runtime.tables import listed
 
@@ -26,6 +28,15 @@ class LeftOut(Exception):
     def __init__(self, reason: str, found: str):
         super().__init__(reason, found)
         self.reason, self.found = reason, found
+
+
+@contextmanager
+def collect_left_out(scan: str, left_out: list[dict]) -> Iterator[None]:
+    """A block that may raise LeftOut for a scan, which then becomes a row of left_out.csv."""
+    try:
+        yield
+    except LeftOut as cause:
+        left_out.append({"ID": readable(scan), "reason": cause.reason, "found": cause.found})
 
 
 @dataclass(frozen=True)

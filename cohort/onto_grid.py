@@ -84,7 +84,7 @@ def as_it_lies(mri: Frames, mask: Path | None, pet: Frames | None, voxel_mm: int
     if mask:
         brain = read_mask(mask, grid.affine, Crop((0, 0, 0), grid.shape), "brain mask")
     else:
-        brain = (registration.template_voxels(voxel_mm, "brain_mask") > 0) & (whole > 0)
+        brain = registration.template_voxels(voxel_mm, "brain_mask") & (whole > 0)
     brain_ml = float(brain.sum()) * voxel_mm ** 3 / 1000
     refuse_small(mri.path, brain_ml)
     if pet is None:
@@ -108,7 +108,7 @@ def scale_mri(whole: np.ndarray, brain: np.ndarray) -> np.ndarray:
 def measure_mri(mri: np.ndarray, whole: np.ndarray, brain: np.ndarray, voxel_mm: int) -> dict[str, float]:
     """Comparison of the scaled MRI with the template, and the share of the unscaled brain below 0."""
     template = registration.template_voxels(voxel_mm)
-    mask = registration.template_voxels(voxel_mm, "brain_mask") > 0
+    mask = registration.template_voxels(voxel_mm, "brain_mask")
     compared = compare_with_template(mri, brain, template, mask)
     return compared | {"mri_below_0": float((whole[brain] < 0).mean())}
 

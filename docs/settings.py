@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from cohort.calibrate import CalibrateSettings
-from cohort.prepare import PrepareSettings
+from cohort.prepare_settings import PrepareSettings
 from cohort.preprocess import PreprocessSettings
 from config import Config
 from newscans.synthesize import SynthesisSettings

@@ -21,6 +21,7 @@ FARTHEST_MM = 1e6            # from the origin; a number of this size in an affi
 MAX_VOXELS = 2 ** 29         # 2 GiB as float32, 32 times 256x256x256; a header that claims more is damaged
 DEFLATE_RATIO = 1032         # most bytes that deflate packs into one, so the most that a .nii.gz can hold
 MOST_TURNED = 45.0           # degrees; an axis that turns by less still points to the same side
+ROUNDING = 1e-4              # of an entry of an affine; far below FORMS_APART_MM at any corner
 FORMS_APART_MM = 1.0         # of the box's corners by sform and by qform, to go without a remark
 KINDS = (nib.Nifti1Header, nib.Nifti2Header)
 UNSCALED = "had scale factors scl_slope or scl_inter that are no numbers, read without scaling"
@@ -119,7 +120,8 @@ def _settle(header: nib.Nifti1Header) -> list[str]:
     if not np.isfinite([float(header["scl_slope"]), float(header["scl_inter"])]).all():
         header["scl_slope"], header["scl_inter"] = 1, 0
         oddities.append(UNSCALED)
-    if header["sform_code"] and header["qform_code"] and _forms_apart_mm(header) > FORMS_APART_MM:
+    qform = _other_form(header)
+    if qform is not None and _apart_mm(header, qform) > FORMS_APART_MM:
         oddities.append(TWO_FORMS)
     return oddities
 
@@ -127,10 +129,8 @@ def _settle(header: nib.Nifti1Header) -> list[str]:
 def _affine_problem(header: nib.Nifti1Header) -> str:
     """Describe the first affine that cannot place a volume, among those whose code says that they count."""
     affines = {"affine": header.get_best_affine()}
-    if header["sform_code"]:
-        affines["sform"] = header.get_sform()
-    if header["qform_code"]:
-        affines["qform"] = header.get_qform()
+    if (qform := _other_form(header)) is not None:
+        affines["qform"] = qform
     for name, affine in affines.items():
         if not (np.abs(affine) < FARTHEST_MM).all():       # NaN is not less either
             return f"its {name} holds {np.abs(affine).max():g}; expected less than {FARTHEST_MM:g} mm"
@@ -168,27 +168,35 @@ def orientation_problem(header: nib.Nifti1Header) -> str:
     """
     if not (header["sform_code"] or header["qform_code"]):
         return "has neither sform nor qform, so left and right are unknown; write the affine into its header"
-    if header["sform_code"] and header["qform_code"]:
-        angle = _turned(header)
-        if angle > MOST_TURNED:
-            sform, qform = ("".join(nib.aff2axcodes(affine))
-                            for affine in (header.get_sform(), header.get_qform()))
-            return (f"its sform (axes {sform}) and its qform (axes {qform}) disagree about directions, by "
-                    f"{angle:.0f} degrees; correct the wrong one: fslorient -copysform2qform FILE if the "
-                    "sform is right, -copyqform2sform if the qform is")
+    qform = _other_form(header)
+    if qform is not None and (angle := _turned(header, qform)) > MOST_TURNED:
+        axes = ["".join(nib.aff2axcodes(affine)) for affine in (header.get_sform(), qform)]
+        return (f"its sform (axes {axes[0]}) and its qform (axes {axes[1]}) disagree about directions, by "
+                f"{angle:.0f} degrees; correct the wrong one: fslorient -copysform2qform FILE if the sform "
+                "is right, -copyqform2sform if the qform is")
     return ""
 
 
-def _turned(header: nib.Nifti1Header) -> float:
-    """The largest angle between an axis of the voxels by the sform and by the qform, in degrees."""
-    sform, qform = (form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0)
-                    for form in (header.get_sform(), header.get_qform()))
-    cosines = (sform * qform).sum(axis=0).clip(-1, 1)
+def _other_form(header: nib.Nifti1Header) -> np.ndarray | None:
+    """The qform [4, 4] beside an sform that counts; None where only one has a code, or both say the same."""
+    if not (header["sform_code"] and header["qform_code"]):
+        return None
+    qform = header.get_qform()
+    if (np.abs(qform - header.get_sform()) < ROUNDING).all():              # NaN is not less
+        return None
+    return qform
+
+
+def _turned(header: nib.Nifti1Header, qform: np.ndarray) -> float:
+    """The largest angle between an axis of the voxels by the sform and by the qform [4, 4], in degrees."""
+    by_sform, by_qform = (form[:3, :3] / np.linalg.norm(form[:3, :3], axis=0)
+                          for form in (header.get_sform(), qform))
+    cosines = (by_sform * by_qform).sum(axis=0).clip(-1, 1)
     return float(np.degrees(np.arccos(cosines.min())))
 
 
-def _forms_apart_mm(header: nib.Nifti1Header) -> float:
-    """The largest distance between a corner of the volume by the sform and by the qform, in mm."""
+def _apart_mm(header: nib.Nifti1Header, qform: np.ndarray) -> float:
+    """The largest distance between a corner of the volume by the sform and by the qform [4, 4], in mm."""
     shape = header.get_data_shape()[:3]
-    moved = Grid(shape, header.get_sform()).corners() - Grid(shape, header.get_qform()).corners()
+    moved = Grid(shape, header.get_sform()).corners() - Grid(shape, qform).corners()
     return float(np.linalg.norm(moved, axis=1).max())

@@ -32,6 +32,13 @@ def read_voxels(path: Path, remarks: Remarks | None = None) -> tuple[np.ndarray,
     The file's scale factors are applied. A gzipped file is read to its end, which verifies its checksum.
     Raises InputError for a file that is truncated or damaged, or holds infinite voxels.
     """
+    voxels, affine, _ = _read_voxels(path, remarks)
+    return voxels, affine
+
+
+def _read_voxels(path: Path, remarks: Remarks | None) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """What read_voxels gives, and the smallest and largest voxel, NaN if there is any: on a large volume each
+    pass over it counts."""
     with open_volume(path, remarks) as (header, opened):
         try:
             # not mapped into memory, because a process that rewrites the file would crash this one
@@ -42,10 +49,10 @@ def read_voxels(path: Path, remarks: Remarks | None = None) -> tuple[np.ndarray,
                 _read_to_end(opened.file)
         except UNREADABLE as error:
             raise InputError(f"{path}: {damage(error)}") from error
-    extremes = float(voxels.min()) + float(voxels.max())
-    if not np.isfinite(extremes) and np.isinf(voxels).any():
+    extremes = float(voxels.min()), float(voxels.max())
+    if not np.isfinite(extremes).all() and np.isinf(voxels).any():
         raise InputError(f"{path}: holds infinite voxels, as a division by 0 leaves; make it again without")
-    return voxels, image.affine
+    return voxels, image.affine, extremes
 
 
 def read_volume(path: Path, remarks: Remarks | None = None,
@@ -56,16 +63,25 @@ def read_volume(path: Path, remarks: Remarks | None = None,
     all without it; the others may hold anything. judged: where NaN lies was judged before, which takes long.
     Raises InputError for NaN inside the brain too, and for a frame without a value but NaN and 0.
     """
-    voxels, affine = read_voxels(path, remarks)
+    voxels, affine, _ = _read_volume(path, remarks, frames, judged)
+    return voxels, affine
+
+
+def _read_volume(path: Path, remarks: Remarks | None, frames: list[int] | None, judged: bool
+                 ) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
+    """What read_volume gives, and the smallest and largest voxel."""
+    voxels, affine, extremes = _read_voxels(path, remarks)
     if voxels.ndim == 4 and frames is not None and list(frames) != list(range(voxels.shape[3])):
         voxels = np.ascontiguousarray(voxels[..., frames])
-    if np.isnan(voxels.min()):
+        extremes = float(voxels.min()), float(voxels.max())
+    if np.isnan(extremes).any():
         if not judged:
             _refuse_nan(path, voxels, frames)
         voxels[np.isnan(voxels)] = 0
+        extremes = float(voxels.min()), float(voxels.max())
         if remarks is not None:
             remarks.add(NAN_OUTSIDE, path)
-    return voxels, affine
+    return voxels, affine, extremes
 
 
 def _refuse_nan(path: Path, voxels: np.ndarray, places: list[int] | None) -> None:
@@ -94,8 +110,8 @@ def read_in_range(path: Path, remarks: Remarks | None = None,
     remarks: to which such a file is added. judged: as read_volume takes it. What leaves the range by more is
     not changed.
     """
-    voxels, affine = read_volume(path, remarks, judged=judged)
-    beyond = max(-float(voxels.min()), float(voxels.max()) - 1)
+    voxels, affine, (low, high) = _read_volume(path, remarks, None, judged)
+    beyond = max(-low, high - 1)
     if RANGE_TOLERANCE < beyond <= RINGING:
         voxels.clip(0, 1, out=voxels)
         if remarks is not None:

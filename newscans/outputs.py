@@ -15,7 +15,7 @@ from evaluation.status import NEEDS_PET, StatusClassifier, mean_level
 from evaluation.uncertainty import COVERAGE
 from experiment.experiment import RESEARCH_NOTICE
 from imaging.grids import Grid
-from imaging.volumes import save_synthesis
+from imaging.volumes import RINGING, save_synthesis
 from newscans.scans import NewScan, describe_grid, made_from
 from newscans.trained import Trained
 from runtime.files import make_folder, read_text, write_csv, write_text
@@ -158,7 +158,8 @@ def describe(trained: Trained, scan: NewScan, volume: tuple, row: dict, source: 
                  "the meaning",
         **shared_keys(scan.entities, voxel_sizes(affine), [scan.mri], out),
         "MRI": {"File": relative(scan.mri, out), "SHA256": source, "Grid": describe_grid(scan.mri),
-                "Intensity": "as stored" if ceiling == 1 else f"divided by {ceiling:g}, clipped to [0, 1]"},
+                "Intensity": f"as stored; up to {RINGING:g} outside [0, 1] is clipped" if ceiling == 1
+                else f"divided by {ceiling:g}, clipped to [0, 1]"},
         "Resampling": "none: the MRI lies on the cohort's grid"
         if same
         else "MRI to the cohort's grid and PET back through the affines: mean, over each new voxel, of "

@@ -1,12 +1,15 @@
 """A made-up BIDS dataset of phantoms, with tables in ADNI's form: no row is a real person's.
 
-    python tests/made_up_bids.py FOLDER    writes what the commands of docs/bids.md take
+    python tests/made_up_bids.py FOLDER         writes what the commands of docs/bids.md take
+    python tests/made_up_bids.py FOLDER large   500 subjects with two sessions and no voxel, and in how many
+                                                seconds they are understood
 
 Its images lie in MNI space, as PETPrep leaves them, so that no registration is needed.
 """
 import json
 import shutil
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +19,8 @@ import pandas as pd
 from scipy.ndimage import binary_dilation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from cohort.bids import read_dataset  # noqa: E402
+from cohort.raw_scans import Choices  # noqa: E402
 from phantom.cohort import build_phantom  # noqa: E402
 from tests.made_up import amyloid_table  # noqa: E402
 
@@ -140,5 +145,37 @@ def write_new(folder: Path, scan: str) -> None:
          "GeneratedBy": [{"Name": "made_up_bids.py"}]}))
 
 
+def write_large(root: Path, subjects: int) -> None:
+    """Write a dataset of two sessions a subject, two years apart, with a T1, a PET of amyloid and one of FDG,
+    a sidecar and a table of dates each. Its images are empty files."""
+    root.mkdir(parents=True)
+    (root / "dataset_description.json").write_text('{"Name": "made up", "BIDSVersion": "1.10.0"}')
+    people = "".join(f"sub-{i:04d}\t{60 + i % 30}\t{'MF'[i % 2]}\n" for i in range(subjects))
+    (root / "participants.tsv").write_text(f"participant_id\tage\tsex\n{people}")
+    for i in range(subjects):
+        for session, day in (("M000", "2012-03-05"), ("M024", "2014-03-07")):
+            home, name = root / f"sub-{i:04d}" / f"ses-{session}", f"sub-{i:04d}_ses-{session}"
+            images = [f"anat/{name}_T1w.nii.gz", f"pet/{name}_trc-18FAV45_pet.nii.gz",
+                      f"pet/{name}_trc-18FFDG_pet.nii.gz"]
+            for image in images:
+                (home / image).parent.mkdir(parents=True, exist_ok=True)
+                (home / image).touch()
+            (home / images[1].replace(".nii.gz", ".json")).write_text(json.dumps(WHOLE))
+            dates = "".join(f"{image}\t{day}T10:00:00\n" for image in images)
+            (home / f"{name}_scans.tsv").write_text(f"filename\tacq_time\n{dates}")
+
+
+def main() -> None:
+    """Write the dataset that the command line asks for."""
+    folder = Path(sys.argv[1])
+    if sys.argv[2:] != ["large"]:
+        write_bids(folder)
+        return
+    write_large(folder, 500)
+    start = time.perf_counter()
+    scans = read_dataset(folder, Choices()).scans
+    print(f"{len(scans)} scans with T1 and amyloid PET, understood in {time.perf_counter() - start:.1f} s")
+
+
 if __name__ == "__main__":
-    write_bids(Path(sys.argv[1]))
+    main()

@@ -297,23 +297,24 @@ def test_a_cohort_outside_mni_space_has_no_automatic_regions(root, capsys):
            "crop; is the cohort in MNI space?" in capsys.readouterr().err
 
 
-def test_a_pet_without_cerebellum_leaves_the_automatic_regions_out(root, capsys):
-    path = root / "data" / "whole_Abeta" / f"{LISTS['test'][0]}.nii"
+def take_cerebellum(root, scan: str) -> None:
+    """Set the uptake of a PET to 0 below z = -8 mm."""
+    path = root / "data" / "whole_Abeta" / f"{scan}.nii"
     image = nib.load(path, mmap=False)
     voxels = image.get_fdata(dtype=np.float32)
-    voxels[:, :, :8] = 0                                   # below z = -8 mm
+    voxels[:, :, :8] = 0
     write_volume(path, voxels, image.affine)
+
+
+def test_a_pet_without_cerebellum_leaves_the_automatic_regions_out(root, capsys):
+    take_cerebellum(root, LISTS["test"][0])
     assert run("--stages", "check", "aae") == 0
-    assert "regions none, label_in_training true, label_at_sampling mixed: no uptake in the template's cerebellum "\
-           "in the PET of s09" in capsys.readouterr().out
+    assert ("regions none, label_in_training true, label_at_sampling mixed: no uptake in the template's "
+            "cerebellum in the PET of s09") in capsys.readouterr().out
 
 
 def test_a_pet_without_uptake_in_regions_that_were_asked_for_is_named_and_there_is_no_auc(root, capsys):
-    path = root / "data" / "whole_Abeta" / f"{LISTS['train'][0]}.nii"
-    image = nib.load(path, mmap=False)
-    voxels = image.get_fdata(dtype=np.float32)
-    voxels[:, :, :8] = 0                                   # below z = -8 mm
-    write_volume(path, voxels, image.affine)
+    take_cerebellum(root, LISTS["train"][0])
     assert run("--stages", "check", "aae", regions="mni") == 0
     said = capsys.readouterr().out
     assert "regions mni, label_in_training true, label_at_sampling mixed: no uptake in the regions mni in the PET "\

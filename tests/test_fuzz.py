@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import main
-from cohort.prepare import PrepareSettings, label_scans
+from cohort.labelling import label_scans
+from cohort.prepare_settings import PrepareSettings
 from cohort.splitting import draw_lists
 from config import Config
 from dataset import SPLITS, Cohort, CohortReader, Scan, check_cohort, read_demographics
