@@ -606,6 +606,12 @@ class Config:
                 bound |= dotted(f.name, getattr(self, f.name), but=IN_PREDICTION)
         return bound
 
+    def sampling_settings(self) -> dict:
+        """The settings that a synthetic PET depends on beside its networks, as JSON values; covariates only where
+        there are some."""
+        named = {"covariates": plain(self.covariates)} if self.covariates else {}
+        return self.settings_of("synthesis") | named
+
     def noted_settings(self, stage: str) -> dict:
         """The settings that may change while the stage is trained, as JSON values: what a run notes when it
         continues."""

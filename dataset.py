@@ -24,8 +24,9 @@ from imaging.headers import read_header
 from imaging.nifti_files import VolumeFolder
 from imaging.remarks import Remarks
 from imaging.volumes import RANGE_TOLERANCE, RINGING, read_in_range, read_voxels, save_nifti
-from labels.cells import (ages_remark, expected_labels, is_missing, labels_remark, read_age, read_label,
+from labels.cells import (ages_remark, expected_labels, is_missing, is_unknown, labels_remark, read_age, read_label,
                           read_sex)
+from labels.covariates import CovariateCoder, column_problems, reading_problems
 from runtime.files import brief
 from runtime.logs import progress_bar, say
 from runtime.near_names import NearNames
@@ -196,6 +197,51 @@ def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame |
     return found, ""
 
 
+def read_people(info_dir: Path, scans: list[Scan]) -> pd.DataFrame:
+    """Everything that data_info.csv says of the scans, a row a scan in their order: ID, and every other column but
+    the label as text, '' where it is not known. Of a column that stands twice the first."""
+    table = read_table(info_dir / "data_info.csv", "ID", "label", remarks=[])  # the check has said how it is read
+    table = table.loc[:, ~table.columns.duplicated()].drop(columns="label").drop_duplicates("ID")
+    known = table.set_index("ID").reindex([scan.id for scan in scans]).fillna("")
+    return known.mask(known.map(is_unknown), "").reset_index()
+
+
+def read_covariates(info_dir: Path, scans: list[Scan], names: tuple[str, ...]) -> pd.DataFrame | None:
+    """The columns of these names, a row a scan, as read_people gives them, indexed by ID and named as asked for;
+    None if no name is given.
+
+    Their names may differ in case, blanks and punctuation. Raises InputError with all columns that are not there.
+    """
+    if not names:
+        return None
+    people = read_people(info_dir, scans).set_index("ID")
+    places = {name: _places(people, name) for name in names}
+    missing = [name for name, place in places.items() if not place]
+    if missing:
+        raise InputError(f"{info_dir / 'data_info.csv'}: no column {' and no column '.join(missing)} (setting "
+                         f"covariates); there are {brief(', '.join(people.columns))}")
+    return pd.DataFrame({name: people.iloc[:, place[0]] for name, place in places.items()})
+
+
+def covariate_problems(info_dir: Path, splits: dict[str, list[Scan]], names: tuple[str, ...]) -> list[str]:
+    """Problems with the covariates of a cohort, by the training list and then in the other lists."""
+    scans = [scan for split in SPLITS for scan in splits[split]]
+    if not names or not splits["train"]:
+        return []
+    try:
+        cells = read_covariates(info_dir, scans, names)
+    except InputError as error:
+        return [str(error)]
+    train = cells.loc[[scan.id for scan in splits["train"]]]
+    problems = column_problems(train, np.array([scan.label for scan in splits["train"]]))
+    if not problems:
+        for covariate in CovariateCoder.fit(train).covariates:
+            for split in SPLITS[1:]:
+                texts = cells.loc[[scan.id for scan in splits[split]], covariate.name].tolist()
+                problems += [f"{problem} ({split}.txt)" for problem in reading_problems(covariate, texts)]
+    return [f"{info_dir / 'data_info.csv'}: {problem}" for problem in problems]
+
+
 def _age_or_nan(text: str) -> float:
     try:
         return math.nan if is_missing(text) else read_age(text)
@@ -227,6 +273,11 @@ class Cohort:
     report: str
     tracer: str = ""
 
+    @property
+    def scans(self) -> list[Scan]:
+        """The scans of all lists."""
+        return self.train + self.validation + self.test
+
     def fingerprint(self, *splits: str) -> str:
         """16 hexadecimal digits that identify these lists: who is in them, with which label and which
         voxels."""
@@ -243,11 +294,12 @@ class Cohort:
 
 def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], num_classes: int,
                  subject_pattern: str, smallest_training_list: int = 1,
-                 least_of_each_label: int = 0) -> Cohort:
+                 least_of_each_label: int = 0, covariates: tuple[str, ...] = ()) -> Cohort:
     """Read the whole cohort once and vouch for it: headers first, then every voxel, in parallel.
 
     image_size: voxels of every volume in RAS order. Intensities must lie in [0, 1]. least_of_each_label:
     subjects that the training list must have with every label, so that labels can be predicted from the MRI.
+    covariates: columns of data_info.csv from which they are predicted as well.
     Raises InputError that lists every problem found: file, what was found, what is expected.
     """
     reader = CohortReader(data_dir, info_dir, num_classes, subject_pattern)
@@ -268,6 +320,7 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
                         f"{least_of_each_label} times, so none can be left out to see how well the MRI "
                         "predicts it; --label_at_sampling none goes without a prediction")
 
+    problems += covariate_problems(info_dir, splits, covariates)
     scans = [scan for split in SPLITS for scan in splits[split]]
     grids, stored = _check_headers(scans, image_size, problems)
     remarks = Remarks()

@@ -33,7 +33,8 @@ from utils import METRICS
 
 COMPARED = (*BASELINES, "ddpm_mean")                       # of a run that trained them
 METHODS = ("mean_pet", *COMPARED, "il_cldm", "oracle", "aae")                # in the order of the tables
-CLASSIFIERS = ("majority", "age_sex", "mri", "pet", "suvr", "mri_pet")        # in the order of the tables
+CLASSIFIERS = ("majority", "age_sex", "covariates", "mri", "covariates_mri", "pet", "suvr",
+               "mri_pet")                                  # in the order of the tables
 UPPER_BOUNDS = ("aae", "oracle", "real")                   # see the PET or the truth: no contenders
 TRAINED = ("il_cldm", "aae", *COMPARED)                   # come out otherwise with another seed
 SHARED = "all"                                             # experiment of a method that is the same in all

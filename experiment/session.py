@@ -138,7 +138,7 @@ def check(cfg: Config) -> Cohort:
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes,
                           cfg.subject_pattern,
                           smallest_training_list=max(cfg.aae_batch_size, cfg.ldm_batch_size) * world_size(),
-                          least_of_each_label=cfg.least_of_each_label)
+                          least_of_each_label=cfg.least_of_each_label, covariates=cfg.covariates)
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     return cohort
