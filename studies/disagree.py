@@ -166,7 +166,6 @@ def write_tables() -> None:
         raise Failed(2, "nothing is measured; python main.py study disagree does it")
     subjects = pd.concat([pd.read_csv(path) for path in paths])
     table = make_table(subjects, [row.name for row in ROWS])
-    make_folder(FOLDER)
     write_csv(FOLDER / "disagree_subjects.csv", subjects)
     write_csv(FOLDER / "disagree.csv", table)
     write_text(FOLDER / "disagree.md", to_markdown(table))
@@ -183,6 +182,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--long", action="store_true", help="four times the updates of stage 2")
     parser.add_argument("--tables", action="store_true", help="run nothing, write the tables of what is finished")
     arguments = parser.parse_args(argv)
+    make_folder(FOLDER)
     with logging_run():
         try:
             for discordance in () if arguments.tables else arguments.discordance:
