@@ -8,12 +8,15 @@ import pandas as pd
 import pytest
 import torch
 from conftest import TINY, arguments
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 import main
 from dataset import Scan, covariate_problems, read_covariates, read_people
 from evaluation import figures
+from evaluation.covariate_status import CovariateClassifier
+from evaluation.status import fit_status_classifiers, load_status_classifiers, save_status_classifiers
 from experiment.networks import cells_of
 from labels.covariates import CovariateCoder, cells_key, column_problems, reading_problems
 from labels.ridge import LabelPredictor
@@ -246,6 +249,52 @@ def test_scans_without_a_row_have_empty_cells():
 def test_the_key_of_cells_follows_every_one_of_them():
     assert cells_key(cells(x=["1", "2"])) == cells_key(cells(x=["1", "2"]))
     assert len({cells_key(table) for table in (cells(x=["1", "2"]), cells(x=["2", "1"]), cells(y=["1", "2"]))}) == 3
+
+
+# ---------------------------------------------------------------- amyloid status
+
+def status_list(n: int, seed: int) -> pd.DataFrame:
+    """A list of subjects with pooled MRIs [3, 3, 3] and a marker, both of which say something of the label."""
+    rng = np.random.default_rng(seed)
+    label = np.arange(n) % 2
+    mri = 0.5 + 0.1 * label[:, None, None, None] + 0.4 * rng.standard_normal((n, 3, 3, 3))
+    marker = label + rng.standard_normal(n)
+    return pd.DataFrame({"ID": [f"s{i}" for i in range(n)], "label": label, "mri": list(mri),
+                         "covariate marker": [f"{value:.5f}" for value in marker],
+                         "covariate sex": ["F", "M", ""] * (n // 3)})
+
+
+def test_status_from_covariates_is_scikit_learns_logistic_regression():
+    train, test = status_list(60, 0), status_list(30, 1)
+    classifier = CovariateClassifier.fit(train, 0, np.ones((6, 6, 6), bool), 2)
+
+    def design(table: pd.DataFrame) -> np.ndarray:
+        """Marker, whether the sex is m, and whether it is missing, standardised on the training list."""
+        is_known, is_m = table["covariate sex"] != "", table["covariate sex"] == "M"
+        known = (train["covariate sex"] != "").mean()
+        marker = (table["covariate marker"].astype(float) - train["covariate marker"].astype(float).mean()
+                  ) / train["covariate marker"].astype(float).std(ddof=0)
+        sex = np.where(is_known, (is_m - 0.5) / 0.5, 0)
+        return np.column_stack([marker, sex, (~is_known - (1 - known)) / (known * (1 - known)) ** 0.5])
+
+    expected = LogisticRegression().fit(design(train), train["label"]).predict_proba(design(test))[:, 1]
+    np.testing.assert_allclose(classifier.score(test), expected, atol=1e-6)
+    assert classifier.score(test.iloc[[7]])[0] == classifier.score(test)[7]
+
+
+def test_status_from_covariates_and_mri_is_better_than_from_either_and_survives_its_file(tmp_path):
+    train, test = status_list(120, 0), status_list(300, 1)
+    tables = [table.assign(pet=table["mri"]) for table in (train, test)]
+    classifiers = fit_status_classifiers(*tables, np.ones((6, 6, 6), bool), 2, seed=0)
+    auc = {name: roc_auc_score(test["label"], classifiers[name].score(tables[1]))
+           for name in ("mri", "covariates", "covariates_mri")}
+    assert auc["covariates_mri"] > max(auc["mri"], auc["covariates"]) + 0.03
+    bound_to = dict.fromkeys(("mri", "covariates", "covariates_mri"), "x")
+    save_status_classifiers(tmp_path / "file.npz", classifiers, bound_to)
+    again = load_status_classifiers(tmp_path / "file.npz", bound_to)
+    for name in bound_to:
+        np.testing.assert_array_equal(again[name].score(tables[1]), classifiers[name].score(tables[1]))
+        assert again[name].threshold == classifiers[name].threshold
 
 
 # ---------------------------------------------------------------- a run with them
