@@ -1,4 +1,5 @@
 """Helpers of all tests: a tiny cohort in MNI space, settings small enough for it, numbers of random cases."""
+import threads  # noqa: F401  first: numpy and torch read the number of threads once
 import shutil
 from collections.abc import Callable
 from pathlib import Path
