@@ -208,7 +208,8 @@ class _Cells:
         return alleles
 
     def _words(self, values: list[str]) -> list[str | None]:
-        """Words, each in its most frequent spelling; more than MOST_WORDS of them are a problem."""
+        """Words, each in its most frequent spelling; more than MOST_WORDS are a problem in a column that is
+        not known to hold words."""
         missing = {*MISSING, *self._codes(values)}
         counts = Counter(value for value in values if value.upper() not in missing)
         spellings: dict[str, list[str]] = defaultdict(list)
@@ -217,7 +218,7 @@ class _Cells:
         for first, *others in spellings.values():
             if others:
                 self._remark(f"{listed(others, '')} differs only in case from {first} and is written as that")
-        if len(spellings) > MOST_WORDS:
+        if self.kind.reads == ANY and len(spellings) > MOST_WORDS:
             some = brief(", ".join(repr(words[0]) for words in list(spellings.values())[:3]))
             self._problem(f"{len(spellings)} different values, such as {some}; expected numbers, or at most "
                           f"{MOST_WORDS} words")

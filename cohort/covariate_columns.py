@@ -1,5 +1,6 @@
 """Columns of covariates in a table: those that are known by name, and those that a user names."""
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,9 +40,19 @@ class Column:
 
 
 def split_choice(text: str) -> tuple[str, list[str]]:
-    """File and chosen columns of FILE[:COLUMN[=NAME],...]. The name of a file may hold a colon."""
-    path, colon, columns = text.rpartition(":")
-    if not colon or Path(text).exists() or "/" in columns or "\\" in columns:
+    """File and chosen columns of FILE[:COLUMN[=NAME],...].
+
+    A colon may stand in the name of a file, and a colon or slash in that of a column: the first file that is
+    there counts.
+    """
+    if os.path.isfile(text):                               # which takes names that are too long for a Path
+        return text, []
+    parts = text.split(":")
+    starts = [":".join(parts[:i]) for i in range(1, len(parts))]
+    files = [start for start in starts if os.path.isfile(start)]
+    path = files[0] if files else text.rpartition(":")[0]
+    columns = text.removeprefix(f"{path}:")
+    if not path or (not files and ("/" in columns or "\\" in columns)):
         return text, []
     return path, [column.strip() for column in columns.split(",") if column.strip()]
 
@@ -73,6 +84,9 @@ class ColumnReader:
         found: dict[str, Column] = {}
         for choice in choices:
             asked, _, name = (part.strip() for part in choice.partition("="))
+            if not asked:
+                self.table.problem(f"{choice!r} names no column; expected COLUMN or COLUMN=NAME")
+                continue
             column = self._chosen(asked, name)
             if column is None:
                 continue
@@ -80,11 +94,11 @@ class ColumnReader:
             if not NAME.fullmatch(name):
                 self.table.problem(f"{choice!r}: {name!r} cannot be a column of data_info.csv; {advice}, of "
                                    "letters, digits and _")
-            elif name.lower() in reserved:
+            elif simplified(name) in map(simplified, reserved):
                 if name.lower() in ("age", "sex"):
                     advice += "; --demographics takes age and sex"
                 self.table.problem(f"{choice!r}: data_info.csv has its own column {name}; {advice}")
-            elif name in found:
+            elif simplified(name) in map(simplified, found):
                 self.table.problem(f"{choice!r}: {name} stands twice; {advice}")
             else:
                 found[name] = column

@@ -15,7 +15,7 @@ from cohort.covariate_kinds import GENOTYPE, Kind
 from cohort.demographics import Demographics
 from cohort.found import People
 from cohort.matching import ScanKeys
-from runtime.tables import listed
+from runtime.tables import listed, simplified
 
 DIFFER, FAR, ABSENT = "rows that contradict each other", "none that near", "no value"
 KNOWN, UNDATED = "known", "without the date of the scan, from rows that agree"
@@ -45,6 +45,7 @@ class Covariates:
                 self.whole.append(reader)
             for column in reader.chosen(choices, reserved) if choices else reader.all_known():
                 self.columns.setdefault(column.kind.name, []).append(column)
+        self._check_names()
         for name, columns in self.columns.items():
             self._check_sources(name, columns)
 
@@ -59,6 +60,15 @@ class Covariates:
             if own.taken:
                 remarks.append(f"{' and '.join(own.taken)} from {reader.file}, where other tables have none")
         return own, remarks
+
+    def _check_names(self) -> None:
+        """Problems of names that would be one where columns are found whatever their case and punctuation."""
+        first: dict[str, str] = {}
+        for name, columns in self.columns.items():
+            other = first.setdefault(simplified(name), name)
+            if other != name:
+                self.problems.append(f"covariates {name}, {columns[0].source}: differs from {other} in case "
+                                     "or _ alone; give another name by COLUMN=NAME")
 
     def _check_sources(self, name: str, columns: list[Column]) -> None:
         """Problems of a covariate that several tables have: another assay, or another unit."""
@@ -81,12 +91,16 @@ class Covariates:
         remarks = [sentence for table in self.tables for sentence in table.describe()]
         for name, columns in self.columns.items():
             scans_of: dict[str, list[str]] = defaultdict(list)
+            values: set[str | None] = set()
             for row in labelled:
                 when = row["scan_date"] or row["row_date"]
                 value, reason = self._value(columns, row["ID"], when, window_days)
                 row[name] = _as_text(value)
+                values.add(row[name])
                 scans_of[reason or (KNOWN if when else UNDATED)].append(row["ID"])
-            remarks.append(_remark(name, columns, scans_of, window_days))
+            remark = _remark(name, columns, scans_of, window_days)
+            is_constant = len(values - {None}) == 1 and len(labelled) > 1
+            remarks.append(remark + "; the same in all that have it" * is_constant)
         return remarks
 
     def _value(self, columns: list[Column], scan: str, when: date | None,
@@ -147,6 +161,8 @@ def _remark(name: str, columns: list[Column], scans_of: dict[str, list[str]], wi
         text += ", as the number of e4 alleles"
     elif has_dates:
         text += ", nearest in time" if kind.lasts else f", nearest within {window_days} days"
+    else:
+        text += ", without dates"
     known = len(scans_of[KNOWN]) + len(scans_of[UNDATED])
     text += f": known of {known} of {sum(map(len, scans_of.values()))} scans"
     if has_dates and scans_of[UNDATED]:

@@ -50,7 +50,7 @@ def label_scans(cfg: PrepareSettings, scans: list[str], left_out: list[dict], pr
         dates_table = ClinicalTable(Path(dates_path), "scan_dates", problems)
         tables.append(dates_table)
     own_people = Demographics(people_table, keys, people_groups, needed=bool(cfg.demographics))
-    covariates = Covariates(cfg.covariates, keys, [name.lower() for name in COLUMNS], problems)
+    covariates = Covariates(cfg.covariates, keys, COLUMNS, problems)
     own_people, filled = covariates.people(own_people)
     people = People(own_people, found.people(keys, problems))
     scan_dates = ScanDates(keys, dates_table, problems)

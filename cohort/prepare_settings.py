@@ -66,6 +66,8 @@ class PrepareSettings:
         if self.label_from == "centiloids" and (self.num_classes != 2 or self.label_column):
             yield ("label_from centiloids gives the labels 0 and 1: it goes with num_classes 2 and without "
                    "label_column")
+        if "" in self.covariates:
+            yield "covariates has an empty entry; expected FILE or FILE:COLUMN,..."
         low, high = self.grey_zone
         cutoff_inside = low <= self.centiloid_cutoff <= high
         if low > high:

@@ -58,7 +58,8 @@ def covariate_tables(subjects: list[str], seed: int) -> dict[str, pd.DataFrame]:
                           "APTESTDT": "2011-01-10", "ID": int(rng.integers(1000))})
         for year in range(2011, 2021):
             day = np.datetime64(f"{year}-06-01") + int(rng.integers(-30, 30))
-            boxes, abeta42, abeta40 = rng.integers(0, 8) / 2, rng.integers(180, 400) / 10, rng.integers(250, 400)
+            boxes = rng.integers(0, 8) / 2
+            abeta42, abeta40 = rng.integers(180, 400) / 10, rng.integers(250, 400)
             who |= {"VISCODE": f"m{12 * (year - 2011)}"}
             scores.append({**who, "VISDATE": str(day), "MMSCORE": int(rng.integers(18, 31))})
             ratings.append({**who, "VISDATE": str(day), "CDGLOBAL": min(0.5, boxes), "CDRSB": boxes})
@@ -70,8 +71,8 @@ def covariate_tables(subjects: list[str], seed: int) -> dict[str, pd.DataFrame]:
 
 
 def write_study(folder: Path) -> None:
-    """Write data/ of 25 subjects at 4 mm with made-up PTIDs, amyloid_table.csv, tables of covariates, and one more
-    MRI in new/."""
+    """Write data/ of 25 subjects at 4 mm with made-up PTIDs, amyloid_table.csv, tables of covariates, and one
+    more MRI in new/."""
     data = folder / "data"
     build_phantom(data, SUBJECTS, 4, 0.6, seed=7)
     labels = pd.read_csv(data / "data_info" / "data_info.csv").set_index("ID")["label"]

@@ -13,6 +13,7 @@ from cohort.covariate_cells import read_e4
 from cohort.covariate_columns import split_choice
 from cohort.covariate_kinds import Kind
 from cohort.covariates import ABSENT, DIFFER, FAR, pick_value
+from cohort.labelling import COLUMNS
 from cohort.prepare_settings import PrepareSettings
 from dataset import SPLITS
 from docs.run_commands import find_commands
@@ -66,7 +67,7 @@ def test_tables_in_adnis_form_fill_columns_that_the_check_reads_over(project, ca
     genotypes = tables["APOERES.csv"].set_index("PTID")["GENOTYPE"]
     assert rows["apoe4"].to_dict() == {ptid: str(genotypes[ptid].count("4")) for ptid in SUBJECTS}
     assert "apoe4 from GENOTYPE of APOERES.csv, as the number of e4 alleles: known of 12 of 12 scans" in said
-    assert "ptau217 from pT217_F of UPENN_PLASMA_FUJIREBIO_QUANTERIX.csv, nearest within 365 days: known" in said
+    assert "ptau217 from pT217_F of UPENN_PLASMA_FUJIREBIO_QUANTERIX.csv, nearest within 365 days: k" in said
     cohort = pd.read_csv("data_info/cohort.csv").set_index("list")
     for split, ids in lists().items():
         assert cohort.loc[split, "apoe4 known"] == len(ids)
@@ -95,14 +96,18 @@ ADNI = {                                                   # heading and row of 
                      {"apoe4": "2"}),
     "MMSE": ("PTID,RID,VISCODE,VISDATE,MMSCORE,ID,USERDATE", f"{ME},6046,m12,2015-02-01,27,9,2020-01-01",
              {"mmse": "27"}),
-    "CDR": ("PTID,VISDATE,CDMEMORY,CDGLOBAL,CDRSB", f"{ME},2015-04-01,0.5,0.5,1.5", {"cdr": "0.5", "cdrsb": "1.5"}),
+    "CDR": ("PTID,VISDATE,CDMEMORY,CDGLOBAL,CDRSB", f"{ME},2015-04-01,0.5,0.5,1.5",
+            {"cdr": "0.5", "cdrsb": "1.5"}),
     "PTDEMOG": ("PTID,VISDATE,PTGENDER,PTDOB,PTEDUCAT", f"{ME},2009-01-01,2,03/1945,16",
                 {"education": "16", "sex": "F", "age": "70.0"}),
-    "ADNIMERGE": ("RID,PTID,EXAMDATE,AGE,PTGENDER,PTEDUCAT,APOE4,ABETA,TAU,PTAU,CDRSB,ADAS13,MMSE,MOCA,DX,EXAMDATE_bl,"
-                  "MMSE_bl", f"6046,{ME},2015-03-20,66,Male,18,1,>1700,<80,<8,0.5,9,29,25,MCI,2011-03-02,30",
-                  {"age": "70.0", "sex": "M", "education": "18", "apoe4": "1", "csf_abeta42": "1700", "csf_tau": "80",
-                   "csf_ptau": "8", "cdrsb": "0.5", "adas13": "9", "mmse": "29", "moca": "25", "diagnosis": "MCI"}),
-    "UPENN plasma": ("PTID,RID,VISCODE2,EXAMDATE,Primary,pT217_F,AB42_F,AB40_F,AB42_AB40_F,pT217_AB42_F,NfL_Q,GFAP_Q",
+    "ADNIMERGE": ("RID,PTID,EXAMDATE,AGE,PTGENDER,PTEDUCAT,APOE4,ABETA,TAU,PTAU,CDRSB,ADAS13,MMSE,MOCA,DX,"
+                  "EXAMDATE_bl,MMSE_bl",
+                  f"6046,{ME},2015-03-20,66,Male,18,1,>1700,<80,<8,0.5,9,29,25,MCI,2011-03-02,30",
+                  {"age": "70.0", "sex": "M", "education": "18", "apoe4": "1", "csf_abeta42": "1700",
+                   "csf_tau": "80", "csf_ptau": "8", "cdrsb": "0.5", "adas13": "9", "mmse": "29",
+                   "moca": "25", "diagnosis": "MCI"}),
+    "UPENN plasma": ("PTID,RID,VISCODE2,EXAMDATE,Primary,pT217_F,AB42_F,AB40_F,AB42_AB40_F,pT217_AB42_F,"
+                     "NfL_Q,GFAP_Q",
                      f"{ME},6046,m12,2015-02-11,x,0.231,25,300,0.0833,0.00924,18.2,101.5",
                      {"ptau217": "0.231", "abeta42": "25", "abeta40": "300", "abeta42_40": "0.0833",
                       "ptau217_abeta42": "0.00924", "nfl": "18.2", "gfap": "101.5"}),
@@ -111,9 +116,10 @@ ADNI = {                                                   # heading and row of 
                    {"ptau217": "3.2", "abeta42": "40", "abeta40": "400", "abeta42_40": "0.1"}),
     "UPENNPLASMA": ("RID,VISCODE,AB40,AB42", "6046,bl,200,30", {"abeta42": "30", "abeta40": "200",
                                                                "abeta42_40": "0.15"}),
-    "Elecsys": ("PTID,VISCODE2,EXAMDATE,BATCH,ABETA40,ABETA42,TAU,PTAU,COMMENT", f"{ME},bl,2015-03-02,b,10000,500,250,"
-                "22.5,", {"csf_abeta42": "500", "csf_abeta40": "10000", "csf_abeta42_40": "0.05", "csf_tau": "250",
-                          "csf_ptau": "22.5"}),
+    "Elecsys": ("PTID,VISCODE2,EXAMDATE,BATCH,ABETA40,ABETA42,TAU,PTAU,COMMENT",
+                f"{ME},bl,2015-03-02,b,10000,500,250,22.5,",
+                {"csf_abeta42": "500", "csf_abeta40": "10000", "csf_abeta42_40": "0.05", "csf_tau": "250",
+                 "csf_ptau": "22.5"}),
     "UGOT": ("RID,VISCODE2,EXAMDATE,PLASMAPTAU181", "6046,bl,2015-03-02,17.1", {"ptau181": "17.1"}),
     "own names": ("ID,apoe4,mmse,ptau217,abeta42,Abeta40", "037S6046,1,28,0.4,25,250",
                   {"apoe4": "1", "mmse": "28", "ptau217": "0.4", "abeta42": "25", "abeta40": "250",
@@ -126,8 +132,7 @@ def test_known_columns_are_found_by_name(name):
     heading, row, expected = ADNI[name]
     read = found(f"{heading}\n{row}\n")
     assert {key: read.get(key) for key in expected} == expected
-    own = {"label", "site", "tracer", "centiloids", "subject", "scan_date", "row_date", "days", "matched", "rows"}
-    assert read.keys() - own - {"age", "sex"} == expected.keys() - {"age", "sex"}
+    assert read.keys() - set(COLUMNS) == expected.keys() - set(COLUMNS)
 
 
 # ---------------------------------------------------------------- which row
@@ -162,13 +167,13 @@ def test_the_window_is_a_setting():
     assert found(rows, "--covariate_days", "9")["mmse"] == ""
 
 
-@pytest.mark.parametrize(("rows", "expected"), [("2011-01-02,20", "20"), ("2011-01-02,20 2014-01-02,20", "20"),
-                                                ("2011-01-02,20 2014-01-02,21", "")])
+@pytest.mark.parametrize(("rows", "expected"), [
+    ("2011-01-02,20", "20"), ("2011-01-02,20 2014-01-02,20", "20"), ("2011-01-02,20 2014-01-02,21", "")])
 def test_without_the_date_of_the_scan_all_rows_must_agree(capsys, rows, expected):
     text = DATED + "".join(f"{ME},{row}\n" for row in rows.split())
     assert found(text, labels=f"PTID,AMYLOID_STATUS\n{ME},1")["mmse"] == expected
-    said = "1 of them without the date of the scan, from rows that agree" if expected else "contradict each other: 037"
-    assert said in capsys.readouterr().out
+    said = "1 of them without the date of the scan, from rows that agree"
+    assert (said if expected else "contradict each other: 037") in capsys.readouterr().out
 
 
 def test_what_lasts_has_no_window_and_a_genotype_no_date(capsys):
@@ -207,9 +212,10 @@ def test_one_value_is_picked_or_the_reason_is_given(rows, when, expected):
 
 # ---------------------------------------------------------------- cells
 
-GENOTYPES = {"3/4": 1, "4/4": 2, "2/3": 0, "34": 1, "33": 0, "44.0": 2, "e3/e4": 1, "E4E4": 2, "ε3/ε4": 1, "ɛ4ɛ4": 2,
-             "APOE 3/4": 1, "3|4": 1, "3-4": 1, "3_4": 1, "3, 4": 1, "3 4": 1, "3 / 4": 1, "epsilon3/epsilon4": 1,
-             "4-Mar": 1, "04-Apr": 2, "Mar-03": 0, "3-feb": 0, "0": 0, "1": 1, "2": 2, "2.0": 2, "1,0": 1}
+GENOTYPES = {"3/4": 1, "4/4": 2, "2/3": 0, "34": 1, "33": 0, "44.0": 2, "e3/e4": 1, "E4E4": 2, "ε3/ε4": 1,
+             "ɛ4ɛ4": 2, "APOE 3/4": 1, "3|4": 1, "3-4": 1, "3_4": 1, "3, 4": 1, "3 4": 1, "3 / 4": 1,
+             "epsilon3/epsilon4": 1, "4-Mar": 1, "04-Apr": 2, "Mar-03": 0, "3-feb": 0, "0": 0,
+             "1": 1, "2": 2, "2.0": 2, "1,0": 1}
 
 
 @pytest.mark.parametrize("text", GENOTYPES)
@@ -217,22 +223,22 @@ def test_a_genotype_is_read_as_its_number_of_e4_alleles(text):
     assert read_e4(text) == GENOTYPES[text]
 
 
-@pytest.mark.parametrize("text", ["5/4", "3/5", "3", "4", "1/2", "3/4/4", "12-Mar", "4-Foo", "carrier", "-4", "9", "340",
-                                  "2015-03-04", ""])
+@pytest.mark.parametrize("text", ["5/4", "3/5", "3", "4", "1/2", "3/4/4", "12-Mar", "4-Foo", "carrier", "-4",
+                                  "9", "340", "2015-03-04", ""])
 def test_what_is_no_genotype_is_not_read_as_one(text):
     with pytest.raises(ValueError):
         read_e4(text)
 
 
-CELLS = {                                                  # heading, cells of the table -> the first value, what is said
+CELLS = {                                                  # heading, cells -> the first value, what is said
     "number": ("ptau217", ["0.231", "0.4"], "0.231", ""),
     "plain zero of a score": ("cdr", ["0", "0.5"], "0", ""),
-    "bound below": ("ptau217", ["<0.2", "0.4"], "0.2", "column ptau217: <0.2 (1 row) counts as the number that is"),
-    "bound above": ("ABETA42", [">1700", "900"], "1700", "column ABETA42: >1700 (1 row) counts as the number"),
+    "bound below": ("ptau217", ["<0.2", "0.4"], "0.2", "ptau217: <0.2 (1 row) counts as the number that is"),
+    "bound above": ("ABETA42", [">1700", "900"], "1700", "column ABETA42: >1700 (1 row) counts as"),
     "bound with a blank": ("ABETA42", ["> 1700", "900"], "1700", "> 1700 (1 row)"),
     "bound or equal": ("ABETA42", ["≥1700", "<=200"], "1700", "<=200 (1 row), ≥1700 (1 row)"),
     "two bounds": ("TAU", [">1300", ">1300", "<80"], "1300", "<80 (1 row), >1300 (2 rows)"),
-    "decimal comma": ("ptau217", ["0,23", "0,4"], "0.23", "column ptau217: decimal commas are read as points"),
+    "decimal comma": ("ptau217", ["0,23", "0,4"], "0.23", "ptau217: decimal commas are read as points"),
     "bound with a comma": ("ptau217", ["<0,2", "0,4"], "0.2", "<0.2 (1 row)"),
     "comma and three digits beside others": ("nfl", ["12,345", "11,5"], "12.345", "decimal commas"),
     "zero and three digits": ("ptau217", ["0,231", "0,411"], "0.231", "decimal commas"),
@@ -248,22 +254,22 @@ CELLS = {                                                  # heading, cells of t
     "code with a true minus sign": ("MMSE", ["−4", "29"], "", "-4 (1 row) counts as missing"),
     "code 999": ("ptau217", ["999", "0.4", "0.5"], "", "999 (1 row) counts as missing"),
     "99 is a number where others are near": ("crp:", ["99", "80", "70"], "99", ""),
-    "negative code beside numbers of one's own": ("crp:", ["-9", "3", "4"], "", "-9 (1 row) counts as missing"),
-    "z scores": ("memory:", ["-1", "-0.3", "1.2"], "-1", "-1 (1 row) counts as a value, because others are negative"),
+    "negative code beside own numbers": ("crp:", ["-9", "3", "4"], "", "-9 (1 row) counts as missing"),
+    "z scores": ("memory:", ["-1", "-0.3", "1.2"], "-1", "-1 (1 row) counts as a value, because others"),
     "z scores with a code": ("memory:", ["-99", "-0.3", "1.2"], "", "-99 (1 row) counts as missing"),
     "below the limit, without a number": ("ptau217", ["<LLOQ", "0.4"], "", "<LLOQ (1 row) counts as missing"),
     "BLQ": ("ptau217", ["BLQ", "0.4"], "", "BLQ (1 row) counts as missing"),
     "word": ("ptau217", ["hemolyzed", "0.4", "0.5"], "", "row"),
-    "score out of range": ("MMSE", ["31", "29", "28"], "", "2 ('31') cannot be read and counts as missing; expected a"),
+    "score out of range": ("MMSE", ["31", "29", "28"], "", "2 ('31') cannot be read and counts as missing"),
     "marker of zero": ("gfap", ["0", "80", "90"], "", "2 ('0') cannot be read"),
     "not a number": ("ptau217", ["nan", "0.4"], "", ""),
     "infinite": ("ptau217", ["1e999", "0.4", "0.5"], "", "cannot be read"),
     "words of one's own": ("smoker:", ["never", "ever", "n/a"], "never", ""),
-    "words in other case": ("smoker:", ["Never", "never", "never", "ever"], "never", "Never differs only in case from"),
+    "words in other case": ("smoker:", ["Never", "never", "never", "ever"], "never", "Never differs only"),
     "words with a code": ("smoker:", ["-4", "ever"], "", "-4 (1 row) counts as missing"),
     "field strengths": ("scanner:", ["3T", "1.5T"], "3", "the unit t is left away"),
     "six visits": ("visit:", ["1st", "2nd", "3rd"], "1st", ""),
-    "date of a spreadsheet": ("GENOTYPE", ["4-Mar", "3/3"], "1", "4-Mar is read as a genotype that a spreadsheet"),
+    "date of a spreadsheet": ("GENOTYPE", ["4-Mar", "3/3"], "1", "4-Mar is read as a genotype that a"),
     "genotype of code -9": ("GENOTYPE", ["-9", "3/3"], "", "-9 (1 row) counts as missing"),
 }
 
@@ -280,31 +286,34 @@ def test_a_cell_is_read_and_what_was_interpreted_is_said(capsys, name):
 REFUSED = {                                                # table, choice -> what the message says
     "no such file": (None, "", "covariates missing.csv: cannot be read"),
     "no subject": ("x,mmse\n1,29\n", "", "no column for the id"),
-    "nothing known": (column("height", "180"), "", "no column that is known by its name, such as GENOTYPE, MMSCORE or "
-                      "pT217_F, found PTID, height; choose by more.csv:COLUMN"),
-    "no such column": (column("MMSCORE", "29"), ":MMSCOR", "no column for the MMSCOR; expected MMSCOR, found PTID, "
-                       "MMSCORE; did you mean MMSCORE?"),
+    "nothing known": (column("height", "180"), "", "no column that is known by its name, such as GENOTYPE, "
+                      "MMSCORE or pT217_F, found PTID, height; choose by more.csv:COLUMN"),
+    "no such column": (column("MMSCORE", "29"), ":MMSCOR", "no column for the MMSCOR; expected MMSCOR, found "
+                       "PTID, MMSCORE; did you mean MMSCORE?"),
     "known name that is not there": (column("MMSCORE", "29"), ":apoe4", "no column for the apoe4"),
-    "column twice": (column("mmse,MMSE", "29\",\"29"), "", "more than one column for mmse: mmse, MMSE; keep one"),
-    "own column of data_info.csv": (column("label", "1"), ":label", "data_info.csv has its own column label; give "
-                                    "another name by label=NAME"),
-    "age": (column("AGE", "70"), ":AGE", "own column age; give another name by AGE=NAME; --demographics takes age"),
+    "column twice": (column("mmse,MMSE", "29\",\"29"), "", "more than one column for mmse: mmse, MMSE"),
+    "own column of data_info.csv": (column("label", "1"), ":label", "data_info.csv has its own column label; "
+                                    "give another name by label=NAME"),
+    "age": (column("AGE", "70"), ":AGE", "column age; give another name by AGE=NAME; --demographics takes"),
     "bad name": (column("score", "1"), ":score=my score", "'my score' cannot be a column of data_info.csv"),
     "heading without letters": (column("217", "1"), ":217", "'217' cannot be a column"),
+    "name twice but for case": (column("a,b", "1\",\"2"), ":a=x,b=X", "'b=X': X stands twice"),
+    "name like one of data_info.csv": (column("a", "1"), ":a=Row_Date", "its own column Row_Date"),
+    "no column": (column("a", "1"), ":=x", "'=x' names no column; expected COLUMN or COLUMN=NAME"),
     "name twice": (column("a,b", "1\",\"2"), ":a=x,b=x", "'b=x': x stands twice"),
-    "many words": (column("town", *"abcdefg"), ":town", "column town: 7 different values, such as 'a', 'b', 'c'; "
-                   "expected numbers, or at most 6 words"),
-    "another column": (column("mmse", "good", "bad"), "", "column mmse: rows 2 ('good'), 3 ('bad'); expected a score "
-                       "from 0 to 30"),
-    "carriers": (column("APOE4", "carrier", "non-carrier"), "", "expected a genotype such as 3/4, or a number of e4"),
+    "many words": (column("town", *"abcdefg"), ":town", "column town: 7 different values, such as 'a', 'b', "
+                   "'c'; expected numbers, or at most 6 words"),
+    "another column": (column("mmse", "good", "bad"), "", "column mmse: rows 2 ('good'), 3 ('bad'); expected "
+                       "a score from 0 to 30"),
+    "carriers": (column("APOE4", "carrier", "non-carrier"), "", "expected a genotype such as 3/4, or a num"),
     "units in cells": (column("ptau217", "0.2 pg/mL", "200 fg/mL"), "", "column ptau217: 2 units, as in rows "
                        "2 ('0.2 pg/mL'), 3 ('200 fg/mL'); bring all to one"),
-    "factor of 1000": (column("pT217_F", "0.2", "0.3", "0.25", "310", "0.4"), "", "column pT217_F: some numbers are "
-                       "about 0.275 and others about 310: units that differ by a factor of 1000? The fewer ones are in "
-                       "row 5; bring all to one, or empty those cells"),
-    "factor of 1000, few low": (column("GFAP_Q", "90", "0.1", "110", "120"), "", "The fewer ones are in row 3"),
-    "ratio": (column("AB42_F,AB40_F", "30\",\"0.3", "28\",\"0.28"), "", "most of AB42_F are greater than AB40_F"),
-    "thousands": (column("nfl", "1,234", "1,345"), "", "column nfl: rows 2 ('1,234'), 3 ('1,345'); expected a number"),
+    "factor of 1000": (column("pT217_F", "0.2", "0.3", "0.25", "310", "0.4"), "", "column pT217_F: some "
+                       "numbers are about 0.275 and others about 310: units that differ by a factor of 1000? "
+                       "The fewer ones are in row 5; bring all to one, or empty those cells"),
+    "factor of 1000, few low": (column("GFAP_Q", "90", "0.1", "110", "120"), "", "fewer ones are in row 3"),
+    "ratio": (column("AB42_F,AB40_F", "30\",\"0.3", "28\",\"0.28"), "", "AB42_F are greater than AB40_F"),
+    "thousands": (column("nfl", "1,234", "1,345"), "", "nfl: rows 2 ('1,234'), 3 ('1,345'); expected a"),
     "both orders of a date": (DATED + f"{ME},25/03/2015,1\n{ME},03/25/2015,1\n", "", "has the day first"),
 }
 
@@ -330,8 +339,8 @@ def test_a_skewed_marker_is_not_taken_for_two_units():
 
 
 def test_rows_of_subjects_without_a_scan_here_do_not_matter(capsys):
-    text = column("pT217_F", "0.2", "0.3", "0.25") + "002_S_0001,310\n002_S_0002,<0.1\n002_S_0003,bad\n002_S_0004,-4\n"
-    assert found(text)["ptau217"] == "0.2"
+    others = "002_S_0001,310\n002_S_0002,<0.1\n002_S_0003,bad\n002_S_0004,-4\n"
+    assert found(column("pT217_F", "0.2", "0.3", "0.25") + others)["ptau217"] == "0.2"
     said = capsys.readouterr().out
     assert "<0.1" not in said and "bad" not in said and "-4" not in said
     assert "4 of its 7 subjects have no scan here" in said
@@ -356,7 +365,8 @@ def test_a_second_table_fills_what_the_first_lacks(capsys):
     Path("more.csv").write_text(column("MMSCORE", "28"))
     assert prepare("--covariates", "more.csv", "second.csv", table=with_others(LABELS, ME)) == 0
     assert info().loc[[ME, "199_S_8000", "199_S_8001"], "mmse"].tolist() == ["28", "22", ""]
-    assert "mmse from MMSCORE of more.csv, then MMSE of second.csv: known of 2 of 11 scans" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "mmse from MMSCORE of more.csv, then MMSE of second.csv, without dates: known of 2 of 11" in said
 
 
 def test_tables_that_give_two_genotypes_give_none(capsys):
@@ -369,12 +379,34 @@ def test_tables_that_give_two_genotypes_give_none(capsys):
 
 @pytest.mark.parametrize(("heading", "cells", "expected"), [
     ("pT217_C2N", "3.1", "are of two assays, whose values cannot be compared"),
-    ("pT217_F", "310", "have the medians 0.3 and 310: units that differ by a factor of 1000? Bring both to one"),
+    ("pT217_F", "310", "have the medians 0.3 and 310: units that differ by a factor of 1000? Bring both"),
     ("pT217_F", "0.00031", "have the medians 0.3 and 0.00031")])
 def test_tables_of_two_assays_or_two_units_are_refused(capsys, heading, cells, expected):
     Path("second.csv").write_text(f"PTID,{heading}\n199_S_8000,{cells}\n199_S_8001,{cells}\n")
     message = problem(capsys, column("pT217_F", "0.3"), "", "second.csv")
     assert f"covariates ptau217: pT217_F of more.csv and {heading} of second.csv {expected}" in message
+
+
+def test_an_empty_entry_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        prepare("--covariates", "a.csv", "")
+    assert "covariates has an empty entry; expected FILE or FILE:COLUMN" in capsys.readouterr().err
+
+
+def test_a_column_that_is_the_same_in_all_scans_is_said_to_be_so(capsys):
+    assert found(column("cdr", "0", "0", "0"))["cdr"] == "0"
+    assert "cdr of more.csv, without dates: known of 3 of 11 scans; the same in" in capsys.readouterr().out
+
+
+def test_names_that_differ_only_in_case_are_refused(capsys):
+    Path("second.csv").write_text(f"PTID,score\n{ME},3\n")
+    message = problem(capsys, column("MMSCORE", "29"), "", "second.csv:score=MMSE")
+    assert "covariates MMSE, score of second.csv: differs from mmse in case or _ alone" in message
+
+
+def test_a_diagnosis_may_have_more_words_than_a_column_that_is_not_known():
+    words = ["NL", "MCI", "Dementia", "NL to MCI", "MCI to NL", "MCI to Dementia", "Dementia to MCI"]
+    assert found(column("DX", *words))["diagnosis"] == "NL"
 
 
 def test_two_assays_have_two_names():
@@ -386,7 +418,7 @@ def test_two_assays_have_two_names():
 def test_all_problems_of_all_tables_come_together(capsys):
     Path("second.csv").write_text("PTID,height\na,1\n")
     message = problem(capsys, column("mmse", "good"), "", "second.csv", "third.csv")
-    for part in ("3 problem(s)", "column mmse: row 2 ('good')", "covariates second.csv: no column that is known",
+    for part in ("3 problem(s)", "column mmse: row 2 ('good')", "covariates second.csv: no column that",
                  "covariates third.csv: cannot be read"):
         assert part in message
 
@@ -401,9 +433,13 @@ def test_age_and_sex_of_other_tables_come_first(capsys):
 @pytest.mark.parametrize(("text", "expected"), [
     ("a.csv", ("a.csv", [])), ("a.csv:b", ("a.csv", ["b"])), ("a.csv:b, c=d", ("a.csv", ["b", "c=d"])),
     ("a.csv:", ("a.csv", [])), ("x:y.csv:b", ("x:y.csv", ["b"])), ("x:z/a.csv", ("x:z/a.csv", [])),
-    ("C:\\a.csv", ("C:\\a.csv", [])), ("there:b", ("there:b", []))])
+    ("C:\\a.csv", ("C:\\a.csv", [])), ("there:b", ("there:b", [])),
+    ("there.csv:tau (pg/mL)", ("there.csv", ["tau (pg/mL)"])), ("there.csv:a:b=c", ("there.csv", ["a:b=c"])),
+    ("../x/a.csv:b", ("../x/a.csv", ["b"])), (":b", (":b", [])), ("", ("", [])),
+    ("a.csv:" + ",".join(["long"] * 99), ("a.csv", ["long"] * 99))])
 def test_a_file_and_its_columns_are_told_apart(text, expected):
     Path("there:b").touch()
+    Path("there.csv").touch()
     assert split_choice(text) == expected
 
 
