@@ -17,7 +17,9 @@ from cohort.found import People
 from cohort.matching import ScanKeys
 from runtime.tables import listed, simplified
 
-DIFFER, FAR, ABSENT = "rows that contradict each other", "none that near", "no value"
+DIFFER, UNDECIDED = "rows that contradict each other", "several values and no date that decides"
+FAR, ABSENT = "none that near", "no value"
+REASONS = (DIFFER, UNDECIDED, FAR, ABSENT)                 # why a scan has no value; the first ones are told
 KNOWN, UNDATED = "known", "without the date of the scan, from rows that agree"
 
 
@@ -71,11 +73,14 @@ class Covariates:
                                      "or _ alone; give another name by COLUMN=NAME")
 
     def _check_sources(self, name: str, columns: list[Column]) -> None:
-        """Problems of a covariate that several tables have: another assay, or another unit."""
+        """Problems of a covariate that several tables have: words in one, another assay, another unit."""
         first = columns[0]
         for other in columns[1:]:
             both = f"covariates {name}: {first.source} and {other.source}"
-            if first.kind.is_marker and first.heading != other.heading:
+            if len(_types(first) | _types(other)) > 1:
+                self.problems.append(f"{both} are numbers in one and words in the other; give one another "
+                                     "name by FILE:COLUMN=NAME")
+            elif first.kind.is_marker and first.heading != other.heading:
                 self.problems.append(f"{both} are of two assays, whose values cannot be compared; choose "
                                      "one, or give one another name by FILE:COLUMN=NAME")
             elif is_thousandfold(_median(first), _median(other)):
@@ -91,16 +96,15 @@ class Covariates:
         remarks = [sentence for table in self.tables for sentence in table.describe()]
         for name, columns in self.columns.items():
             scans_of: dict[str, list[str]] = defaultdict(list)
-            values: set[str | None] = set()
             for row in labelled:
                 when = row["scan_date"] or row["row_date"]
                 value, reason = self._value(columns, row["ID"], when, window_days)
                 row[name] = _as_text(value)
-                values.add(row[name])
                 scans_of[reason or (KNOWN if when else UNDATED)].append(row["ID"])
-            remark = _remark(name, columns, scans_of, window_days)
-            is_constant = len(values - {None}) == 1 and len(labelled) > 1
-            remarks.append(remark + "; the same in all that have it" * is_constant)
+            remarks.append(_remark(name, columns, scans_of, window_days))
+            values = [row[name] for row in labelled if row[name] is not None]
+            if len(values) > 1 and len(set(values)) == 1:
+                remarks.append(f"{name} is {values[0]} in all scans that have it, and tells nothing")
         return remarks
 
     def _value(self, columns: list[Column], scan: str, when: date | None,
@@ -115,7 +119,7 @@ class Covariates:
             if not reason:
                 return value, ""
             reasons.append(reason)
-        return None, min(reasons, key=(DIFFER, FAR, ABSENT).index)
+        return None, min(reasons, key=REASONS.index)
 
 
 def pick_value(kind: Kind, rows: list[tuple[date | None, Cell]], when: date | None,
@@ -130,8 +134,12 @@ def pick_value(kind: Kind, rows: list[tuple[date | None, Cell]], when: date | No
         return None, ABSENT
     dated = [(day, value) for day, value in rows if day]
     is_alike = len({value for _, value in rows}) == 1
-    if kind.reads == GENOTYPE or not when or not dated or (kind.lasts and is_alike):
-        return (rows[0][1], "") if is_alike else (None, DIFFER)
+    if is_alike and (kind.lasts or not when or not dated):
+        return rows[0][1], ""
+    if kind.reads == GENOTYPE:
+        return None, DIFFER
+    if not when or not dated:
+        return None, UNDECIDED
     distance, nearest = min((abs((day - when).days), day) for day, _ in dated)
     if distance > window_days and not kind.lasts:
         return None, FAR
@@ -143,6 +151,11 @@ def _median(column: Column) -> float:
     """Median of the numbers of a column, 0 if it has none."""
     numbers = [value for value in column.values if isinstance(value, float)]
     return median(numbers) if numbers else 0.0
+
+
+def _types(column: Column) -> set[type]:
+    """Types of the values of a column: float, str, or none if it has no value."""
+    return {type(value) for value in column.values if value is not None}
 
 
 def _as_text(value: Cell) -> str | None:
@@ -167,7 +180,7 @@ def _remark(name: str, columns: list[Column], scans_of: dict[str, list[str]], wi
     text += f": known of {known} of {sum(map(len, scans_of.values()))} scans"
     if has_dates and scans_of[UNDATED]:
         text += f", {len(scans_of[UNDATED])} of them {UNDATED}"
-    for reason in (DIFFER, FAR):
+    for reason in REASONS[:-1]:
         if scans_of[reason]:
             text += f"; {reason}: {listed(scans_of[reason], '')}"
     return text

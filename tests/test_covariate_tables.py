@@ -12,7 +12,7 @@ import main
 from cohort.covariate_cells import read_e4
 from cohort.covariate_columns import split_choice
 from cohort.covariate_kinds import Kind
-from cohort.covariates import ABSENT, DIFFER, FAR, pick_value
+from cohort.covariates import ABSENT, DIFFER, FAR, UNDECIDED, pick_value
 from cohort.labelling import COLUMNS
 from cohort.prepare_settings import PrepareSettings
 from dataset import SPLITS
@@ -151,7 +151,7 @@ DATED = "PTID,VISDATE,MMSCORE\n"
     ("2014-03-02,20 2015-03-01,21 2015-03-01,23", "", "rows that contradict each other: 037_S_6046"),
     (",20", "20", ""),                                     # no row has a date
     (",20 ,20", "20", ""),
-    (",20 ,21", "", "rows that contradict each other: 037_S_6046"),
+    (",20 ,21", "", "several values and no date that decides: 037_S_6046"),
     (",20 2015-03-01,21", "21", ""),
     ("soon,20 2015-03-01,21 2015-03-01,21", "21", "'soon') cannot be read"),
     ("02/28/2015,21 03/14/2015,23", "21", "month first"),
@@ -173,7 +173,7 @@ def test_without_the_date_of_the_scan_all_rows_must_agree(capsys, rows, expected
     text = DATED + "".join(f"{ME},{row}\n" for row in rows.split())
     assert found(text, labels=f"PTID,AMYLOID_STATUS\n{ME},1")["mmse"] == expected
     said = "1 of them without the date of the scan, from rows that agree"
-    assert (said if expected else "contradict each other: 037") in capsys.readouterr().out
+    assert (said if expected else "no date that decides: 037") in capsys.readouterr().out
 
 
 def test_what_lasts_has_no_window_and_a_genotype_no_date(capsys):
@@ -204,7 +204,8 @@ def test_a_row_of_one_scan_is_not_anothers():
     ([], date(2015, 1, 1), (None, ABSENT)),
     ([(date(2015, 1, 3), 1.0), (date(2014, 12, 30), 2.0)], date(2015, 1, 1), (2.0, "")),
     ([(date(2016, 1, 3), 1.0)], date(2015, 1, 1), (None, FAR)),
-    ([(None, 1.0), (None, 2.0)], date(2015, 1, 1), (None, DIFFER)),
+    ([(None, 1.0), (None, 2.0)], date(2015, 1, 1), (None, UNDECIDED)),
+    ([(date(2015, 1, 3), 1.0), (date(2015, 1, 3), 2.0)], None, (None, UNDECIDED)),
     ([(date(2015, 1, 3), "b"), (date(2015, 1, 3), "a")], date(2015, 1, 1), (None, DIFFER))])
 def test_one_value_is_picked_or_the_reason_is_given(rows, when, expected):
     assert pick_value(Kind("x"), rows, when, 365) == expected
@@ -395,7 +396,11 @@ def test_an_empty_entry_is_refused(capsys):
 
 def test_a_column_that_is_the_same_in_all_scans_is_said_to_be_so(capsys):
     assert found(column("cdr", "0", "0", "0"))["cdr"] == "0"
-    assert "cdr of more.csv, without dates: known of 3 of 11 scans; the same in" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "cdr of more.csv, without dates: known of 3 of 11 scans" in said
+    assert "cdr is 0 in all scans that have it, and tells nothing" in said
+    found(column("cdr", "0"))
+    assert "tells nothing" not in capsys.readouterr().out
 
 
 def test_names_that_differ_only_in_case_are_refused(capsys):
@@ -407,6 +412,12 @@ def test_names_that_differ_only_in_case_are_refused(capsys):
 def test_a_diagnosis_may_have_more_words_than_a_column_that_is_not_known():
     words = ["NL", "MCI", "Dementia", "NL to MCI", "MCI to NL", "MCI to Dementia", "Dementia to MCI"]
     assert found(column("DX", *words))["diagnosis"] == "NL"
+
+
+def test_words_and_numbers_are_not_one_column(capsys):
+    Path("second.csv").write_text("PTID,smoker\n199_S_8000,never\n199_S_8001,ever\n")
+    message = problem(capsys, column("smoker", "0", "1"), ":smoker", "second.csv:smoker")
+    assert "smoker of more.csv and smoker of second.csv are numbers in one and words in the other" in message
 
 
 def test_two_assays_have_two_names():
