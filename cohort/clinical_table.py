@@ -12,6 +12,7 @@ from runtime.files import brief
 from runtime.tables import listed, read_table, simplified
 from utils import InputError
 
+UNREADABLE = object()
 CHOSEN = ("id", "date", "label")                           # roles whose column a setting of prepare can name
 
 
@@ -108,15 +109,19 @@ class ClinicalTable:
         noted in .unreadable; if half of the column is so, it is another one than was meant, and a problem.
         role: of the column. expected: values that parse takes, for the message.
         """
-        result, bad, filled = [], {}, 0
+        read = {}                                          # each value once: most stand in many rows
+        for value in set(values):
+            if value.upper() not in missing:
+                try:
+                    read[value] = parse(value)
+                except (ValueError, KeyError):
+                    read[value] = UNREADABLE
+        bad = {}
         for i, value in enumerate(values):
-            is_there = value.upper() not in missing
-            filled += is_there
-            try:
-                result.append(parse(value) if is_there else None)
-            except (ValueError, KeyError):
-                result.append(None)
+            if read.get(value) is UNREADABLE:
                 bad[i] = f"{self.rows[i]} ({brief(repr(value))})"
+        filled = sum(value in read for value in values)
+        result = [None if i in bad else read.get(value) for i, value in enumerate(values)]
         self.unreadable[role] = set(bad)
         if bad:
             what = f"column {self.used[role]}: {listed(list(bad.values()))}"

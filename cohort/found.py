@@ -41,12 +41,13 @@ def read_found(data_dir: Path) -> Found:
 
 
 class People:
-    """Age and sex of the scans by the user's table, and of scans.csv in the place of a column that it lacks.
+    """Age and sex of the scans by the user's table, and of another one, such as scans.csv, in the place of a
+    column that it lacks.
 
-    taken: columns of scans.csv that are used.
+    taken: columns of the other one that are used.
     """
 
-    def __init__(self, own: Demographics, found: Demographics | None):
+    def __init__(self, own: "Demographics | People", found: Demographics | None):
         use_age = found is not None and found.knows_age and not own.knows_age
         use_sex = found is not None and found.knows_sex and not own.knows_sex
         self._ages = found if use_age else own

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from cohort.clinical_table import ClinicalTable
+from cohort.covariates import Covariates
 from cohort.demographics import Demographics
 from cohort.found import People, name_tracers, read_found
 from cohort.matching import (DATES, GREY, OTHER_TRACER, UNREADABLE_DATE, UNREADABLE_LABEL, LeftOut, Match,
@@ -22,6 +23,8 @@ from runtime.tables import listed
 
 LABELS = ("AMYLOID_STATUS", "label", "SUMMARYSUVR_WHOLECEREBNORM_1.11CUTOFF",
           "SUMMARYSUVR_WHOLECEREBNORM_1.08CUTOFF")
+COLUMNS = ("ID", "label", "age", "sex", "site", "tracer", "centiloids", "subject", "scan_date", "row_date",
+           "days", "matched", "rows")                      # of data_info.csv, before those of covariates
 
 
 def label_scans(cfg: PrepareSettings, scans: list[str], left_out: list[dict], problems: list[str]
@@ -47,6 +50,8 @@ def label_scans(cfg: PrepareSettings, scans: list[str], left_out: list[dict], pr
         dates_table = ClinicalTable(Path(dates_path), "scan_dates", problems)
         tables.append(dates_table)
     own_people = Demographics(people_table, keys, people_groups, needed=bool(cfg.demographics))
+    covariates = Covariates(cfg.covariates, keys, COLUMNS, problems)
+    own_people, filled = covariates.people(own_people)
     people = People(own_people, found.people(keys, problems))
     scan_dates = ScanDates(keys, dates_table, problems)
     if problems:
@@ -63,7 +68,8 @@ def label_scans(cfg: PrepareSettings, scans: list[str], left_out: list[dict], pr
     if taken:
         remarks.append(f"{', '.join(taken)} from {found.path}, which preprocess wrote, where the tables have "
                        "none; --scan_dates and --demographics take others")
-    return labelled, remarks + renamed + remarks_on(labelled, people)
+    remarks += renamed + filled + covariates.fill(labelled, cfg.covariate_days)
+    return labelled, remarks + remarks_on(labelled, people)
 
 
 def _label_each(cfg: PrepareSettings, dates: dict[str, date | None], keys: ScanKeys,

@@ -109,6 +109,7 @@ class ScanKeys:
         if ids is None:
             return groups
         without, shared = [], set()
+        parsed: dict[str, tuple[str, str]] = {}            # an ID stands in many rows
         is_roster = table.used["id"].upper() == "RID"
         for i, (row, text) in enumerate(zip(table.rows, ids, strict=True)):
             if text.upper() in MISSING:
@@ -120,7 +121,9 @@ class ScanKeys:
                 for subject in subjects - shared:
                     groups[subject, ""].append(i)
             else:
-                groups[parse_id(text, self.pattern)].append(i)
+                if text not in parsed:
+                    parsed[text] = parse_id(text, self.pattern)
+                groups[parsed[text]].append(i)
         self._remark(table, groups, without, shared)
         return groups
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cohort.labelling import label_scans
+from cohort.labelling import COLUMNS, label_scans
 from cohort.matching import LeftOut, collect_left_out
 from cohort.prepare_settings import PrepareSettings
 from cohort.splitting import draw_lists
@@ -153,7 +153,7 @@ def refuse_unusable(info: pd.DataFrame, lists: pd.Series, num_classes: int) -> N
 
 def cohort_table(info: pd.DataFrame, lists: pd.Series) -> pd.DataFrame:
     """A row a list and one for all: subjects, scans, and of the scans labels, age, sex, tracers and sites,
-    with the numbers of those that are unknown."""
+    with the numbers of those that are unknown, and the numbers of those whose covariates are known."""
     rows = []
     for name in (*SPLITS, "all"):
         part = info if name == "all" else info[lists == name]
@@ -170,5 +170,7 @@ def cohort_table(info: pd.DataFrame, lists: pd.Series) -> pd.DataFrame:
         for column in ("age", "sex", "tracer", "site"):
             if column in info and 0 < info[column].isna().sum() < len(info):
                 row[f"{column} unknown"] = int(part[column].isna().sum())
+        for column in info.columns.difference(COLUMNS, sort=False):
+            row[f"{column} known"] = int(part[column].notna().sum())
         rows.append(row)
     return pd.DataFrame(rows)

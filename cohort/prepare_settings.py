@@ -21,6 +21,11 @@ class PrepareSettings:
     demographics: str = setting("", "CSV with age and sex, such as ADNI's PTDEMOG or ADNIMERGE; empty: "
                                     "the columns age and sex of the table. A column that is not there is "
                                     "taken from preprocess/scans.csv in data_dir, if it has it")
+    covariates: tuple[str, ...] = setting(
+        (), "tables with further columns for data_info.csv: FILE takes all that are known by name, such as "
+            "APOE, MMSE, CDR and blood markers, FILE:COLUMN,... only those; COLUMN=NAME gives a name",
+        empty=True)
+    covariate_days: int = setting(365, "most days between a scan and a covariate that changes in time", low=0)
     scan_dates: str = setting("", "CSV with the columns ID and date, for scans whose ID carries no date; "
                                   "empty: preprocess/scans.csv in data_dir, if it has them")
     overwrite: bool = setting(False, "replace lists and labels that are there already")
@@ -61,6 +66,8 @@ class PrepareSettings:
         if self.label_from == "centiloids" and (self.num_classes != 2 or self.label_column):
             yield ("label_from centiloids gives the labels 0 and 1: it goes with num_classes 2 and without "
                    "label_column")
+        if "" in self.covariates:
+            yield "covariates has an empty entry; expected FILE or FILE:COLUMN,..."
         low, high = self.grey_zone
         cutoff_inside = low <= self.centiloid_cutoff <= high
         if low > high:

@@ -228,7 +228,8 @@ def _rows_of_lines(text: str, remarks: list[str]) -> list[tuple[int, list[str]]]
 
 def _bare(cell: str) -> str:
     """A cell without blanks around it, those without width too."""
-    return cell.strip().strip("\u200b\ufeff").strip()
+    bare = cell.strip()
+    return bare if bare.isascii() else bare.strip("\u200b\ufeff").strip()
 
 
 def _separator(text: str) -> str:
@@ -301,7 +302,8 @@ def _refuse_swallowed_rows(path: Path, header: list[str], body: list[tuple[int, 
     it."""
     for number, row in body:
         for cell in row:
-            if any(line.count(separator) >= len(header) - 1 > 0 for line in cell.split("\n")[1:]):
+            if "\n" in cell and any(line.count(separator) >= len(header) - 1 > 0
+                                    for line in cell.split("\n")[1:]):
                 raise InputError(f'{path}: row {number}: a quote (") opens in {brief(repr(cell[:40]))} and '
                                  "closes rows later; remove it, or write it twice inside a quoted cell")
 

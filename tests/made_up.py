@@ -1,6 +1,6 @@
 """Made-up tables and volumes in the form of ADNI's: no row is a real person's, all volumes are phantoms.
 
-    python tests/made_up.py FOLDER    writes data/, amyloid_table.csv, new/ for the commands of docs/data.md
+    python tests/made_up.py FOLDER    writes data/, its tables and new/ for the commands of docs/data.md
 """
 import shutil
 import sys
@@ -45,8 +45,34 @@ def amyloid_table(subjects: list[str], seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows).sample(frac=1, random_state=seed).reset_index(drop=True)
 
 
+def covariate_tables(subjects: list[str], seed: int) -> dict[str, pd.DataFrame]:
+    """Tables like ADNI's of genotypes, scores and blood markers: name of the file -> table, in no order.
+
+    Each subject has a genotype, and a visit a year from 2011 to 2020 with one of each else.
+    """
+    rng = np.random.default_rng(seed)
+    genotypes, scores, ratings, plasma = [], [], [], []
+    for ptid in subjects:
+        who = {"PHASE": "ADNI2", "PTID": ptid, "RID": int(ptid[-4:])}
+        genotypes.append({**who, "VISCODE": "sc", "GENOTYPE": str(rng.choice(["2/3", "3/3", "3/4", "4/4"])),
+                          "APTESTDT": "2011-01-10", "ID": int(rng.integers(1000))})
+        for year in range(2011, 2021):
+            day = np.datetime64(f"{year}-06-01") + int(rng.integers(-30, 30))
+            boxes = rng.integers(0, 8) / 2
+            abeta42, abeta40 = rng.integers(180, 400) / 10, rng.integers(250, 400)
+            who |= {"VISCODE": f"m{12 * (year - 2011)}"}
+            scores.append({**who, "VISDATE": str(day), "MMSCORE": int(rng.integers(18, 31))})
+            ratings.append({**who, "VISDATE": str(day), "CDGLOBAL": min(0.5, boxes), "CDRSB": boxes})
+            plasma.append({**who, "EXAMDATE": str(day), "pT217_F": round(float(rng.lognormal(-1.4, 0.5)), 3),
+                           "AB42_F": abeta42, "AB40_F": abeta40, "AB42_AB40_F": round(abeta42 / abeta40, 4)})
+    rows = {"APOERES.csv": genotypes, "MMSE.csv": scores, "CDR.csv": ratings,
+            "UPENN_PLASMA_FUJIREBIO_QUANTERIX.csv": plasma}
+    return {name: pd.DataFrame(found).sample(frac=1, random_state=seed) for name, found in rows.items()}
+
+
 def write_study(folder: Path) -> None:
-    """Write data/ of 25 subjects at 4 mm with made-up PTIDs, amyloid_table.csv, and one more MRI in new/."""
+    """Write data/ of 25 subjects at 4 mm with made-up PTIDs, amyloid_table.csv, tables of covariates, and one
+    more MRI in new/."""
     data = folder / "data"
     build_phantom(data, SUBJECTS, 4, 0.6, seed=7)
     labels = pd.read_csv(data / "data_info" / "data_info.csv").set_index("ID")["label"]
@@ -63,6 +89,8 @@ def write_study(folder: Path) -> None:
             source.rename(data / modality / source.name.replace(scan, name))
         shutil.rmtree(data / "simulated")
     amyloid_table(names[:-1], seed=0).to_csv(folder / "amyloid_table.csv", index=False)
+    for name, table in covariate_tables(names[:-1], seed=0).items():
+        table.to_csv(folder / name, index=False)
     move_to_new(data, names[-1], folder / "new")
 
 
