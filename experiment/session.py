@@ -271,7 +271,8 @@ def tables(exp: Experiment) -> None:
 def make_all_tables(cfg: Config) -> None:
     """Write result/tables of all experiments whose results can be read. Raises InputError if there is none."""
     from evaluation.layout import write_tables
-    from evaluation.tables import group_runs, make_tables
+    from evaluation.rows import group_runs
+    from evaluation.tables import make_tables
     runs, left_out = load_runs(cfg.result_dir.parent)
     for name, reason in left_out.items():
         say("tables", f"{name} is left out: {reason}")
@@ -290,7 +291,8 @@ def report(exp: Experiment) -> None:
     if not is_rank_0():
         return
     from evaluation.report import cohort_table, read_subjects, write_figures, write_report
-    from evaluation.tables import group_runs, make_tables
+    from evaluation.rows import group_runs
+    from evaluation.tables import make_tables
     cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
     say("report", f"writes {folder}/figures/ and {folder}/report.html")
     result = load_run(folder)

@@ -15,6 +15,7 @@ from config import PRESETS, Config
 from evaluation import results
 from evaluation.layout import to_csv, write_tables
 from evaluation.results import Run, load_run, load_runs, save_run
+from evaluation.rows import ROW_SETTINGS, SECTION_SETTINGS, SEEDS, group_runs
 from evaluation.statistics import (
     STATUS_METRICS,
     agreement,
@@ -24,7 +25,7 @@ from evaluation.statistics import (
     interval,
     status_metrics,
 )
-from evaluation.tables import ROW_SETTINGS, SECTION_SETTINGS, SEEDS, group_runs, image_quality, make_tables
+from evaluation.tables import image_quality, make_tables
 from utils import METRICS, InputError
 
 N = 12
