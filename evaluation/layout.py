@@ -121,11 +121,15 @@ def display(table: Table, markup: Markup) -> list[Section]:
 
 
 def _comparison_text(tidy: pd.DataFrame, markup: Markup) -> pd.DataFrame:
-    columns = {}
-    for name, values in tidy.drop(columns="section").items():
-        texts = [_p_value(value) if name in ("p", "p_holm") else str(value) for value in values]
-        columns["p (Holm)" if name == "p_holm" else name] = [markup.escape(text) for text in texts]
-    return pd.DataFrame(columns)
+    rows = []
+    for record in tidy.to_dict("records"):
+        low, high = (_number(record["metric"], record[name]) for name in ("difference_low", "difference_high"))
+        texts = {name: str(record[name]) for name in ("table", "metric", "a", "b", "n")}
+        texts["difference"] = f"{_number(record['metric'], record['difference'])} [{low}, {high}]"
+        texts["rank-biserial"] = _number("", record["rank_biserial"])
+        texts |= {"p": _p_value(record["p"]), "p (Holm)": _p_value(record["p_holm"])}
+        rows.append({name: markup.escape(text) for name, text in texts.items()})
+    return pd.DataFrame(rows)
 
 
 def _row_text(row: pd.DataFrame, keys: tuple[str, ...], commands: list[str],

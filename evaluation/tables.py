@@ -15,7 +15,17 @@ import pandas as pd
 from evaluation.results import Run
 from evaluation.rows import COMPARED, Group, Row, Table, collect_rows, row_label, tidy_table
 from evaluation.statistics import bootstrap_p, holm
-from evaluation.values import absolute_error, accuracy_p, image_values, status_values, uptake_values, value_p
+from evaluation.values import (
+    Comparison,
+    Values,
+    absolute_error,
+    accuracy_p,
+    compare_replicates,
+    compare_values,
+    image_values,
+    status_values,
+    uptake_values,
+)
 from utils import METRICS
 
 METHODS = ("mean_pet", *COMPARED, "il_cldm", "oracle", "aae")                # in the order of the tables
@@ -31,7 +41,7 @@ UNRATED = ("LoA_low", "LoA_high", "SEN", "SPE", "PPV", "NPV")   # one decision f
 def image_quality(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the image scores, and the comparisons of all contenders."""
     rows = collect_rows(groups, "test", ("method",), METHODS)
-    tests = {name: partial(_value_p, value=itemgetter(name)) for name in METRICS}
+    tests = {name: partial(_compare_values, value=itemgetter(name)) for name in METRICS}
     pairs = itertools.combinations([row for row in rows if row.is_contender], 2)
     tidy = tidy_table(rows, ("method",), [image_values(row.runs) for row in rows])
     return tidy, _compare("image_quality", pairs, tests)
@@ -44,18 +54,18 @@ def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, l
     """
     order = (*CLASSIFIERS, "none", *METHODS, "real")
     rows = collect_rows(groups, "predictions", ("classifier", "method"), order)
-    values, replicates = [], {}                            # replicates: row -> metric -> [resamples]
+    values, replicates = {}, {}                            # of each row: metric -> value, and -> [resamples]
     for row in rows:
-        found, replicates[row] = status_values(row.runs, row.key[0] != "suvr", resamples)
-        values.append(found)
+        values[row], replicates[row] = status_values(row.runs, row.key[0] != "suvr", resamples)
     contenders = []
     for row in rows:
         if row.is_contender and row.key[0] != "majority" and row.method != "mean_pet":
             contenders.append(row)
     pairs = [pair for pair in itertools.combinations(contenders, 2) if _is_status_question(*pair)]
-    tests = {"AUC": partial(_auc_p, replicates=replicates),
-             "ACC": partial(_accuracy_p, replicates=replicates)}
-    return tidy_table(rows, ("classifier", "method"), values), _compare("amyloid_status", pairs, tests)
+    tests = {name: partial(_compare_status, metric=name, values=values, replicates=replicates)
+             for name in ("AUC", "ACC")}
+    tidy = tidy_table(rows, ("classifier", "method"), list(values.values()))
+    return tidy, _compare("amyloid_status", pairs, tests)
 
 
 def _is_status_question(a: Row, b: Row) -> bool:
@@ -69,7 +79,7 @@ def quantification(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
     paired = [Group(group.name, group.section, [_pair_uptake(run) for run in group.runs]) for group in groups]
     rows = collect_rows(paired, "uptake", ("measure", "method"), ("SUVR", "CL", *METHODS))
     contenders = [row for row in rows if row.is_contender and row.key[0] == "SUVR"]
-    tests = {"MAE": partial(_value_p, value=absolute_error)}
+    tests = {"MAE": partial(_compare_values, value=absolute_error)}
     comparisons = _compare("quantification", itertools.combinations(contenders, 2), tests)
     return tidy_table(rows, ("measure", "method"), [uptake_values(row.runs) for row in rows]), comparisons
 
@@ -89,23 +99,22 @@ def _pair_uptake(run: Run) -> Run:
 
 # ---------------------------------------------------------------- comparisons
 
-Test = Callable[[Row, Row], float]                         # p of "no difference" between two rows
+Test = Callable[[Row, Row], Comparison]
 
 
-def _value_p(a: Row, b: Row, value: Callable[[pd.DataFrame], pd.Series]) -> float:
-    return value_p(a.runs, b.runs, value)
+def _compare_values(a: Row, b: Row, value: Callable[[pd.DataFrame], pd.Series]) -> Comparison:
+    return compare_values(a.runs, b.runs, value)
 
 
-def _auc_p(a: Row, b: Row, replicates: dict[Row, dict[str, np.ndarray]]) -> float:
-    return bootstrap_p(replicates[a]["AUC"], replicates[b]["AUC"])
-
-
-def _accuracy_p(a: Row, b: Row, replicates: dict[Row, dict[str, np.ndarray]]) -> float:
-    return accuracy_p(a.runs, b.runs, replicates[a]["ACC"], replicates[b]["ACC"])
+def _compare_status(a: Row, b: Row, metric: str, values: dict[Row, dict[str, Values]],
+                    replicates: dict[Row, dict[str, np.ndarray]]) -> Comparison:
+    of_a, of_b = replicates[a][metric], replicates[b][metric]
+    p = bootstrap_p(of_a, of_b) if metric == "AUC" else accuracy_p(a.runs, b.runs, of_a, of_b)
+    return compare_replicates(p, values[a][metric], values[b][metric], of_a, of_b)
 
 
 def _compare(table: str, pairs: Iterable[tuple[Row, Row]], tests: dict[str, Test]) -> list[dict]:
-    """A record a pair and metric, with p of the metric's test, Holm-corrected over the pairs of a section.
+    """A record a pair and metric: its comparison, with p Holm-corrected over the pairs of a section.
 
     A pair of other sections or other subjects is left out.
     """
@@ -116,8 +125,10 @@ def _compare(table: str, pairs: Iterable[tuple[Row, Row]], tests: dict[str, Test
         for metric, test in tests.items():
             records.append({
                 "section": a.section, "table": table, "metric": metric, "a": a.label, "b": b.label,
-                "n": len(a.subjects), "p": test(a, b)})
-    frame = pd.DataFrame(records, columns=["section", "table", "metric", "a", "b", "n", "p"])
+                "n": len(a.subjects), **vars(test(a, b))})
+    if not records:
+        return []
+    frame = pd.DataFrame(records)
     for _, family in frame.groupby(["section", "metric"]):
         frame.loc[family.index, "p_holm"] = holm(family["p"])
     return frame.to_dict("records")
@@ -147,7 +158,9 @@ CAPTIONS = {
     "comparisons":
         "Paired comparisons on the test list: Wilcoxon signed-rank for image scores and absolute errors, "
         "paired bootstrap for AUC, exact McNemar (over several seeds the bootstrap) for ACC; {resamples} "
-        "resamples; two-sided p, and Holm-corrected within a metric.",
+        "resamples; two-sided p, and Holm-corrected within a metric. Difference: a - b with its 95 % interval, "
+        "of image scores and absolute errors the median over the subjects. Rank-biserial: matched-pairs "
+        "correlation in [-1, 1], above 0 where a is the larger one.",
 }
 
 

@@ -17,6 +17,8 @@ from evaluation.statistics import (
     bootstrap_p,
     interval,
     mcnemar_p,
+    median_interval,
+    rank_biserial,
     status_metrics,
     wilcoxon_p,
 )
@@ -115,9 +117,31 @@ def correct(frame: pd.DataFrame) -> pd.Series:
     return 1 - (frame["positive"] - frame["label"]).abs()
 
 
-def value_p(a: Runs, b: Runs, value: Callable[[pd.DataFrame], pd.Series]) -> float:
-    """p of the Wilcoxon test of a value per subject."""
-    return wilcoxon_p(per_subject(a, value), per_subject(b, value))
+@dataclass(frozen=True)
+class Comparison:
+    """How two rows differ in a metric: two-sided p of "no difference"; difference a - b with its 95 % interval,
+    of a value per subject the median over the subjects; and for that the rank-biserial correlation."""
+    p: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    rank_biserial: float = np.nan
+
+
+def compare_values(a: Runs, b: Runs, value: Callable[[pd.DataFrame], pd.Series]) -> Comparison:
+    """The Wilcoxon test of a value per subject, with its effect sizes."""
+    of_a, of_b = per_subject(a, value), per_subject(b, value)
+    difference = of_a - of_b
+    return Comparison(wilcoxon_p(of_a, of_b), float(np.median(difference)), *median_interval(difference),
+                      rank_biserial(of_a, of_b))
+
+
+def compare_replicates(p: float, a: Values, b: Values, replicates_a: np.ndarray,
+                       replicates_b: np.ndarray) -> Comparison:
+    """The difference of a metric of the lists as a whole, with its interval from paired bootstrap replicates [R].
+    """
+    low, high = interval(replicates_a - replicates_b)
+    return Comparison(p, a.value - b.value, float(low), float(high))
 
 
 def accuracy_p(a: Runs, b: Runs, replicates_a: np.ndarray, replicates_b: np.ndarray) -> float:

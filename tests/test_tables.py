@@ -198,6 +198,27 @@ def test_the_best_contender_is_bold_and_a_difference_is_marked(tmp_path):
     assert sorted(comparisons["p_holm"]) == pytest.approx(sorted(holm(p)))
 
 
+def test_a_comparison_has_its_difference_with_an_interval_and_an_effect_size(tmp_path):
+    make_run(tmp_path, "a")
+    tables = tables_of(tmp_path)
+    folder = tmp_path / "result" / "a"
+    scores = pd.read_csv(folder / "test.csv").pivot(index="ID", columns="method", values="PSNR")
+    found = row(tables["comparisons"], metric="PSNR")
+    difference = np.sort(scores["mean_pet"] - scores["il_cldm"])
+    assert (found["a"], found["b"]) == ("mean_pet", "il_cldm (a)")
+    assert found["difference"] == pytest.approx(np.median(difference))
+    # ranks of the sign test, n = 12
+    assert (found["difference_low"], found["difference_high"]) == pytest.approx((difference[2], difference[9]))
+    smaller = scipy.stats.wilcoxon(difference).statistic
+    assert abs(found["rank_biserial"]) == pytest.approx(1 - 4 * smaller / (N * (N + 1)))
+
+    found = row(tables["comparisons"], metric="AUC")
+    status = tables["amyloid_status"].set_index(["classifier", "method"])["AUC"]
+    assert found["difference"] == pytest.approx(status["mri", "none"] - status["pet", "il_cldm"])
+    assert found["difference_low"] < found["difference"] < found["difference_high"]
+    assert np.isnan(found["rank_biserial"])
+
+
 def test_what_cannot_be_compared_stands_apart(tmp_path):
     make_run(tmp_path, "a")
     make_run(tmp_path, "b", crop_start=(9, 18, 10))
