@@ -1,4 +1,5 @@
 """The cohort: lists and labels, the check of all of it, and its volumes and latents as torch datasets."""
+import difflib
 import hashlib
 import math
 import os
@@ -6,10 +7,11 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import nibabel as nib
 import numpy as np
@@ -203,6 +205,42 @@ def _age_or_nan(text: str) -> float:
         return math.nan
 
 
+def read_people(info_dir: Path, scans: list[Scan]) -> pd.DataFrame:
+    """A row a scan, in their order: column ID, and every other column of data_info.csv as text, '' where it is
+    missing."""
+    table = read_table(info_dir / "data_info.csv", "ID", remarks=[])
+    table = table.loc[:, ~table.columns.duplicated()].drop_duplicates("ID").set_index("ID")
+    table = table.reindex([scan.id for scan in scans], fill_value="")
+    return table.map(lambda text: "" if is_missing(text) else text).reset_index()
+
+
+def find_column(columns: Iterable[str], name: str) -> str | None:
+    """The column that a name means: the same name, or else the only one that differs in case, blanks and
+    punctuation alone; None if there is none."""
+    if name in columns:
+        return name
+    alike = [column for column in columns if simplified(column) == simplified(name)]
+    return alike[0] if len(alike) == 1 and simplified(name) else None
+
+
+def column_problems(info_dir: Path, setting: str, names: tuple[str, ...]) -> list[str]:
+    """Problems of names of columns of data_info.csv that a setting gives; none where the table itself cannot be
+    read, which is a problem of its own."""
+    path, problems = info_dir / "data_info.csv", []
+    try:
+        columns = list(read_table(path, "ID", "label", remarks=[]).columns)
+    except InputError:
+        return []
+    near, listing = NearNames(columns), ", ".join(brief(column) for column in columns)
+    for name in names:
+        if find_column(columns, name) is None:
+            spelling = difflib.get_close_matches(name, columns, 1)
+            hint = near.hint(name) or (f"; did you mean {spelling[0]}?" if spelling else "")
+            problems.append(f"{path}: has no column {brief(repr(name))}, which the setting {setting} names{hint}; "
+                            f"its columns are {listing}")
+    return problems
+
+
 def read_tracer(info_dir: Path, scans: list[Scan]) -> str:
     """The tracer of all the scans by the column tracer of data_info.csv, as it is written there; '' if there
     is no such column, or not one tracer alone."""
@@ -242,12 +280,13 @@ class Cohort:
 
 
 def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], num_classes: int,
-                 subject_pattern: str, smallest_training_list: int = 1,
-                 least_of_each_label: int = 0) -> Cohort:
+                 subject_pattern: str, smallest_training_list: int = 1, least_of_each_label: int = 0,
+                 columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})) -> Cohort:
     """Read the whole cohort once and vouch for it: headers first, then every voxel, in parallel.
 
     image_size: voxels of every volume in RAS order. Intensities must lie in [0, 1]. least_of_each_label:
     subjects that the training list must have with every label, so that labels can be predicted from the MRI.
+    columns: setting -> columns of data_info.csv that it names, which must be there.
     Raises InputError that lists every problem found: file, what was found, what is expected.
     """
     reader = CohortReader(data_dir, info_dir, num_classes, subject_pattern)
@@ -262,6 +301,8 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
     if splits["train"] and len(splits["train"]) < smallest_training_list:
         problems.append(f"{info_dir / 'train.txt'}: {len(splits['train'])} usable subjects do not fill the "
                         f"{smallest_training_list} of one step (batch size x processes)")
+    for setting, names in columns.items():
+        problems += column_problems(info_dir, setting, names)
     there = [scan.label for scan in splits["train"]]
     if there and min(map(there.count, range(num_classes))) < least_of_each_label:
         problems.append(f"{info_dir / 'train.txt'}: not all of the {num_classes} labels occur at least "

@@ -50,6 +50,13 @@ def status_metrics(label: ndarray, score: ndarray, positive: ndarray, probabilit
         _ratio(tp, tp + fp), _ratio(tn, tn + fn), _ratio(2 * tp, 2 * tp + fp + fn), mcc, brier])
 
 
+def correlation(a: ndarray, b: ndarray) -> ndarray:
+    """Pearson correlation over the last axis; NaN where one of them is constant. a, b: [..., n]. Returns [...]."""
+    of_a, of_b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
+    found = _ratio((of_a * of_b).sum(-1), np.sqrt((of_a ** 2).sum(-1) * (of_b ** 2).sum(-1)))
+    return np.where((np.ptp(a, -1) == 0) | (np.ptp(b, -1) == 0), np.nan, found)
+
+
 def agreement(real: ndarray, synthetic: ndarray) -> dict[str, float]:
     """AGREEMENT of paired uptake values [n]; errors are synthetic - real.
 

@@ -12,9 +12,16 @@ from operator import itemgetter
 import numpy as np
 import pandas as pd
 
+from evaluation.calibration import CAPTION as CALIBRATION_CAPTION
+from evaluation.calibration import calibration
+from evaluation.grey_zone import CAPTION as GREY_ZONE_CAPTION
+from evaluation.grey_zone import grey_zone
+from evaluation.power import expected_widths
 from evaluation.results import Run
 from evaluation.rows import COMPARED, Group, Row, Table, collect_rows, row_label, tidy_table
 from evaluation.statistics import bootstrap_p, holm
+from evaluation.subgroups import CAPTION as SUBGROUPS_CAPTION
+from evaluation.subgroups import subgroups
 from evaluation.values import (
     Comparison,
     Values,
@@ -149,12 +156,17 @@ CAPTIONS = {
         "volumes. Bold: best of what needs no PET. †: differs from the classifier of the MRI (AUC: paired "
         "bootstrap; ACC: exact McNemar, or the bootstrap over several seeds; Holm-corrected, p < 0.05). "
         "real, aae and oracle see the PET or the truth: upper bounds. A value of 0 or 1 has an interval of "
-        "no width, because resampling cannot leave it.",
+        "no width, because resampling cannot leave it. {n} The grey zone of 10 to 30 Centiloids is left out in "
+        "the table grey_zone, where the Centiloids of the real PETs are known; a phantom has none.",
     "quantification":
         "Uptake of the synthetic against the real PET on the test list. ± is the SD over subjects, or over "
         "the seeds where there are several; bias, MAE, RMSE and the Bland-Altman limits in units of the "
-        "measure; slope below 1: compressed toward the mean. Bold: best of what needs no PET. †: absolute "
+        "measure; CCC: concordance correlation; ICC: ICC(A,1), absolute agreement of single measures; slope below "
+        "1: compressed toward the mean. Bold: best of what needs no PET. †: absolute "
         "errors differ from those of mean_pet (paired Wilcoxon over subjects, Holm-corrected, p < 0.05).",
+    "calibration": CALIBRATION_CAPTION,
+    "grey_zone": GREY_ZONE_CAPTION,
+    "subgroups": SUBGROUPS_CAPTION,
     "comparisons":
         "Paired comparisons on the test list: Wilcoxon signed-rank for image scores and absolute errors, "
         "paired bootstrap for AUC, exact McNemar (over several seeds the bootstrap) for ACC; {resamples} "
@@ -175,11 +187,30 @@ def make_tables(groups: list[Group]) -> list[Table]:
         comparisons += records
         if len(tidy):
             tidy = _mark_best(_add_p(tidy, keys, records, reference), keys)
+            tables.append(Table(name, tidy, keys, CAPTIONS[name].format(resamples=resamples, n=_auc_widths(groups))))
+    order = (*CLASSIFIERS, "none", *METHODS, "real")
+    unmarked = {"best": False, "p_holm": np.nan}
+    for name, keys, tidy in (
+            ("calibration", ("classifier", "method"), calibration(groups, order, resamples).assign(**unmarked)),
+            ("grey_zone", ("classifier", "subjects", "method"),
+             grey_zone(groups, order, resamples).assign(**unmarked)),
+            ("subgroups", ("column", "group"), subgroups(groups, resamples))):
+        if len(tidy):
             tables.append(Table(name, tidy, keys, CAPTIONS[name].format(resamples=resamples)))
     if comparisons:
         caption = CAPTIONS["comparisons"].format(resamples=resamples)
         tables.append(Table("comparisons", pd.DataFrame(comparisons), ("a", "b"), caption))
     return tables
+
+
+def _auc_widths(groups: list[Group]) -> str:
+    """What the numbers of subjects of the test lists can show, in sentences."""
+    counts = set()
+    for run in (run for group in groups for run in group.runs if run.predictions is not None):
+        label = run.predictions.drop_duplicates("ID")["label"]
+        counts.add((int((label == 1).sum()), int((label == 0).sum())))
+    widths = [expected_widths(*count) for count in sorted(counts)]
+    return " ".join(f"{text[0].upper()}{text[1:]}." for text in widths)
 
 
 def _mark_best(tidy: pd.DataFrame, keys: tuple[str, ...]) -> pd.DataFrame:

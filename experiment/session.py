@@ -138,7 +138,8 @@ def check(cfg: Config) -> Cohort:
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes,
                           cfg.subject_pattern,
                           smallest_training_list=max(cfg.aae_batch_size, cfg.ldm_batch_size) * world_size(),
-                          least_of_each_label=cfg.least_of_each_label)
+                          least_of_each_label=cfg.least_of_each_label,
+                          columns={"subgroups": cfg.subgroups})
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     return cohort
@@ -270,6 +271,7 @@ def tables(exp: Experiment) -> None:
 
 def make_all_tables(cfg: Config) -> None:
     """Write result/tables of all experiments whose results can be read. Raises InputError if there is none."""
+    from evaluation.grey_zone import reasons
     from evaluation.layout import write_tables
     from evaluation.rows import group_runs
     from evaluation.tables import make_tables
@@ -282,6 +284,8 @@ def make_all_tables(cfg: Config) -> None:
     if not groups:
         raise InputError(f"{cfg.result_dir.parent} holds no experiment with scores; --stages test writes "
                          "them")
+    for reason in reasons(groups):
+        say("tables", reason)
     for path in write_tables(cfg.result_dir.parent / "tables", make_tables(groups)):
         say("tables", f"{len(runs)} experiments, wrote {path} (and .md, .tex)")
 

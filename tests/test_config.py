@@ -314,7 +314,7 @@ def test_json_holds_every_setting_and_the_versions():
 FREE = {"exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache",
         "precision", "deterministic", "recompute", "data_dir", "latent_dir", "info_dir",
         "subject_pattern",
-        "sampling_batch", "baselines", "bootstrap_resamples", "shown_subjects"}   # speed, places, pictures
+        "sampling_batch", "baselines", "subgroups", "bootstrap_resamples", "shown_subjects"}   # speed, places, pictures
 DATA = {"seed", "brain_mask", "image_size", "crop_start", "volume_size", "num_classes", "phantom_subjects",
         "phantom_voxel", "phantom_link", "phantom_seed"}
 

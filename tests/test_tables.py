@@ -271,7 +271,7 @@ def test_every_setting_that_training_or_synthesis_depends_on_must_be_equal_in_a_
     assert free == {
         "exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache",
         "deterministic", "recompute", "data_dir", "latent_dir", "info_dir", "subject_pattern", "sampling_batch", "save_std",
-        "baselines",
+        "baselines", "subgroups",
         "bootstrap_resamples", "shown_subjects"}
 
 
