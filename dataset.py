@@ -232,10 +232,11 @@ def column_problems(info_dir: Path, setting: str, names: tuple[str, ...]) -> lis
     except InputError:
         return []
     near, listing = NearNames(columns), ", ".join(brief(column) for column in columns)
+    spelled = {simplified(column): column for column in columns}
     for name in names:
         if find_column(columns, name) is None:
-            spelling = difflib.get_close_matches(name, columns, 1)
-            hint = near.hint(name) or (f"; did you mean {spelling[0]}?" if spelling else "")
+            alike = difflib.get_close_matches(simplified(name), spelled, 1)
+            hint = near.hint(name) or (f"; did you mean {spelled[alike[0]]}?" if alike else "")
             problems.append(f"{path}: has no column {brief(repr(name))}, which the setting {setting} names{hint}; "
                             f"its columns are {listing}")
     return problems

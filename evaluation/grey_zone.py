@@ -9,6 +9,7 @@ from evaluation.rows import Group, collect_rows, tidy_table
 from evaluation.values import status_values
 
 LOW, HIGH = 10, 30                                         # Centiloids, both inside
+INVENTED = ", and an equivalent in SUVR would be an invention"
 EVERYONE, OUTSIDE = "all", f"without {LOW} to {HIGH} CL"
 
 CAPTION = (
@@ -23,9 +24,9 @@ def why_none(run: Run) -> str:
     if run.predictions is None:
         return "amyloid status was not read"
     if run.metadata["phantom"]:
-        return "a digital phantom has no Centiloids"
+        return f"a digital phantom has no Centiloids{INVENTED}"
     if run.uptake is None or "CL" not in run.uptake:
-        return "no Centiloids of the real PETs are known (setting centiloid_slope)"
+        return f"no Centiloids of the real PETs are known (setting centiloid_slope){INVENTED}"
     return ""
 
 
@@ -36,8 +37,8 @@ def reasons(groups: list[Group]) -> list[str]:
         why = next(filter(None, map(why_none, group.runs)), "")
         if why:
             names.setdefault(why, []).append(group.name)
-    return [f"no grey zone of 10 to 30 CL is left out for {', '.join(who)}: {why}; an equivalent in SUVR would be "
-            "made up" for why, who in names.items()]
+    return [f"no grey zone of {LOW} to {HIGH} CL is left out for {', '.join(who)}: {why}"
+            for why, who in names.items()]
 
 
 def grey_zone(groups: list[Group], order: tuple[str, ...], resamples: int) -> pd.DataFrame:
