@@ -294,6 +294,10 @@ class Config:
         "stage 1 and the compared systems shift the training crop by up to this many voxels an axis; paper: "
         "2",
         affects=(*AAE, *SYSTEMS), low=0)
+    covariates: tuple[str, ...] = setting((),
+        "columns of data_info.csv beside the MRI, such as age apoe4 ptau217: the label of sampling is predicted from "
+        "both (docs/covariates.md); numbers, or two to six words; a value may be missing", affects=("scores",),
+        empty=True)
     num_classes: int = setting(2,
         "number of labels K; labels are 0 .. K - 1; paper: 2, amyloid negative and positive", affects=ALL,
         low=2)
@@ -316,6 +320,12 @@ class Config:
     phantom_link: float = setting(0.6,
         "correlation of atrophy (seen in the MRI) with amyloid load; 0: the MRI knows nothing",
         affects=COHORT, low=0.0, high=0.95)
+    phantom_discordant: float = setting(0.0,
+        "share of the subjects in whom atrophy has nothing to do with amyloid, so that their MRI misleads",
+        affects=("comparison",), low=0.0, high=1.0)
+    phantom_marker: float = setting(0.75,
+        "correlation of the blood marker ptau217 of data_info.csv with amyloid load", affects=("comparison",),
+        low=0.0, high=0.95)
     phantom_seed: int = setting(0, "seed of the simulated cohort", affects=ALL, low=0)
 
     aae_channels: tuple[int, ...] = setting((16, 32, 64),
@@ -599,6 +609,12 @@ class Config:
                 bound |= dotted(f.name, getattr(self, f.name), but=IN_PREDICTION)
         return bound
 
+    def sampling_settings(self) -> dict:
+        """The settings that a synthetic PET depends on beside its networks, as JSON values; covariates only where
+        there are some."""
+        named = {"covariates": plain(self.covariates)} if self.covariates else {}
+        return self.settings_of("synthesis") | named
+
     def noted_settings(self, stage: str) -> dict:
         """The settings that may change while the stage is trained, as JSON values: what a run notes when it
         continues."""
@@ -622,8 +638,9 @@ class Config:
 
 def with_later_settings(saved: dict) -> dict:
     """Settings as JSON saved them, with those that came later as they were before: the compared systems,
-    latent_dir, no further subgroups, and no SUVR without masks."""
-    added = (*SYSTEMS, "latent_dir", "subgroups")
+    latent_dir, the phantom's discordance and marker, covariates, further subgroups, and
+    no SUVR without masks."""
+    added = (*SYSTEMS, "latent_dir", "phantom_discordant", "phantom_marker", "covariates", "subgroups")
     defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in added}
     knew_regions = saved.get("cortex_mask") or any(saved.get("phantom_subjects", ()))
     return defaults | {"regions": "auto" if knew_regions else "none"} | saved

@@ -7,11 +7,10 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import nibabel as nib
 import numpy as np
@@ -26,8 +25,9 @@ from imaging.headers import read_header
 from imaging.nifti_files import VolumeFolder
 from imaging.remarks import Remarks
 from imaging.volumes import RANGE_TOLERANCE, RINGING, read_in_range, read_voxels, save_nifti
-from labels.cells import (ages_remark, expected_labels, is_missing, labels_remark, read_age, read_label,
+from labels.cells import (ages_remark, expected_labels, is_missing, is_unknown, labels_remark, read_age, read_label,
                           read_sex)
+from labels.covariates import CovariateCoder, column_problems, reading_problems
 from runtime.files import brief
 from runtime.logs import progress_bar, say
 from runtime.near_names import NearNames
@@ -198,20 +198,56 @@ def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame |
     return found, ""
 
 
+def read_people(info_dir: Path, scans: list[Scan]) -> pd.DataFrame:
+    """Everything that data_info.csv says of the scans, a row a scan in their order: ID, and every other column but
+    the label as text, '' where it is not known. Of a column that stands twice the first."""
+    table = read_table(info_dir / "data_info.csv", "ID", "label", remarks=[])  # the check has said how it is read
+    table = table.loc[:, ~table.columns.duplicated()].drop(columns="label").drop_duplicates("ID")
+    known = table.set_index("ID").reindex([scan.id for scan in scans]).fillna("")
+    return known.mask(known.map(is_unknown), "").reset_index()
+
+
+def read_covariates(info_dir: Path, scans: list[Scan], names: tuple[str, ...]) -> pd.DataFrame | None:
+    """The columns of these names, a row a scan, as read_people gives them, indexed by ID and named as asked for;
+    None if no name is given.
+
+    Their names may differ in case, blanks and punctuation. Raises InputError with all columns that are not there.
+    """
+    if not names:
+        return None
+    people = read_people(info_dir, scans).set_index("ID")
+    places = {name: _places(people, name) for name in names}
+    missing = [name for name, place in places.items() if not place]
+    if missing:
+        raise InputError(f"{info_dir / 'data_info.csv'}: no column {' and no column '.join(missing)} (setting "
+                         f"covariates); there are {brief(', '.join(people.columns))}")
+    return pd.DataFrame({name: people.iloc[:, place[0]] for name, place in places.items()})
+
+
+def covariate_problems(info_dir: Path, splits: dict[str, list[Scan]], names: tuple[str, ...]) -> list[str]:
+    """Problems with the covariates of a cohort, by the training list and then in the other lists."""
+    scans = [scan for split in SPLITS for scan in splits[split]]
+    if not names or not splits["train"]:
+        return []
+    try:
+        cells = read_covariates(info_dir, scans, names)
+    except InputError as error:
+        return [str(error)]
+    train = cells.loc[[scan.id for scan in splits["train"]]]
+    problems = column_problems(train, np.array([scan.label for scan in splits["train"]]))
+    if not problems:
+        for covariate in CovariateCoder.fit(train).covariates:
+            for split in SPLITS[1:]:
+                texts = cells.loc[[scan.id for scan in splits[split]], covariate.name].tolist()
+                problems += [f"{problem} ({split}.txt)" for problem in reading_problems(covariate, texts)]
+    return [f"{info_dir / 'data_info.csv'}: {problem}" for problem in problems]
+
+
 def _age_or_nan(text: str) -> float:
     try:
         return math.nan if is_missing(text) else read_age(text)
     except ValueError:
         return math.nan
-
-
-def read_people(info_dir: Path, scans: list[Scan]) -> pd.DataFrame:
-    """A row a scan, in their order: column ID, and every other column of data_info.csv as text, '' where it is
-    missing."""
-    table = read_table(info_dir / "data_info.csv", "ID", remarks=[])
-    table = table.loc[:, ~table.columns.duplicated()].drop_duplicates("ID").set_index("ID")
-    table = table.reindex([scan.id for scan in scans], fill_value="")
-    return table.map(lambda text: "" if is_missing(text) else text).reset_index()
 
 
 def find_column(columns: Iterable[str], name: str) -> str | None:
@@ -223,7 +259,7 @@ def find_column(columns: Iterable[str], name: str) -> str | None:
     return alike[0] if len(alike) == 1 and simplified(name) else None
 
 
-def column_problems(info_dir: Path, setting: str, names: tuple[str, ...]) -> list[str]:
+def missing_columns(info_dir: Path, setting: str, names: tuple[str, ...]) -> list[str]:
     """Problems of names of columns of data_info.csv that a setting gives; none where the table itself cannot be
     read, which is a problem of its own."""
     path, problems = info_dir / "data_info.csv", []
@@ -266,6 +302,11 @@ class Cohort:
     report: str
     tracer: str = ""
 
+    @property
+    def scans(self) -> list[Scan]:
+        """The scans of all lists."""
+        return self.train + self.validation + self.test
+
     def fingerprint(self, *splits: str) -> str:
         """16 hexadecimal digits that identify these lists: who is in them, with which label and which
         voxels."""
@@ -282,12 +323,13 @@ class Cohort:
 
 def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], num_classes: int,
                  subject_pattern: str, smallest_training_list: int = 1, least_of_each_label: int = 0,
-                 columns: Mapping[str, tuple[str, ...]] = MappingProxyType({})) -> Cohort:
+                 covariates: tuple[str, ...] = (), subgroups: tuple[str, ...] = ()) -> Cohort:
     """Read the whole cohort once and vouch for it: headers first, then every voxel, in parallel.
 
     image_size: voxels of every volume in RAS order. Intensities must lie in [0, 1]. least_of_each_label:
     subjects that the training list must have with every label, so that labels can be predicted from the MRI.
-    columns: setting -> columns of data_info.csv that it names, which must be there.
+    covariates: columns of data_info.csv from which they are predicted as well.
+    subgroups: columns of it that must be there.
     Raises InputError that lists every problem found: file, what was found, what is expected.
     """
     reader = CohortReader(data_dir, info_dir, num_classes, subject_pattern)
@@ -302,14 +344,14 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
     if splits["train"] and len(splits["train"]) < smallest_training_list:
         problems.append(f"{info_dir / 'train.txt'}: {len(splits['train'])} usable subjects do not fill the "
                         f"{smallest_training_list} of one step (batch size x processes)")
-    for setting, names in columns.items():
-        problems += column_problems(info_dir, setting, names)
+    problems += missing_columns(info_dir, "subgroups", subgroups)
     there = [scan.label for scan in splits["train"]]
     if there and min(map(there.count, range(num_classes))) < least_of_each_label:
         problems.append(f"{info_dir / 'train.txt'}: not all of the {num_classes} labels occur at least "
                         f"{least_of_each_label} times, so none can be left out to see how well the MRI "
                         "predicts it; --label_at_sampling none goes without a prediction")
 
+    problems += covariate_problems(info_dir, splits, covariates)
     scans = [scan for split in SPLITS for scan in splits[split]]
     grids, stored = _check_headers(scans, image_size, problems)
     remarks = Remarks()

@@ -200,7 +200,7 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
     synthesizer, predictor = (exp.networks.synthesizer(space, ema.module),
                               exp.networks.label_predictor(run.metadata))
     sampler = LatentSampler(cfg, synthesizer, predictor, exp.measurement, cfg.validation_sampler,
-                            cfg.validation_steps, range(1))                   # one sample, in one pass
+                            cfg.validation_steps, range(1), people=exp.people)     # one sample, in one pass
 
     def validate(title: str) -> tuple[dict[str, float], pd.DataFrame]:
         mse = validation_loss(exp, ema.module, stage_2, latent_batches, validation)

@@ -33,12 +33,12 @@ class Training:
 class Labels:
     """What a labelled regression knows of labels, as stage 2 does.
 
-    of: ID -> weights of the label embeddings [K] in training. predict: MRI [B, 1, D, H, W] -> the same
-    [B, K], predicted from it, which takes their place afterwards. image_loss: weight of the L1 between PET
+    of: ID -> weights of the label embeddings [K] in training. predict: MRI [B, 1, D, H, W] and
+    IDs -> the same [B, K], predicted from MRI and covariates, which takes their place afterwards. image_loss: weight of the L1 between PET
     and decoded output, in units of pet_std, the standard deviation over all voxels of all training PETs.
     """
     of: dict[str, Tensor]
-    predict: Callable[[Tensor], Tensor]
+    predict: Callable[[Tensor, list[str] | None], Tensor]
     image_loss: float = 0.0
     pet_std: float = 1.0
 
@@ -96,7 +96,7 @@ class Regression(Baseline):
         """The PETs of MRIs by one evaluation of the moving average."""
         label = mri.new_zeros(len(mri), self.num_classes)
         if self.labels:
-            label = self.labels.predict(mri)               # on the CPU, as the MRIs come
+            label = self.labels.predict(mri, ids)          # on the CPU, as the MRIs come
         with cast():
             output = self.output(self.ema.module, mri.to(self.device), label.to(self.device))
             return self.to_pet(output).float().clamp(0, 1)

@@ -1,7 +1,8 @@
 """Amyloid status by status classifiers: fitted on the training list, thresholds from the validation list.
 
 A list of subjects is a table with the columns ID, label (0 or 1), mri and pet (arrays [d, h, w], pooled to
-about 8 mm), SUVR if there are regions, age and sex if data_info.csv has them. Labels are used by
+about 8 mm), SUVR if there are regions, age and sex if data_info.csv has them, and the covariates that the settings
+name. Labels are used by
 fit_status_classifiers alone: the score of a test subject never depends on a label of the test list.
 """
 from collections.abc import Callable
@@ -17,12 +18,14 @@ from sklearn.metrics import roc_curve
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from evaluation.covariate_status import CovariateClassifier, cells_in
 from labels.linear import LabelClassifier
 from runtime.files import atomic, brief, read_own_arrays
 from utils import InputError
 
 # Linear classifier -> the volumes that it sees. The PET is real in training, that of a method in the test.
 CLASSIFIERS = {"mri": ("mri",), "mri_pet": ("mri", "pet"), "pet": ("pet",)}
+OF_COVARIATES = ("covariates", "covariates_mri")           # if there are some: alone, and with the MRI
 NEEDS_PET = ("mri_pet", "pet", "suvr")
 NO_METHOD = "none"                                         # the method of a classifier that sees no PET
 AGAIN = "--stages test writes it again"                    # of a damaged file
@@ -34,13 +37,13 @@ Score = Callable[[pd.DataFrame], np.ndarray]
 class StatusClassifier(NamedTuple):
     """Amyloid status of a list of subjects: positive where the score reaches the threshold.
 
-    score: list of subjects -> [n] float64, larger is more positive. classifier: the linear classifier behind
-    the score of volumes. level: smallest and largest mean intensity, inside the brain, of the subjects that
+    score: list of subjects -> [n] float64, larger is more positive. classifier: that of volumes or covariates
+    behind the score. level: smallest and largest mean intensity, inside the brain, of the subjects that
     it was fitted on.
     """
     score: Score
     threshold: float
-    classifier: LabelClassifier | None = None
+    classifier: LabelClassifier | CovariateClassifier | None = None
     level: tuple[float, float] = (-np.inf, np.inf)
 
 
@@ -92,7 +95,8 @@ def choose_threshold(label: np.ndarray, score: np.ndarray, otherwise: float) -> 
 
 def fit_status_classifiers(train: pd.DataFrame, validation: pd.DataFrame, brain: np.ndarray, pool: int,
                            seed: int) -> dict[str, StatusClassifier]:
-    """Name -> status classifier: majority, age_sex (if known), mri, mri_pet, pet, suvr (with regions).
+    """Name -> status classifier: majority, age_sex (if known), mri, mri_pet, pet, covariates and covariates_mri (if
+    there are some), suvr (with regions).
 
     Both lists hold real PETs; the training list needs both labels. brain: [D, H, W] bool. pool: voxels of a
     volume per voxel of a pooled one, along each axis.
@@ -110,6 +114,11 @@ def fit_status_classifiers(train: pd.DataFrame, validation: pd.DataFrame, brain:
         levels = [mean_level(volume, classifier) for volume in volumes]
         level = (min(levels), max(levels))
         classifiers[name] = StatusClassifier(score, _threshold(score, validation), classifier, level)
+    if not cells_in(train).empty:
+        for name, mri in zip(OF_COVARIATES, (None, classifiers["mri"].classifier), strict=True):
+            classifier = CovariateClassifier.fit(train, seed, brain, pool, mri)
+            classifiers[name] = StatusClassifier(classifier.score, _threshold(classifier.score, validation),
+                                                 classifier)
     if "SUVR" in train.columns:
         threshold = _threshold(_score_by_suvr, validation, otherwise=float("nan"))
         classifiers["suvr"] = StatusClassifier(_score_by_suvr, threshold)
@@ -158,7 +167,9 @@ def save_status_classifiers(path: Path, classifiers: dict[str, StatusClassifier]
     for name, key in bound_to.items():
         threshold, classifier, level = classifiers[name][1:]
         parts = {"bound_to": key, "threshold": threshold, "level": level}
-        if classifier:
+        if name in OF_COVARIATES:
+            parts |= classifier.arrays()
+        elif classifier:
             parts |= {part: getattr(classifier, part) for part in STATE}
         for part, value in parts.items():
             arrays[f"{name}/{part}"] = np.asarray(value)
@@ -184,8 +195,18 @@ def load_status_classifiers(path: Path, bound_to: dict[str, str]) -> dict[str, S
 def _from_arrays(name: str, arrays: dict[str, np.ndarray]) -> StatusClassifier:
     score, classifier = _score_by_suvr, None
     if name in CLASSIFIERS:
-        coef, intercept, voxels, pool = [arrays[f"{name}/{part}"] for part in STATE]
-        classifier = LabelClassifier(coef, intercept, voxels, int(pool))
+        classifier = _linear_from_arrays(name, arrays)
         score = partial(_score_by_volumes, classifier=classifier, modalities=CLASSIFIERS[name])
+    elif name in OF_COVARIATES:
+        own = {part: arrays[f"{name}/{part}"] for part in ("coder", "coef", "intercept")}
+        mri = _linear_from_arrays("mri", arrays) if name == "covariates_mri" else None
+        classifier = CovariateClassifier.from_arrays(own, mri)
+        score = classifier.score
     level = tuple(arrays[f"{name}/level"].tolist())
     return StatusClassifier(score, float(arrays[f"{name}/threshold"]), classifier, level)
+
+
+def _linear_from_arrays(name: str, arrays: dict[str, np.ndarray]) -> LabelClassifier:
+    """The linear classifier behind a score of volumes."""
+    coef, intercept, voxels, pool = [arrays[f"{name}/{part}"] for part in STATE]
+    return LabelClassifier(coef, intercept, voxels, int(pool))

@@ -36,7 +36,8 @@ from evaluation.values import (
 from utils import METRICS
 
 METHODS = ("mean_pet", *COMPARED, "il_cldm", "oracle", "aae")                # in the order of the tables
-CLASSIFIERS = ("majority", "age_sex", "mri", "pet", "suvr", "mri_pet")        # in the order of the tables
+CLASSIFIERS = ("majority", "age_sex", "covariates", "mri", "covariates_mri", "pet", "suvr",
+               "mri_pet")                                  # in the order of the tables
 
 LOWER_IS_BETTER = ("MAE", "MAE_brain", "RMSE", "Brier")
 TARGETS = {"bias": 0.0, "slope": 1.0}                      # the nearest is best

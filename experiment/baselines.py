@@ -12,11 +12,10 @@ from baselines.regression import Labels
 from config import BASELINES, DENOISER, LABELLED, ON_IMAGES
 from evaluation.scores import Predict, evaluate
 from experiment.experiment import Experiment
-from experiment.networks import build_baseline, latent_scale
+from experiment.networks import build_baseline, cells_of, latent_scale
 from experiment.session import begin_training, plot_history
 from experiment.stage_2 import stage_2_metadata
 from experiment.survey import Survey
-from labels.ridge import LabelPredictor
 from labels.soft_labels import label_order
 from model import AAE
 from runtime.checkpoints import check_settings, load_checkpoint, restore
@@ -63,9 +62,14 @@ def labels_of(exp: Experiment, name: str, metadata: dict) -> Labels | None:
         return None
     scans = exp.cohort.train + exp.cohort.validation
     of = {scan.id: label for scan, label in zip(scans, metadata["soft_labels"], strict=True)}
-    predictor = LabelPredictor.from_state(metadata["label_predictor"])
+    predictor = exp.networks.label_predictor(metadata)
+
+    def predict(mri: Tensor, ids: list[str] | None) -> Tensor:
+        """The label of MRIs [B, 1, D, H, W], [B, K], as the diffusion is given it."""
+        return predictor.label(mri, cells_of(exp.people, ids))
+
     image_loss = 0.0 if name in ON_IMAGES else exp.cfg.image_loss
-    return Labels(of, predictor.label, image_loss, exp.survey().pet_std)
+    return Labels(of, predict, image_loss, exp.survey().pet_std)
 
 
 def train_baseline(exp: Experiment, baseline: Baseline, aae: AAE | None, metadata: dict) -> None:

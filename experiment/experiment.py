@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from config import DENOISER, SCHEDULED, Config
-from dataset import LATENTS, Cohort, EpochOrder, LatentCache, Scan, VolumeDataset, volume_loader
+from config import DENOISER, LABELLED, SCHEDULED, Config
+from dataset import (LATENTS, Cohort, EpochOrder, LatentCache, Scan, VolumeDataset, read_covariates,
+                     volume_loader)
 from evaluation.measurement import MaskFiles, Measurement
 from evaluation.results import load_run
 from experiment.networks import (CHECKPOINT, LatentSampler, Networks, build_aae, build_baseline,
@@ -17,6 +18,7 @@ from experiment.networks import (CHECKPOINT, LatentSampler, Networks, build_aae,
 from experiment.survey import Survey, load_survey, make_survey, save_survey, survey_key
 from imaging.cache import VolumeCache
 from imaging.regions import AUTOMATIC, automatic_regions
+from labels.covariates import cells_key
 from labels.ridge import LabelPredictor
 from model import AAE, Synthesizer
 from runtime.checkpoints import StageRun, check_settings, load_checkpoint, tensor_bytes
@@ -86,7 +88,7 @@ class Experiment:
         self.crop, self.cast = self.networks.crop, self.networks.cast
         self.measurement = Measurement.read(mask_files(cfg), cohort.affine, self.crop)
         volumes = []
-        for scan in cohort.train + cohort.validation + cohort.test:
+        for scan in cohort.scans:
             volumes += [scan.mri, scan.pet]
         self.cache = VolumeCache(volumes, self.crop, cfg.crop_jitter, cfg.cache, cohort.checksums)
         self.is_phantom = is_phantom(cfg.data_dir)
@@ -95,6 +97,7 @@ class Experiment:
         self.num_workers, remark = readers_that_fit(cfg.num_workers, self._batch_bytes(), free_shared_memory())
         if remark:
             say("check", remark)
+        self.people = read_covariates(cfg.info_folder, cohort.scans, cfg.covariates)
         self._survey: Survey | None = None
         self.trained_epochs: dict[str, int] = {}           # of the checkpoints that are there, by stage
 
@@ -203,9 +206,15 @@ class Experiment:
         and the number of epochs where the schedule follows from it."""
         settings = self.cfg.settings_of(stage)
         settings["training and validation list"] = self.cohort.fingerprint("train", "validation")
+        if self.cfg.covariates and stage in ("ldm", *LABELLED):
+            settings["covariates of the training list"] = self.covariates_key()
         if stage in SCHEDULED:
             settings["epochs"] = self.cfg.epochs_of(stage)
         return settings
+
+    def covariates_key(self) -> str:
+        """What a predictor of the label is bound to beside the volumes: the covariates of the training list."""
+        return cells_key(self.people.loc[[scan.id for scan in self.cohort.train]])
 
     def trainings(self) -> list[str]:
         """What this run trains, in order."""
@@ -247,7 +256,7 @@ class Experiment:
         """The latent sampler that the settings describe, for the test list and new scans."""
         cfg = self.cfg
         return LatentSampler(cfg, synthesizer, predictor, self.measurement, cfg.sampler, cfg.sampling_steps,
-                             range(cfg.samples_per_scan), cfg.label_at_sampling == "matched")
+                             range(cfg.samples_per_scan), cfg.label_at_sampling == "matched", self.people)
 
     def scores_note(self, n: int) -> str:
         """What every score of this experiment has to be read with."""
@@ -341,7 +350,10 @@ class Experiment:
             check_settings(last, saved, settings)
             self.trained_epochs[stage] = saved["epoch"]
         if best.exists() and not (last.exists() and best.samefile(last)):
-            check_settings(best, load_checkpoint(best), settings)
+            saved = load_checkpoint(best)
+            check_settings(best, saved, settings)
+        if stage == "ldm" and best.exists():
+            self.networks.refuse_other_covariates(saved["metadata"] or {})
 
     def _refuse_resume(self) -> None:
         """Raise InputError if the first training of this run is to continue and cannot, or is to begin and

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import TypeVar
 
+import pandas as pd
 import torch
 import torch.nn as nn
 from torch import Tensor
@@ -224,10 +225,31 @@ class Networks:
         if metadata["label_predictor"] is None:
             raise InputError("this denoiser was trained with --label_at_sampling none and holds no "
                              "predictor of the label; sample it with --label_at_sampling none")
+        self.refuse_other_covariates(metadata)
         return LabelPredictor.from_state(metadata["label_predictor"])
+
+    def refuse_other_covariates(self, metadata: dict) -> None:
+        """Raise InputError if the predictor in a denoiser's metadata sees other covariates than the settings
+        name."""
+        state, names = metadata.get("label_predictor"), self.cfg.covariates
+        there = LabelPredictor.from_state(state).covariates if state else names
+        if there != names:
+            raise InputError(f"{self.best_path('ldm')}: its label is predicted from the MRI{_and_named(there)}, not "
+                             f"from the MRI{_and_named(names)}; give --covariates as in its training, or train "
+                             "stage 2 under another --exp")
+
+
+def _and_named(covariates: tuple[str, ...]) -> str:
+    """The end of a list that begins with the MRI."""
+    return f" and {', '.join(covariates)}" if covariates else " alone"
 
 
 # ---------------------------------------------------------------- from a batch of MRIs to latent samples
+
+def cells_of(people: pd.DataFrame | None, ids: list[str]) -> pd.DataFrame | None:
+    """Covariates of these scans as text, a row a scan, empty where they are not known; None if there are none."""
+    return None if people is None else people.reindex(ids, fill_value="")
+
 
 class LatentSampler:
     """Latent samples of MRIs, with the label that the settings give them in sampling (setting
@@ -235,14 +257,17 @@ class LatentSampler:
 
     sampler, steps: 'ddpm', 'ddim' or 'dpm' and its network evaluations. samples: numbers of the samples of a
     scan; the noise of a sample depends on seed, ID and its number alone. matched: sample twice, the second
-    time with what the SUVR of the first synthetic PET lacks.
+    time with what the SUVR of the first synthetic PET lacks. people: covariates of scans as text, indexed by ID;
+    a scan or column that is not there counts as missing.
     """
 
     def __init__(self, cfg: Config, synthesizer: Synthesizer, predictor: LabelPredictor | None,
-                 measurement: Measurement, sampler: str, steps: int, samples: range, matched: bool = False):
+                 measurement: Measurement, sampler: str, steps: int, samples: range, matched: bool = False,
+                 people: pd.DataFrame | None = None):
         self.cfg, self.synthesizer, self.predictor, self.measurement = (cfg, synthesizer, predictor,
                                                                         measurement)
         self.sampler, self.steps, self.samples, self.matched = sampler, steps, samples, matched
+        self.people = people
         if matched and predictor:
             self._refuse_other_regions()
 
@@ -259,16 +284,18 @@ class LatentSampler:
         one = self.synthesizer.diffusion.evaluations(self.sampler, self.steps)
         return one * len(self.samples) * (2 if self.matched else 1)
 
-    def label_probabilities(self, mri: Tensor) -> Tensor | None:
-        """Probabilities of the labels that are predicted from the MRIs [B, 1, D, H, W], [B, K]; None if
-        sampling goes without."""
-        return self.predictor.probabilities(mri) if self.predictor else None
+    def label_probabilities(self, batch: dict) -> Tensor | None:
+        """Probabilities of the labels that are predicted for a batch {id, mri}, [B, K]; None if sampling goes
+        without."""
+        if not self.predictor:
+            return None
+        return self.predictor.probabilities(batch["mri"], cells_of(self.people, batch["id"]))
 
     def __call__(self, batch: dict) -> Tensor:
         """z_0 of a batch {id, mri}: [B, m, C, d, h, w]. Raises NotFiniteError that names the subjects."""
         if not self.predictor:
             return self._sample(batch, None)
-        label = self.predictor.label(batch["mri"])                                           # [B, K]
+        label = self.predictor.label(batch["mri"], cells_of(self.people, batch["id"]))       # [B, K]
         z_0 = self._sample(batch, label)
         if not self.matched:
             return z_0

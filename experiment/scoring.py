@@ -12,10 +12,11 @@ from torch import Tensor
 
 from config import BASELINES, DENOISER
 from dataset import SPLITS, Scan, read_demographics
+from evaluation.covariate_status import PREFIX, with_cells
 from evaluation.power import expected_widths
 from evaluation.results import forget_run, save_run
 from evaluation.scores import Predict, Prediction, evaluate, summarize
-from evaluation.status import (CLASSIFIERS, StatusClassifier, fit_status_classifiers, read_status,
+from evaluation.status import (CLASSIFIERS, OF_COVARIATES, StatusClassifier, fit_status_classifiers, read_status,
                                save_status_classifiers)
 from evaluation.uncertainty import assess, calibrate, describe, save_calibration
 from experiment.experiment import PHANTOM_NOTICE, Experiment
@@ -74,14 +75,17 @@ def trained_epochs(exp: Experiment) -> dict[str, int]:
 
 # ---------------------------------------------------------------- amyloid status
 
-def classifiers_bound_to(masks: dict[str, str], synthesizer: Synthesizer) -> dict[str, str]:
-    """What a status classifier is valid for: the networks, which are those of one training list, and the
-    masks that it looks through.
+def classifiers_bound_to(masks: dict[str, str], synthesizer: Synthesizer,
+                         covariates: tuple[str, ...] = ()) -> dict[str, str]:
+    """What a status classifier is valid for: the networks, which are those of one training list, the masks that
+    it looks through, and the covariates that it sees.
 
     masks: as Measurement.mask_keys gives.
     """
     networks = weights_key(synthesizer.unet, synthesizer.space.decoder)
     bound_to = {name: f"{networks} {masks['brain']}" for name in CLASSIFIERS}
+    if covariates:
+        bound_to |= {name: f"{bound_to['mri']} {' '.join(covariates)}" for name in OF_COVARIATES}
     if "cortex" in masks:
         bound_to["suvr"] = f"{networks} {masks['cortex']} {masks['reference']}"
     return bound_to
@@ -89,7 +93,7 @@ def classifiers_bound_to(masks: dict[str, str], synthesizer: Synthesizer) -> dic
 
 def calibration_bound_to(sampling: dict, masks: dict[str, str], synthesizer: Synthesizer) -> dict:
     """What a calibration of the SUVR is valid for: networks, masks and sampling. sampling: the settings that
-    affect the synthesis."""
+    affect the synthesis, and the covariates if there are some."""
     return {"networks and masks": classifiers_bound_to(masks, synthesizer)["suvr"], **sampling}
 
 
@@ -100,6 +104,7 @@ def read_real(exp: Experiment, survey: Survey) -> dict[str, pd.DataFrame]:
     test = evaluate(lambda batch: batch["pet"], exp.batches(cohort.test, "mri", "pet", divided=True),
                     measurement.readable, "read test list")
     real = {"train": survey.of(cohort.train), "validation": survey.of(cohort.validation), "test": test}
+    real = {split: with_cells(table, exp.people) for split, table in real.items()}
     if measurement.regions:
         for table in real.values():
             without = table.loc[~np.isfinite(table["SUVR"]), "ID"]
@@ -129,7 +134,8 @@ def fit_status(exp: Experiment, real: dict[str, pd.DataFrame],
         return {}
     classifiers = fit_status_classifiers(real["train"], real["validation"], measurement.brain,
                                          measurement.pool, exp.cfg.seed)
-    save_status_classifiers(path, classifiers, classifiers_bound_to(measurement.mask_keys(), synthesizer))
+    bound_to = classifiers_bound_to(measurement.mask_keys(), synthesizer, exp.cfg.covariates)
+    save_status_classifiers(path, classifiers, bound_to)
     return classifiers
 
 
@@ -169,7 +175,7 @@ class ScanSynthesis:
             if measurement.regions:
                 suvr = measurement.suvr(decoded.flatten(0, 1)).view(decoded.shape[:2])       # [B, m]
                 columns["SUVR_sd"] = std_over_samples(suvr).tolist()
-        probabilities = self.sampler.label_probabilities(batch["mri"])
+        probabilities = self.sampler.label_probabilities(batch)
         if probabilities is not None and cfg.num_classes == 2:
             columns["p_mri"] = probabilities[:, 1].tolist()
         return Prediction(x_hat, columns)
@@ -288,8 +294,7 @@ def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer,
     validation = validation.assign(SUVR_real=validation["ID"].map(real["validation"].set_index("ID")["SUVR"]))
     test = test.assign(SUVR_real=test["ID"].map(real["test"].set_index("ID")["SUVR"]))
     calibration = calibrate(validation, exp.cfg.num_classes == 2)
-    bound_to = calibration_bound_to(exp.cfg.settings_of("synthesis"), exp.measurement.mask_keys(),
-                                    synthesizer)
+    bound_to = calibration_bound_to(exp.cfg.sampling_settings(), exp.measurement.mask_keys(), synthesizer)
     save_calibration(exp.cfg.result_dir / CALIBRATION, calibration, bound_to)
     assessed = assess(calibration, test)
     say("test", describe(calibration, assessed))
@@ -306,7 +311,8 @@ def write_results(exp: Experiment, synthesizer: Synthesizer, scores: TestScores)
         return
     cfg, real = exp.cfg, scores.real
     frames = {"test": _stacked(scores.subjects, ["ID", "label", *METRICS])}
-    people = real["test"][[name for name in ("ID", "age", "sex") if name in real["test"]]]
+    known = [name for name in real["test"] if name in ("ID", "age", "sex") or name.startswith(PREFIX)]
+    people = real["test"][known]
     readable = {"real": real["test"]} | {method: table.merge(people, on="ID") for method,
                                          table in scores.subjects.items()}
     if exp.measurement.regions:
@@ -315,7 +321,8 @@ def write_results(exp: Experiment, synthesizer: Synthesizer, scores: TestScores)
     if scores.classifiers:
         frames["predictions"] = read_status(scores.classifiers, readable)
     frames |= measure_uncertainty(exp, synthesizer, scores)
-    frames["people"] = people_of_test_list(cfg.info_folder, exp.cohort.test, cfg.subgroups)
+    frames["people"] = people_of_test_list(cfg.info_folder, exp.cohort.test,
+                                           (*cfg.covariates, *cfg.subgroups))
     note = exp.scores_note(len(exp.cohort.test))
     metadata = {"phantom": exp.is_phantom, "notice": exp.notice, "note": note, **exp.identity(),
                 **json.loads(cfg.to_json()), "command": exp.command}

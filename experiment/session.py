@@ -132,14 +132,14 @@ def check(cfg: Config) -> Cohort:
     if cfg.is_phantom:
         try:
             build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link,
-                          cfg.phantom_seed)
+                          cfg.phantom_seed, cfg.phantom_discordant, cfg.phantom_marker)
         except ValueError as error:
             raise InputError(str(error)) from error
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes,
                           cfg.subject_pattern,
                           smallest_training_list=max(cfg.aae_batch_size, cfg.ldm_batch_size) * world_size(),
-                          least_of_each_label=cfg.least_of_each_label,
-                          columns={"subgroups": cfg.subgroups})
+                          least_of_each_label=cfg.least_of_each_label, covariates=cfg.covariates,
+                          subgroups=cfg.subgroups)
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     return cohort

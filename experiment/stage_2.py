@@ -3,6 +3,7 @@ them."""
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -97,13 +98,25 @@ def _labels(exp: Experiment, survey: Survey) -> tuple[Tensor, dict | None]:
         soft_labels = torch.zeros_like(soft_labels)
     if not cfg.predicts_label:
         return soft_labels, None
+    cells = None if exp.people is None else exp.people.loc[[scan.id for scan in train]]
+    predictor = fit_label_predictor(exp, survey, labels[order], soft_labels[:len(train)], levels, cells)
+    return soft_labels, predictor.state()
+
+
+def fit_label_predictor(exp: Experiment, survey: Survey, labels: np.ndarray, soft_labels: Tensor,
+                        levels: Tensor | None, cells: pd.DataFrame | None, with_mri: bool = True) -> LabelPredictor:
+    """The predictor of the label, fitted to labels [n] and soft labels [n, K] of the training list.
+
+    levels: [2], mean SUVR of each label, if an SUVR made the soft labels. cells: covariates of the list as text, or
+    None. with_mri: whether it sees the MRI beside them; a control.
+    """
     pool = pool_width(exp.measurement.voxel_mm, INPUT_MM)
     brain = pool_volume(torch.from_numpy(exp.measurement.brain).float()[None, None], pool)[0, 0]
-    predictor = LabelPredictor.cross_fit(survey.mri, labels[order], soft_labels[: len(train)].numpy(), brain,
-                                         pool, cfg.seed, levels)
+    predictor = LabelPredictor.cross_fit(survey.mri, labels, soft_labels.numpy(), brain, pool, exp.cfg.seed, levels,
+                                         cells, with_mri)
     if levels is not None:
         predictor.regions = exp.measurement.region_key()
-    return soft_labels, predictor.state()
+    return predictor
 
 
 def _suvr_of(exp: Experiment, survey: Survey) -> np.ndarray:

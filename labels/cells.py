@@ -17,6 +17,11 @@ AGE = re.compile(r"(>=|>|≥)? ?([0-9]{1,3}(?:\.[0-9]*)?) ?"
 SEXES = {"1": "M", "1.0": "M", "MALE": "M", "M": "M", "2": "F", "2.0": "F", "FEMALE": "F", "F": "F"}
 
 
+def is_unknown(text: str) -> bool:
+    """Whether a cell holds nothing, or a word for it; not a number that may be a code for it."""
+    return text.upper() in MISSING
+
+
 def is_missing(text: str) -> bool:
     """Whether a cell says that its value is not known."""
     return text.upper() in MISSING_CODES

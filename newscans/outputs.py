@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cohort.derivative import relative, shared_keys
 from config import VERSION
+from evaluation.covariate_status import PREFIX
 from evaluation.status import NEEDS_PET, StatusClassifier, mean_level
 from evaluation.uncertainty import COVERAGE
 from experiment.experiment import RESEARCH_NOTICE
@@ -39,10 +40,10 @@ the latent samples of the model; it is not calibrated. The picture shows the PET
 
 # ---------------------------------------------------------------- numbers
 
-def measure(trained: Trained, mri: Tensor, x_hat: Tensor, decoded: Tensor,
+def measure(trained: Trained, scan: NewScan, mri: Tensor, x_hat: Tensor, decoded: Tensor,
             label: Tensor | None) -> dict[str, float | str]:
     """Uptake and amyloid status of a synthetic PET x_hat [D, H, W], with their range over its decoded samples
-    [m, D, H, W].
+    [m, D, H, W], and the covariates that were used.
 
     label: the probabilities [K] with which sampling was conditioned, or None.
     """
@@ -51,11 +52,15 @@ def measure(trained: Trained, mri: Tensor, x_hat: Tensor, decoded: Tensor,
         row = {f"p_label_{k}": float(label[k]) for k in range(1, len(label))}
     # the first is what is written
     read = pd.DataFrame([trained.measurement.readable(x, {"mri": mri}) for x in (x_hat, *decoded)])
-    for name in read:
+    names, known = trained.cfg.covariates, dict(scan.cells)
+    if names:
+        row["covariates"] = ", ".join(name for name in names if name in known) or "none known"
+    for name in list(read):
         if name == "CL" or name.startswith("SUVR"):
             row |= spread(name, read[name].to_numpy())
     if trained.measurement.regions:
         row |= calibrated(trained, row)
+    read = read.assign(**{f"{PREFIX}{name}": known.get(name, "") for name in names})
     for name, classifier in trained.classifiers.items():
         score = classifier.score(read)
         if name != "suvr":

@@ -44,12 +44,13 @@ class NewScan:
 
     id: name of its file without suffix, of a BIDS dataset subject and session. mri: the file. name: of the
     files written for it, without suffix, a BIDS name. mask: of its brain, which is cut out; None: the MRI is
-    a brain.
+    a brain. cells: name and text of the covariates that are known.
     """
     id: str
     mri: Path
     name: str
     mask: Path | None = None
+    cells: tuple[tuple[str, str], ...] = ()
 
     @property
     def entities(self) -> dict[str, str]:
@@ -177,8 +178,9 @@ def refuse_place(out: Path, taken: Iterable[Path], taken_below: Iterable[Path]) 
 
 
 def made_from(scan: NewScan, source: str) -> dict[str, str]:
-    """Checksums of the files of a scan, for its sidecar. source: that of its MRI."""
-    return {"mri": source} | ({"mask": sha256(scan.mask)} if scan.mask else {})
+    """Checksums of the files of a scan and its covariates, for its sidecar. source: checksum of its MRI."""
+    mask = {"mask": sha256(scan.mask)} if scan.mask else {}
+    return {"mri": source} | mask | {f"covariate {name}": cell for name, cell in scan.cells}
 
 
 def sha256(path: Path) -> str:

@@ -23,6 +23,7 @@ from dataset import LATENTS
 from experiment.saved import parse_for_experiment
 from imaging.remarks import Remarks
 from model import std_over_samples
+from newscans.covariates import people_of, with_covariates
 from newscans.outputs import README, TABLE, TITLE, differences_of, measure, write_scan, write_table
 from newscans.scans import (NewScan, complete_names, find_scans, header_problem, made_from, onto_crop,
                             place_problem,
@@ -49,6 +50,9 @@ class SynthesisSettings:
     out: str = setting("",
         "folder for their synthetic PETs, beside which nothing else of this project lies; it becomes a BIDS "
         "derivative dataset")
+    table: str = setting("",
+        "CSV or TSV with the covariates that the experiment was trained with (--covariates), a row a scan or a "
+        "subject, column ID or participant_id; values and whole columns may be missing")
     mri_percentile: float = setting(0.0,
         "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave [0, 1]; "
         "right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)
@@ -92,6 +96,9 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
     _refuse_if_none_is_left(scans, problems)
     trained = load_trained(cfg, settings.mri_percentile)
     named = complete_names([scan for scan in scans if scan.id not in problems], trained.tracer)
+    predictor = trained.sampler.predictor
+    named = with_covariates(named, settings.table, predictor, cfg.subject_pattern)
+    trained.sampler.people = people_of(named, cfg.covariates)
     with FolderLock(out) as lock:
         sources = {scan.id: sha256(scan.mri) for scan in named}
         missing = _wanted(named, sources, trained, out, settings.overwrite)
@@ -243,11 +250,11 @@ def _synthesize_batch(trained: Trained, batch: dict, sources: dict[str, str], ou
     decode = trained.synthesizer.decode
     z_0 = trained.sampler(batch)                                                          # [B, m, C, d, h, w]
     x_hats = decode(z_0.mean(dim=1))                                                         # [B, 1, D, H, W]
-    labels = trained.sampler.label_probabilities(batch["mri"])
+    labels = trained.sampler.label_probabilities(batch)
     for i, scan in enumerate(batch["scans"]):
         stop_if_requested()
         decoded: Tensor = decode(z_0[i])[:, 0] if z_0.shape[1] > 1 else x_hats[i]  # [m, D, H, W]
-        row = measure(trained, batch["mri"][i, 0], x_hats[i, 0], decoded,
+        row = measure(trained, scan, batch["mri"][i, 0], x_hats[i, 0], decoded,
                       None if labels is None else labels[i])
         if row["remark"]:
             say("synth", f"{scan.id}: {row['remark']}")

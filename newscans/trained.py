@@ -81,7 +81,7 @@ def load_trained(cfg: Config, mri_percentile: float) -> Trained:
     calibration, no_interval = _read_calibration(cfg, measurement, synthesizer)
     notice = f"{'trained on a digital phantom, ' if metadata['phantom'] else ''}{RESEARCH_NOTICE}"
     return Trained(cfg, networks, measurement, grid, sampler,
-                   _read_classifiers(cfg.result_dir, measurement, synthesizer), calibration, no_interval,
+                   _read_classifiers(cfg.result_dir, measurement, synthesizer, cfg.covariates), calibration, no_interval,
                    used, notice, mri_percentile, tracer_label(metadata.get("tracer", "")))
 
 
@@ -102,11 +102,12 @@ def _check_checkpoints(cfg: Config, networks: Networks) -> dict:
     return saved["metadata"]
 
 
-def _read_classifiers(folder: Path, measurement: Measurement,
-                      synthesizer: Synthesizer) -> dict[str, StatusClassifier]:
+def _read_classifiers(folder: Path, measurement: Measurement, synthesizer: Synthesizer,
+                      covariates: tuple[str, ...]) -> dict[str, StatusClassifier]:
     """The status classifiers that the test stage fitted, as far as they belong to these networks and masks;
     says which are missing."""
-    path, bound_to = folder / STATUS_CLASSIFIERS, classifiers_bound_to(measurement.mask_keys(), synthesizer)
+    path, bound_to = folder / STATUS_CLASSIFIERS, classifiers_bound_to(measurement.mask_keys(), synthesizer,
+                                                                         covariates)
     classifiers = load_status_classifiers(path, bound_to) if path.exists() else {}
     missing = [name for name in bound_to if name not in classifiers]
     if missing:
@@ -122,7 +123,7 @@ def _read_calibration(cfg: Config, measurement: Measurement,
     interval, which is said."""
     if not measurement.regions:
         return None, ""
-    bound_to = calibration_bound_to(cfg.settings_of("synthesis"), measurement.mask_keys(), synthesizer)
+    bound_to = calibration_bound_to(cfg.sampling_settings(), measurement.mask_keys(), synthesizer)
     calibration, why_not = load_calibration(cfg.result_dir / CALIBRATION, bound_to)
     why_not = why_not or calibration.why_no_interval
     if why_not:

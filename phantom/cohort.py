@@ -8,6 +8,7 @@ import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 from filelock import FileLock
 
 from phantom.anatomy import Template, load_template
+from phantom.covariates import Covariates, draw_covariates
 from phantom.uptake import Subject, draw_subject, simulate
 from runtime.files import sync
 from runtime.logs import progress_bar, say
@@ -26,34 +28,49 @@ SPLITS = ("train", "validation", "test")
 MAX_WORKERS = 16                              # at 1 mm a worker holds 1 to 2 GiB
 
 
-def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, link: float, seed: int) -> None:
+class Simulation(NamedTuple):
+    """What a cohort is simulated with, as the settings phantom_<name> of config.py.
+
+    subjects: numbers for train, validation, test. voxel: mm, 1 (the paper's grid, 181x217x181) to 10. link:
+    correlation of atrophy with amyloid load, in [0, 0.95]. discordant: share of the subjects in whom they have
+    nothing to do with each other. marker: correlation of the blood marker with the load, in [0, 0.95].
+    """
+    subjects: tuple[int, int, int]
+    voxel: int
+    link: float
+    seed: int
+    discordant: float = 0.0
+    marker: float = 0.75
+
+    def as_saved(self) -> dict:
+        """The content of phantom.json, by which a later run recognises the cohort."""
+        named = {f"phantom_{name}": value for name, value in self._asdict().items()}
+        return {"version": VERSION, **named, "phantom_subjects": list(self.subjects)}
+
+
+def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, link: float, seed: int,
+                  discordant: float = 0.0, marker: float = 0.75) -> None:
     """Simulate the cohort under root, unless it is already there with these very settings.
 
-    subjects: numbers for train, validation, test. voxel_mm: 1 (the paper's grid, 181x217x181) to 10. link:
-    correlation of atrophy with amyloid load, in [0, 0.95]. The cohort grows in a folder beside root, which
-    takes its name at the end: a killed run leaves no half cohort, and a second run that wants it waits. The
-    same settings give the same voxels, whatever the number of workers. Raises ValueError if root holds
-    something else, or a setting is out of range.
+    The arguments are those of Simulation. The cohort grows in a folder beside root, which takes its name at the
+    end: a killed run leaves no half cohort, and a second run that wants it waits. The same settings give the
+    same voxels, whatever the number of workers. Raises ValueError if root holds something else, or a setting is
+    out of range.
     """
-    check_settings(subjects, voxel_mm, link, seed)
+    simulation = Simulation(subjects, voxel_mm, float(link), seed, float(discordant), float(marker))
+    check_settings(simulation)
     root = Path(root).resolve()
-    settings = {"version": VERSION, "phantom_subjects": list(subjects), "phantom_voxel": voxel_mm,
-                "phantom_link": float(link), "phantom_seed": seed}           # named as on the command line
-    if already_built(root, settings):
+    if already_built(root, simulation.as_saved()):
         return
     root.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(root.parent / f".{root.name}.lock"):
-        if not already_built(root, settings):
-            build(root, settings, subjects, voxel_mm, link, seed)
+        if not already_built(root, simulation.as_saved()):
+            build(root, simulation)
 
 
-def build(root: Path, settings: dict, subjects: tuple[int, int, int], voxel_mm: int, link: float, seed: int
-          ) -> None:
-    """Simulate the cohort beside root and give it that name; arguments as in build_phantom.
-
-    settings: what phantom.json keeps, by which a later run recognises the cohort.
-    """
-    numbers = " + ".join(map(str, subjects))
+def build(root: Path, simulation: Simulation) -> None:
+    """Simulate the cohort beside root and give it that name."""
+    numbers, voxel_mm = " + ".join(map(str, simulation.subjects)), simulation.voxel
     say("check", f"building a digital phantom cohort of {numbers} subjects at {voxel_mm} mm in {root}")
     growing = root.with_name(root.name + ".phantom_unfinished")
     shutil.rmtree(growing, ignore_errors=True)
@@ -61,8 +78,8 @@ def build(root: Path, settings: dict, subjects: tuple[int, int, int], voxel_mm: 
         (growing / folder).mkdir(parents=True)
 
     template = load_template(voxel_mm)
-    cohort = assign(subjects, seed)
-    tasks = [(growing, index, *row, link, seed) for index, row in enumerate(cohort, start=1)]
+    cohort = assign(simulation.subjects, simulation.seed)
+    tasks = [(growing, index, *row, simulation) for index, row in enumerate(cohort, start=1)]
     number = min(os.cpu_count() or 1, len(tasks), MAX_WORKERS)
     workers = ProcessPoolExecutor(number, initializer=set_template, initargs=(template,))
     with abandoned_on_error(workers) as pool:
@@ -72,7 +89,7 @@ def build(root: Path, settings: dict, subjects: tuple[int, int, int], voxel_mm: 
     save(growing / "truth" / "cortex.nii.gz", template.cortex.astype(np.uint8), template.affine)
     save(growing / "truth" / "cerebellum.nii.gz", template.cerebellum.astype(np.uint8), template.affine)
     write_tables(growing, cohort, drawn)
-    (growing / "phantom.json").write_text(json.dumps(settings | {"note": NOTE}, indent=2) + "\n")
+    (growing / "phantom.json").write_text(json.dumps(simulation.as_saved() | {"note": NOTE}, indent=2) + "\n")
     for path in growing.rglob("*"):
         sync(path)
     if root.exists():
@@ -82,16 +99,20 @@ def build(root: Path, settings: dict, subjects: tuple[int, int, int], voxel_mm: 
 
 # ---------------------------------------------------------------- before anything is simulated
 
-def check_settings(subjects: tuple[int, int, int], voxel_mm: int, link: float, seed: int) -> None:
+def check_settings(simulation: Simulation) -> None:
     """Raise ValueError that lists every setting which is out of range."""
+    subjects, voxel_mm, link, seed, discordant, marker = simulation
     problems = []
     if len(subjects) != len(SPLITS) or min(subjects) < 0 or sum(subjects) == 0:
         problems.append(f"subjects {subjects}: expected numbers for {', '.join(SPLITS)}, none negative, "
                         "at least one subject")
     if voxel_mm not in range(1, 11):
         problems.append(f"voxel_mm {voxel_mm}: expected an integer from 1 to 10: beyond, no cortex is left")
-    if not 0 <= link <= 0.95:
-        problems.append(f"link {link}: expected a correlation in [0, 0.95]")
+    for name, value in (("link", link), ("marker", marker)):
+        if not 0 <= value <= 0.95:
+            problems.append(f"{name} {value}: expected a correlation in [0, 0.95]")
+    if not 0 <= discordant <= 1:
+        problems.append(f"discordant {discordant}: expected a share in [0, 1]")
     if seed < 0:
         problems.append(f"seed {seed}: expected 0 or more")
     if problems:
@@ -150,21 +171,31 @@ def set_template(template: Template) -> None:
     _template = template
 
 
-def write_subject(task: tuple[Path, int, str, str, int, float, int]) -> Subject:
+class Drawn(NamedTuple):
+    """The scalars of one simulated subject."""
+    subject: Subject
+    covariates: Covariates
+    discordant: bool
+
+
+def write_subject(task: tuple[Path, int, str, str, int, Simulation]) -> Drawn:
     """Simulate one subject and write its volumes, in a worker.
 
-    task: folder, index, ID, split, label, link, seed. The index seeds the subject, so that neither the order
-    nor the number of workers matters.
+    task: folder, index, ID, split, label, settings. The index seeds the subject, so that neither the order nor
+    the number of workers matters; what lies beside the images has a stream of its own, so that it changes no
+    voxel of those whose atrophy is linked.
     """
-    root, index, name, split, label, link, seed = task
-    rng = np.random.default_rng([seed, index])
-    subject = draw_subject(rng, label, link)
-    mri, pet, oracle = simulate(_template, rng, subject, link)
+    root, index, name, split, label, simulation = task
+    rng, rng_beside = (np.random.default_rng([simulation.seed, index, *stream]) for stream in ((), (1,)))
+    discordant = bool(rng_beside.uniform() < simulation.discordant)
+    subject = draw_subject(rng, label, 0.0 if discordant else simulation.link)
+    covariates = draw_covariates(rng_beside, subject, simulation.marker)
+    mri, pet, oracle = simulate(_template, rng, subject, simulation.link, simulation.discordant)
     save(root / "whole_MRI" / f"{name}.nii.gz", mri, _template.affine)
     save(root / "whole_Abeta" / f"{name}.nii.gz", pet, _template.affine)
     if split != "train":
         save(root / "truth" / "oracle" / f"{name}.nii.gz", oracle, _template.affine)
-    return subject
+    return Drawn(subject, covariates, discordant)
 
 
 def save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
@@ -176,15 +207,18 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     nib.save(image, path)
 
 
-def write_tables(root: Path, cohort: list[tuple[str, str, int]], drawn: list[Subject]) -> None:
+def write_tables(root: Path, cohort: list[tuple[str, str, int]], drawn: list[Drawn]) -> None:
     """Write data_info/, which training reads, and truth/truth.csv, which it must not read.
 
     cohort: (ID, split, label) of every subject, from assign. drawn: their scalars, in that order.
     """
-    table = pd.DataFrame(drawn)
+    table = pd.DataFrame([one.subject for one in drawn]).join(pd.DataFrame([one.covariates for one in drawn]))
     table.insert(0, "ID", [name for name, _, _ in cohort])
-    table[["ID", "label", "age", "sex"]].to_csv(root / "data_info" / "data_info.csv", index=False)
-    table[["ID", "label", "suvr", "load", "atrophy"]].to_csv(root / "truth" / "truth.csv", index=False)
+    table["discordant"] = [int(one.discordant) for one in drawn]
+    info = table[["ID", "label", "age", "sex", *Covariates._fields]]
+    info.to_csv(root / "data_info" / "data_info.csv", index=False)
+    truth = table[["ID", "label", "suvr", "load", "atrophy", "discordant"]]
+    truth.to_csv(root / "truth" / "truth.csv", index=False)
     for split in SPLITS:
         names = [name for name, where, _ in cohort if where == split]
         (root / "data_info" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))

@@ -71,8 +71,9 @@ def standard_load(suvr):
 def draw_subject(rng: Generator, label: int, link: float) -> Subject:
     """Draw the scalars of one subject.
 
-    label: 0 or 1. link: correlation of atrophy with load over a half-positive cohort, in [0, 0.95]. Age
-    follows atrophy alone and sex follows nothing, so neither tells more about the label than the MRI does.
+    label: 0 or 1. link: correlation of atrophy with load over a half-positive cohort, in [0, 0.95]; 0 for a
+    discordant subject. Age follows atrophy alone and sex follows nothing, so neither tells more about the label
+    than the MRI does.
     """
     suvr = float(truncated_normal(rng.uniform(), SUVR_POSITIVE if label else SUVR_NEGATIVE))
     atrophy = link * float(standard_load(suvr)) + np.sqrt(1 - link ** 2) * rng.standard_normal()
@@ -206,25 +207,32 @@ def combine(uptake: np.ndarray, components: np.ndarray) -> np.ndarray:
     return pet
 
 
-def expected_uptake(cortex: np.ndarray, cerebellum: np.ndarray, atrophy: float, link: float) -> np.ndarray:
+def expected_uptake(cortex: np.ndarray, cerebellum: np.ndarray, atrophy: float, link: float,
+                    discordant: float = 0.0) -> np.ndarray:
     """Mean of solve_uptake given the subject's anatomy and atrophy, [4]: the uptake of the oracle.
 
     cortex, cerebellum: [4] from region_means. The mean is over pairs of SUVR and white uptake from the prior,
     half of them positive, on quantiles rather than at random. Each pair weighs as much as it makes the
-    atrophy likely, p(atrophy | SUVR) = N(link z, 1 - link^2). With link 0 all weigh the same: the prior mean.
+    atrophy likely, p(atrophy | SUVR) = (1 - discordant) N(link z, 1 - link^2) + discordant N(0, 1), because nobody
+    knows who is discordant. With link 0 all weigh the same: the prior mean.
     """
     u = (np.arange(ORACLE_DRAWS // 2) + 0.5) / (ORACLE_DRAWS // 2)
     suvr = np.concatenate([truncated_normal(u, SUVR_NEGATIVE), truncated_normal(u, SUVR_POSITIVE)])
     order = np.random.default_rng(0)              # only pairs the quantiles; the same for all subjects
     white = np.concatenate([truncated_normal(order.permutation(u), WHITE_UPTAKE) for _ in range(2)])
     log_weight = -(atrophy - link * standard_load(suvr)) ** 2 / (2 * (1 - link ** 2))
+    if discordant:
+        linked = np.log1p(-discordant) - np.log(1 - link ** 2) / 2 + log_weight if discordant < 1 else -np.inf
+        log_weight = np.logaddexp(linked, np.log(discordant) - atrophy ** 2 / 2 + np.zeros_like(suvr))
     weight = np.exp(log_weight - log_weight.max())
     return solve_uptake(cortex, cerebellum, white, suvr) @ (weight / weight.sum())
 
 
-def simulate(template: Template, rng: Generator, subject: Subject, link: float
+def simulate(template: Template, rng: Generator, subject: Subject, link: float, discordant: float = 0.0
              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """MRI, PET and oracle of a subject, each [X, Y, Z] float32 in [0, 1], background 0.
+
+    link, discordant: of the cohort, for the oracle, which knows nothing else of the subject than its MRI.
 
     The oracle is E[PET | deformation, atrophy]: no method that sees the MRI can have a lower expected squared
     error. The mean over status, SUVR and white uptake is exact, up to the grid of ORACLE_DRAWS quantiles.
@@ -233,7 +241,8 @@ def simulate(template: Template, rng: Generator, subject: Subject, link: float
     """
     anatomy = simulate_anatomy(template, rng, subject.atrophy)
     components = blur_components(template, anatomy)
-    oracle = combine(expected_uptake(*region_means(template, components), subject.atrophy, link), components)
+    expected = expected_uptake(*region_means(template, components), subject.atrophy, link, discordant)
+    oracle = combine(expected, components)
     components *= 1 + draw_noise(template, rng)
     pet = combine(solve_uptake(*region_means(template, components), subject.white, subject.suvr), components)
     return render_mri(template, anatomy, rng), pet, oracle

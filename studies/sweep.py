@@ -169,7 +169,8 @@ def _score(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor 
     for count in counts:
         title = f"sweep, {sampler} {steps}, {count} samples"
         numbers = range(first, count)
-        latents = LatentSampler(exp.cfg, synthesizer, predictor, exp.measurement, sampler, steps, numbers)
+        latents = LatentSampler(exp.cfg, synthesizer, predictor, exp.measurement, sampler, steps, numbers,
+                                people=exp.people)
         _add_samples(exp, latents, samples, title)
         first = count
         scores = evaluate(predict, exp.batches(scans, "pet"), measure, title)

@@ -77,7 +77,8 @@ def metadata_of(suvr: list[float] = SUVR, **settings) -> dict:
     scans = [SimpleNamespace(id=str(i), label=i % 2) for i in range(6)]
     cohort = SimpleNamespace(train=scans[:4], validation=scans[4:], affine=np.eye(4), tracer="FBP")
     measurement = SimpleNamespace(voxel_mm=8.0, brain=np.ones((2, 2, 2), bool), region_key=lambda: "masks")
-    exp = SimpleNamespace(cfg=cfg, cohort=cohort, measurement=measurement, is_phantom=False)
+    exp = SimpleNamespace(cfg=cfg, cohort=cohort, measurement=measurement, is_phantom=False,
+                          people=None)
     mri = torch.rand(4, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
     table = pd.DataFrame({"ID": [scan.id for scan in scans], "SUVR": suvr})
     latents = {scan.id: torch.full((1, 2, 2, 2), float(scan.id)) for scan in scans}

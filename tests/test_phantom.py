@@ -14,7 +14,8 @@ from phantom import anatomy, uptake
 from phantom import cohort as phantom
 from phantom.anatomy import load_template
 from phantom.cohort import build_phantom
-from phantom.uptake import Subject, draw_subject, simulate, simulate_anatomy
+from phantom.covariates import draw_covariates
+from phantom.uptake import Subject, draw_subject, simulate, simulate_anatomy, standard_load
 
 SUBJECTS, VOXEL_MM, LINK, SEED = (5, 3, 4), 8, 0.6, 1
 SHAPE = (22, 27, 22)
@@ -63,12 +64,14 @@ def test_the_layout_is_a_users_own_plus_the_truth(cohort):
     names = [f"phantom{i:03d}" for i in range(1, 13)]
     info = pd.read_csv(cohort / "data_info" / "data_info.csv")
     lists = {split: (cohort / "data_info" / f"{split}.txt").read_text().split() for split in phantom.SPLITS}
-    assert list(info.columns) == ["ID", "label", "age", "sex"] and list(info["ID"]) == names
+    assert list(info.columns) == ["ID", "label", "age", "sex", "apoe4", "ptau217", "mmse"]
+    assert list(info["ID"]) == names
     assert [len(ids) for ids in lists.values()] == list(SUBJECTS) and sum(lists.values(), []) == names
     for folder, ids in (("whole_MRI", names), ("whole_Abeta", names), ("truth/oracle", names[5:])):
         assert sorted(path.name for path in (cohort / folder).iterdir()) == [f"{name}.nii.gz" for name in ids]
     truth = pd.read_csv(cohort / "truth" / "truth.csv")
-    assert list(truth.columns) == ["ID", "label", "suvr", "load", "atrophy"]
+    assert list(truth.columns) == ["ID", "label", "suvr", "load", "atrophy", "discordant"]
+    assert not truth["discordant"].any()
     assert truth["label"].equals(info["label"])
     settings = json.loads((cohort / "phantom.json").read_text())
     assert settings["note"] == "digital phantom, not patient data"
@@ -174,6 +177,36 @@ def test_link_is_the_correlation_of_atrophy_with_load(link):
     assert (drawn["sex"] == "M").mean() == pytest.approx(0.5, abs=0.03)
 
 
+@pytest.mark.parametrize("marker", [0.0, 0.75])
+def test_covariates_follow_amyloid_or_atrophy_as_strongly_as_stated(marker):
+    rng = np.random.default_rng(0)
+    subjects = [draw_subject(rng, i % 2, 0.0) for i in range(8000)]
+    drawn = pd.DataFrame(subjects).join(pd.DataFrame([draw_covariates(rng, one, marker) for one in subjects]))
+    assert np.corrcoef(drawn["ptau217"], drawn["load"])[0, 1] == pytest.approx(marker, abs=0.03)
+    assert np.corrcoef(drawn["mmse"], drawn["atrophy"])[0, 1] == pytest.approx(-0.6, abs=0.05)
+    assert abs(np.corrcoef(drawn["mmse"], drawn["load"])[0, 1]) < 0.04        # without a link
+    assert drawn["ptau217"].mean() == pytest.approx(0.60, abs=0.01) and drawn["ptau217"].min() >= 0.05
+    assert drawn["mmse"].between(0, 30).all() and drawn["mmse"].dtype.kind == "i"
+    for label, shares in {0: [0.75, 0.22, 0.03], 1: [0.40, 0.45, 0.15]}.items():
+        found = drawn.loc[drawn["label"] == label, "apoe4"].value_counts(normalize=True).sort_index()
+        assert found.tolist() == pytest.approx(shares, abs=0.03)
+
+
+def test_atrophy_of_discordant_subjects_says_nothing_and_the_others_keep_their_images(tmp_path, cohort):
+    build_phantom(tmp_path / "half", SUBJECTS, VOXEL_MM, LINK, SEED, discordant=0.5)
+    truth = pd.read_csv(tmp_path / "half" / "truth" / "truth.csv").set_index("ID")
+    before = pd.read_csv(cohort / "truth" / "truth.csv").set_index("ID")
+    concordant = truth.index[truth["discordant"] == 0]
+    assert 0 < len(concordant) < len(truth)
+    assert truth["suvr"].equals(before["suvr"])
+    unlinked = (truth["atrophy"] - (before["atrophy"] - LINK * standard_load(before["suvr"])) / 0.8).abs() < 1e-9
+    assert unlinked.equals(truth["discordant"] == 1)       # sqrt(1 - LINK^2) is 0.8
+    for name, voxels in volumes(tmp_path / "half").items():
+        is_same = np.array_equal(voxels, read(cohort / name))
+        if name.startswith("whole"):
+            assert is_same == (Path(name).name.removesuffix(".nii.gz") in concordant), name
+
+
 def test_atrophy_takes_grey_matter_and_widens_the_ventricles(template):
     young, old = (simulate_anatomy(template, np.random.default_rng(0), atrophy) for atrophy in (-1.5, 1.5))
     cortex = template.cortex
@@ -238,6 +271,22 @@ def test_the_oracle_agrees_with_drawn_subjects_that_have_this_atrophy(template, 
     assert expected @ cortex == pytest.approx(np.mean(near), abs=0.03)
 
 
+@pytest.mark.parametrize("discordant", [0.4, 1.0])
+def test_the_oracle_weighs_that_the_atrophy_may_mislead(template, discordant):
+    rng = np.random.default_rng(0)
+    near = []
+    for i in range(40000):
+        subject = draw_subject(rng, i % 2, 0.0 if rng.uniform() < discordant else 0.9)
+        if abs(subject.atrophy - 1.2) < 0.1:
+            near.append(subject.suvr)
+    components = uptake.blur_components(template, simulate_anatomy(template, rng, 1.2))
+    cortex, cerebellum = uptake.region_means(template, components)
+    expected = uptake.expected_uptake(cortex, cerebellum, 1.2, 0.9, discordant)
+    assert expected @ cortex == pytest.approx(np.mean(near), abs=0.02)
+    certain = uptake.expected_uptake(cortex, cerebellum, 1.2, 0.9) @ cortex
+    assert certain > expected @ cortex + 0.05              # so the mixture makes a difference here
+
+
 @pytest.mark.parametrize("suvr", [0.9, 1.87])
 @pytest.mark.parametrize("atrophy", [-5.0, 5.0])
 def test_the_most_extreme_subjects_stay_within_range(template, suvr, atrophy):
@@ -290,6 +339,7 @@ def test_a_cut_run_leaves_no_cohort_and_its_rest_is_cleared(tmp_path, monkeypatc
 
 def test_settings_out_of_range_are_named_together(tmp_path):
     with pytest.raises(ValueError) as error:
-        build_phantom(tmp_path / "cohort", (0, 0, 0), 0, 0.99, -1)
-    assert all(name in str(error.value) for name in ("subjects", "voxel_mm 0", "link 0.99", "seed -1"))
+        build_phantom(tmp_path / "cohort", (0, 0, 0), 0, 0.99, -1, 1.1, -0.1)
+    assert all(name in str(error.value) for name in (
+        "subjects", "voxel_mm 0", "link 0.99", "seed -1", "discordant 1.1", "marker -0.1"))
     assert not (tmp_path / "cohort").exists()
