@@ -493,6 +493,9 @@ class Config:
         affects=(*SCORES, *NEW_SCANS), low=0.0, high=1000.0)
     centiloid_intercept: float = setting(0.0,
         "b of CL = a SUVR + b", affects=(*SCORES, *NEW_SCANS), low=-1000.0, high=1000.0)
+    subgroups: tuple[str, ...] = setting((),
+        "further columns of data_info.csv by whose groups the scores of the test list are split, beside label, "
+        "sex, age, site, tracer and diagnosis where they are known", empty=True)
     bootstrap_resamples: int = setting(2000,
         "resamples of subjects behind every 95 % interval", low=100, high=100_000)
     shown_subjects: int = setting(2,
@@ -635,8 +638,9 @@ class Config:
 
 def with_later_settings(saved: dict) -> dict:
     """Settings as JSON saved them, with those that came later as they were before: the compared systems,
-    latent_dir, the phantom's discordance and marker, covariates, and no SUVR without masks."""
-    added = (*SYSTEMS, "latent_dir", "phantom_discordant", "phantom_marker", "covariates")
+    latent_dir, the phantom's discordance and marker, covariates, further subgroups, and
+    no SUVR without masks."""
+    added = (*SYSTEMS, "latent_dir", "phantom_discordant", "phantom_marker", "covariates", "subgroups")
     defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in added}
     knew_regions = saved.get("cortex_mask") or any(saved.get("phantom_subjects", ()))
     return defaults | {"regions": "auto" if knew_regions else "none"} | saved

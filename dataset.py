@@ -1,4 +1,5 @@
 """The cohort: lists and labels, the check of all of it, and its volumes and latents as torch datasets."""
+import difflib
 import hashlib
 import math
 import os
@@ -6,7 +7,7 @@ import re
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +250,34 @@ def _age_or_nan(text: str) -> float:
         return math.nan
 
 
+def find_column(columns: Iterable[str], name: str) -> str | None:
+    """The column that a name means: the same name, or else the only one that differs in case, blanks and
+    punctuation alone; None if there is none."""
+    if name in columns:
+        return name
+    alike = [column for column in columns if simplified(column) == simplified(name)]
+    return alike[0] if len(alike) == 1 and simplified(name) else None
+
+
+def missing_columns(info_dir: Path, setting: str, names: tuple[str, ...]) -> list[str]:
+    """Problems of names of columns of data_info.csv that a setting gives; none where the table itself cannot be
+    read, which is a problem of its own."""
+    path, problems = info_dir / "data_info.csv", []
+    try:
+        columns = list(read_table(path, "ID", "label", remarks=[]).columns)
+    except InputError:
+        return []
+    near, listing = NearNames(columns), ", ".join(brief(column) for column in columns)
+    spelled = {simplified(column): column for column in columns}
+    for name in names:
+        if find_column(columns, name) is None:
+            alike = difflib.get_close_matches(simplified(name), spelled, 1)
+            hint = near.hint(name) or (f"; did you mean {spelled[alike[0]]}?" if alike else "")
+            problems.append(f"{path}: has no column {brief(repr(name))}, which the setting {setting} names{hint}; "
+                            f"its columns are {listing}")
+    return problems
+
+
 def read_tracer(info_dir: Path, scans: list[Scan]) -> str:
     """The tracer of all the scans by the column tracer of data_info.csv, as it is written there; '' if there
     is no such column, or not one tracer alone."""
@@ -293,13 +322,14 @@ class Cohort:
 
 
 def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], num_classes: int,
-                 subject_pattern: str, smallest_training_list: int = 1,
-                 least_of_each_label: int = 0, covariates: tuple[str, ...] = ()) -> Cohort:
+                 subject_pattern: str, smallest_training_list: int = 1, least_of_each_label: int = 0,
+                 covariates: tuple[str, ...] = (), subgroups: tuple[str, ...] = ()) -> Cohort:
     """Read the whole cohort once and vouch for it: headers first, then every voxel, in parallel.
 
     image_size: voxels of every volume in RAS order. Intensities must lie in [0, 1]. least_of_each_label:
     subjects that the training list must have with every label, so that labels can be predicted from the MRI.
     covariates: columns of data_info.csv from which they are predicted as well.
+    subgroups: columns of it that must be there.
     Raises InputError that lists every problem found: file, what was found, what is expected.
     """
     reader = CohortReader(data_dir, info_dir, num_classes, subject_pattern)
@@ -314,6 +344,7 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
     if splits["train"] and len(splits["train"]) < smallest_training_list:
         problems.append(f"{info_dir / 'train.txt'}: {len(splits['train'])} usable subjects do not fill the "
                         f"{smallest_training_list} of one step (batch size x processes)")
+    problems += missing_columns(info_dir, "subgroups", subgroups)
     there = [scan.label for scan in splits["train"]]
     if there and min(map(there.count, range(num_classes))) < least_of_each_label:
         problems.append(f"{info_dir / 'train.txt'}: not all of the {num_classes} labels occur at least "

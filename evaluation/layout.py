@@ -15,7 +15,8 @@ from runtime.files import make_folder, write_csv, write_text
 
 LEVEL = 0.05                                               # of significance, after Holm's correction
 DIGITS = {"PSNR": 2, "PSNR_brain": 2, "MAE": 4, "MAE_brain": 4}               # 3 of all others
-SUFFIXES = {"value": "", "spread": "_sd", "low": "_low", "high": "_high", "p_holm": "_p_holm"}   # in the CSV
+SUFFIXES = {"value": "", "spread": "_sd", "low": "_low", "high": "_high", "p": "_p",
+            "p_holm": "_p_holm"}                           # in the CSV
 TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{",
        "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "†": r"$\dagger$",
        "<": r"$<$", ">": r"$>$", "|": r"\textbar{}"}
@@ -63,7 +64,8 @@ def to_csv(table: Table) -> pd.DataFrame:
         row |= {name: first[name] for name in ("experiment", *table.keys, "n", "seeds")}
         for record in metrics.to_dict("records"):
             for column, suffix in SUFFIXES.items():
-                row[record["metric"] + suffix] = record[column]
+                if column in record:
+                    row[record["metric"] + suffix] = record[column]
         row["made_by"] = " ; ".join(first["made_by"])
         rows.append(row)
     frame = pd.DataFrame(rows)
@@ -121,11 +123,15 @@ def display(table: Table, markup: Markup) -> list[Section]:
 
 
 def _comparison_text(tidy: pd.DataFrame, markup: Markup) -> pd.DataFrame:
-    columns = {}
-    for name, values in tidy.drop(columns="section").items():
-        texts = [_p_value(value) if name in ("p", "p_holm") else str(value) for value in values]
-        columns["p (Holm)" if name == "p_holm" else name] = [markup.escape(text) for text in texts]
-    return pd.DataFrame(columns)
+    rows = []
+    for record in tidy.to_dict("records"):
+        low, high = (_number(record["metric"], record[name]) for name in ("difference_low", "difference_high"))
+        texts = {name: str(record[name]) for name in ("table", "metric", "a", "b", "n")}
+        texts["difference"] = f"{_number(record['metric'], record['difference'])} [{low}, {high}]"
+        texts["rank-biserial"] = _number("", record["rank_biserial"])
+        texts |= {"p": _p_value(record["p"]), "p (Holm)": _p_value(record["p_holm"])}
+        rows.append({name: markup.escape(text) for name, text in texts.items()})
+    return pd.DataFrame(rows)
 
 
 def _row_text(row: pd.DataFrame, keys: tuple[str, ...], commands: list[str],

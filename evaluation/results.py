@@ -18,7 +18,7 @@ from utils import InputError
 
 FORMAT = 2                                                 # raise it when a column changes its meaning
 INDEX = "scores.json"
-FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty")  # the first is always there
+FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty", "people")   # the first is always there
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,8 @@ class Run:
     lists of training and validation (training) and of the masks. test: columns method, ID, label and the
     image scores. uptake: method, ID, label, SUVR and further regions, or None. predictions: as read_status
     gives them, or None. validation_list: label and scores of the validation list. uncertainty: as assess
-    gives it, or None.
+    gives it, or None. people: what is known of the test subjects as text, a row each: ID, label and further columns, or
+    None if an earlier version wrote the results.
     """
     name: str
     metadata: dict
@@ -39,6 +40,7 @@ class Run:
     predictions: pd.DataFrame | None
     validation_list: pd.DataFrame | None = None
     uncertainty: pd.DataFrame | None = None
+    people: pd.DataFrame | None = None
 
     @property
     def seed(self) -> int:
@@ -89,7 +91,7 @@ def load_run(folder: Path) -> Run:
     frames = {}
     for name in FRAMES:
         written = f"{name}.csv" in metadata["files"]
-        frames[name] = _read_csv(folder / f"{name}.csv") if written else None
+        frames[name] = _read_csv(folder / f"{name}.csv", name == "people") if written else None
     return Run(folder.name, metadata, **frames)
 
 
@@ -121,7 +123,10 @@ def _remedy(folder: Path) -> str:
     return f"run --stages test of experiment {folder.name} again"
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
+def _read_csv(path: Path, is_text: bool) -> pd.DataFrame:
+    """A CSV of the test stage; as text, '' where a cell is empty, if its numbers may be names (site 003)."""
+    if is_text:
+        return pd.read_csv(path, dtype=str, keep_default_na=False)
     return pd.read_csv(path, dtype={"ID": str}, keep_default_na=False, na_values=[""])    # an ID may read NA
 
 

@@ -10,7 +10,7 @@ import scipy.stats
 from numpy import ndarray
 
 STATUS_METRICS = ("AUC", "ACC", "balanced_ACC", "SEN", "SPE", "PPV", "NPV", "F1", "MCC", "Brier")
-AGREEMENT = ("bias", "MAE", "RMSE", "Pearson", "CCC", "LoA_low", "LoA_high", "slope")
+AGREEMENT = ("bias", "MAE", "RMSE", "Pearson", "CCC", "ICC", "LoA_low", "LoA_high", "slope")
 DEFINED = 0.95                                             # least share of the replicates
 
 
@@ -50,10 +50,18 @@ def status_metrics(label: ndarray, score: ndarray, positive: ndarray, probabilit
         _ratio(tp, tp + fp), _ratio(tn, tn + fn), _ratio(2 * tp, 2 * tp + fp + fn), mcc, brier])
 
 
+def correlation(a: ndarray, b: ndarray) -> ndarray:
+    """Pearson correlation over the last axis; NaN where one of them is constant. a, b: [..., n]. Returns [...]."""
+    of_a, of_b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
+    found = _ratio((of_a * of_b).sum(-1), np.sqrt((of_a ** 2).sum(-1) * (of_b ** 2).sum(-1)))
+    return np.where((np.ptp(a, -1) == 0) | (np.ptp(b, -1) == 0), np.nan, found)
+
+
 def agreement(real: ndarray, synthetic: ndarray) -> dict[str, float]:
     """AGREEMENT of paired uptake values [n]; errors are synthetic - real.
 
-    CCC: concordance correlation (Lin 1989, with n in the denominators). LoA: Bland-Altman limits, bias -+
+    CCC: concordance correlation (Lin 1989, with n in the denominators). ICC: intraclass correlation
+    ICC(A,1). LoA: Bland-Altman limits, bias -+
     1.96 SD. slope: of synthetic on real by least squares; below 1 it compresses toward the mean, 0 shows
     everybody the same.
     """
@@ -65,11 +73,38 @@ def agreement(real: ndarray, synthetic: ndarray) -> dict[str, float]:
     pearson = float(_ratio(cov, np.sqrt(var_real * var_synthetic)))
     concordance = float(_ratio(2 * cov, var_real + var_synthetic + bias ** 2))
     slope = float(_ratio(cov, var_real))
+    intraclass = intraclass_correlation(np.column_stack([real, synthetic]))
     if np.ptp(synthetic) == 0:                             # rounding would give a constant some correlation
-        pearson, concordance, slope = np.nan, 0.0, 0.0
+        pearson, concordance, intraclass, slope = np.nan, 0.0, 0.0, 0.0
     return {"bias": bias, "MAE": np.abs(error).mean(), "RMSE": np.sqrt((error ** 2).mean()),
-            "Pearson": pearson, "CCC": concordance,
+            "Pearson": pearson, "CCC": concordance, "ICC": intraclass,
             "LoA_low": bias - 1.96 * sd, "LoA_high": bias + 1.96 * sd, "slope": slope}
+
+
+def intraclass_correlation(ratings: ndarray) -> float:
+    """ICC(A,1) of ratings [n, k] of n subjects by k raters: two-way, absolute agreement, single measure (McGraw
+    and Wong 1996). NaN if nothing differs."""
+    n, k = ratings.shape
+    of_subjects, of_raters = ratings.mean(1), ratings.mean(0)
+    rest = ratings - of_subjects[:, None] - of_raters + ratings.mean()
+    between_subjects = k * of_subjects.var(ddof=1)                            # mean squares
+    between_raters = n * of_raters.var(ddof=1)
+    residual = (rest ** 2).sum() / ((n - 1) * (k - 1))
+    total = between_subjects + (k - 1) * residual + k / n * (between_raters - residual)
+    return float(_ratio(between_subjects - residual, total))
+
+
+def auc_half_width(auc: float, positives: int, negatives: int) -> float:
+    """Expected half-width of the 95 % interval of an AUC with so many subjects (Hanley and McNeil 1982).
+
+    NaN with one label only.
+    """
+    if not positives or not negatives:
+        return np.nan
+    both_above = auc / (2 - auc)                           # two positives above one negative
+    both_below = 2 * auc ** 2 / (1 + auc)                  # one positive above two negatives
+    variance = auc * (1 - auc) + (positives - 1) * (both_above - auc ** 2) + (negatives - 1) * (both_below - auc ** 2)
+    return 1.96 * float(np.sqrt(variance / (positives * negatives)))
 
 
 # ---------------------------------------------------------------- bootstrap
@@ -123,6 +158,23 @@ def wilcoxon_p(a: ndarray, b: ndarray) -> float:
     if np.array_equal(a, b):
         return 1.0
     return float(scipy.stats.wilcoxon(a, b).pvalue)
+
+
+def rank_biserial(a: ndarray, b: ndarray) -> float:
+    """Matched-pairs rank-biserial correlation of paired values [n], in [-1, 1] (Kerby 2014): share of the ranks
+    of the differences in which a is larger, less that in which b is; equal pairs are left out, 0 if all are.
+    The effect size of wilcoxon_p."""
+    difference = (a - b)[a != b]
+    if not len(difference):
+        return 0.0
+    ranks = scipy.stats.rankdata(np.abs(difference))
+    return float((ranks * np.sign(difference)).sum() / ranks.sum())
+
+
+def median_interval(values: ndarray) -> tuple[float, float]:
+    """95 % interval of the median of values [n], between two of them (Conover 1999); NaN below 6 values."""
+    found = scipy.stats.quantile_test(values, p=0.5).confidence_interval(0.95)
+    return float(found.low), float(found.high)
 
 
 def mcnemar_p(correct_a: ndarray, correct_b: ndarray) -> float:

@@ -17,6 +17,8 @@ from evaluation.statistics import (
     bootstrap_p,
     interval,
     mcnemar_p,
+    median_interval,
+    rank_biserial,
     status_metrics,
     wilcoxon_p,
 )
@@ -64,36 +66,43 @@ def uptake_values(runs: Runs) -> dict[str, Values]:
     return values
 
 
+Statistic = Callable[[np.ndarray], np.ndarray]             # indices of subjects [..., n] -> [metrics, ...]
+
+
+def values_of_lists(runs: Runs, names: tuple[str, ...], statistic_of: Callable[[pd.DataFrame], Statistic],
+                    resamples: int) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
+    """Metrics of lists as a whole with their intervals, and their bootstrap replicates [resamples].
+
+    names: of what the statistic of a run's subjects gives. Values and replicates are averaged over the seeds,
+    so that the replicates of two rows of one list stay paired.
+    """
+    scores, replicates = [], []                            # of each run: [metrics] and [metrics, resamples]
+    for (cohort, _), frame in runs.items():
+        statistic = statistic_of(frame)
+        scores.append(statistic(np.arange(len(frame))))
+        replicates.append(bootstrap(statistic, len(frame), resamples, derived_seed("bootstrap", cohort)))
+    mean_replicates = np.mean(replicates, axis=0)
+    low, high = interval(mean_replicates)
+    values = {}
+    for i, name in enumerate(names):
+        values[name] = _over_seeds([one[i] for one in scores])
+        values[name].low, values[name].high = low[i], high[i]
+    return values, dict(zip(names, mean_replicates, strict=True))
+
+
 def status_values(runs: Runs, is_probability: bool,
                   resamples: int) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
     """Every status metric with its interval, and its bootstrap replicates [resamples].
 
-    is_probability: whether the column score is one. Values and replicates are averaged over the seeds, so
-    that the replicates of two rows of one list stay paired.
+    is_probability: whether the column score is one.
     """
-    scores, replicates = [], []                            # of each run: [10] and [10, resamples]
-    for (cohort, _), frame in runs.items():
-        seed = derived_seed("bootstrap", cohort)
-        of_list, of_resamples = _status_of_list(frame, is_probability, resamples, seed)
-        scores.append(of_list)
-        replicates.append(of_resamples)
-    mean_replicates = np.mean(replicates, axis=0)
-    low, high = interval(mean_replicates)
-    values = {}
-    for i, name in enumerate(STATUS_METRICS):
-        values[name] = _over_seeds([one[i] for one in scores])
-        values[name].low, values[name].high = low[i], high[i]
-    return values, dict(zip(STATUS_METRICS, mean_replicates, strict=True))
+    def statistic_of(frame: pd.DataFrame) -> Statistic:
+        label, score, positive = (frame[name].to_numpy(float) for name in ("label", "score", "positive"))
 
-
-def _status_of_list(frame: pd.DataFrame, is_probability: bool, resamples: int,
-                    seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """STATUS_METRICS of one list, [10], and their bootstrap replicates, [10, resamples]."""
-    label, score, positive = (frame[name].to_numpy(float) for name in ("label", "score", "positive"))
-
-    def metrics(index: np.ndarray) -> np.ndarray:
-        return status_metrics(label[index], score[index], positive[index], is_probability)
-    return metrics(np.arange(len(frame))), bootstrap(metrics, len(frame), resamples, seed)
+        def metrics(index: np.ndarray) -> np.ndarray:
+            return status_metrics(label[index], score[index], positive[index], is_probability)
+        return metrics
+    return values_of_lists(runs, STATUS_METRICS, statistic_of, resamples)
 
 
 # ---------------------------------------------------------------- paired tests of two rows
@@ -115,9 +124,31 @@ def correct(frame: pd.DataFrame) -> pd.Series:
     return 1 - (frame["positive"] - frame["label"]).abs()
 
 
-def value_p(a: Runs, b: Runs, value: Callable[[pd.DataFrame], pd.Series]) -> float:
-    """p of the Wilcoxon test of a value per subject."""
-    return wilcoxon_p(per_subject(a, value), per_subject(b, value))
+@dataclass(frozen=True)
+class Comparison:
+    """How two rows differ in a metric: two-sided p of "no difference"; difference a - b with its 95 % interval,
+    of a value per subject the median over the subjects; and for that the rank-biserial correlation."""
+    p: float
+    difference: float
+    difference_low: float
+    difference_high: float
+    rank_biserial: float = np.nan
+
+
+def compare_values(a: Runs, b: Runs, value: Callable[[pd.DataFrame], pd.Series]) -> Comparison:
+    """The Wilcoxon test of a value per subject, with its effect sizes."""
+    of_a, of_b = per_subject(a, value), per_subject(b, value)
+    difference = of_a - of_b
+    return Comparison(wilcoxon_p(of_a, of_b), float(np.median(difference)), *median_interval(difference),
+                      rank_biserial(of_a, of_b))
+
+
+def compare_replicates(p: float, a: Values, b: Values, replicates_a: np.ndarray,
+                       replicates_b: np.ndarray) -> Comparison:
+    """The difference of a metric of the lists as a whole, with its interval from paired bootstrap replicates [R].
+    """
+    low, high = interval(replicates_a - replicates_b)
+    return Comparison(p, a.value - b.value, float(low), float(high))
 
 
 def accuracy_p(a: Runs, b: Runs, replicates_a: np.ndarray, replicates_b: np.ndarray) -> float:

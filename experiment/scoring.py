@@ -13,6 +13,7 @@ from torch import Tensor
 from config import BASELINES, DENOISER
 from dataset import SPLITS, Scan, read_demographics
 from evaluation.covariate_status import PREFIX, with_cells
+from evaluation.power import expected_widths
 from evaluation.results import forget_run, save_run
 from evaluation.scores import Predict, Prediction, evaluate, summarize
 from evaluation.status import (CLASSIFIERS, OF_COVARIATES, StatusClassifier, fit_status_classifiers, read_status,
@@ -20,6 +21,7 @@ from evaluation.status import (CLASSIFIERS, OF_COVARIATES, StatusClassifier, fit
 from evaluation.uncertainty import assess, calibrate, describe, save_calibration
 from experiment.experiment import PHANTOM_NOTICE, Experiment
 from experiment.networks import CHECKPOINT, LatentSampler
+from experiment.people import people_of_test_list
 from experiment.survey import Survey
 from imaging.volumes import save_synthesis
 from model import Synthesizer, std_over_samples
@@ -319,6 +321,8 @@ def write_results(exp: Experiment, synthesizer: Synthesizer, scores: TestScores)
     if scores.classifiers:
         frames["predictions"] = read_status(scores.classifiers, readable)
     frames |= measure_uncertainty(exp, synthesizer, scores)
+    frames["people"] = people_of_test_list(cfg.info_folder, exp.cohort.test,
+                                           (*cfg.covariates, *cfg.subgroups))
     note = exp.scores_note(len(exp.cohort.test))
     metadata = {"phantom": exp.is_phantom, "notice": exp.notice, "note": note, **exp.identity(),
                 **json.loads(cfg.to_json()), "command": exp.command}
@@ -327,6 +331,9 @@ def write_results(exp: Experiment, synthesizer: Synthesizer, scores: TestScores)
     summary = summarize(frames["test"])
     write_csv(cfg.result_dir / "summary.csv",
               summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else cfg.data_dir))
+    if "predictions" in frames:
+        label = real["test"]["label"]
+        say("test", expected_widths(int((label == 1).sum()), int((label == 0).sum())))
     say("test", f"mean +- SD over {note}")
     LOG.info("%s", _shown(summary, list(scores.subjects)))
 

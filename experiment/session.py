@@ -138,7 +138,8 @@ def check(cfg: Config) -> Cohort:
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes,
                           cfg.subject_pattern,
                           smallest_training_list=max(cfg.aae_batch_size, cfg.ldm_batch_size) * world_size(),
-                          least_of_each_label=cfg.least_of_each_label, covariates=cfg.covariates)
+                          least_of_each_label=cfg.least_of_each_label, covariates=cfg.covariates,
+                          subgroups=cfg.subgroups)
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     return cohort
@@ -270,8 +271,10 @@ def tables(exp: Experiment) -> None:
 
 def make_all_tables(cfg: Config) -> None:
     """Write result/tables of all experiments whose results can be read. Raises InputError if there is none."""
+    from evaluation.grey_zone import reasons
     from evaluation.layout import write_tables
-    from evaluation.tables import group_runs, make_tables
+    from evaluation.rows import group_runs
+    from evaluation.tables import make_tables
     runs, left_out = load_runs(cfg.result_dir.parent)
     for name, reason in left_out.items():
         say("tables", f"{name} is left out: {reason}")
@@ -281,6 +284,8 @@ def make_all_tables(cfg: Config) -> None:
     if not groups:
         raise InputError(f"{cfg.result_dir.parent} holds no experiment with scores; --stages test writes "
                          "them")
+    for reason in reasons(groups):
+        say("tables", reason)
     for path in write_tables(cfg.result_dir.parent / "tables", make_tables(groups)):
         say("tables", f"{len(runs)} experiments, wrote {path} (and .md, .tex)")
 
@@ -290,7 +295,8 @@ def report(exp: Experiment) -> None:
     if not is_rank_0():
         return
     from evaluation.report import cohort_table, read_subjects, write_figures, write_report
-    from evaluation.tables import group_runs, make_tables
+    from evaluation.rows import group_runs
+    from evaluation.tables import make_tables
     cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
     say("report", f"writes {folder}/figures/ and {folder}/report.html")
     result = load_run(folder)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import main
 import model
 from config import PRESETS, STAGES, Config
+from evaluation.results import load_run
 from experiment import experiment
 from experiment.networks import build_aae, build_unet
 from runtime.checkpoints import load_checkpoint
@@ -707,3 +708,50 @@ def test_presets_describe_networks_that_fit(presets):
         assert aae.decoder(z_0).shape == x.shape
         label = torch.rand(1, cfg.num_classes)
         assert unet(z_0, x, torch.ones(1, dtype=torch.long), label).shape == z_0.shape
+
+
+# ---------------------------------------------------------------- people of the test list
+
+def add_columns(project) -> None:
+    """Give data_info.csv an age, a site and a score for everybody."""
+    path = project / "data_info" / "data_info.csv"
+    table = pd.read_csv(path, dtype=str)
+    numbers = range(len(table))
+    table.assign(age=[60 + i for i in numbers], sex="F", Site=[f"{i % 2:03d}" for i in numbers],
+                 MMSE=[20 + i for i in numbers]).to_csv(path, index=False)
+
+
+def test_a_wrong_column_stops_a_run_before_training_without_a_traceback(root, capsys):
+    add_columns(root)
+    assert run("--subgroups", "mmse", "aeg") == 2
+    shown = capsys.readouterr()
+    assert "has no column 'aeg', which the setting subgroups names; did you mean age?" in shown.err
+    assert "Traceback" not in shown.err + shown.out
+    assert not list((root / "result").glob("*/CHECKPOINT*"))
+
+
+def test_the_test_stage_writes_people_and_changes_no_other_file(project, capsys):
+    settings = masks(project) | {"label_in_training": "true", "exp": "a"}
+    assert run("--stages", "test", **settings) == 0
+    folder = project / "result" / "a"
+    before = {path.name: path.read_bytes() for path in folder.glob("*.csv") if path.name != "cost.csv"}
+    assert pd.read_csv(folder / "people.csv").columns.tolist() == ["ID", "label"]
+    assert "with 1 positive and 1 negative test subjects the 95 % interval of an AUC" in capsys.readouterr().out
+    add_columns(project)
+    assert run("--stages", "test", "tables", "--subgroups", "mmse", **settings) == 0
+    after = {path.name: path.read_bytes() for path in folder.glob("*.csv") if path.name != "cost.csv"}
+    changed = {name for name in after if after[name] != before[name]}
+    assert changed == {"people.csv", "predictions.csv"}    # the second has the new classifier of age and sex
+    people = load_run(folder).people
+    assert people.columns.tolist() == ["ID", "label", "age", "sex", "site", "MMSE"]
+    assert people.loc[0, "site"] in ("000", "001")         # not read as a number
+    assert json.loads((folder / "config.json").read_text())["settings"]["subgroups"] == ["mmse"]
+    shown = capsys.readouterr().out
+    assert "continues under settings" not in shown
+    assert "no grey zone of 10 to 30 CL is left out for a: no Centiloids" in shown
+    tables = project / "result" / "tables"
+    written = {path.name: path.read_bytes() for path in tables.iterdir()}
+    assert {"subgroups.csv", "subgroups.md", "subgroups.tex", "calibration.csv"} <= written.keys()
+    assert run("--stages", "tables") == 0
+    assert {path.name: path.read_bytes() for path in tables.iterdir()} == written
+    assert pd.read_csv(tables / "subgroups.csv")["n"].max() == 2

@@ -11,11 +11,15 @@ from evaluation.statistics import (
     STATUS_METRICS,
     agreement,
     area_under_roc,
+    auc_half_width,
     bootstrap,
     bootstrap_p,
     holm,
     interval,
+    intraclass_correlation,
     mcnemar_p,
+    median_interval,
+    rank_biserial,
     status_metrics,
     wilcoxon_p,
 )
@@ -91,9 +95,71 @@ def test_concordance_punishes_what_correlation_forgives():
         assert agreement(real, shifted)["CCC"] < 0.6
     assert agreement(real, 1.5 + 0.2 * (real - 1.5))["slope"] == pytest.approx(0.2)
     constant = agreement(real, np.full(9, 1.5))
-    assert (constant["slope"], constant["CCC"]) == (0, 0)
+    assert (constant["slope"], constant["CCC"], constant["ICC"]) == (0, 0, 0)
     assert np.isnan(constant["Pearson"])
     assert np.isnan(list(agreement(real[:1], real[:1]).values())).all()
+
+
+def test_the_intraclass_correlation_of_a_published_example():
+    """Shrout and Fleiss 1979, Table 2: six targets, four judges; ICC(2,1), which is ICC(A,1), is 0.29."""
+    ratings = np.array([[9., 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]])
+    # their Table 3, mean squares: 11.24 between targets, 32.49 between judges, 1.02 residual
+    by_hand = (11.24 - 1.02) / (11.24 + 3 * 1.02 + 4 * (32.49 - 1.02) / 6)
+    assert intraclass_correlation(ratings) == pytest.approx(by_hand, abs=1e-3)
+    assert round(intraclass_correlation(ratings), 2) == 0.29
+
+
+def test_the_intraclass_correlation_of_two_by_hand():
+    real, synthetic = np.array([1.0, 2, 4, 5]), np.array([2.0, 2, 5, 7])
+    # means of subjects 1.5, 2, 4.5, 6 about 3.5: mean square 2 * 13.5 / 3 = 9; means of raters 3 and 4: 4 * 0.5 = 2;
+    # residuals of the differences 1, 0, 1, 2 about their mean 1: (0 + 1 + 0 + 1) / 2 / 3 = 1 / 3
+    expected = (9 - 1 / 3) / (9 + 1 / 3 + 2 * (2 - 1 / 3) / 4)
+    assert agreement(real, synthetic)["ICC"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_intraclass_correlation_of_two_by_their_covariance(seed):
+    """Another form: 2 s_xy / (s_x^2 + s_y^2 + d^2 - s_d^2 / n), d the differences, variances with n - 1."""
+    rng = np.random.default_rng(seed)
+    real = rng.normal(1.3, 0.2, 15)
+    synthetic = 0.1 + 0.7 * real + rng.normal(0, 0.1, 15)
+    cov, d = np.cov(real, synthetic), synthetic - real
+    expected = 2 * cov[0, 1] / (cov[0, 0] + cov[1, 1] + d.mean() ** 2 - d.var(ddof=1) / 15)
+    assert agreement(real, synthetic)["ICC"] == pytest.approx(expected)
+    assert agreement(real, synthetic)["ICC"] == pytest.approx(agreement(real, synthetic)["CCC"], abs=0.03)
+
+
+@pytest.mark.parametrize("ratings", [[[1.0, 1], [1, 1]], [[2.0, 2]] * 5])
+def test_without_any_difference_the_intraclass_correlation_is_not_defined(ratings):
+    assert np.isnan(intraclass_correlation(np.array(ratings)))
+
+
+@pytest.mark.parametrize(("auc", "positives", "negatives"), [
+    (0.6, 40, 40), (0.7, 10, 10), (0.8, 60, 20), (0.8, 20, 60), (0.9, 40, 40)])
+@pytest.mark.parametrize(("normal", "tolerance"), [(False, 0.1), (True, 0.2)])
+def test_the_expected_width_of_an_auc_is_that_of_the_bootstrap_on_simulated_subjects(auc, positives, negatives,
+                                                                                      normal, tolerance):
+    """The formula supposes exponential scores; with normal ones it is less exact where the labels are unequal."""
+    rng, widths = np.random.default_rng(5), []
+    label = np.repeat([1, 0], [positives, negatives])
+    for _ in range(60):
+        if normal:
+            score = rng.normal(0, 1, len(label)) + np.sqrt(2) * scipy.stats.norm.ppf(auc) * label
+        else:
+            score = rng.exponential(np.where(label == 1, auc / (1 - auc), 1))
+        replicates = bootstrap(lambda index, score=score: area_under_roc(label[index], score[index]), len(label),
+                               400, seed=1)
+        low, high = interval(replicates)
+        widths.append(high - low)
+    assert auc_half_width(auc, positives, negatives) == pytest.approx(np.nanmean(widths) / 2, rel=tolerance)
+
+
+def test_the_expected_width_of_an_auc_by_hand():
+    # A = 0.75: Q1 = 0.75 / 1.25 = 0.6, Q2 = 1.125 / 1.75; 2 positives, 3 negatives
+    variance = (0.1875 + 1 * (0.6 - 0.5625) + 2 * (1.125 / 1.75 - 0.5625)) / 6
+    assert auc_half_width(0.75, 2, 3) == pytest.approx(1.96 * np.sqrt(variance))
+    assert np.isnan(auc_half_width(0.75, 0, 3)) and np.isnan(auc_half_width(0.75, 3, 0))
+    assert auc_half_width(1.0, 5, 5) == 0
 
 
 def test_bootstrap_interval_equals_one_by_hand():
@@ -153,6 +219,39 @@ def test_wilcoxon_by_hand():
     smaller = a - [0.1, 0.2, 0.3, 0.4, 0.5]
     assert wilcoxon_p(a, smaller) == pytest.approx(2 / 2 ** 5)                # 2 of 32 assignments of signs
     assert wilcoxon_p(a, a) == 1
+
+
+def test_the_rank_biserial_correlation_by_hand():
+    a, b = np.array([3.0, 5, 2, 7, 4]), np.array([1.0, 6, 2, 3, 1])
+    # differences 2, -1, 0, 4, 3: ranks 2, 1, none, 4, 3, so (9 - 1) / 10
+    assert rank_biserial(a, b) == pytest.approx(0.8)
+    assert rank_biserial(b, a) == pytest.approx(-0.8)
+    assert rank_biserial(a, a) == 0
+    assert rank_biserial(a + 10, b) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_rank_biserial_correlation_follows_from_the_statistic_of_wilcoxon(seed):
+    """SciPy's one-sided statistic is the sum of the ranks in which a is larger, of n (n + 1) / 2 in all."""
+    a, b = np.random.default_rng(seed).normal(0, 1, (2, 30)) + [[0.3], [0]]
+    larger = scipy.stats.wilcoxon(a, b, alternative="greater").statistic
+    assert rank_biserial(a, b) == pytest.approx(2 * larger / (30 * 31 / 2) - 1)
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(6, 1, 6), (8, 1, 8), (9, 2, 8), (10, 2, 9), (20, 6, 15),
+                                                (25, 8, 18), (30, 10, 21)])
+def test_the_interval_of_a_median_has_the_ends_of_published_tables(n, low, high):
+    """Ranks of the sign test's 95 % interval, such as in Conover 1999 or Hollander and Wolfe 1999."""
+    values = np.random.default_rng(0).permutation(np.arange(1.0, n + 1))
+    assert median_interval(values) == (low, high)
+    assert scipy.stats.binom.cdf(low - 1, n, 0.5) <= 0.025 < scipy.stats.binom.cdf(low, n, 0.5)
+
+
+def test_five_values_have_no_interval_of_their_median_and_many_cover_it():
+    assert np.isnan(median_interval(np.arange(5.0))).all()
+    samples = np.random.default_rng(1).exponential(1, (400, 25))
+    covered = [low <= np.log(2) <= high for low, high in map(median_interval, samples)]
+    assert 0.94 <= np.mean(covered) <= 0.99                # 0.957 in theory
 
 
 @pytest.mark.parametrize("seed", range(3))

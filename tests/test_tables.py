@@ -15,6 +15,7 @@ from config import PRESETS, Config
 from evaluation import results
 from evaluation.layout import to_csv, write_tables
 from evaluation.results import Run, load_run, load_runs, save_run
+from evaluation.rows import ROW_SETTINGS, SECTION_SETTINGS, SEEDS, group_runs
 from evaluation.statistics import (
     STATUS_METRICS,
     agreement,
@@ -24,7 +25,7 @@ from evaluation.statistics import (
     interval,
     status_metrics,
 )
-from evaluation.tables import ROW_SETTINGS, SECTION_SETTINGS, SEEDS, group_runs, image_quality, make_tables
+from evaluation.tables import image_quality, make_tables
 from utils import METRICS, InputError
 
 N = 12
@@ -197,6 +198,27 @@ def test_the_best_contender_is_bold_and_a_difference_is_marked(tmp_path):
     assert sorted(comparisons["p_holm"]) == pytest.approx(sorted(holm(p)))
 
 
+def test_a_comparison_has_its_difference_with_an_interval_and_an_effect_size(tmp_path):
+    make_run(tmp_path, "a")
+    tables = tables_of(tmp_path)
+    folder = tmp_path / "result" / "a"
+    scores = pd.read_csv(folder / "test.csv").pivot(index="ID", columns="method", values="PSNR")
+    found = row(tables["comparisons"], metric="PSNR")
+    difference = np.sort(scores["mean_pet"] - scores["il_cldm"])
+    assert (found["a"], found["b"]) == ("mean_pet", "il_cldm (a)")
+    assert found["difference"] == pytest.approx(np.median(difference))
+    # ranks of the sign test, n = 12
+    assert (found["difference_low"], found["difference_high"]) == pytest.approx((difference[2], difference[9]))
+    smaller = scipy.stats.wilcoxon(difference).statistic
+    assert abs(found["rank_biserial"]) == pytest.approx(1 - 4 * smaller / (N * (N + 1)))
+
+    found = row(tables["comparisons"], metric="AUC")
+    status = tables["amyloid_status"].set_index(["classifier", "method"])["AUC"]
+    assert found["difference"] == pytest.approx(status["mri", "none"] - status["pet", "il_cldm"])
+    assert found["difference_low"] < found["difference"] < found["difference_high"]
+    assert np.isnan(found["rank_biserial"])
+
+
 def test_what_cannot_be_compared_stands_apart(tmp_path):
     make_run(tmp_path, "a")
     make_run(tmp_path, "b", crop_start=(9, 18, 10))
@@ -249,14 +271,14 @@ def test_every_setting_that_training_or_synthesis_depends_on_must_be_equal_in_a_
     assert free == {
         "exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache",
         "deterministic", "recompute", "data_dir", "latent_dir", "info_dir", "subject_pattern", "sampling_batch", "save_std",
-        "baselines",
+        "baselines", "subgroups",
         "bootstrap_resamples", "shown_subjects"}
 
 
 def test_rows_of_a_section_have_the_same_crop_masks_and_phantom():
     assert set(SECTION_SETTINGS) == {
         "brain_mask", "crop_start", "volume_size", "phantom_subjects", "phantom_voxel", "phantom_link",
-        "cortex_mask", "reference_mask", "centiloid_slope", "centiloid_intercept"}
+        "phantom_discordant", "phantom_marker", "cortex_mask", "reference_mask", "centiloid_slope", "centiloid_intercept"}
 
 
 @pytest.mark.parametrize("other", [

@@ -1,0 +1,53 @@
+"""The people of the test list: what data_info.csv says of them."""
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dataset import Scan, find_column, read_people
+from labels.cells import is_missing, read_age, read_sex
+from labels.covariates import CODES
+
+# Column of people.csv -> names that it has in data_info.csv; the first that is there is taken.
+KNOWN = {"age": ("age",), "sex": ("sex", "gender"), "site": ("site", "siteid", "center", "centre"),
+         "tracer": ("tracer",), "diagnosis": ("diagnosis", "dx", "dx_bl")}
+
+
+def people_of_test_list(info_dir: Path, scans: list[Scan], named: tuple[str, ...]) -> pd.DataFrame:
+    """A row a scan: ID, label, those of KNOWN that data_info.csv has with any value, and the named columns.
+
+    age: in years, NaN where it is not known or no age. sex: M, F, or as it is written. All else is text, empty
+    where it is missing.
+    """
+    cells = read_people(info_dir, scans)
+    people, taken = cells[["ID"]].assign(label=[scan.label for scan in scans]), {"ID", "label"}
+    for name, names in KNOWN.items():
+        column = next(filter(None, (find_column(cells.columns, one) for one in names)), None)
+        texts = cells[column].mask(cells[column].map(is_missing), "") if column else pd.Series(dtype=str)
+        if (texts != "").any():
+            people[name] = texts
+            taken |= {name, column}
+    for name in named:
+        column = find_column(cells.columns, name)
+        if column and column not in taken:
+            people[column] = _without_codes(cells[column])
+            taken.add(column)
+    if "age" in people:
+        people["age"] = [_age(text) for text in people["age"]]
+    if "sex" in people:
+        people["sex"] = [read_sex(text) if text else "" for text in people["sex"]]
+    return people
+
+
+def _without_codes(texts: pd.Series) -> pd.Series:
+    """Cells without ADNI's codes for a missing value, which are numbers where others are negative too."""
+    is_code = texts.isin(CODES)
+    others = pd.to_numeric(texts[~is_code], errors="coerce")
+    return texts if (others < 0).any() else texts.mask(is_code, "")
+
+
+def _age(text: str) -> float:
+    try:
+        return read_age(text)
+    except ValueError:
+        return np.nan
