@@ -326,6 +326,9 @@ class Config:
     phantom_marker: float = setting(0.75,
         "correlation of the blood marker ptau217 of data_info.csv with amyloid load", affects=("comparison",),
         low=0.0, high=0.95)
+    phantom_sites: int = setting(1,
+        "sites, each with its own PET resolution and noise, MRI contrast and bias field, and share of "
+        "positive subjects (docs/phantom.md)", affects=("comparison",), low=1, high=6)
     phantom_seed: int = setting(0, "seed of the simulated cohort", affects=ALL, low=0)
 
     aae_channels: tuple[int, ...] = setting((16, 32, 64),
@@ -638,9 +641,10 @@ class Config:
 
 def with_later_settings(saved: dict) -> dict:
     """Settings as JSON saved them, with those that came later as they were before: the compared systems,
-    latent_dir, the phantom's discordance and marker, covariates, further subgroups, and
-    no SUVR without masks."""
-    added = (*SYSTEMS, "latent_dir", "phantom_discordant", "phantom_marker", "covariates", "subgroups")
+    latent_dir, the phantom's discordance, marker and sites, covariates, further subgroups, and no SUVR without
+    masks."""
+    added = (*SYSTEMS, "latent_dir", "phantom_discordant", "phantom_marker", "phantom_sites", "covariates",
+             "subgroups")
     defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in added}
     knew_regions = saved.get("cortex_mask") or any(saved.get("phantom_subjects", ()))
     return defaults | {"regions": "auto" if knew_regions else "none"} | saved
@@ -742,8 +746,10 @@ def _region_misfits(cfg: Config):
 def _phantom_misfits(cfg: Config):
     if not cfg.is_phantom:
         return
-    if min(cfg.phantom_subjects) < 2:
-        yield f"phantom_subjects {cfg.phantom_subjects} must be at least 2 in each list, or all 0"
+    if min(cfg.phantom_subjects) < 2 * cfg.phantom_sites:
+        each = f", two of each of the {cfg.phantom_sites} sites" if cfg.phantom_sites > 1 else ""
+        yield (f"phantom_subjects {cfg.phantom_subjects} must be at least {2 * cfg.phantom_sites} in each "
+               f"list{each}, or all 0")
     grid = tuple(n // cfg.phantom_voxel for n in (181, 217, 181))
     if cfg.image_size != grid:
         yield (f"image_size {cfg.image_size} must be {grid}, the phantom's at phantom_voxel "

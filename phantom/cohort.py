@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from phantom.anatomy import Template, load_template
 from phantom.covariates import Covariates, draw_covariates
+from phantom.sites import LEAST_OF_A_SITE, SITES, Member, assign
 from phantom.uptake import Subject, draw_subject, simulate
 from runtime.files import sync
 from runtime.logs import progress_bar, say
@@ -33,7 +34,8 @@ class Simulation(NamedTuple):
 
     subjects: numbers for train, validation, test. voxel: mm, 1 (the paper's grid, 181x217x181) to 10. link:
     correlation of atrophy with amyloid load, in [0, 0.95]. discordant: share of the subjects in whom they have
-    nothing to do with each other. marker: correlation of the blood marker with the load, in [0, 0.95].
+    nothing to do with each other. marker: correlation of the blood marker with the load, in [0, 0.95]. sites: 1 to
+    6, the first of phantom/sites.py.
     """
     subjects: tuple[int, int, int]
     voxel: int
@@ -41,6 +43,7 @@ class Simulation(NamedTuple):
     seed: int
     discordant: float = 0.0
     marker: float = 0.75
+    sites: int = 1
 
     def as_saved(self) -> dict:
         """The content of phantom.json, by which a later run recognises the cohort."""
@@ -49,7 +52,7 @@ class Simulation(NamedTuple):
 
 
 def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, link: float, seed: int,
-                  discordant: float = 0.0, marker: float = 0.75) -> None:
+                  discordant: float = 0.0, marker: float = 0.75, sites: int = 1) -> None:
     """Simulate the cohort under root, unless it is already there with these very settings.
 
     The arguments are those of Simulation. The cohort grows in a folder beside root, which takes its name at the
@@ -57,7 +60,7 @@ def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, lin
     same voxels, whatever the number of workers. Raises ValueError if root holds something else, or a setting is
     out of range.
     """
-    simulation = Simulation(subjects, voxel_mm, float(link), seed, float(discordant), float(marker))
+    simulation = Simulation(subjects, voxel_mm, float(link), seed, float(discordant), float(marker), sites)
     check_settings(simulation)
     root = Path(root).resolve()
     if already_built(root, simulation.as_saved()):
@@ -78,8 +81,8 @@ def build(root: Path, simulation: Simulation) -> None:
         (growing / folder).mkdir(parents=True)
 
     template = load_template(voxel_mm)
-    cohort = assign(simulation.subjects, simulation.seed)
-    tasks = [(growing, index, *row, simulation) for index, row in enumerate(cohort, start=1)]
+    cohort = assign(dict(zip(SPLITS, simulation.subjects, strict=True)), simulation.seed, simulation.sites)
+    tasks = [(growing, index, member, simulation) for index, member in enumerate(cohort, start=1)]
     number = min(os.cpu_count() or 1, len(tasks), MAX_WORKERS)
     workers = ProcessPoolExecutor(number, initializer=set_template, initargs=(template,))
     with abandoned_on_error(workers) as pool:
@@ -101,7 +104,7 @@ def build(root: Path, simulation: Simulation) -> None:
 
 def check_settings(simulation: Simulation) -> None:
     """Raise ValueError that lists every setting which is out of range."""
-    subjects, voxel_mm, link, seed, discordant, marker = simulation
+    subjects, voxel_mm, link, seed, discordant, marker, sites = simulation
     problems = []
     if len(subjects) != len(SPLITS) or min(subjects) < 0 or sum(subjects) == 0:
         problems.append(f"subjects {subjects}: expected numbers for {', '.join(SPLITS)}, none negative, "
@@ -115,6 +118,11 @@ def check_settings(simulation: Simulation) -> None:
         problems.append(f"discordant {discordant}: expected a share in [0, 1]")
     if seed < 0:
         problems.append(f"seed {seed}: expected 0 or more")
+    if sites not in range(1, len(SITES) + 1):
+        problems.append(f"sites {sites}: expected an integer from 1 to {len(SITES)}")
+    elif sites > 1 and min((n for n in subjects if n), default=0) < LEAST_OF_A_SITE * sites:
+        problems.append(f"subjects {subjects}: expected at least {LEAST_OF_A_SITE * sites} in each list, "
+                        f"{LEAST_OF_A_SITE} of each of the {sites} sites")
     if problems:
         raise ValueError("the phantom cannot be built:\n  " + "\n  ".join(problems))
 
@@ -144,21 +152,6 @@ def already_built(root: Path, settings: dict) -> bool:
     return True
 
 
-def assign(subjects: tuple[int, int, int], seed: int) -> list[tuple[str, str, int]]:
-    """(ID, split, label) of every subject. subjects: numbers for train, validation, test.
-
-    Half of each split is positive, an odd number rounded up, down, up. Labels are shuffled, so that the ID
-    tells nothing.
-    """
-    rng = np.random.default_rng([seed, 0])
-    rows = []
-    for i, (split, number) in enumerate(zip(SPLITS, subjects, strict=True)):
-        positives = (number + 1 - i % 2) // 2
-        for label in rng.permutation(np.arange(number) < positives):
-            rows.append((f"phantom{len(rows) + 1:03d}", split, int(label)))
-    return rows
-
-
 # ---------------------------------------------------------------- files
 
 _template: Template | None = None                 # one copy a worker, not one a task
@@ -178,19 +171,19 @@ class Drawn(NamedTuple):
     discordant: bool
 
 
-def write_subject(task: tuple[Path, int, str, str, int, Simulation]) -> Drawn:
+def write_subject(task: tuple[Path, int, Member, Simulation]) -> Drawn:
     """Simulate one subject and write its volumes, in a worker.
 
-    task: folder, index, ID, split, label, settings. The index seeds the subject, so that neither the order nor
+    task: folder, index, who it is, settings. The index seeds the subject, so that neither the order nor
     the number of workers matters; what lies beside the images has a stream of its own, so that it changes no
     voxel of those whose atrophy is linked.
     """
-    root, index, name, split, label, simulation = task
+    root, index, (name, split, label, site), simulation = task
     rng, rng_beside = (np.random.default_rng([simulation.seed, index, *stream]) for stream in ((), (1,)))
     discordant = bool(rng_beside.uniform() < simulation.discordant)
     subject = draw_subject(rng, label, 0.0 if discordant else simulation.link)
     covariates = draw_covariates(rng_beside, subject, simulation.marker)
-    mri, pet, oracle = simulate(_template, rng, subject, simulation.link, simulation.discordant)
+    mri, pet, oracle = simulate(_template, rng, subject, simulation.link, simulation.discordant, site)
     save(root / "whole_MRI" / f"{name}.nii.gz", mri, _template.affine)
     save(root / "whole_Abeta" / f"{name}.nii.gz", pet, _template.affine)
     if split != "train":
@@ -207,18 +200,19 @@ def save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
     nib.save(image, path)
 
 
-def write_tables(root: Path, cohort: list[tuple[str, str, int]], drawn: list[Drawn]) -> None:
+def write_tables(root: Path, cohort: list[Member], drawn: list[Drawn]) -> None:
     """Write data_info/, which training reads, and truth/truth.csv, which it must not read.
 
-    cohort: (ID, split, label) of every subject, from assign. drawn: their scalars, in that order.
+    drawn: the scalars of the members of the cohort, in their order.
     """
     table = pd.DataFrame([one.subject for one in drawn]).join(pd.DataFrame([one.covariates for one in drawn]))
-    table.insert(0, "ID", [name for name, _, _ in cohort])
+    table.insert(0, "ID", [member.id for member in cohort])
+    table["site"] = [member.site.name for member in cohort]
     table["discordant"] = [int(one.discordant) for one in drawn]
-    info = table[["ID", "label", "age", "sex", *Covariates._fields]]
+    info = table[["ID", "label", "age", "sex", *Covariates._fields, "site"]]
     info.to_csv(root / "data_info" / "data_info.csv", index=False)
     truth = table[["ID", "label", "suvr", "load", "atrophy", "discordant"]]
     truth.to_csv(root / "truth" / "truth.csv", index=False)
     for split in SPLITS:
-        names = [name for name, where, _ in cohort if where == split]
+        names = [member.id for member in cohort if member.split == split]
         (root / "data_info" / f"{split}.txt").write_text("".join(f"{name}\n" for name in names))

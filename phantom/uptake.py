@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.special import ndtr, ndtri
 
 from phantom.anatomy import CORNER, FIELD_OF_VIEW, Template, thin
+from phantom.sites import SITES, Site
 
 # Means and standard deviations (SD) over subjects. 1.11 is the usual threshold of florbetapir's SUVR.
 SUVR_NEGATIVE = (1.05, 0.05)                  # cortical
@@ -23,9 +24,8 @@ TRUNCATE = 3.0                                # SD; bounds every scalar, and wit
 WHITE_UPTAKE = (1.55, 0.10)                   # the cerebellar mean is 1 after normalisation
 CSF_UPTAKE = 0.30
 PET_SCALE = 4.0                               # SUVR that is stored as 1; without noise no voxel exceeds 3.1
-PET_FWHM = 7.0                                # mm, the scanner's resolution
 SLOW_FWHM, SLOW_SD = 30.0, 0.04               # mm and fraction: uptake that varies from place to place
-NOISE_FWHM, NOISE_SD = 7.0, 0.04              # mm and fraction: image noise after reconstruction
+NOISE_FWHM = 7.0                              # mm, of the image noise after reconstruction, at every site
 NOISE_BOUND = 0.5                             # no voxel gains or loses more than half
 SUPPORT = 8.0                                 # mm around the brain; beyond it the blur's tail is cut to 0
 
@@ -33,9 +33,9 @@ DEFORMATION_MM, DEFORMATION_SD = 25.0, 2.0    # mm: width of the smoothing kerne
 REACH = 12.0                                  # mm, 6 SD of the deformation
 EDGE_MM = 20.0                                # mm over which the deformation fades towards the box
 ATROPHY_BOUND = 3.0                           # SD where the response levels off: more folds space
-BIAS_MM, BIAS_SD = 40.0, 0.025                # mm, fraction: 95 % of the bias field lies within 5 %
+BIAS_MM = 40.0                                # mm, width of the kernel of the bias field
 MRI_NOISE = 0.02
-GREY_TO_CSF = 0.37                            # T1 intensity, 0.65 against 0.28 in the template
+GREY_T1, GREY_TO_CSF = 0.65, 0.37             # T1 intensity of the template: grey 0.65, CSF 0.28
 AGE_MEAN, AGE_SD, AGE_ATROPHY = 72.0, 6.0, 0.4    # years, years; correlation with atrophy
 ORACLE_DRAWS = 2000                           # quantiles of the prior over which the oracle is a mean
 
@@ -149,29 +149,34 @@ def simulate_anatomy(template: Template, rng: Generator, atrophy: float) -> dict
 
 # ---------------------------------------------------------------- images of a subject
 
-def render_mri(template: Template, anatomy: dict[str, np.ndarray], rng: Generator) -> np.ndarray:
-    """T1 with bias field and noise inside the brain, 0 outside: [X, Y, Z] float32 in [0, 1]."""
-    bias = 1 + BIAS_SD * smooth_field(rng, template.axes, BIAS_MM)
+def render_mri(template: Template, anatomy: dict[str, np.ndarray], rng: Generator,
+               site: Site = SITES[0]) -> np.ndarray:
+    """T1 with the site's contrast and bias field, and noise, inside the brain, 0 outside.
+
+    Returns [X, Y, Z] float32 in [0, 1].
+    """
+    t1 = anatomy["t1"] + (site.mri_contrast - 1) * (anatomy["t1"] - GREY_T1)
+    bias = 1 + site.mri_bias * smooth_field(rng, template.axes, BIAS_MM)
     noise = MRI_NOISE * rng.standard_normal(bias.shape, dtype=np.float32)
-    return np.where(anatomy["brain"] > 0.5, anatomy["t1"] * bias + noise, 0).clip(0, 1)
+    return np.where(anatomy["brain"] > 0.5, t1 * bias + noise, 0).clip(0, 1)
 
 
-def draw_noise(template: Template, rng: Generator) -> np.ndarray:
+def draw_noise(template: Template, rng: Generator, site: Site = SITES[0]) -> np.ndarray:
     """Relative PET noise: uptake that varies slowly, and image noise.
 
     Returns [X, Y, Z] float32, mean 0, within NOISE_BOUND.
     """
     slow = SLOW_SD * smooth_field(rng, template.axes, SLOW_FWHM / 2.355)
-    noise = slow + NOISE_SD * smooth_field(rng, template.axes, NOISE_FWHM / 2.355)
+    noise = slow + site.pet_noise * smooth_field(rng, template.axes, NOISE_FWHM / 2.355)
     return NOISE_BOUND * np.tanh(noise / NOISE_BOUND)
 
 
-def blur_components(template: Template, anatomy: dict[str, np.ndarray]) -> np.ndarray:
-    """White, grey (times its baseline), amyloid and CSF map as the scanner sees them, [4, X, Y, Z] float32.
+def blur_components(template: Template, anatomy: dict[str, np.ndarray], site: Site = SITES[0]) -> np.ndarray:
+    """White, grey (times its baseline), amyloid and CSF map as the site's scanner sees them.
 
-    The PET is linear in these four.
+    Returns [4, X, Y, Z] float32. The PET is linear in these four.
     """
-    sigma = PET_FWHM / 2.355 / template.voxel_mm
+    sigma = site.pet_fwhm / 2.355 / template.voxel_mm
     blurred = []
     for name in ("white", "baseline", "amyloid", "csf"):
         blurred.append(gaussian_filter(anatomy[name], sigma, mode="constant") * anatomy["support"])
@@ -208,13 +213,14 @@ def combine(uptake: np.ndarray, components: np.ndarray) -> np.ndarray:
 
 
 def expected_uptake(cortex: np.ndarray, cerebellum: np.ndarray, atrophy: float, link: float,
-                    discordant: float = 0.0) -> np.ndarray:
+                    discordant: float = 0.0, prevalence: float = 0.5) -> np.ndarray:
     """Mean of solve_uptake given the subject's anatomy and atrophy, [4]: the uptake of the oracle.
 
-    cortex, cerebellum: [4] from region_means. The mean is over pairs of SUVR and white uptake from the prior,
-    half of them positive, on quantiles rather than at random. Each pair weighs as much as it makes the
-    atrophy likely, p(atrophy | SUVR) = (1 - discordant) N(link z, 1 - link^2) + discordant N(0, 1), because nobody
-    knows who is discordant. With link 0 all weigh the same: the prior mean.
+    cortex, cerebellum: [4] from region_means. prevalence: share of positive subjects. The mean is over pairs
+    of SUVR and white uptake from the prior, half of them positive, on quantiles rather than at random. Each
+    pair weighs as much as its label is frequent, times as much as it makes the atrophy likely, p(atrophy |
+    SUVR) = (1 - discordant) N(link z, 1 - link^2) + discordant N(0, 1), because nobody knows who is
+    discordant. With link 0 only the label weighs: the prior mean.
     """
     u = (np.arange(ORACLE_DRAWS // 2) + 0.5) / (ORACLE_DRAWS // 2)
     suvr = np.concatenate([truncated_normal(u, SUVR_NEGATIVE), truncated_normal(u, SUVR_POSITIVE)])
@@ -224,25 +230,27 @@ def expected_uptake(cortex: np.ndarray, cerebellum: np.ndarray, atrophy: float, 
     if discordant:
         linked = np.log1p(-discordant) - np.log(1 - link ** 2) / 2 + log_weight if discordant < 1 else -np.inf
         log_weight = np.logaddexp(linked, np.log(discordant) - atrophy ** 2 / 2 + np.zeros_like(suvr))
-    weight = np.exp(log_weight - log_weight.max())
+    frequency = np.repeat([1 - prevalence, prevalence], ORACLE_DRAWS // 2)
+    weight = frequency * np.exp(log_weight - log_weight.max())
     return solve_uptake(cortex, cerebellum, white, suvr) @ (weight / weight.sum())
 
 
-def simulate(template: Template, rng: Generator, subject: Subject, link: float, discordant: float = 0.0
-             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """MRI, PET and oracle of a subject, each [X, Y, Z] float32 in [0, 1], background 0.
+def simulate(template: Template, rng: Generator, subject: Subject, link: float, discordant: float = 0.0,
+             site: Site = SITES[0]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """MRI, PET and oracle of a subject scanned at a site, each [X, Y, Z] float32 in [0, 1], background 0.
 
-    link, discordant: of the cohort, for the oracle, which knows nothing else of the subject than its MRI.
+    link, discordant: of the cohort, for the oracle, which knows the subject's MRI and site and nothing else.
 
-    The oracle is E[PET | deformation, atrophy]: no method that sees the MRI can have a lower expected squared
-    error. The mean over status, SUVR and white uptake is exact, up to the grid of ORACLE_DRAWS quantiles.
+    The oracle is E[PET | deformation, atrophy, site]: no method that sees the MRI can have a lower expected
+    squared error. The mean over status, SUVR and white uptake is exact, up to the grid of ORACLE_DRAWS quantiles.
     Neglected is that noise also moves the regional means by which the PET is solved and normalised: an effect
     of second order in their noise (SD 1 to 2 %), hence some 1e-4 of the uptake.
     """
     anatomy = simulate_anatomy(template, rng, subject.atrophy)
-    components = blur_components(template, anatomy)
-    expected = expected_uptake(*region_means(template, components), subject.atrophy, link, discordant)
+    components = blur_components(template, anatomy, site)
+    expected = expected_uptake(*region_means(template, components), subject.atrophy, link, discordant,
+                               site.prevalence)
     oracle = combine(expected, components)
-    components *= 1 + draw_noise(template, rng)
+    components *= 1 + draw_noise(template, rng, site)
     pet = combine(solve_uptake(*region_means(template, components), subject.white, subject.suvr), components)
-    return render_mri(template, anatomy, rng), pet, oracle
+    return render_mri(template, anatomy, rng, site), pet, oracle

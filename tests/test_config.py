@@ -62,9 +62,9 @@ def test_defaults_are_the_sizes_of_the_paper():
     assert (cfg.exp, cfg.downscale, cfg.latent_size) == ("default", 4, (40, 48, 40))
 
 
-def test_there_are_at_most_86_settings():
+def test_there_are_at_most_87_settings():
     of_the_project = [field for field in dataclasses.fields(Config) if not is_group(field)]
-    assert len(of_the_project) <= 86                       # those of the compared systems are their authors'
+    assert len(of_the_project) <= 87                       # those of the compared systems are their authors'
 
 
 @pytest.mark.parametrize("more",
@@ -268,6 +268,10 @@ def test_a_switch_is_given_with_or_without_a_word():
      "image_size (45, 54, 45) must be (90, 108, 90), the phantom's at phantom_voxel 2"),
     (["--phantom_subjects", "5", "5", "5"], "give the phantom another, such as --data_dir data/phantom"),
     (["--phantom_subjects", "5", "0", "5"], "phantom_subjects (5, 0, 5) must be at least 2 in each list"),
+    (["--preset", "demo", "--phantom_sites", "6"],
+     "phantom_subjects (80, 10, 20) must be at least 12 in each list, two of each of the 6 sites, or all 0"),
+    (["--phantom_sites", "7"], "phantom_sites 7 must be between 1 and 6"),
+    (["--phantom_sites", "0"], "phantom_sites 0 must be between 1 and 6"),
 ])
 def test_settings_that_cannot_work_are_refused_with_the_reason(capsys, argv, expected):
     assert expected in refused(capsys, *argv)

@@ -15,6 +15,7 @@ from phantom import cohort as phantom
 from phantom.anatomy import load_template
 from phantom.cohort import build_phantom
 from phantom.covariates import draw_covariates
+from phantom.sites import assign
 from phantom.uptake import Subject, draw_subject, simulate, simulate_anatomy, standard_load
 
 SUBJECTS, VOXEL_MM, LINK, SEED = (5, 3, 4), 8, 0.6, 1
@@ -64,7 +65,8 @@ def test_the_layout_is_a_users_own_plus_the_truth(cohort):
     names = [f"phantom{i:03d}" for i in range(1, 13)]
     info = pd.read_csv(cohort / "data_info" / "data_info.csv")
     lists = {split: (cohort / "data_info" / f"{split}.txt").read_text().split() for split in phantom.SPLITS}
-    assert list(info.columns) == ["ID", "label", "age", "sex", "apoe4", "ptau217", "mmse"]
+    assert list(info.columns) == ["ID", "label", "age", "sex", "apoe4", "ptau217", "mmse", "site"]
+    assert set(info["site"]) == {"site1"}
     assert list(info["ID"]) == names
     assert [len(ids) for ids in lists.values()] == list(SUBJECTS) and sum(lists.values(), []) == names
     for folder, ids in (("whole_MRI", names), ("whole_Abeta", names), ("truth/oracle", names[5:])):
@@ -88,9 +90,10 @@ def test_half_of_each_split_is_positive(cohort):
 
 
 def test_the_order_of_the_labels_depends_on_the_seed_alone():
-    rows = phantom.assign((40, 10, 10), 0)
-    assert rows == phantom.assign((40, 10, 10), 0) and rows != phantom.assign((40, 10, 10), 1)
-    assert 0 < sum(label for _, _, label in rows[:20]) < 20
+    numbers = {"train": 40, "validation": 10, "test": 10}
+    members = assign(numbers, 0)
+    assert members == assign(numbers, 0) and members != assign(numbers, 1)
+    assert 0 < sum(member.label for member in members[:20]) < 20
 
 
 def test_volumes_share_one_mni_grid_and_stay_within_range(cohort):
@@ -339,7 +342,7 @@ def test_a_cut_run_leaves_no_cohort_and_its_rest_is_cleared(tmp_path, monkeypatc
 
 def test_settings_out_of_range_are_named_together(tmp_path):
     with pytest.raises(ValueError) as error:
-        build_phantom(tmp_path / "cohort", (0, 0, 0), 0, 0.99, -1, 1.1, -0.1)
+        build_phantom(tmp_path / "cohort", (0, 0, 0), 0, 0.99, -1, 1.1, -0.1, 7)
     assert all(name in str(error.value) for name in (
-        "subjects", "voxel_mm 0", "link 0.99", "seed -1", "discordant 1.1", "marker -0.1"))
+        "subjects", "voxel_mm 0", "link 0.99", "seed -1", "discordant 1.1", "marker -0.1", "sites 7"))
     assert not (tmp_path / "cohort").exists()
