@@ -3,6 +3,7 @@
     python main.py study                all of it; the same command goes on after an interruption
     python main.py study --quick        seed 0 alone
     python main.py study comparison     another study: the compared systems (studies/comparison.py)
+    python main.py study robustness     another one: disturbed MRIs (studies/robustness.py)
 
 On the benchmark phantom. The default and its null controls are run with three seeds, each with a cohort of
 its own; all other rows with the first seed. Writes result/study/.
@@ -17,7 +18,7 @@ from evaluation.results import Run
 from runtime.commandline import parse
 from runtime.files import make_folder, write_csv, write_text
 from runtime.logs import LOG, logging_run, say
-from studies import comparison, regions
+from studies import comparison, regions, robustness
 from studies.repairs_table import gains_of, make_criteria, make_table, score_run, to_markdown
 from studies.running import FOLDER, SEEDS, Failed, cohort_words, load_finished, read_seconds, run_stages
 
@@ -181,11 +182,14 @@ def write_study(seeds: list[int]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Run the study, or the comparison or that of regions if the first word says so. Returns the exit code."""
+    """Run the study, or the comparison, that of regions or that of robustness if the first word says so.
+    Returns the exit code."""
     if argv[:1] == ["comparison"]:
         return comparison.main(argv[1:])
     if argv[:1] == ["regions"]:
         return regions.main(argv[1:])
+    if argv[:1] == ["robustness"]:
+        return robustness.main(argv[1:])
     parser = argparse.ArgumentParser(prog="main.py study", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="seed 0 alone")
