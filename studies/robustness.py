@@ -93,7 +93,7 @@ def study(cfg: Config, settings: RobustnessSettings) -> None:
     write_csv(folder / TABLE, table)
     write_text(folder / "robustness.md", to_markdown(table, note))
     from evaluation.figures import plot_robustness         # here, because it needs matplotlib
-    plot_robustness(table, folder / "robustness", note)
+    plot_robustness(table, folder / "robustness", f"{len(exp.cohort.test)} subjects ({exp.notice})")
     say("study", f"wrote {TABLE}, {SUBJECTS}, robustness.md, robustness.png and robustness.pdf")
 
 
