@@ -243,8 +243,7 @@ def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=["disturbance", "ID", "measured_on"])
     try:
-        table = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=[""],
-                            float_precision="round_trip")
+        table = pd.read_csv(path, dtype=TEXTS, keep_default_na=False, na_values=[""])
         return table[table["measured_on"].notna()]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path}: damaged ({brief(error)}); remove it, and python main.py study robustness "

@@ -264,7 +264,7 @@ def test_the_pet_of_a_turned_mri_is_scored_in_the_place_of_the_real_one(project,
         moved, back = synthesis.mri(batch["id"][0]), synthesis(batch).x_hat[0, 0].numpy()
         inside, still = exp.measurement.brain, batch["mri"][0, 0].numpy()
         away, near = (np.abs(volume - still)[inside].mean() for volume in (moved, back))
-        assert near < 0.6 * away, name                     # at 8 mm, interpolation itself costs much
+        assert near < 0.8 * away, name                     # at 8 mm, interpolation itself costs much
 
 
 def test_the_same_command_goes_on_and_gives_the_same_bytes(project, measured):
@@ -280,7 +280,7 @@ def test_the_same_command_goes_on_and_gives_the_same_bytes(project, measured):
 
 
 def test_other_strengths_are_measured_beside_and_other_networks_again(project, measured):
-    assert run_study(**FEW, gamma=(0.7, 2)) == 0
+    assert run_study(**(FEW | {"gamma": (0.7, 2)})) == 0
     assert measured == ["gamma_2"]
     assert pd.read_csv(TABLE)["disturbance"].tolist() == ["undisturbed", "gamma_0.7", "gamma_2", *NAMES[7:]]
     measured.clear()
@@ -298,10 +298,10 @@ def test_a_strength_that_is_given_twice_is_one_row(repeated):
 
 
 def test_without_regions_there_are_image_scores_alone(project, capsys):
-    TABLE.unlink(), SUBJECTS.unlink()
-    Path("result/a/calibration.npz").unlink()              # which nothing needs then
-    assert run_study(**FEW, regions="none", label_at_sampling="mixed") == 0
-    table = pd.read_csv(TABLE)
+    without = TINY | PHANTOM | {"exp": "b", "regions": "none"}
+    assert main.main([*arguments(without), "--aae_from", "a", "--stages", "ldm"]) == 0    # never tested
+    assert run_study(**FEW, exp="b") == 0
+    table = pd.read_csv("result/b/robustness.csv")
     assert not [name for name in table if "SUVR" in name or name in ("AUC", "coverage", "same_status")]
     assert table["PSNR_brain_change_low"].notna().all()
     assert "no SUVR is measured" in capsys.readouterr().out
