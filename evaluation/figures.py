@@ -40,6 +40,7 @@ CURVES = {
 }
 PANELS = {"PSNR_brain": "PSNR in the brain (dB)", "SSIM_brain": "SSIM in the brain",
           "SUVR_r": "correlation of SUVR"}
+CHANGES = {"PSNR_brain": "PSNR in the brain (dB)", "SUVR_bias": "mean SUVR"}   # of disturbed MRIs
 SAMPLERS = {"ddpm": ("", "s"), "ddim": ("-", "o"), "dpm": ("--", "^")}        # line style, marker
 PLANES_MM = {                                              # slices through the brain, in MNI space
     "z": (-40, -20, 0, 20, 40, 60), "y": (-80, -55, -30, -5, 20, 45), "x": (-50, -30, -10, 10, 30, 50)}
@@ -149,6 +150,30 @@ def plot_sampling(table: pd.DataFrame, chosen: tuple[str, int, int], stem: Path,
                   label="the setting")
         axis.set(xscale="log", xlabel="network evaluations a latent sample", title=title)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
+    _save(figure, stem, note)
+
+
+def plot_robustness(table: pd.DataFrame, stem: Path, note: str) -> None:
+    """Draw the change of PSNR in the brain, and with regions of the bias of the SUVR, by disturbed MRIs: a dot
+    with its 95 % interval each.
+
+    table: a row a disturbance, the undisturbed MRI first, columns text and <score>_change, _low, _high.
+    """
+    panels = {name: title for name, title in CHANGES.items() if name in table}
+    rows = table.iloc[1:]
+    size = (3.2 + 3.6 * len(panels), 1.4 + 0.32 * len(rows))
+    figure, axes = pyplot().subplots(1, len(panels), figsize=size, sharey=True, layout="constrained",
+                                     squeeze=False)
+    places = np.arange(len(rows))
+    for axis, (name, title), colour in zip(axes[0], panels.items(), ("#0072B2", "#D55E00"), strict=False):
+        change = rows[f"{name}_change"]
+        ends = np.stack([change - rows[f"{name}_change_low"], rows[f"{name}_change_high"] - change])
+        axis.axvline(0, color="0.6", linewidth=1)
+        axis.errorbar(change, places, xerr=ends.clip(min=0), fmt="o", color=colour, capsize=3)
+        axis.set(title=title, xlabel="change against the undisturbed MRI")
+        axis.grid(axis="x", color="0.9")
+    axes[0, 0].set_yticks(places, rows["text"])
+    axes[0, 0].invert_yaxis()                              # the first row at the top
     _save(figure, stem, note)
 
 
