@@ -203,6 +203,15 @@ def _age_or_nan(text: str) -> float:
         return math.nan
 
 
+def read_people(info_dir: Path, scans: list[Scan]) -> pd.DataFrame:
+    """Everything that data_info.csv says of the scans, a row a scan in their order: ID, and every other column but
+    the label as text, '' where it is not known. Of a column that stands twice the first."""
+    table = read_table(info_dir / "data_info.csv", "ID", "label", remarks=[])  # the check has said how it is read
+    table = table.loc[:, ~table.columns.duplicated()].drop(columns="label").drop_duplicates("ID")
+    known = table.set_index("ID").reindex([scan.id for scan in scans]).fillna("")
+    return known.mask(known.map(is_missing), "").reset_index()
+
+
 def read_tracer(info_dir: Path, scans: list[Scan]) -> str:
     """The tracer of all the scans by the column tracer of data_info.csv, as it is written there; '' if there
     is no such column, or not one tracer alone."""
