@@ -164,7 +164,7 @@ def _predicted_label(settings: dict) -> Iterator[str]:
     further = settings.get("covariates", [])
     source = f"its MRI and {', '.join(further)}" if further else "its MRI"
     what = "amount of amyloid" if settings["label_in_training"] == "suvr" else "label"
-    yield (f"The {what} that sampling was given was predicted from {source} by ridge regression fitted on the training "
+    yield (f"The {what} that a scan was given in sampling was predicted from {source} by ridge regression fitted on the training "
            "list; the true label of a scan was never used.")
     if what == "label":
         yield "The prediction was turned into probabilities on cross-fitted subjects of the training list " + (
@@ -206,8 +206,10 @@ def _uptake(run: Run) -> Iterator[str]:
     settings = run.metadata["settings"]
     if settings["cortex_mask"]:
         regions = f"the regions of {settings['cortex_mask']} over {settings['reference_mask']}"
+    elif settings["regions"] == "auto":
+        regions = "the phantom's own cortex over its cerebellum" if run.metadata["phantom"] else ABOUT["mni"]
     else:
-        regions = ABOUT.get(settings["regions"], "the phantom's own cortex over its cerebellum")
+        regions = ABOUT[settings["regions"]]
     cited = " (Klunk et al. 2015)" if not settings["cortex_mask"] and settings["regions"] == "centiloid" else ""
     yield f"The SUVR was measured in {regions}{cited}."
     if settings["centiloid_slope"]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from config import PUBLISHED, Config
+from config import DEMO, PUBLISHED, Config
 from evaluation import figures
 from evaluation.failure_cases import Case, failure_cases, read_cases
 from evaluation.methods_text import REFERENCES, methods_text
@@ -17,15 +17,15 @@ from evaluation.results import Run
 from imaging.grids import Crop
 
 
-def make_run(errors: list[float], regions: bool = True, phantom: bool = False, uncertain: bool = True,
+def make_run(errors: list[float], has_suvr: bool = True, phantom: bool = False, uncertain: bool = True,
              status: bool = True, methods: tuple[str, ...] = ("aae", "il_cldm", "mean_pet"), **settings) -> Run:
     """A run whose test subjects s0, s1, ... have these errors of the SUVR, or of MAE_brain without regions."""
     saved = json.loads(Config(**settings).to_json())
     ids = [f"s{i}" for i in range(len(errors))]
     test = pd.concat([pd.DataFrame({"method": method, "ID": ids, "label": 1,
-                                    "MAE_brain": 0.02 if regions else np.abs(errors)}) for method in methods])
+                                    "MAE_brain": 0.02 if has_suvr else np.abs(errors)}) for method in methods])
     uptake = uncertainty = predictions = None
-    if regions:
+    if has_suvr:
         uptake = pd.concat([pd.DataFrame({"method": method, "ID": ids, "label": 1, "SUVR": values})
                             for method, values in (("real", 1.5), ("il_cldm", 1.5 + np.array(errors)))])
         known = 1.0 if uncertain else np.nan
@@ -71,7 +71,7 @@ def test_ties_keep_the_order_of_the_test_list(n):
 
 
 def test_without_regions_the_error_is_that_of_the_brain():
-    cases = failure_cases(make_run([0.3, 0.1, 0.2], regions=False), people_of(3))
+    cases = failure_cases(make_run([0.3, 0.1, 0.2], has_suvr=False), people_of(3))
     assert cases["ID"].tolist() == ["s1", "s2", "s0"]
     assert set(cases["criterion"]) == {"MAE_brain"}
     assert "SUVR" not in cases
@@ -119,21 +119,19 @@ def test_nothing_covers_anything_in_the_picture_and_all_is_on_it(n, tmp_path, mo
 
 FLOW = Flow({"train": Count(6, 5), "validation": Count(2, 2), "test": Count(1, 1)},
             {"train": {0: 3, 1: 3}, "validation": {0: 1, 1: 1}, "test": {0: 0, 1: 1}})
-PHANTOM = {"phantom_subjects": (80, 10, 20), "data_dir": "p", "regions": "auto", "phantom_voxel": 4,
-           "image_size": (45, 54, 45), "crop_start": (2, 4, 2), "volume_size": (40, 48, 40)}
 DIFFERENT = [                                              # arguments of make_run, what is said, what is not
     ({}, ["To be filled in", "SUVR was measured in plain regions of the MNI152", "drawn by DDIM", "v (Salimans",
           "6 scans of 5 subjects (3 with label 0, 3 with label 1)", "1 scan (0 with label 0, 1 with label 1)",
           "conformal", "Platt 1999", "4 latent samples"], ["digital phantom", "ancestral", "Min-SNR", "null control"]),
-    ({"phantom": True, **PHANTOM}, ["simulated digital phantom, not patient data", "phantom_link 0.6",
+    ({"phantom": True, **DEMO}, ["simulated digital phantom, not patient data", "phantom_link 0.6",
                                     "the phantom's own cortex", "drawn twice", "16 network evaluations a scan"],
      ["To be filled in", "MNI152 template"]),
     ({"phantom": True}, ["simulated digital phantom, not patient data;"], ["phantom_link"]),
-    ({**PUBLISHED, "regions": "none"} | {"regions_": False},
+    ({**PUBLISHED, "regions": "none", "has_suvr": False},
      ["predict the noise (Ho et al. 2020)", "ancestral sampling", "No label was given in sampling",
       "1 latent sample a scan was drawn", "999 network evaluations each", "It was decoded", "1 channel"],
      ["ridge", "DDIM", "shift of", "L1 loss between", "SUVR", "scaled to mean 0", "half a cosine", "conformal"]),
-    ({"regions": "none", "regions_": False}, ["predicted from its MRI by ridge regression", "(Platt 1999)",
+    ({"regions": "none", "has_suvr": False}, ["predicted from its MRI by ridge regression", "(Platt 1999)",
                                               "8 network evaluations a scan"], ["SUVR", "drawn twice"]),
     ({"num_classes": 3, "status": False, "uncertain": False}, ["temperature (Guo et al. 2017)"],
      ["Platt", "status was read", "McNemar", "conformal", "bootstrap"]),
@@ -162,8 +160,7 @@ def test_every_kind_of_run_is_described_as_it_was(changes, said, not_said):
     changes = dict(changes)
     changes["label_in_training"] = changes.get("label_in_training") or (
         "suvr" if any(changes.get("phantom_subjects", [])) else "true")     # as a cohort settles auto
-    regions = changes.pop("regions_", True)
-    text = methods_text(make_run([0.1, 0.2], regions=regions, **changes), FLOW)
+    text = methods_text(make_run([0.1, 0.2], **changes), FLOW)
     for sentence in said:
         assert sentence in text
     for sentence in not_said:
@@ -175,7 +172,6 @@ def test_every_kind_of_run_is_described_as_it_was(changes, said, not_said):
 
 @pytest.mark.parametrize(("changes", "said", "not_said"), DIFFERENT[:6])
 def test_the_references_are_those_that_are_cited(changes, said, not_said):
-    changes = {name: value for name, value in changes.items() if name != "regions_"}
     body, references = methods_text(make_run([0.1], **changes), FLOW).split("\n\nReferences\n")
     for short, full in REFERENCES.items():
         assert (short in body) == (full in references), short
