@@ -20,6 +20,8 @@ if TYPE_CHECKING:                                          # only drawing needs 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from evaluation.failure_cases import Case
+
 # stage -> title, and column of loss_curve.csv -> label
 CURVES = {
     "aae": ("Stage 1, autoencoder", {"rec": "L1 reconstruction"}),
@@ -309,6 +311,47 @@ def plot_methods(path: Path, titles: list[str], slices: dict[str, list[np.ndarra
     _save(figure, path.with_suffix(""), notice, (".png",), y=1 - 0.1 / figure.get_figheight())
 
 
+def plot_cases(stem: Path, cases: "list[Case]", where: str, notice: str) -> None:
+    """Draw failure cases, a column each: MRI, real PET, synthetic PET and signed error, and what is known beneath.
+
+    where: place of the slices. One scale of the MRI, of uptake and of the error for all.
+    """
+    names = ("MRI", "real PET", "synthetic PET")
+    stacks = {name: np.stack([case.slices[name] for case in cases]) for name in names}     # [n, D, H]
+    stacks["error"] = stacks["synthetic PET"] - stacks["real PET"]
+    top, worst = stacks["real PET"].max(), np.quantile(np.abs(stacks["error"]), 0.999) or 1.0
+    scales = {"MRI": ("gray", 0, stacks["MRI"].max()), "real PET": ("inferno", 0, top),
+              "synthetic PET": ("inferno", 0, top), "error": ("RdBu_r", -worst, worst)}
+    each, lines = 1.65, max(len(case.text) for case in cases)
+    rows, shape = len(scales), stacks["MRI"].shape[2] / stacks["MRI"].shape[1]
+    left, right, text, bars, head = 1.05, 0.1, 0.17 * lines + 0.2, 0.95, 0.6
+    columns = max(3, len(cases))                           # the colour bars need some room
+    width, height = left + columns * each + right, head + rows * each * shape + text + bars
+    margins = {"left": left / width, "right": 1 - right / width, "bottom": (bars + text) / height,
+               "top": 1 - head / height, "wspace": 0.04, "hspace": 0.04}
+    figure, axes = pyplot().subplots(rows, columns, figsize=(width, height), gridspec_kw=margins, squeeze=False)
+    pictures = {}
+    for row, (name, (colours, low, high)) in zip(axes, scales.items(), strict=True):
+        for axis, voxels in zip(row, stacks[name], strict=False):
+            pictures[name] = _axial(axis, voxels, colours, high, low)
+        row[0].set_ylabel("synthetic - real" if name == "error" else name, fontsize=9)
+        for axis in row[len(cases):]:
+            axis.remove()
+    for column, case in zip(axes.T, cases, strict=False):
+        column[0].set_title(case.title, fontsize=9)
+        column[-1].text(0.5, -0.04, "\n".join(case.text), transform=column[-1].transAxes, ha="center", va="top",
+                        fontsize=8, parse_math=False)
+    about = {"real PET": f"uptake, as stored in [0, 1]\n{where}; left is the subject's left",
+             "error": "error of the uptake, synthetic - real\nup to the 99.9th percentile of its size"}
+    for start, (name, label) in zip((0.04, 0.54), about.items(), strict=True):
+        bar = figure.add_axes((start + 0.06, 0.62 / height, 0.34, 0.12 / height))
+        figure.colorbar(pictures[name], cax=bar, orientation="horizontal",
+                        extend="both" if name == "error" else "max")
+        bar.set_xlabel(label, fontsize=8)
+        bar.tick_params(labelsize=8)
+    _save(figure, stem, notice, y=1 - 0.1 / height)
+
+
 def _grid_of_slices(rows: int, columns: int, shape: float) -> tuple["Figure", np.ndarray, list["Axes"]]:
     """A figure, its axes [rows, columns] for slices of that height over width, and two axes below them for
     colour bars. All sizes are in inches: with so many axes, a constrained layout takes a minute."""
@@ -324,10 +367,10 @@ def _grid_of_slices(rows: int, columns: int, shape: float) -> tuple["Figure", np
     return figure, axes, bars
 
 
-def _axial(axis: "Axes", voxels: np.ndarray, colours: str, top: float):
+def _axial(axis: "Axes", voxels: np.ndarray, colours: str, top: float, low: float = 0.0):
     """Draw an axial slice [D, H] in RAS, the front at the top. Returns the picture."""
     axis.set(xticks=[], yticks=[])
-    return axis.imshow(np.rot90(voxels), cmap=colours, vmin=0, vmax=top, interpolation="nearest")
+    return axis.imshow(np.rot90(voxels), cmap=colours, vmin=low, vmax=top, interpolation="nearest")
 
 
 # ---------------------------------------------------------------- status and uptake

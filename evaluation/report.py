@@ -11,20 +11,24 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dataset import SPLITS, Cohort, Scan
+from dataset import Scan
+from evaluation.failure_cases import Case
 from evaluation.figures import (
     LABELS,
     SYSTEM_TITLES,
     plot_bland_altman,
     plot_bland_altman_systems,
     plot_calibration,
+    plot_cases,
     plot_curves,
     plot_roc,
     plot_suvr,
     plot_volumes,
 )
 from evaluation.layout import Markup, display
+from evaluation.participants import Flow
 from evaluation.results import Run
+from evaluation.table_1 import CAPTION, for_reader
 from evaluation.tables import Table
 from imaging.grids import Crop
 from imaging.volumes import read_in_range
@@ -39,6 +43,10 @@ HTML = Markup("<b>{}</b>", html.escape)
 CAPTIONS = {
     "volumes": "Real PET, synthetic PET and absolute error of the first test subjects of each label; "
                "sagittal, coronal and axial slice; left of the picture is the subject's left, or the back.",
+    "failure_cases": "Failure cases: the two test subjects with the smallest absolute error of the SUVR (without "
+                     "regions: of the MAE in the brain), the four around the median and the two with the largest; "
+                     "all where there are fewer than eight. One scale of the MRI, of the uptake and of the error "
+                     "for all. The numbers are in failure_cases.csv.",
     "roc": "ROC curves on the test list of classifiers fitted on the training list.",
     "calibration": "Calibration of the predicted probability of amyloid positivity on the test list.",
     "suvr": "SUVR of synthetic against real PET on the test list.",
@@ -72,8 +80,12 @@ def read_subjects(scans: list[Scan], folder: Path, crop: Crop) -> list[Subject]:
 
 # ---------------------------------------------------------------- figures
 
-def write_figures(folder: Path, run: Run, subjects: list[Subject]) -> dict[str, Path]:
-    """Write folder/figures/<name>.png and .pdf, of what the run has. Returns name -> path of the PNG."""
+def write_figures(folder: Path, run: Run, subjects: list[Subject], cases: list[Case],
+                  where: str) -> dict[str, Path]:
+    """Write folder/figures/<name>.png and .pdf, of what the run has. Returns name -> path of the PNG.
+
+    cases: failure cases, if they can be drawn. where: place of their slices.
+    """
     figures, notice = folder / "figures", run.metadata["notice"]
     make_folder(figures)
     rows = []
@@ -82,6 +94,9 @@ def write_figures(folder: Path, run: Run, subjects: list[Subject]) -> dict[str, 
         rows.append((f"{scan.id}\n{label}", volumes["real PET"], volumes["synthetic PET"]))
     plot_volumes(figures / "volumes", rows, notice)
     drawn = {"volumes"}
+    if cases:
+        plot_cases(figures / "failure_cases", cases, where, notice)
+        drawn.add("failure_cases")
     if run.predictions is not None and run.predictions["label"].nunique() == 2:
         plot_roc(figures / "roc", run.predictions, notice)
         plot_calibration(figures / "calibration", run.predictions, notice)
@@ -123,31 +138,10 @@ def _suvr_pairs(run: Run) -> dict[str, pd.DataFrame]:
 
 # ---------------------------------------------------------------- the HTML file
 
-def cohort_table(cohort: Cohort, demographics: pd.DataFrame | None) -> pd.DataFrame:
-    """A row a list: scans, scans a label, and age and sex if they are known.
-
-    demographics: columns ID, age and sex, or None.
-    """
-    lists = {split: getattr(cohort, split) for split in SPLITS}
-    labels = sorted({scan.label for scans in lists.values() for scan in scans})
-    rows = []
-    for split, scans in lists.items():
-        row = {"list": split, "scans": len(scans)}
-        for label in labels:
-            row[f"label {label}"] = sum(scan.label == label for scan in scans)
-        if demographics is not None:
-            row |= _describe_people(demographics.set_index("ID").loc[[scan.id for scan in scans]])
-        rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def _describe_people(people: pd.DataFrame) -> dict[str, str]:
-    age = f"{people['age'].mean():.1f}"
-    if len(people) > 1:
-        age += f" ± {people['age'].std():.1f}"
-    counts = people["sex"].value_counts().sort_index()
-    sexes = ", ".join(f"{count} {sex}" for sex, count in counts.items())
-    return {"age (years, mean ± SD)": age, "sex": sexes}
+class Participants(NamedTuple):
+    """Who is in the lists: the flow of participants, and Table 1 as make_table_1 gives it."""
+    flow: Flow
+    table: pd.DataFrame
 
 
 def _viewer_data(subjects: list[Subject], affine: np.ndarray) -> dict:
@@ -180,11 +174,11 @@ def _encode(volume: np.ndarray, top: float, block: int) -> str:
     return base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode()
 
 
-def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, Path], cohort: pd.DataFrame,
-                 subjects: list[Subject], affine: np.ndarray) -> None:
+def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, Path],
+                 participants: Participants, methods: str, subjects: list[Subject], affine: np.ndarray) -> None:
     """Write the self-contained report.html.
 
-    figures: as write_figures gives them. cohort: as cohort_table gives it. affine: [4, 4], of the volumes.
+    figures: as write_figures gives them. methods: as methods_text gives it. affine: [4, 4], of the volumes.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -201,8 +195,8 @@ def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, P
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     text = environment.get_template(TEMPLATE.name).render(
         name=run.name, phantom=run.metadata["phantom"], note=run.metadata["note"],
-        command=run.metadata["command"], cohort=_to_html(cohort), tables=shown, figures=pictures,
-        captions=CAPTIONS,
+        command=run.metadata["command"], flow=participants.flow, table_1=_to_html(for_reader(participants.table)),
+        about_table_1=CAPTION, tables=shown, figures=pictures, captions=CAPTIONS, methods=methods,
         settings=_to_html(pd.DataFrame(settings, columns=["setting", "value"])),
         versions=_to_html(pd.DataFrame(run.metadata["versions"].items(), columns=["package", "version"])),
         viewer=_viewer_data(subjects, affine))

@@ -18,6 +18,7 @@ from utils import InputError
 
 FORMAT = 2                                                 # raise it when a column changes its meaning
 INDEX = "scores.json"
+MADE_FROM_THEM = ("failure_cases.csv", "methods.txt")      # by the stage report
 FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty", "people")   # the first is always there
 
 
@@ -54,7 +55,7 @@ def _digest(content: bytes) -> str:
 
 def forget_run(folder: Path) -> None:
     """Remove the results in the folder, the index first: networks or synthetic PETs are about to change."""
-    for name in (INDEX, *(f"{frame}.csv" for frame in FRAMES)):
+    for name in (INDEX, *(f"{frame}.csv" for frame in FRAMES), *MADE_FROM_THEM):
         (folder / name).unlink(missing_ok=True)
 
 

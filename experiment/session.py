@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from config import BASELINES, PRESETS, Config
-from dataset import LATENTS, Cohort, Scan, check_cohort, read_demographics
+from dataset import LATENTS, SPLITS, Cohort, Scan, check_cohort, read_people
 from evaluation.results import INDEX, forget_run, load_run, load_runs
 from evaluation.scores import Predict, best_median_worst, evaluate
 from experiment.automatic import settle_label, settle_regions
@@ -25,12 +26,15 @@ from phantom.cohort import build_phantom
 from runtime.checkpoints import StageRun
 from runtime.commandline import parse, refuse_tool
 from runtime.files import (FolderLock, WriteError, check_place, check_room, link_problem, make_folder,
-                           remove_leftovers, write_text)
+                           remove_leftovers, write_csv, write_text)
 from runtime.logs import LOG, keep_log, say
 from runtime.program import exit_code
 from runtime.ranks import (barrier, check_environment, from_rank_0, is_rank_0, launch, local_rank,
                            process_group, world_size)
 from utils import InputError, pick_device
+
+if TYPE_CHECKING:                                          # the report alone needs its packages
+    from evaluation.report import Participants
 
 Stage = Callable[[Experiment], None]
 COMPARED_MM = 20                           # z of the slice of the compared PETs, which meets the ventricles
@@ -222,15 +226,20 @@ def plot_comparison(exp: Experiment, methods: dict[str, Predict], scores: pd.Dat
     shown = scores.iloc[best_median_worst(scores[error].tolist())]
     scan_of = {scan.id: scan for scan in exp.cohort.test}
     scans = [scan_of[name] for name in shown["ID"]]
-    affine = exp.crop.affine(exp.cohort.affine)
-    level = int(np.clip(round((COMPARED_MM - affine[2, 3]) / affine[2, 2]), 0, exp.crop.size[2] - 1))
+    level, where = _compared_level(exp)
     slices = _compared_slices(exp, methods, scans, level)
     if is_rank_0():
         from evaluation.figures import plot_methods
         titles = [f"{scan.id}\nlabel {scan.label}\nMAE of IL-CLDM\n{place}: {value:.4f}"
                   for scan, value in zip(scans, shown[error], strict=True)]
-        plot_methods(exp.cfg.result_dir / COMPARISON, titles, slices,
-                     f"axial slices at z = {affine[2, 2] * level + affine[2, 3]:.0f} mm", exp.notice)
+        plot_methods(exp.cfg.result_dir / COMPARISON, titles, slices, where, exp.notice)
+
+
+def _compared_level(exp: Experiment) -> tuple[int, str]:
+    """The level of the crop whose axial slices are compared, and where that is, for a caption."""
+    affine = exp.crop.affine(exp.cohort.affine)
+    level = int(np.clip(round((COMPARED_MM - affine[2, 3]) / affine[2, 2]), 0, exp.crop.size[2] - 1))
+    return level, f"axial slices at z = {affine[2, 2] * level + affine[2, 3]:.0f} mm"
 
 
 def _compared_slices(exp: Experiment, methods: dict[str, Predict], scans: list[Scan],
@@ -294,14 +303,38 @@ def report(exp: Experiment) -> None:
     """Write the figures and the report of this experiment, from its CSVs and volumes."""
     if not is_rank_0():
         return
-    from evaluation.report import cohort_table, read_subjects, write_figures, write_report
+    from evaluation.failure_cases import CSV, failure_cases, read_cases
+    from evaluation.methods_text import methods_text
+    from evaluation.report import read_subjects, write_figures, write_report
     from evaluation.rows import group_runs
     from evaluation.tables import make_tables
-    cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
-    say("report", f"writes {folder}/figures/ and {folder}/report.html")
-    result = load_run(folder)
+    folder, result = exp.cfg.result_dir, load_run(exp.cfg.result_dir)
+    say("report", f"writes {folder}/figures/, {folder}/report.html, {CSV}, table_1.csv and methods.txt")
     subjects = read_subjects(exp.shown_scans(), folder / "synthesized", exp.crop)
-    figures = write_figures(folder, result, subjects)
-    demographics, _ = read_demographics(cfg.info_folder, cohort.train + cohort.validation + cohort.test)
-    write_report(folder / "report.html", result, make_tables(group_runs([result])[0]), figures,
-                 cohort_table(cohort, demographics), subjects, cohort.affine)
+    people = read_people(exp.cfg.info_folder, [scan for split in SPLITS for scan in getattr(exp.cohort, split)])
+    settings = result.metadata["settings"]
+    further = [*settings.get("covariates", ()), *settings.get("subgroups", ())]
+    participants = _participants(exp, people, further)
+    cases, (level, where) = failure_cases(result, people, further), _compared_level(exp)
+    drawn = read_cases(cases, {scan.id: scan for scan in exp.cohort.test}, folder / "synthesized", exp.crop, level)
+    if not drawn:
+        say("report", f"no figure of failure cases: {folder}/synthesized lacks some of their PETs")
+    methods = methods_text(result, participants.flow)
+    write_csv(folder / CSV, cases)
+    write_csv(folder / "table_1.csv", participants.table)
+    write_text(folder / "methods.txt", methods)
+    figures = write_figures(folder, result, subjects, drawn, where)
+    write_report(folder / "report.html", result, make_tables(group_runs([result])[0]), figures, participants, methods,
+                 subjects, exp.cohort.affine)
+
+
+def _participants(exp: Experiment, people: pd.DataFrame, further: list[str]) -> "Participants":
+    """The flow of participants, and Table 1 with these further columns. people: as read_people gives it."""
+    from evaluation.participants import count_participants
+    from evaluation.report import Participants
+    from evaluation.table_1 import make_table_1
+    lists, pattern = {split: getattr(exp.cohort, split) for split in SPLITS}, exp.cfg.subject_pattern
+    flow = count_participants(exp.cfg.info_folder, lists, pattern)
+    if flow.remark:
+        say("report", flow.remark)
+    return Participants(flow, make_table_1(lists, people, pattern, further))

@@ -22,7 +22,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import main
 from evaluation import figures
-from evaluation.results import load_run
+from evaluation.results import MADE_FROM_THEM, forget_run, load_run
 
 EXP = "ph"
 PHANTOM = {"exp": EXP, "regions": "auto", "phantom_subjects": (8, 4, 6), "phantom_voxel": 8, "data_dir": "data/ph",
@@ -84,7 +84,7 @@ def test_the_modules_need_no_package_that_only_draws_or_writes_tables():
 
 def test_every_figure_is_there_as_png_of_150_dpi_and_pdf(project):
     folder = project / "result" / EXP / "figures"
-    names = {"volumes", "roc", "calibration", "suvr", "bland_altman", "curves"}
+    names = {"volumes", "failure_cases", "roc", "calibration", "suvr", "bland_altman", "curves"}
     files = {f"{name}.png" for name in names} | {f"{name}.pdf" for name in names}
     assert {path.name for path in folder.iterdir()} == files
     for name in names:
@@ -183,20 +183,82 @@ def test_browser_shows_the_report_without_error_and_asks_nobody_for_anything(bro
 def test_browser_shows_filled_tables_and_figures(browser, project):
     assert "python main.py" in text(browser, "code")[0]
     headings = text(browser, "h2")
-    for heading in ("Viewer", "Image quality", "Quantification", "Amyloid status", "Comparisons", "Figures",
-                    "Settings and versions"):
+    for heading in ("Participants", "Viewer", "Image quality", "Quantification", "Amyloid status", "Comparisons",
+                    "Figures", "Settings and versions", "Methods, as text for a paper"):
         assert heading in headings
     cells = text(browser, "table")
-    cohort = cells[0].splitlines()
-    assert cohort[0].split()[:2] == ["list", "scans"]
-    rows = [line.split()[:4] for line in cohort[1:]]
-    assert rows == [["train", "8", "4", "4"], ["validation", "4", "2", "2"], ["test", "6", "3", "3"]]
+    rows = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#table_1 tr")]
+    assert rows[0].split() == ["train", "validation", "test", "all", "SMD", "validation", "SMD", "test"]
+    assert rows[1].split(", n ") == ["scans", "8 4 6 18"]
+    assert [row.split()[:6] for row in rows[4:6]] == [
+        ["0", "4", "(50.0", "%)", "2", "(50.0"], ["1", "4", "(50.0", "%)", "2", "(50.0"]]
+    assert [box.splitlines() for box in text(browser, ".flow .box")] == [
+        ["training list", "8 scans of 8 subjects", "label 0: 4", "label 1: 4"],
+        ["validation list", "4 scans of 4 subjects", "label 0: 2", "label 1: 2"],
+        ["test list", "6 scans of 6 subjects", "label 0: 3", "label 1: 3"]]
+    [methods] = text(browser, "#methods_text")
+    assert methods.split() == (project / "result" / EXP / "methods.txt").read_text().split()
     psnr = pd.read_csv(project / "result" / EXP / "test.csv").query("method == 'il_cldm'")["PSNR_brain"]
     assert any(f"{psnr.mean():.2f} ± {psnr.std():.2f}" in table for table in cells)
     assert not any(word in " ".join(cells) for word in ("nan", "None", "undefined"))
     script = "return [...document.images].map(i => i.complete && i.naturalWidth > 300 && !!i.alt)"
     loaded = browser.execute_script(script)
-    assert loaded == [True] * 6
+    assert loaded == [True] * 7
+
+
+def test_the_files_of_the_report_are_those_of_the_run_and_old_ones_go(project):
+    folder = project / "result" / EXP
+    cases = pd.read_csv(folder / "failure_cases.csv")
+    suvr = pd.read_csv(folder / "uptake.csv").pivot(index="ID", columns="method", values="SUVR")
+    error = (suvr["il_cldm"] - suvr["real"]).abs().sort_values()
+    assert cases["ID"].tolist() == error.index.tolist()
+    np.testing.assert_allclose(cases["error"], error)
+    assert set(cases["case"]) == {"all"}
+    assert cases["rank"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert cases["age"].between(50, 100).all()
+    table = pd.read_csv(folder / "table_1.csv")
+    assert {"age (years)", "sex", "label"} <= set(table["variable"])
+    assert {path.name for path in folder.iterdir()} >= set(MADE_FROM_THEM)
+
+
+def test_what_is_made_from_results_goes_with_them(tmp_path):
+    for name in MADE_FROM_THEM:
+        (tmp_path / name).touch()
+    forget_run(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_report_without_some_synthetic_pets_has_no_picture_of_failure_cases(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(project / "data", tmp_path / "data")
+    shutil.copytree(project / "result", tmp_path / "result")
+    folder, test = tmp_path / "result" / EXP, project / "data" / "ph" / "data_info"
+    last = (test / "test.txt").read_text().split()[-2:]    # not among the first of each label
+    (folder / "synthesized" / f"{last[0]}.nii.gz").unlink()
+    (test / "cohort.csv").unlink(missing_ok=True)
+    assert main.main([*arguments(TINY | PHANTOM), "--stages", "report", "--shown_subjects", "1"]) == 0
+    assert not (folder / "figures" / "failure_cases.png").exists()
+    assert len(pd.read_csv(folder / "failure_cases.csv")) == 6
+
+
+def test_browser_shows_the_flow_of_the_files_of_prepare(project, browser, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(project / "data", tmp_path / "data")
+    shutil.copytree(project / "result", tmp_path / "result")
+    info = tmp_path / "data" / "ph" / "data_info"
+    (info / "cohort.csv").write_text("list,subjects,scans\ntrain,8,8\nvalidation,4,4\ntest,6,6\nall,18,18\n")
+    (info / "left_out.csv").write_text("ID,reason,found\nx1,no <b>PET</b>,\nx2,grey zone,\nx3,grey zone,\n")
+    assert main.main([*arguments(TINY | PHANTOM), "--stages", "report"]) == 0
+    report, own = tmp_path / "result" / EXP / "report.html", browser.current_url
+    browser.get(report.as_uri())
+    boxes = [box.splitlines() for box in text(browser, ".flow .box")]
+    browser.get(own)
+    WebDriverWait(browser, 30).until(lambda c: c.find_element(By.TAG_NAME, "body").get_attribute("data-drawn"))
+    assert boxes[:3] == [["found, with an MRI or a PET:", "21 scans of 21 subjects"],
+                         ["left out: 3 scans of 3 subjects", "grey zone: 2", "no <b>PET</b>: 1"],
+                         ["labelled:", "18 scans of 18 subjects"]]
+    methods = (tmp_path / "result" / EXP / "methods.txt").read_text()
+    assert "3 scans of 3 subjects were left out, and 18 scans of 18 subjects were used" in methods
 
 
 def shown(browser, name: str) -> np.ndarray:
@@ -267,5 +329,12 @@ def test_the_report_of_a_cohort_without_regions_or_two_labels_leaves_that_out(pr
     assert "research only, not for clinical use" in html
     assert "not defined" in html
     assert "Quantification" not in html
-    assert {path.stem for path in (folder / "figures").iterdir()} == {"volumes", "curves"}
+    assert {path.stem for path in (folder / "figures").iterdir()} == {"volumes", "curves", "failure_cases"}
+    cases = pd.read_csv(folder / "failure_cases.csv")
+    assert set(cases["criterion"]) == {"MAE_brain"}
+    assert cases["error"].is_monotonic_increasing
+    methods = (folder / "methods.txt").read_text()
+    assert "To be filled in" in methods
+    assert "SUVR" not in methods
+    assert "status was read" not in methods
     assert not (folder / "uptake.csv").exists()
