@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 
 from config import BASELINES, PRESETS, Config
 from dataset import LATENTS, Cohort, Scan, check_cohort, read_demographics
-from evaluation.results import INDEX, forget_run, load_run, load_runs
+from evaluation.external_results import load_externals
+from evaluation.results import INDEX, Run, forget_run, load_run, load_runs
 from evaluation.scores import Predict, best_median_worst, evaluate
 from experiment.automatic import settle_label, settle_regions
 from experiment.experiment import PHANTOM_NOTICE, Experiment, latents_folder
-from experiment.scoring import COMPARISON, COST
+from experiment.scoring import COMPARISON, COST, frozen_digests
 from imaging.cache import check_temporary_folder
 from imaging.volumes import read_in_range
 from phantom.cohort import build_phantom
@@ -271,8 +272,14 @@ def tables(exp: Experiment) -> None:
 def make_all_tables(cfg: Config) -> None:
     """Write result/tables of all experiments whose results can be read. Raises InputError if there is none."""
     from evaluation.layout import write_tables
+    from evaluation.external_table import external_groups, external_table
     from evaluation.tables import group_runs, make_tables
     runs, left_out = load_runs(cfg.result_dir.parent)
+    externals = []
+    for run in runs:
+        found, unusable = _externals(cfg.result_dir.parent / run.name)
+        externals += found
+        left_out |= unusable
     for name, reason in left_out.items():
         say("tables", f"{name} is left out: {reason}")
     groups, remarks = group_runs(runs)
@@ -281,14 +288,21 @@ def make_all_tables(cfg: Config) -> None:
     if not groups:
         raise InputError(f"{cfg.result_dir.parent} holds no experiment with scores; --stages test writes "
                          "them")
-    for path in write_tables(cfg.result_dir.parent / "tables", make_tables(groups)):
+    tables = [*make_tables([*groups, *external_groups(externals)]), external_table(groups, externals)]
+    for path in write_tables(cfg.result_dir.parent / "tables", list(filter(None, tables))):
         say("tables", f"{len(runs)} experiments, wrote {path} (and .md, .tex)")
+
+
+def _externals(folder: Path) -> tuple[list[Run], dict[str, str]]:
+    """The external cohorts of an experiment, and those that cannot be used with the reason."""
+    return load_externals(folder, frozen_digests(folder))
 
 
 def report(exp: Experiment) -> None:
     """Write the figures and the report of this experiment, from its CSVs and volumes."""
     if not is_rank_0():
         return
+    from evaluation.external_table import external_table
     from evaluation.report import cohort_table, read_subjects, write_figures, write_report
     from evaluation.tables import group_runs, make_tables
     cfg, cohort, folder = exp.cfg, exp.cohort, exp.cfg.result_dir
@@ -297,5 +311,9 @@ def report(exp: Experiment) -> None:
     subjects = read_subjects(exp.shown_scans(), folder / "synthesized", exp.crop)
     figures = write_figures(folder, result, subjects)
     demographics, _ = read_demographics(cfg.info_folder, cohort.train + cohort.validation + cohort.test)
-    write_report(folder / "report.html", result, make_tables(group_runs([result])[0]), figures,
+    groups, (externals, left_out) = group_runs([result])[0], _externals(folder)
+    for name, reason in left_out.items():
+        say("report", f"{name} is left out: {reason}")
+    shown = list(filter(None, [*make_tables(groups), external_table(groups, externals)]))
+    write_report(folder / "report.html", result, shown, figures,
                  cohort_table(cohort, demographics), subjects, cohort.affine)
