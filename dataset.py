@@ -84,16 +84,17 @@ class CohortReader:
         scans = {split: [self._scan(scan_id, labels) for scan_id in ids[split]] for split in SPLITS}
         return {split: [scan for scan in found if scan] for split, found in scans.items()}
 
-    def read_together(self, lists: tuple[str, ...]) -> list[Scan]:
-        """The scans of some lists one after the other, each once; without a list every row of data_info.csv. Look
-        at .problems before using them."""
+    def read_together(self, lists: tuple[str, ...]) -> tuple[list[str], list[Scan]]:
+        """The IDs of some lists one after the other, each once, without a list of every row of data_info.csv;
+        and their scans. Look at .problems before using these."""
         labels, ids = self._labels(), []
         for split in lists:
             ids += self._ids(split)
         if not lists and labels is not None:
             ids = self._usable(self.info_dir / "data_info.csv", labels)
-        scans = [self._scan(scan_id, labels) for scan_id in dict.fromkeys(ids)]
-        return [scan for scan in scans if scan]
+        ids = list(dict.fromkeys(ids))
+        scans = [self._scan(scan_id, labels) for scan_id in ids]
+        return ids, [scan for scan in scans if scan]
 
     def _labels(self) -> dict[str, list[str]] | None:
         try:
@@ -220,8 +221,8 @@ def _age_or_nan(text: str) -> float:
 
 
 def read_people(info_dir: Path, scans: list[Scan]) -> pd.DataFrame:
-    """What data_info.csv says of the scans: a row a scan in their order, ID and every other column as text, ''
-    where it is missing."""
+    """What data_info.csv says of the scans: a row a scan in their order, ID and every other column as text,
+    '' where it is missing."""
     table = read_table(info_dir / "data_info.csv", "ID", remarks=[])
     table = table.drop_duplicates("ID").set_index("ID").reindex([scan.id for scan in scans], fill_value="")
     return table.map(_or_empty).reset_index()
@@ -301,11 +302,11 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
 
 
 def check_external(reader: CohortReader, scans: list[Scan], grid: Grid) -> Cohort:
-    """Vouch for scans of an external cohort, all of whose volumes must lie on the grid of the networks: a cohort
-    whose test list they are.
+    """Vouch for scans of an external cohort, all of whose volumes must lie on the grid of the networks: a
+    cohort whose test list they are.
 
-    reader: that gave the scans; what others found stands in its .problems too. Raises InputError that lists every
-    problem found.
+    reader: that gave the scans; what others found stands in its .problems too. Raises InputError that lists
+    every problem found.
     """
     volumes = _check_volumes({"external": scans}, grid.shape, reader.problems, grid.affine)
     return Cohort(train=[], validation=[], test=scans, **volumes)
@@ -313,8 +314,8 @@ def check_external(reader: CohortReader, scans: list[Scan], grid: Grid) -> Cohor
 
 def _check_volumes(splits: dict[str, list[Scan]], image_size: tuple[int, ...], problems: list[str],
                    affine: np.ndarray | None = None) -> dict:
-    """Affine, checksums and report of a Cohort with these lists. affine: that all volumes must have, unless any
-    will do that they share.
+    """Affine, checksums and report of a Cohort with these lists. affine: that all volumes must have, unless
+    any will do that they share.
 
     Raises InputError with the problems that were found before and those of the volumes.
     """
@@ -359,8 +360,8 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: lis
 
 def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size: tuple[int, ...],
                    problems: list[str], expected: np.ndarray | None) -> None:
-    """All volumes must lie on the grid that is expected, or else that most of them share; a pair that differs in
-    itself is named as a pair."""
+    """All volumes must lie on the grid that is expected, or else that most of them share; a pair that differs
+    in itself is named as a pair."""
     if not grids:
         return
     others, common = "the networks were trained on", expected

@@ -7,14 +7,16 @@ from cohort.calibrate import CalibrateSettings
 from cohort.prepare_settings import PrepareSettings
 from cohort.preprocess import PreprocessSettings
 from config import Config
+from newscans.external import ExternalSettings
 from newscans.synthesize import SynthesisSettings
 from runtime.settings import UNPUBLISHED, is_group, options
 from studies.sweep import SweepSettings
 
 PAGE = Path(__file__).with_suffix(".md")
 TOOLS = {"python main.py": Config, "python main.py synthesize": SynthesisSettings,
-         "python main.py sweep": SweepSettings, "python main.py prepare": PrepareSettings,
-         "python main.py preprocess": PreprocessSettings, "python main.py calibrate": CalibrateSettings}
+         "python main.py external": ExternalSettings, "python main.py sweep": SweepSettings,
+         "python main.py prepare": PrepareSettings, "python main.py preprocess": PreprocessSettings,
+         "python main.py calibrate": CalibrateSettings}
 
 
 def page() -> str:
@@ -24,7 +26,8 @@ def page() -> str:
         "",
         "Written by `python -m docs.settings` from the code; a test compares. Edit a default in "
         "`config.py`, or pass",
-        "`--field value`. `synthesize` and `sweep` also take the settings of the experiment that its "
+        "`--field value`. `synthesize`, `external` and `sweep` also take the settings of the experiment "
+        "that its "
         "training is not",
         "bound to, such as `--samples_per_scan`. A dotted name is a setting of a compared system: "
         "`--pix2pix.lambda_l1 50`",

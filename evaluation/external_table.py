@@ -1,5 +1,5 @@
-"""External cohorts in the tables: sections of their own, and one table that shows each beside the experiment's own
-test list."""
+"""External cohorts in the tables: sections of their own, and one table that shows each beside the
+experiment's own test list."""
 import json
 
 import numpy as np
@@ -16,23 +16,24 @@ OWN = "test list"                                          # of the experiment, 
 ROWS = {"none": "mri", "mean_pet": "pet", "il_cldm": "pet", "oracle": "pet", "real": "pet"}
 IMAGE, UPTAKE, STATUS = ("PSNR_brain", "SSIM_brain"), ("bias", "Pearson", "slope"), ("AUC", "SEN", "SPE")
 CAPTION = (
-    "The experiment on its own test list and on external cohorts, with the same networks, masks, thresholds and "
-    "calibration: nothing is fitted on an external cohort. PSNR (dB) and SSIM in the brain, bias, correlation and slope "
-    "of the SUVR against that of the real PET (mean ± SD over subjects, or over the seeds). AUC, sensitivity and "
-    "specificity with 95 % bootstrap intervals over subjects: of the status classifier pet on the PETs of the method, "
-    "of mri where the method is none. Coverage: share of the subjects whose real SUVR lies in the 90 % interval that "
-    "was calibrated on the validation list, with Wilson's 95 % interval. Brier: of the calibrated probability of "
-    "positive status; calibration: mean of that probability less the share of positive subjects (0 is right). "
-    "mean_pet is the mean PET of the training list; oracle and real see the truth or the PET.")
+    "The experiment on its own test list and on external cohorts, with the same networks, masks, thresholds "
+    "and calibration: nothing is fitted on an external cohort. PSNR (dB) and SSIM in the brain, bias, "
+    "correlation and slope of the SUVR against that of the real PET (mean ± SD over subjects, or over the "
+    "seeds). AUC, sensitivity and specificity with 95 % bootstrap intervals over subjects: of the status "
+    "classifier pet on the PETs of the method, of mri where the method is none. Coverage: share of the "
+    "subjects whose real SUVR lies in the 90 % interval that was calibrated on the validation list, with "
+    "Wilson's 95 % interval. Brier: of the calibrated probability of positive status; calibration: mean of "
+    "that probability less the share of positive subjects (0 is right). mean_pet is the mean PET of the "
+    "training list; oracle and real see the truth or the PET.")
 
 
 # ---------------------------------------------------------------- sections of the other tables
 
 def external_groups(externals: list[Run]) -> list[Group]:
     """The runs on external cohorts as groups, whose rows are compared within one cohort alone."""
-    cohorts: dict[tuple[str, str], list[Run]] = {}
+    cohorts: dict[str, list[Run]] = {}
     for run in externals:
-        cohorts.setdefault((run.metadata["external"]["place"], run.metadata["cohort"]), []).append(run)
+        cohorts.setdefault(run.metadata["cohort"], []).append(run)
     groups = []
     for runs in cohorts.values():
         for group in group_runs(runs)[0]:
@@ -43,9 +44,9 @@ def external_groups(externals: list[Run]) -> list[Group]:
 def _section(group: Group) -> str:
     """What rows of an external cohort must share to be compared, as JSON."""
     origin = group.runs[0].metadata["external"]
-    return json.dumps(json.loads(group.section) | {
-        "data_dir": origin["data_dir"], "info_dir": origin["info_dir"], "split": f"external cohort {origin['name']}"},
-        sort_keys=True)
+    section = json.loads(group.section) | {"split": f"external cohort {origin['name']}"}
+    section |= {"data_dir": origin["data_dir"], "info_dir": origin["info_dir"]}
+    return json.dumps(section, sort_keys=True)
 
 
 # ---------------------------------------------------------------- beside the own test list
@@ -59,10 +60,10 @@ def external_table(groups: list[Group], externals: list[Run]) -> Table | None:
         for run in externals:
             if run.name in names:
                 of_group.setdefault(run.metadata["external"]["name"], []).append(run)
-        section = json.dumps(json.loads(group.section) | {"split": "test, and external cohorts"}, sort_keys=True)
+        section = json.loads(group.section) | {"split": "test, and external cohorts"}
         if of_group:
             for cohort, runs in {OWN: group.runs, **of_group}.items():
-                records += _records(section, group.name, cohort, runs)
+                records += _records(json.dumps(section, sort_keys=True), group.name, cohort, runs)
     return Table(NAME, pd.DataFrame(records), ("cohort", "method"), CAPTION) if records else None
 
 
@@ -72,15 +73,16 @@ def _records(section: str, experiment: str, cohort: str, runs: list[Run]) -> lis
     n = len({(run.metadata["cohort"], name) for run in runs for name in run.test["ID"]})
     for method in ROWS:
         for metric, values in headline(runs, method).items():
-            records.append({"section": section, "experiment": experiment, "cohort": cohort, "method": method, "n": n,
-                            "seeds": len(runs), "metric": metric, **vars(values), "best": False, "p_holm": np.nan,
-                            "made_by": commands})
+            records.append({
+                "section": section, "experiment": experiment, "cohort": cohort, "method": method, "n": n,
+                "seeds": len(runs), "metric": metric, **vars(values), "best": False, "p_holm": np.nan,
+                "made_by": commands})
     return records
 
 
 def headline(runs: list[Run], method: str) -> dict[str, Values]:
-    """Metric -> values of a method, NaN where it is not defined; nothing if no run has the method. runs: of one
-    cohort, one a seed."""
+    """Metric -> values of a method, NaN where it is not defined; nothing if no run has the method. runs: of
+    one cohort, one a seed."""
     found: dict[str, Values] = {}
     scores = _frames(runs, "test", method)
     if scores:

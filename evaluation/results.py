@@ -18,7 +18,7 @@ from utils import InputError
 
 FORMAT = 2                                                 # raise it when a column changes its meaning
 INDEX = "scores.json"
-EXTERNAL = "external"                                      # folder of external cohorts in that of an experiment
+EXTERNAL = "external"                             # folder of external cohorts in that of an experiment
 FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty")  # the first is always there
 
 

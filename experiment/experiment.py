@@ -192,7 +192,8 @@ class Experiment:
     def _survey_file(self) -> Path:
         """The file of the survey, which is made if it is not there."""
         measurement, cohort = self.measurement, self.cohort
-        path = survey_path(self.latents_folder, self.cfg, cohort.fingerprint("train", "validation"), measurement)
+        lists = cohort.fingerprint("train", "validation")
+        path = survey_path(self.latents_folder, self.cfg, lists, measurement)
         if load_survey(path) is None:
             make_folder(path.parent)
             training, validation = (

@@ -90,8 +90,8 @@ def classifiers_bound_to(masks: dict[str, str], synthesizer: Synthesizer) -> dic
 
 
 def frozen_digests(folder: Path) -> dict[str, str]:
-    """File -> SHA-256 of the thresholds and the calibration in an experiment's folder, as far as they are there; both
-    are bound to the networks."""
+    """File -> SHA-256 of the thresholds and the calibration in an experiment's folder, as far as they are
+    there; both are bound to the networks."""
     digests = {}
     for name in FROZEN:
         if (folder / name).is_file():

@@ -1,11 +1,11 @@
-"""An external cohort: MRIs with PETs and labels from elsewhere, synthesized and scored by a trained experiment of
-which nothing is fitted again.
+"""An external cohort: MRIs with PETs and labels from elsewhere, synthesized and scored by a trained
+experiment of which nothing is fitted again.
 
     python main.py external --exp NAME --test_data DIR
 
-Networks, label predictor, masks, thresholds of the status classifiers and the calibration of the uncertainty are
-those that the experiment has; the labels of the external cohort are used for scores alone. The cohort is checked
-like one's own, on the grid of the networks, and refused where it holds somebody of the training.
+Networks, label predictor, masks, thresholds of the status classifiers and the calibration of the uncertainty
+are those that the experiment has; the labels of the external cohort are used for scores alone. The cohort is
+checked like one's own, on the grid of the networks, and refused where it holds somebody of the training.
 """
 import json
 import re
@@ -32,8 +32,8 @@ from experiment.experiment import PHANTOM_NOTICE, RESEARCH_NOTICE, scores_note
 from experiment.saved import parse_for_experiment
 from experiment.scoring import ScanSynthesis, frozen_digests, score_frames, write_summary
 from imaging.cache import VolumeCache
-from newscans.external_cohort import (ExternalCohort, TrainingLists, covariates_of, find_training_lists, info_folder,
-                                      people_frame, read_external, refuse_known_pictures)
+from newscans.external_cohort import (ExternalCohort, TrainingLists, covariates_of, find_training_lists,
+                                      info_folder, people_frame, read_external, refuse_known_pictures)
 from newscans.kept_synthesis import KeptSynthesis
 from newscans.trained import Trained, load_trained
 from runtime.files import FolderLock, check_place, make_folder, remove_leftovers, write_text
@@ -48,30 +48,32 @@ NOT_OF_A_PET = ("classifiers", "calibration")              # in Trained.made_wit
 
 @dataclass(frozen=True)
 class ExternalSettings:
-    """The settings of `python main.py external` beside those of the experiment. Raises ValueError that lists all
-    wrong values."""
+    """The settings of `python main.py external` beside those of the experiment. Raises ValueError that lists
+    all wrong values."""
 
     exp: str = setting("",
         "name of the trained experiment; its settings are read from result/<exp>/config.json",
         section="an external cohort")
-    test_data: str = setting("", "folder of the external cohort, with whole_MRI and whole_Abeta as in data/README.md")
+    test_data: str = setting("", "folder of the external cohort, with whole_MRI and whole_Abeta as in "
+                                 "data/README.md")
     info_dir: str = setting("",
         "folder with its data_info.csv and its lists, if it has some; empty: data_info in test_data")
     lists: tuple[str, ...] = setting((),
         "lists whose scans are taken, all of which are unseen; none: test, or without test.txt every row of "
         "data_info.csv", choices=SPLITS, empty=True)
     name: str = setting("",
-        "name of the external cohort; outputs go to result/<exp>/external/<name>; empty: that of the folder test_data")
+        "name of the external cohort; outputs go to result/<exp>/external/<name>; empty: that of the folder "
+        "test_data")
     namesakes: bool = setting(False,
-        "subjects with the ID of a training or validation subject are other people, as where two cohorts number "
-        "theirs alike; without it they are refused")
+        "subjects with the ID of a training or validation subject are other people, as where two cohorts "
+        "number theirs alike; without it they are refused")
 
     def __post_init__(self):
         missing = [f"--{name}" for name in ("exp", "test_data") if not getattr(self, name)]
         problems = value_problems(self) or ([f"external needs {', '.join(missing)}"] if missing else [])
         if not problems and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.cohort_name):
-            problems = [f"name {self.cohort_name!r} must be a plain folder name of letters, digits, '.', '_' and '-'; "
-                        "give one by --name"]
+            problems = [f"name {self.cohort_name!r} must be a plain folder name of letters, digits, '.', '_' "
+                        "and '-'; give one by --name"]
         refuse(problems)
 
     @property
@@ -82,8 +84,8 @@ class ExternalSettings:
 
 def main(argv: list[str]) -> int:
     """Score an external cohort, with the settings of a command line. Returns the exit code."""
-    about = ("Synthesize and score an external cohort with the networks, masks, thresholds and calibration of a "
-             "trained experiment; nothing is fitted on it.")
+    about = ("Synthesize and score an external cohort with the networks, masks, thresholds and calibration "
+             "of a trained experiment; nothing is fitted on it.")
     settings, cfg = parse_for_experiment(ExternalSettings, argv, "main.py external", about)
     command = shlex.join(["python", "main.py", "external", *argv])
     return exit_code(partial(score_external, cfg, settings, command))
@@ -100,8 +102,8 @@ def score_external(cfg: Config, settings: ExternalSettings, command: str) -> Non
     check_place(folder)
     trained = load_trained(cfg, 0.0)
     known = find_training_lists(cfg, trained)
-    external = read_external(data_dir, info_folder(data_dir, settings.info_dir), settings.lists, trained, known,
-                             settings.namesakes)
+    info_dir = info_folder(data_dir, settings.info_dir)
+    external = read_external(data_dir, info_dir, settings.lists, trained, known, settings.namesakes)
     notice = f"{PHANTOM_NOTICE}; {RESEARCH_NOTICE}" if external.is_phantom else RESEARCH_NOTICE
     say("check", f"{data_dir}: no problem found ({notice})\n{external.cohort.report}")
     say("check", f"taken: {external.taken}")
@@ -118,10 +120,10 @@ def score_external(cfg: Config, settings: ExternalSettings, command: str) -> Non
         keep_log(folder / "run.log")
         methods = run.methods(known, made_from)
         forget_run(folder)
-        write_text(folder / "config.json", json.dumps(
-            {"external": asdict(settings), "taken": external.taken, "command": command, **json.loads(cfg.to_json())},
-            indent=2) + "\n")
-        run.write(run.score(methods), real, {"notice": notice, "command": command, "name": settings.cohort_name})
+        done = {"external": asdict(settings), "taken": external.taken, "command": command}
+        write_text(folder / "config.json", json.dumps(done | json.loads(cfg.to_json()), indent=2) + "\n")
+        about = {"notice": notice, "command": command, "name": settings.cohort_name}
+        run.write(run.score(methods), real, about)
 
 
 class ExternalRun:
@@ -142,15 +144,15 @@ class ExternalRun:
     # ------------------------------------------------------------ before the first synthesis
 
     def read_real(self) -> pd.DataFrame:
-        """What status and uptake are read from, of the real PETs. Raises InputError if some have no uptake in the
-        reference region."""
+        """What status and uptake are read from, of the real PETs. Raises InputError if some have no uptake in
+        the reference region."""
         measurement = self.trained.measurement
-        real = evaluate(lambda batch: batch["pet"], self.batches(), measurement.readable, "read external cohort")
+        real = evaluate(lambda batch: batch["pet"], self.batches(), measurement.readable, "read real PETs")
         if measurement.regions:
             without = real.loc[~np.isfinite(real["SUVR"]), "ID"]
             if len(without):
-                raise InputError(f"{measurement.files.named('reference_mask')}: no uptake in it in the PET of "
-                                 f"{', '.join(without)}")
+                raise InputError(f"{measurement.files.named('reference_mask')}: no uptake in it in the PET "
+                                 f"of {', '.join(without)}")
         return real
 
     def made_from(self, covariates: dict[str, dict[str, str]]) -> dict[str, dict]:
@@ -167,9 +169,10 @@ class ExternalRun:
         trained, scans = self.trained, self.external.scans
         synthesis = ScanSynthesis(trained.sampler, scans, self.folder, self.external.is_phantom)
         kept = KeptSynthesis(synthesis, made_from)
-        say("test", f"{len(scans) - len(kept.columns)} of {len(scans)} PETs are to be synthesized (the others are there "
-                    f"already), {self.cfg.samples_per_scan} latent samples by {self.cfg.sampler}, {kept.evaluations} "
-                    f"network evaluations a scan, on {trained.networks.device}, {trained.notice}; writes {self.folder}")
+        say("test", f"{len(scans) - len(kept.columns)} of {len(scans)} PETs are to be synthesized (the "
+                    f"others are there already), {self.cfg.samples_per_scan} latent samples by "
+                    f"{self.cfg.sampler}, {kept.evaluations} network evaluations a scan, on "
+                    f"{trained.networks.device}, {trained.notice}; writes {self.folder}")
         methods: dict[str, Predict] = {"aae": reconstruct(trained), "il_cldm": kept}
         if known.survey is not None:
             methods[mean_pet.NAME] = mean_pet.predict_mean(known.survey.mean_pet)
@@ -180,8 +183,8 @@ class ExternalRun:
         if all(has_oracle):
             methods[oracle.NAME] = oracle.read_oracle(data_dir, trained.networks.crop)
         elif any(has_oracle):
-            say("test", f"no row oracle: {has_oracle.count(False)} of {len(scans)} scans have none (a phantom keeps it "
-                        "for its validation and test list)")
+            say("test", f"no row oracle: {has_oracle.count(False)} of {len(scans)} scans have none (a "
+                        "phantom keeps it for its validation and test list)")
         baselines = [name for name in BASELINES if trained.networks.best_path(name).exists()]
         if baselines:
             say("test", f"the trained baselines are not scored here: {', '.join(baselines)}")
@@ -189,25 +192,26 @@ class ExternalRun:
 
     def score(self, methods: dict[str, Predict]) -> dict[str, pd.DataFrame]:
         """Method -> a row a scan with all measures."""
-        subjects = {}
+        subjects, measures = {}, self.trained.measurement.all_measures
         for name, predict in methods.items():
             batches = self.batches(self.cfg.scans_at_once if name == "il_cldm" else 0)
-            subjects[name] = evaluate(predict, batches, self.trained.measurement.all_measures, f"external {name}")
+            subjects[name] = evaluate(predict, batches, measures, f"external {name}")
         return subjects
 
     # ------------------------------------------------------------ what is written
 
     def write(self, subjects: dict[str, pd.DataFrame], real: pd.DataFrame, about: dict[str, str]) -> None:
-        """Write the CSVs with their index, and summary.csv. about: notice, command, and name of the cohort."""
+        """Write the CSVs with their index, and summary.csv. about: notice, command, and name of the
+        cohort."""
         trained, external, cfg = self.trained, self.external, self.cfg
         frames = score_frames(subjects, real, trained.classifiers)
         frames |= self.uncertainty(subjects["il_cldm"], real)
         frames["people"] = people_frame(external, cfg.covariates)
         note = scores_note(cfg, trained.measurement, about["notice"], len(external.scans))
         lists = trained.networks.best_checkpoint("ldm")["settings"]["training and validation list"]
-        origin = {"name": about["name"], "data_dir": str(external.data_dir), "info_dir": str(external.info_dir),
-                  "place": str(external.data_dir.resolve()), "taken": external.taken,
-                  "frozen": frozen_digests(cfg.result_dir)}
+        origin = {"name": about["name"], "data_dir": str(external.data_dir),
+                  "info_dir": str(external.info_dir), "place": str(external.data_dir.resolve()),
+                  "taken": external.taken, "frozen": frozen_digests(cfg.result_dir)}
         metadata = {"phantom": external.is_phantom, "notice": about["notice"], "note": note,
                     "cohort": external.cohort.fingerprint("test"), "training": lists,
                     "masks": trained.measurement.mask_keys(), "external": origin, **json.loads(cfg.to_json()),
@@ -221,7 +225,8 @@ class ExternalRun:
             say("test", line)
 
     def uncertainty(self, test: pd.DataFrame, real: pd.DataFrame) -> dict[str, pd.DataFrame]:
-        """The content of uncertainty.csv by the frozen calibration, if there is one; prints how good it is here."""
+        """The content of uncertainty.csv by the frozen calibration, if there is one; prints how good it is
+        here."""
         calibration = self.trained.calibration
         if calibration is None or not self.trained.measurement.regions:
             return {}

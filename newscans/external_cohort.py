@@ -1,5 +1,5 @@
-"""An external cohort: read and checked like a cohort, on the grid of the networks, and shown to be of other people
-than those that the experiment was trained and calibrated on."""
+"""An external cohort: read and checked like a cohort, on the grid of the networks, and shown to be of other
+people than those that the experiment was trained and calibrated on."""
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ from runtime.logs import say
 from runtime.tables import read_list
 from utils import InputError
 
-SAME_PICTURE = 1e-3            # largest difference of blocks of two volumes in [0, 1] that are one, stored twice
+SAME_PICTURE = 1e-3            # largest difference of the blocks of one volume in [0, 1], stored twice
 
 
 @dataclass(frozen=True)
 class TrainingLists:
     """What is known of the people that an experiment was trained and calibrated on.
 
-    ids: ID -> its list, training or validation; empty if nothing is known. survey: of both lists, or None. why_not:
-    why that is None, or nothing.
+    ids: ID -> its list, training or validation; empty if nothing is known. survey: of both lists, or None.
+    why_not: why that is None, or nothing.
     """
     ids: dict[str, str]
     survey: Survey | None
@@ -49,11 +49,11 @@ class ExternalCohort:
         return self.cohort.test
 
 
-# ---------------------------------------------------------------- the training cohort, as far as it is at hand
+# ---------------------------------------------------------------- the training cohort, if it is at hand
 
 def find_training_lists(cfg: Config, trained: Trained) -> TrainingLists:
-    """The training lists from the survey that lies beside the latents; without it their IDs, from the lists of the
-    settings, if these are there."""
+    """The training lists from the survey that lies beside the latents; without it their IDs, from the lists
+    of the settings, if these are there."""
     fingerprint = trained.networks.best_checkpoint("ldm")["settings"]["training and validation list"]
     path = survey_path(latents_folder(cfg), cfg, fingerprint, trained.measurement)
     survey = load_survey(path)
@@ -67,15 +67,15 @@ def find_training_lists(cfg: Config, trained: Trained) -> TrainingLists:
             ids |= dict.fromkeys(read_list(cfg.info_folder / f"{split}.txt", remarks=[]), name)
         except InputError:
             continue
-    return TrainingLists(ids, None, f"{path} is not there; --stages test of the experiment makes it, where its "
-                                    "training cohort is at hand")
+    return TrainingLists(ids, None, f"{path} is not there; --stages test of the experiment makes it, where "
+                                    "its training cohort is at hand")
 
 
 # ---------------------------------------------------------------- reading and checking
 
 def info_folder(data_dir: Path, info_dir: str) -> Path:
-    """Folder of labels and lists: the one that is given, else data_info inside data_dir, else data_dir itself if
-    data_info.csv lies there."""
+    """Folder of labels and lists: the one that is given, else data_info inside data_dir, else data_dir itself
+    if data_info.csv lies there."""
     if info_dir:
         return Path(info_dir)
     inside = data_dir / "data_info"
@@ -93,33 +93,33 @@ def choose_lists(info_dir: Path, lists: tuple[str, ...]) -> tuple[tuple[str, ...
     others = [split for split in there if split != "test"]
     if not others:
         return ("test",), "the list test"
-    return ("test",), (f"the list test alone; {' and '.join(others)} of {info_dir} are as unseen and would be taken "
-                       f"too by --lists {' '.join(there)}")
+    return ("test",), (f"the list test alone; {' and '.join(others)} of {info_dir} are as unseen and would "
+                       f"be taken too by --lists {' '.join(there)}")
 
 
-def read_external(data_dir: Path, info_dir: Path, lists: tuple[str, ...], trained: Trained, known: TrainingLists,
-                  namesakes: bool) -> ExternalCohort:
+def read_external(data_dir: Path, info_dir: Path, lists: tuple[str, ...], trained: Trained,
+                  known: TrainingLists, namesakes: bool) -> ExternalCohort:
     """Read and check the external cohort.
 
-    lists: as choose_lists takes them. namesakes: whether subjects may have the ID of a training subject. Raises
-    InputError that lists every problem found.
+    lists: as choose_lists takes them. namesakes: whether subjects may have the ID of a training subject.
+    Raises InputError that lists every problem found.
     """
     cfg = trained.cfg
     reader = CohortReader(data_dir, info_dir, cfg.num_classes, cfg.subject_pattern)
     if not all(folder.by_stem for folder in reader.volumes.values()):
         empty = [name for name, folder in reader.volumes.items() if not folder.by_stem]
-        raise InputError(f"{data_dir} holds no cohort: no volume in {' and '.join(empty)}; expected whole_MRI/<ID>"
-                         ".nii[.gz] and whole_Abeta/<ID>.nii[.gz] there, prepared as those of the training were "
-                         f"(data/README.md), and labels in {info_dir}/data_info.csv")
+        raise InputError(f"{data_dir} holds no cohort: no volume in {' and '.join(empty)}; expected "
+                         "whole_MRI/<ID>.nii[.gz] and whole_Abeta/<ID>.nii[.gz] there, prepared as those of "
+                         f"the training were (data/README.md), and labels in {info_dir}/data_info.csv")
     chosen, taken = choose_lists(info_dir, lists)
-    scans, phantom = reader.read_together(chosen), is_phantom(str(data_dir))
-    alike = named_alike(scans, known.ids, cfg.subject_pattern)
+    (ids, scans), phantom = reader.read_together(chosen), is_phantom(str(data_dir))
+    alike = named_alike(ids, known.ids, cfg.subject_pattern)
     # phantoms number their subjects alike, and the people of another one are others
     others = phantom and is_phantom(cfg.data_dir) and data_dir.resolve() != Path(cfg.data_dir).resolve()
     if alike and (namesakes or others):
         why = "phantoms number their subjects alike" if others else "--namesakes says so"
-        say("check", f"{len(alike)} of {len(scans)} subjects have the ID of a training or validation subject, and are "
-                     f"taken for other people ({why})")
+        say("check", f"{len(alike)} of {len(ids)} subjects have the ID of a training or validation subject, "
+                     f"and are taken for other people ({why})")
     else:
         reader.problems += alike
     if known.ids == {}:
@@ -129,27 +129,27 @@ def read_external(data_dir: Path, info_dir: Path, lists: tuple[str, ...], traine
     return ExternalCohort(data_dir, info_dir, cohort, read_people(info_dir, scans), phantom, taken)
 
 
-# ---------------------------------------------------------------- overlap with the training and validation list
+# ---------------------------------------------------------------- overlap with the training
 
-def named_alike(scans: list[Scan], known: dict[str, str], subject_pattern: str) -> list[str]:
-    """A problem for each scan whose subject, by its ID, is in a list of the training. known: ID -> its list."""
+def named_alike(ids: list[str], known: dict[str, str], subject_pattern: str) -> list[str]:
+    """A problem for each ID whose subject is in a list of the training. known: ID -> its list."""
     pattern, subjects = re.compile(subject_pattern), {}
     for name in known:
         subjects.setdefault(parse_id(name, pattern)[0], name)
     problems = []
-    for scan in scans:
-        name = subjects.get(parse_id(scan.id, pattern)[0])
+    for scan_id in ids:
+        name = subjects.get(parse_id(scan_id, pattern)[0])
         if name:
-            problems.append(f"{scan.id}: is in the {known[name]} list of the experiment as {name}")
+            problems.append(f"{scan_id}: is in the {known[name]} list of the experiment as {name}")
     if problems:
-        problems[-1] += ("; leave such subjects out, or, if these are other people, as where two cohorts number theirs "
-                         "alike, say so by --namesakes true")
+        problems[-1] += ("; leave such subjects out, or, if these are other people, as where two cohorts "
+                         "number theirs alike, say so by --namesakes true")
     return problems
 
 
 def refuse_known_pictures(read: pd.DataFrame, known: TrainingLists) -> None:
-    """Raise InputError that lists every scan whose MRI or PET is one of the training or validation list, whatever
-    its ID and the type in which it is stored. Says so if that cannot be known.
+    """Raise InputError that lists every scan whose MRI or PET is one of the training or validation list,
+    whatever its ID and the type in which it is stored. Says so if that cannot be known.
 
     read: a row a scan, as Measurement.readable gives of its PET.
     """
@@ -165,10 +165,11 @@ def refuse_known_pictures(read: pd.DataFrame, known: TrainingLists) -> None:
             nearest = int(difference.argmin())
             if difference[nearest] < SAME_PICTURE:
                 twin = table["ID"].iloc[nearest]
-                problems.append(f"{name}: its {what} is that of {twin} in the {known.ids[twin]} list of the experiment")
+                problems.append(f"{name}: its {what} is that of {twin} in the {known.ids[twin]} list of the "
+                                "experiment")
     if problems:
-        raise InputError("\n  ".join([f"{len(problems)} volume(s) were seen in the training or calibration; leave these "
-                                      "scans out:", *problems]))
+        raise InputError("\n  ".join([f"{len(problems)} volume(s) were seen in the training or calibration; "
+                                      "leave these scans out:", *problems]))
 
 
 # ---------------------------------------------------------------- people
@@ -177,8 +178,8 @@ KNOWN = ("age", "sex", "site", "tracer", "diagnosis")      # columns of data_inf
 
 
 def people_frame(external: ExternalCohort, columns: Iterable[str]) -> pd.DataFrame:
-    """The content of people.csv: ID, label, and the columns KNOWN and those that are named, as far as they are
-    there."""
+    """The content of people.csv: ID, label, and the columns KNOWN and those that are named, as far as they
+    are there."""
     headings = {heading.lower(): heading for heading in external.people}
     frame = pd.DataFrame({"ID": [scan.id for scan in external.scans],
                           "label": [scan.label for scan in external.scans]})
@@ -189,13 +190,13 @@ def people_frame(external: ExternalCohort, columns: Iterable[str]) -> pd.DataFra
 
 
 def covariates_of(external: ExternalCohort, columns: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """ID -> column -> cell, '' where it is missing, of the covariates of the experiment; says which columns are
-    missing and what is done about it."""
+    """ID -> column -> cell, '' where it is missing, of the covariates of the experiment; says which columns
+    are missing and what is done about it."""
     frame = people_frame(external, columns)
     missing = [name for name in columns if name not in frame]
     if missing:
-        say("check", f"{external.info_dir / 'data_info.csv'} has no column {', '.join(missing)}: these covariates are "
-                     "imputed for everybody, as they are for a missing value in the training")
+        say("check", f"{external.info_dir / 'data_info.csv'} has no column {', '.join(missing)}: these "
+                     "covariates are imputed for everybody, as they are for a missing value in the training")
     empty = [name for name in columns if name in frame and (frame[name] == "").any()]
     for name in empty:
         say("check", f"{(frame[name] == '').sum()} of {len(frame)} subjects have no {name}: it is imputed")

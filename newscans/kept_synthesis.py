@@ -1,5 +1,5 @@
-"""Synthesis of a list whose PETs may be there already: those made from the same MRI in the same way are read, and
-the others made."""
+"""Synthesis of a list whose PETs may be there already: those made from the same MRI in the same way are read,
+and the others made."""
 import json
 from pathlib import Path
 
@@ -18,9 +18,9 @@ from utils import InputError
 class KeptSynthesis:
     """ScanSynthesis for evaluate that reads the PETs of a batch if all of them are there.
 
-    A batch of which one is missing is synthesized whole, so that every PET comes from a batch with the same others
-    as ever and is the same to the last bit. Beside each PET stands <ID>.json: what it was made from, its own
-    checksum, and the further columns of its row.
+    A batch of which one is missing is synthesized whole, so that every PET comes from a batch with the same
+    others as ever and is the same to the last bit. Beside each PET stands <ID>.json: what it was made from,
+    its own checksum, and the further columns of its row.
     made_from: ID -> what makes another PET, as JSON values; the checksum of the MRI is added.
     """
 
@@ -51,7 +51,9 @@ class KeptSynthesis:
         """The PETs of these scans from their files: [B, 1, D, H, W], and their columns."""
         crop = self.synthesis.crop
         volumes = [read_in_range(self._pet(name))[0][crop.slices()] for name in names]
-        columns = {column: [self.columns[name][column] for name in names] for column in self.columns[names[0]]}
+        columns = {}
+        for column in self.columns[names[0]]:
+            columns[column] = [self.columns[name][column] for name in names]
         return Prediction(torch.from_numpy(np.stack(volumes))[:, None], columns)
 
     def _pet(self, name: str) -> Path:
