@@ -86,6 +86,18 @@ class CohortReader:
         scans = {split: [self._scan(scan_id, labels) for scan_id in ids[split]] for split in SPLITS}
         return {split: [scan for scan in found if scan] for split, found in scans.items()}
 
+    def read_together(self, lists: tuple[str, ...]) -> tuple[list[str], list[Scan]]:
+        """The IDs of some lists one after the other, each once, without a list of every row of data_info.csv;
+        and their scans. Look at .problems before using these."""
+        labels, ids = self._labels(), []
+        for split in lists:
+            ids += self._ids(split)
+        if not lists and labels is not None:
+            ids = self._usable(self.info_dir / "data_info.csv", labels)
+        ids = list(dict.fromkeys(ids))
+        scans = [self._scan(scan_id, labels) for scan_id in ids]
+        return ids, [scan for scan in scans if scan]
+
     def _labels(self) -> dict[str, list[str]] | None:
         try:
             table = read_table(self.info_dir / "data_info.csv", "ID", "label")
@@ -110,21 +122,26 @@ class CohortReader:
             self.problems.append(str(error))
             return []
         counts = Counter(lines)
-        if not counts:
-            self.problems.append(f"{path}: holds no ID")
-        usable = {scan_id: count for scan_id, count in counts.items() if ID_PATTERN.fullmatch(scan_id)}
+        usable = self._usable(path, counts)
         self.problems += [
-            f"{path}: {scan_id} stands {count} times in this list"
-            for scan_id, count in usable.items()
-            if count > 1
+            f"{path}: {scan_id} stands {counts[scan_id]} times in this list"
+            for scan_id in usable
+            if counts[scan_id] > 1
         ]
+        return usable
+
+    def _usable(self, path: Path, ids: Iterable[str]) -> list[str]:
+        """Those of a file's IDs, of which there must be one, that can be the name of a volume."""
+        ids = list(ids)
+        if not ids:
+            self.problems.append(f"{path}: holds no ID")
         self.problems += [
             f"{path}: {brief(repr(scan_id))} is not an ID; expected a file name without folder and without "
             ".nii or .nii.gz, of at most 200 letters, digits, '.', '_' and '-'"
-            for scan_id in counts
-            if scan_id not in usable
+            for scan_id in ids
+            if not ID_PATTERN.fullmatch(scan_id)
         ]
-        return list(usable)
+        return [scan_id for scan_id in ids if ID_PATTERN.fullmatch(scan_id)]
 
     def _overlaps(self, ids: dict[str, list[str]]) -> None:
         lists: dict[str, dict[str, str]] = {}
@@ -352,22 +369,44 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
                         "predicts it; --label_at_sampling none goes without a prediction")
 
     problems += covariate_problems(info_dir, splits, covariates)
-    scans = [scan for split in SPLITS for scan in splits[split]]
-    grids, stored = _check_headers(scans, image_size, problems)
+    volumes = _check_volumes(splits, image_size, problems)
+    return Cohort(**splits, **volumes, tracer=read_tracer(info_dir, splits["train"]))
+
+
+def check_external(reader: CohortReader, scans: list[Scan], grid: Grid) -> Cohort:
+    """Vouch for scans of an external cohort, all of whose volumes must lie on the grid of the networks: a
+    cohort whose test list they are.
+
+    reader: that gave the scans; what others found stands in its .problems too. Raises InputError that lists
+    every problem found.
+    """
+    volumes = _check_volumes({"external": scans}, grid.shape, reader.problems, grid.affine)
+    return Cohort(train=[], validation=[], test=scans, **volumes)
+
+
+def _check_volumes(splits: dict[str, list[Scan]], image_size: tuple[int, ...], problems: list[str],
+                   affine: np.ndarray | None = None) -> dict:
+    """Affine, checksums and report of a Cohort with these lists. affine: that all volumes must have, unless
+    any will do that they share.
+
+    Raises InputError with the problems that were found before and those of the volumes.
+    """
+    scans = [scan for found in splits.values() for scan in found]
+    grids, stored = _check_headers(scans, image_size, problems, affine)
     remarks = Remarks()
     ranges = _check_voxels([path for scan in scans for path in (scan.mri, scan.pet) if path in grids],
                            problems, remarks)
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s) in the data:", *problems]))
-    affine, checksums = grids[scans[0].mri], {path: checksum for path, (_, _, checksum) in ranges.items()}
-    return Cohort(**splits, affine=affine, checksums=checksums,
-                  report=_report(splits, affine, image_size, stored, ranges, scans, remarks),
-                  tracer=read_tracer(info_dir, splits["train"]))
+    affine = grids[scans[0].mri] if affine is None else affine
+    return {"affine": affine, "checksums": {path: checksum for path, (_, _, checksum) in ranges.items()},
+            "report": _report(splits, affine, image_size, stored, ranges, scans, remarks)}
 
 
-def _check_headers(scans: list[Scan], image_size: tuple[int, ...],
-                   problems: list[str]) -> tuple[dict[Path, np.ndarray], Counter]:
-    """RAS affine of every file whose header is right, and how often each orientation is stored."""
+def _check_headers(scans: list[Scan], image_size: tuple[int, ...], problems: list[str],
+                   affine: np.ndarray | None) -> tuple[dict[Path, np.ndarray], Counter]:
+    """RAS affine of every file whose header is right, and how often each orientation is stored. affine: as
+    _check_volumes takes it."""
     grids, stored = {}, Counter()
     for path in (path for scan in scans for path in (scan.mri, scan.pet)):
         try:
@@ -387,20 +426,19 @@ def _check_headers(scans: list[Scan], image_size: tuple[int, ...],
                 continue
             grids[path] = grid.affine
             stored["".join(nib.orientations.aff2axcodes(header.get_best_affine()))] += 1
-    _check_affines(scans, grids, image_size, problems)
+    _check_affines(scans, grids, image_size, problems, affine)
     return grids, stored
 
 
 def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size: tuple[int, ...],
-                   problems: list[str]) -> None:
-    """All volumes must lie on the grid that most of them share; a pair that differs in itself is named as a
-    pair."""
+                   problems: list[str], expected: np.ndarray | None) -> None:
+    """All volumes must lie on the grid that is expected, or else that most of them share; a pair that differs
+    in itself is named as a pair."""
     if not grids:
         return
-    keys = {path: tuple(np.round(affine / SAME_PLACE_MM).astype(int).ravel()) for path,
-            affine in grids.items()}
-    common_key = Counter(keys.values()).most_common(1)[0][0]
-    common = next(affine for path, affine in grids.items() if keys[path] == common_key)
+    others, common = "the networks were trained on", expected
+    if expected is None:
+        others, common = "most of the cohort", _common_affine(grids)
 
     def same(a: np.ndarray, b: np.ndarray) -> bool:
         return Grid(image_size, a).same(Grid(image_size, b))
@@ -417,8 +455,15 @@ def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size:
             continue
         for path, affine in ((scan.mri, mri), (scan.pet, pet)):
             if affine is not None and not same(affine, common):
-                problems.append(f"{path}: {origin(affine)}, most of the cohort {origin(common)}; bring all "
-                                "to one grid")
+                problems.append(f"{path}: {origin(affine)}, {others} {origin(common)}; bring all to one grid")
+
+
+def _common_affine(grids: dict[Path, np.ndarray]) -> np.ndarray:
+    """The affine that most of the files share."""
+    keys = {path: tuple(np.round(affine / SAME_PLACE_MM).astype(int).ravel()) for path,
+            affine in grids.items()}
+    common_key = Counter(keys.values()).most_common(1)[0][0]
+    return next(affine for path, affine in grids.items() if keys[path] == common_key)
 
 
 def _check_voxels(paths: list[Path], problems: list[str],
@@ -455,7 +500,7 @@ def _check_voxels(paths: list[Path], problems: list[str],
 def _report(splits, affine, image_size, stored, ranges, scans, remarks) -> str:
     labels = sorted({scan.label for scan in scans})
     lines = [f"  {'list':12}{'subjects':>9}" + "".join(f"{'label ' + str(label):>9}" for label in labels)]
-    for split in SPLITS:
+    for split in splits:
         counts = Counter(scan.label for scan in splits[split])
         lines.append(
             f"  {split:12}{len(splits[split]):9}" + "".join(f"{counts[label]:9}" for label in labels)

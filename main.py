@@ -244,7 +244,8 @@ def test(exp: Experiment) -> None:
     classifiers = fit_status(exp, real, synthesizer)
 
     aae = exp.networks.best_aae()
-    methods = {"aae": reconstruct(exp, aae), "il_cldm": ScanSynthesis(exp, sampler, cohort.test)}
+    methods = {"aae": reconstruct(exp, aae),
+               "il_cldm": ScanSynthesis(sampler, cohort.test, cfg.result_dir, exp.is_phantom)}
     methods |= reference_methods(exp, aae, survey, epochs)
     methods = {name: Clock(predict) for name, predict in methods.items()}
     clear_results(exp)
@@ -270,8 +271,8 @@ STAGES = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "baselines": tra
 
 # First word after main.py -> the module whose main() has settings of its own.
 WORDS = {"preprocess": "cohort.preprocess", "prepare": "cohort.prepare", "calibrate": "cohort.calibrate",
-         "synthesize": "newscans.synthesize", "sweep": "studies.sweep", "study": "studies.repairs",
-         "benchmark": "studies.benchmark"}
+         "synthesize": "newscans.synthesize", "external": "newscans.external", "sweep": "studies.sweep",
+         "study": "studies.repairs", "benchmark": "studies.benchmark"}
 ABOUT = ("IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes "
          "result/<exp>/. Running the same command again continues where it stopped. With settings of their "
          f"own: main.py {', '.join(WORDS)}.")

@@ -7,6 +7,7 @@ from cohort.calibrate import CalibrateSettings
 from cohort.prepare_settings import PrepareSettings
 from cohort.preprocess import PreprocessSettings
 from config import Config
+from newscans.external import ExternalSettings
 from newscans.synthesize import SynthesisSettings
 from runtime.settings import UNPUBLISHED, is_group, options
 from studies.robustness import RobustnessSettings
@@ -14,8 +15,8 @@ from studies.sweep import SweepSettings
 
 PAGE = Path(__file__).with_suffix(".md")
 TOOLS = {"python main.py": Config, "python main.py synthesize": SynthesisSettings,
-         "python main.py sweep": SweepSettings, "python main.py study robustness": RobustnessSettings,
-         "python main.py prepare": PrepareSettings,
+         "python main.py external": ExternalSettings, "python main.py sweep": SweepSettings,
+         "python main.py study robustness": RobustnessSettings, "python main.py prepare": PrepareSettings,
          "python main.py preprocess": PreprocessSettings, "python main.py calibrate": CalibrateSettings}
 
 
@@ -26,7 +27,7 @@ def page() -> str:
         "",
         "Written by `python -m docs.settings` from the code; a test compares. Edit a default in "
         "`config.py`, or pass",
-        "`--field value`. `synthesize`, `sweep` and `study robustness` also take the settings of the "
+        "`--field value`. `synthesize`, `external`, `sweep` and `study robustness` also take the settings of the "
         "experiment that its",
         "training is not bound to, such as `--samples_per_scan`. A dotted name is a setting of a compared system: "
         "`--pix2pix.lambda_l1 50`",

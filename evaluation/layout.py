@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from evaluation import external_table
 from evaluation.tables import CAPTIONS, Table
 from imaging.regions import ABOUT
 from runtime.files import make_folder, write_csv, write_text
@@ -32,6 +33,7 @@ def describe_section(section: str) -> str:
         subjects = "+".join(str(count) for count in of["phantom_subjects"])
         data += f" ({subjects} subjects, {of['phantom_voxel']} mm, link {of['phantom_link']:g})"
     split = "test" if len(of["lists"]) == 1 else f"test (of {len(of['lists'])} cohorts)"
+    split = of.get("split", split)                         # of external cohorts
     size = "x".join(str(n) for n in of["volume_size"])
     start = " ".join(str(n) for n in of["crop_start"])
     brain = of["brain_mask"] or "MNI152 mask of nilearn"
@@ -201,7 +203,7 @@ def write_tables(folder: Path, tables: list[Table]) -> list[Path]:
     """Write every table as .csv, .md and .tex; earlier ones that are no longer made go. Returns the CSVs."""
     make_folder(folder)
     made = {table.name for table in tables}
-    for name in CAPTIONS:
+    for name in (*CAPTIONS, external_table.NAME):
         if name not in made:
             for suffix in (".csv", ".md", ".tex"):
                 (folder / f"{name}{suffix}").unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from utils import InputError
 
 FORMAT = 2                                                 # raise it when a column changes its meaning
 INDEX = "scores.json"
+EXTERNAL = "external"                                      # folder of external cohorts in that of an experiment
 MADE_FROM_THEM = ("failure_cases.csv", "methods.txt")      # by the stage report
 FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty", "people")   # the first is always there
 
@@ -85,10 +86,10 @@ def load_run(folder: Path) -> Run:
         if not (folder / name).is_file():
             problems.append(f"{folder / name}: not there")
         elif _digest((folder / name).read_bytes()) != digest:
-            problems.append(f"{folder / name}: not as --stages test wrote it (a row, a column or a value was "
+            problems.append(f"{folder / name}: not as it was written (a row, a column or a value was "
                             "changed)")
     if problems:
-        raise InputError("\n  ".join([*problems, _remedy(folder)]))
+        raise InputError("\n  ".join([*problems, remedy(folder)]))
     frames = {}
     for name in FRAMES:
         written = f"{name}.csv" in metadata["files"]
@@ -107,20 +108,24 @@ def _read_index(folder: Path) -> dict:
         index["settings"] = with_later_settings(index["settings"])
         found, settings = index["format"], index["settings"].keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not there, damaged or changed; {_remedy(folder)}") from error
+        raise InputError(f"{path}: not there, damaged or changed; {remedy(folder)}") from error
     if readable(text := json.dumps(index, ensure_ascii=False)) != text:
         raise InputError(f"{path}: holds a path that is not UTF-8, which no table can name; rename that folder, "
-                         f"and {_remedy(folder)}")
+                         f"and {remedy(folder)}")
     if found != FORMAT:
         raise InputError(f"{path}: written by another version of this project, in format {found} instead of "
-                         f"{FORMAT}; {_remedy(folder)}")
+                         f"{FORMAT}; {remedy(folder)}")
     if settings != {field.name for field in dataclasses.fields(Config)}:
         raise InputError(f"{path}: written by another version of this project, which has other settings; "
-                         f"{_remedy(folder)}")
+                         f"{remedy(folder)}")
     return index
 
 
-def _remedy(folder: Path) -> str:
+def remedy(folder: Path) -> str:
+    """The command that makes the results in a folder again, for a message."""
+    if folder.parent.name == EXTERNAL:
+        exp = folder.parent.parent.name
+        return f"run python main.py external --exp {exp} --name {folder.name} --test_data DIR again"
     return f"run --stages test of experiment {folder.name} again"
 
 

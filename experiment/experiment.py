@@ -17,6 +17,7 @@ from experiment.networks import (CHECKPOINT, LatentSampler, Networks, build_aae,
                                  build_discriminator, build_unet, checkpoint_name)
 from experiment.survey import Survey, load_survey, make_survey, save_survey, survey_key
 from imaging.cache import VolumeCache
+from imaging.grids import Crop
 from imaging.regions import AUTOMATIC, automatic_regions
 from labels.covariates import cells_key
 from labels.ridge import LabelPredictor
@@ -74,6 +75,21 @@ def latents_folder(cfg: Config) -> Path:
         return beside
     key = f"{derived_seed(readable(str(Path(cfg.data_dir).resolve()))):016x}"
     return cfg.result_dir.parent / "latents" / key
+
+
+def survey_path(folder: Path, cfg: Config, lists: str, measurement: Measurement) -> Path:
+    """The file of a survey. folder: of the latents. lists: fingerprint of training and validation list."""
+    crop = Crop(cfg.crop_start, cfg.volume_size)
+    return folder / f"survey-{survey_key(lists, crop, cfg.aae_batch_size, measurement.key())}.npz"
+
+
+def scores_note(cfg: Config, measurement: Measurement, notice: str, n: int) -> str:
+    """What scores of n subjects have to be read with."""
+    mask = cfg.brain_mask or "MNI152 mask of nilearn"
+    regions = measurement.files.about_regions()
+    suvr = f"SUVR: {regions}; " if regions else ""
+    return (f"{n} subjects ({notice}); box of {'x'.join(map(str, cfg.volume_size))} voxels, brain: {mask}; "
+            f"{suvr}data range 1, SSIM window 7, seed {cfg.seed}")
 
 
 class Experiment:
@@ -179,9 +195,8 @@ class Experiment:
     def _survey_file(self) -> Path:
         """The file of the survey, which is made if it is not there."""
         measurement, cohort = self.measurement, self.cohort
-        key = survey_key(cohort.fingerprint("train", "validation"), self.crop, self.cfg.aae_batch_size,
-                         measurement.key())
-        path = self.latents_folder / f"survey-{key}.npz"
+        lists = cohort.fingerprint("train", "validation")
+        path = survey_path(self.latents_folder, self.cfg, lists, measurement)
         if load_survey(path) is None:
             make_folder(path.parent)
             training, validation = (
@@ -260,11 +275,7 @@ class Experiment:
 
     def scores_note(self, n: int) -> str:
         """What every score of this experiment has to be read with."""
-        mask = self.cfg.brain_mask or "MNI152 mask of nilearn"
-        regions = self.measurement.files.about_regions()
-        suvr = f"SUVR: {regions}; " if regions else ""
-        return (f"{n} subjects ({self.notice}); box of {'x'.join(map(str, self.cfg.volume_size))} voxels, "
-                f"brain: {mask}; {suvr}data range 1, SSIM window 7, seed {self.cfg.seed}")
+        return scores_note(self.cfg, self.measurement, self.notice, n)
 
     def identity(self) -> dict[str, str | dict]:
         """What results must share to be compared: digests of the test list, of the lists of training, and of

@@ -23,7 +23,8 @@ def parse_for_experiment(kind: type[Settings], argv: list[str], prog: str,
     experiment.
     """
     own = {field.name for field in dataclasses.fields(kind)}
-    values = given([*dataclasses.fields(kind), *changeable()], argv, prog, about)
+    of_experiment = [field for field in changeable() if field.name not in own]
+    values = given([*dataclasses.fields(kind), *of_experiment], argv, prog, about)
     settings = build(kind, {name: value for name, value in values.items() if name in own})
     changes = {name: value for name, value in values.items() if name not in own}
     if "cortex_mask" in changes and "regions" not in changes:

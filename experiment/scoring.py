@@ -1,9 +1,11 @@
 """The test stage's parts: status classifiers, the synthetic PETs of the lists, their uncertainty, and the
 CSVs that hold the scores."""
+import hashlib
 import json
 import shutil
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from experiment.experiment import PHANTOM_NOTICE, Experiment
 from experiment.networks import CHECKPOINT, LatentSampler
 from experiment.people import people_of_test_list
 from experiment.survey import Survey
+from imaging.grids import Crop
 from imaging.volumes import save_synthesis
 from model import Synthesizer, std_over_samples
 from runtime.checkpoints import load_checkpoint, read_history
@@ -35,6 +38,7 @@ from utils import METRICS, InputError, weights_key
 NOT_TRAINED = ("running_mean", "running_var", "num_batches_tracked", "_extra_state", "frequencies")
 # of the test stage, for new scans
 STATUS_CLASSIFIERS, CALIBRATION = "status_classifiers.npz", "calibration.npz"
+FROZEN = (STATUS_CLASSIFIERS, CALIBRATION)                 # for an external cohort
 COMPARISON = "comparison.png"                              # of the test stage, if there is what to compare
 COST = "cost.csv"
 
@@ -91,6 +95,16 @@ def classifiers_bound_to(masks: dict[str, str], synthesizer: Synthesizer,
     return bound_to
 
 
+def frozen_digests(folder: Path) -> dict[str, str]:
+    """File -> SHA-256 of the thresholds and the calibration in an experiment's folder, as far as they are
+    there; both are bound to the networks."""
+    digests = {}
+    for name in FROZEN:
+        if (folder / name).is_file():
+            digests[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return digests
+
+
 def calibration_bound_to(sampling: dict, masks: dict[str, str], synthesizer: Synthesizer) -> dict:
     """What a calibration of the SUVR is valid for: networks, masks and sampling. sampling: the settings that
     affect the synthesis, and the covariates if there are some."""
@@ -145,13 +159,17 @@ class ScanSynthesis:
     """Synthesis of the scans of a list for evaluate: MRI -> synthetic PET, with SUVR_sd and p_mri as further
     columns if they are known.
 
-    saved: the scans whose PETs are written on their MRIs' grids, with the standard deviation of their samples
-    if the settings ask for it.
+    saved: the scans whose PETs are written on their MRIs' grids into folder/synthesized, with the standard
+    deviation of their samples in folder/std if the settings ask for it. is_phantom: whether the scans are a
+    phantom's, which the files say.
     """
 
-    def __init__(self, exp: Experiment, sampler: LatentSampler, saved: list[Scan]):
-        self.exp, self.sampler, self.synthesizer = exp, sampler, sampler.synthesizer
-        self.saved = {scan.id: scan for scan in saved}
+    def __init__(self, sampler: LatentSampler, saved: list[Scan], folder: Path, is_phantom: bool):
+        self.sampler, self.synthesizer, self.cfg = sampler, sampler.synthesizer, sampler.cfg
+        self.saved, self.folder = {scan.id: scan for scan in saved}, folder
+        self.crop = Crop(self.cfg.crop_start, self.cfg.volume_size)
+        # NIfTI holds 79 bytes
+        self.note = f"{PHANTOM_NOTICE if is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"
         self.seconds = 0.0                                 # of sampling and decoding alone
 
     @property
@@ -161,7 +179,7 @@ class ScanSynthesis:
 
     def __call__(self, batch: dict) -> Prediction:
         """The PETs of a batch {id, mri [B, 1, D, H, W]}, written on the way."""
-        cfg, measurement, columns = self.exp.cfg, self.exp.measurement, {}
+        cfg, measurement, columns = self.cfg, self.sampler.measurement, {}
         started = time.perf_counter()
         z_0 = self.sampler(batch)                                                         # [B, m, C, d, h, w]
         x_hat = self.synthesizer.decode(z_0.mean(dim=1))                                     # [B, 1, D, H, W]
@@ -181,13 +199,10 @@ class ScanSynthesis:
         return Prediction(x_hat, columns)
 
     def _save(self, volumes: Tensor, batch: dict, folder: str) -> None:
-        exp = self.exp
-        # NIfTI holds 79 bytes
-        note = f"{PHANTOM_NOTICE if exp.is_phantom else 'IL-CLDM, synthetic PET'}; not for clinical use"
         for name, volume in zip(batch["id"], volumes[:, 0].cpu().numpy(), strict=True):
             if name in self.saved:
-                save_synthesis(exp.cfg.result_dir / folder / f"{name}.nii.gz", volume, self.saved[name].mri,
-                               exp.crop, note)
+                save_synthesis(self.folder / folder / f"{name}.nii.gz", volume, self.saved[name].mri,
+                               self.crop, self.note)
 
 
 # ---------------------------------------------------------------- what a method costs
@@ -310,16 +325,7 @@ def write_results(exp: Experiment, synthesizer: Synthesizer, scores: TestScores)
     if not is_rank_0():
         return
     cfg, real = exp.cfg, scores.real
-    frames = {"test": _stacked(scores.subjects, ["ID", "label", *METRICS])}
-    known = [name for name in real["test"] if name in ("ID", "age", "sex") or name.startswith(PREFIX)]
-    people = real["test"][known]
-    readable = {"real": real["test"]} | {method: table.merge(people, on="ID") for method,
-                                         table in scores.subjects.items()}
-    if exp.measurement.regions:
-        uptake = [name for name in real["test"] if name == "CL" or name.startswith("SUVR")]
-        frames["uptake"] = _stacked(readable, ["ID", "label", *uptake])
-    if scores.classifiers:
-        frames["predictions"] = read_status(scores.classifiers, readable)
+    frames = score_frames(scores.subjects, real["test"], scores.classifiers)
     frames |= measure_uncertainty(exp, synthesizer, scores)
     frames["people"] = people_of_test_list(cfg.info_folder, exp.cohort.test,
                                            (*cfg.covariates, *cfg.subgroups))
@@ -328,14 +334,36 @@ def write_results(exp: Experiment, synthesizer: Synthesizer, scores: TestScores)
                 **json.loads(cfg.to_json()), "command": exp.command}
     metadata["settings"] |= scores.epochs | {"precision": exp.networks.precision}
     save_run(cfg.result_dir, metadata, frames)
-    summary = summarize(frames["test"])
-    write_csv(cfg.result_dir / "summary.csv",
-              summary.assign(data=PHANTOM_NOTICE if exp.is_phantom else cfg.data_dir))
     if "predictions" in frames:
         label = real["test"]["label"]
         say("test", expected_widths(int((label == 1).sum()), int((label == 0).sum())))
     say("test", f"mean +- SD over {note}")
-    LOG.info("%s", _shown(summary, list(scores.subjects)))
+    write_summary(cfg.result_dir, frames["test"], PHANTOM_NOTICE if exp.is_phantom else cfg.data_dir)
+
+
+def score_frames(subjects: dict[str, pd.DataFrame], real: pd.DataFrame,
+                 classifiers: dict[str, StatusClassifier]) -> dict[str, pd.DataFrame]:
+    """The content of test.csv, of uptake.csv if there are regions, and of predictions.csv if there are status
+    classifiers.
+
+    subjects: method -> a row a subject of one list, with all measures. real: the rows of their real PETs.
+    """
+    frames = {"test": _stacked(subjects, ["ID", "label", *METRICS])}
+    people = real[[name for name in real if name in ("ID", "age", "sex") or name.startswith(PREFIX)]]
+    readable = {"real": real} | {method: table.merge(people, on="ID") for method, table in subjects.items()}
+    uptake = [name for name in real if name == "CL" or name.startswith("SUVR")]
+    if uptake:
+        frames["uptake"] = _stacked(readable, ["ID", "label", *uptake])
+    if classifiers:
+        frames["predictions"] = read_status(classifiers, readable)
+    return frames
+
+
+def write_summary(folder: Path, test: pd.DataFrame, data: str) -> None:
+    """Write summary.csv and print it. test: the content of test.csv. data: where its subjects come from."""
+    summary = summarize(test)
+    write_csv(folder / "summary.csv", summary.assign(data=data))
+    LOG.info("%s", _shown(summary, list(dict.fromkeys(test["method"]))))
 
 
 def _stacked(tables: dict[str, pd.DataFrame], columns: list[str]) -> pd.DataFrame:

@@ -15,11 +15,12 @@ from torch.utils.data import DataLoader
 
 from config import BASELINES, PRESETS, Config
 from dataset import LATENTS, SPLITS, Cohort, Scan, check_cohort, read_people
-from evaluation.results import INDEX, forget_run, load_run, load_runs
+from evaluation.external_results import load_externals
+from evaluation.results import INDEX, Run, forget_run, load_run, load_runs
 from evaluation.scores import Predict, best_median_worst, evaluate
 from experiment.automatic import settle_label, settle_regions
 from experiment.experiment import PHANTOM_NOTICE, Experiment, latents_folder
-from experiment.scoring import COMPARISON, COST
+from experiment.scoring import COMPARISON, COST, frozen_digests
 from imaging.cache import check_temporary_folder
 from imaging.volumes import read_in_range
 from phantom.cohort import build_phantom
@@ -282,9 +283,15 @@ def make_all_tables(cfg: Config) -> None:
     """Write result/tables of all experiments whose results can be read. Raises InputError if there is none."""
     from evaluation.grey_zone import reasons
     from evaluation.layout import write_tables
+    from evaluation.external_table import external_groups, external_table
     from evaluation.rows import group_runs
     from evaluation.tables import make_tables
     runs, left_out = load_runs(cfg.result_dir.parent)
+    externals = []
+    for run in runs:
+        found, unusable = _externals(cfg.result_dir.parent / run.name)
+        externals += found
+        left_out |= unusable
     for name, reason in left_out.items():
         say("tables", f"{name} is left out: {reason}")
     groups, remarks = group_runs(runs)
@@ -295,14 +302,21 @@ def make_all_tables(cfg: Config) -> None:
                          "them")
     for reason in reasons(groups):
         say("tables", reason)
-    for path in write_tables(cfg.result_dir.parent / "tables", make_tables(groups)):
+    tables = [*make_tables([*groups, *external_groups(externals)]), external_table(groups, externals)]
+    for path in write_tables(cfg.result_dir.parent / "tables", list(filter(None, tables))):
         say("tables", f"{len(runs)} experiments, wrote {path} (and .md, .tex)")
+
+
+def _externals(folder: Path) -> tuple[list[Run], dict[str, str]]:
+    """The external cohorts of an experiment, and those that cannot be used with the reason."""
+    return load_externals(folder, frozen_digests(folder))
 
 
 def report(exp: Experiment) -> None:
     """Write the figures and the report of this experiment, from its CSVs and volumes."""
     if not is_rank_0():
         return
+    from evaluation.external_table import external_table
     from evaluation.failure_cases import CSV, failure_cases, read_cases
     from evaluation.methods_text import methods_text
     from evaluation.report import read_subjects, write_figures, write_report
@@ -324,8 +338,11 @@ def report(exp: Experiment) -> None:
     write_csv(folder / "table_1.csv", participants.table)
     write_text(folder / "methods.txt", methods)
     figures = write_figures(folder, result, subjects, drawn, where)
-    write_report(folder / "report.html", result, make_tables(group_runs([result])[0]), figures, participants, methods,
-                 subjects, exp.cohort.affine)
+    groups, (externals, left_out) = group_runs([result])[0], _externals(folder)
+    for name, reason in left_out.items():
+        say("report", f"{name} is left out: {reason}")
+    shown = list(filter(None, [*make_tables(groups), external_table(groups, externals)]))
+    write_report(folder / "report.html", result, shown, figures, participants, methods, subjects, exp.cohort.affine)
 
 
 def _participants(exp: Experiment, people: pd.DataFrame, further: list[str]) -> "Participants":

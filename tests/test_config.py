@@ -362,7 +362,8 @@ def test_what_is_bound_equals_itself_after_a_way_through_json():
 
 
 @pytest.mark.parametrize(("word", "hint"), [("synthesise", "did you mean synthesize?"), ("preproces", "did you mean preprocess?"),
-                                            ("xyz", "there are preprocess, prepare, calibrate, synthesize, sweep, study, benchmark")])
+                                            ("xyz", "there are preprocess, prepare, calibrate, synthesize, external, sweep, "
+                                                    "study, benchmark")])
 def test_a_misspelt_command_names_the_nearest(capsys, word, hint):
     with pytest.raises(SystemExit) as stop:
         main.main([word, "--exp", "a"])

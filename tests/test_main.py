@@ -558,7 +558,7 @@ def test_spoilt_results_of_another_experiment_are_named_and_left_out(project, ca
     shutil.copytree(project / "result" / "a", project / "result" / "b")
     path = project / "result" / "b" / "test.csv"
     path.write_text(path.read_text().replace("s09", "s08"))
-    assert "b/test.csv: not as --stages test wrote it" in refused(capsys, "--stages", "tables", exp="b")
+    assert "b/test.csv: not as it was written" in refused(capsys, "--stages", "tables", exp="b")
     assert run("--stages", "tables", exp="a") == 0
     assert "b is left out: its results cannot be used: result/b/test.csv: not as" in capsys.readouterr().out
     assert run("--stages", "test", "tables", exp="b") == 0  # its own test stage makes them again
