@@ -336,5 +336,4 @@ def test_the_report_of_a_cohort_without_regions_or_two_labels_leaves_that_out(pr
     methods = (folder / "methods.txt").read_text()
     assert "To be filled in" in methods
     assert "SUVR" not in methods
-    assert "status was read" not in methods
     assert not (folder / "uptake.csv").exists()
