@@ -322,25 +322,25 @@ def plot_cases(stem: Path, cases: "list[Case]", where: str, notice: str) -> None
     top, worst = stacks["real PET"].max(), np.quantile(np.abs(stacks["error"]), 0.999) or 1.0
     scales = {"MRI": ("gray", 0, stacks["MRI"].max()), "real PET": ("inferno", 0, top),
               "synthetic PET": ("inferno", 0, top), "error": ("RdBu_r", -worst, worst)}
-    each, lines = 1.65, max(len(case.text) for case in cases)
-    rows, shape = len(scales), stacks["MRI"].shape[2] / stacks["MRI"].shape[1]
-    left, right, text, bars, head = 1.05, 0.1, 0.17 * lines + 0.2, 0.95, 0.6
-    columns = max(3, len(cases))                           # the colour bars need some room
-    width, height = left + columns * each + right, head + rows * each * shape + text + bars
-    margins = {"left": left / width, "right": 1 - right / width, "bottom": (bars + text) / height,
-               "top": 1 - head / height, "wspace": 0.04, "hspace": 0.04}
-    figure, axes = pyplot().subplots(rows, columns, figsize=(width, height), gridspec_kw=margins, squeeze=False)
+    each, shape = 1.65, stacks["MRI"].shape[2] / stacks["MRI"].shape[1]       # inches, height over width
+    left, right, bars, head = 1.05, 0.1, 0.95, 0.6
+    text = 0.17 * max(len(case.text) for case in cases) + 0.2
+    width = left + max(3, len(cases)) * each + right                         # the colour bars need some room
+    height = head + len(scales) * each * shape + text + bars
+    margins = {"left": left / width, "right": (left + len(cases) * each) / width,
+               "bottom": (bars + text) / height, "top": 1 - head / height, "hspace": 0.03}
+    figure, axes = pyplot().subplots(len(scales), 1, figsize=(width, height), gridspec_kw=margins)
     pictures = {}
-    for row, (name, (colours, low, high)) in zip(axes, scales.items(), strict=True):
-        for axis, voxels in zip(row, stacks[name], strict=False):
-            pictures[name] = _axial(axis, voxels, colours, high, low)
-        row[0].set_ylabel("synthetic - real" if name == "error" else name, fontsize=9)
-        for axis in row[len(cases):]:
-            axis.remove()
-    for column, case in zip(axes.T, cases, strict=False):
-        column[0].set_title(case.title, fontsize=9)
-        column[-1].text(0.5, -0.04, "\n".join(case.text), transform=column[-1].transAxes, ha="center", va="top",
-                        fontsize=8, parse_math=False)
+    for axis, (name, (colours, low, high)) in zip(axes, scales.items(), strict=True):
+        row, centres = _side_by_side(stacks[name])
+        pictures[name] = axis.imshow(row, cmap=colours, vmin=low, vmax=high, interpolation="nearest")
+        axis.set(xticks=[], yticks=[], facecolor="0.75")   # of the lines between the slices
+        axis.set_ylabel("synthetic - real" if name == "error" else name, fontsize=9)
+    for x, case in zip(centres, cases, strict=True):
+        axes[0].annotate(case.title, (x, 1), (0, 5), ("data", "axes fraction"), "offset points", ha="center",
+                         va="bottom", fontsize=9)
+        axes[-1].annotate("\n".join(case.text), (x, 0), (0, -6), ("data", "axes fraction"), "offset points",
+                          ha="center", va="top", fontsize=8, parse_math=False)
     about = {"real PET": f"uptake, as stored in [0, 1]\n{where}; left is the subject's left",
              "error": "error of the uptake, synthetic - real\nup to the 99.9th percentile of its size"}
     for start, (name, label) in zip((0.04, 0.54), about.items(), strict=True):
@@ -350,6 +350,17 @@ def plot_cases(stem: Path, cases: "list[Case]", where: str, notice: str) -> None
         bar.set_xlabel(label, fontsize=8)
         bar.tick_params(labelsize=8)
     _save(figure, stem, notice, y=1 - 0.1 / height)
+
+
+def _side_by_side(slices: np.ndarray) -> tuple[np.ndarray, list[float]]:
+    """Axial slices [n, D, H] as one picture, the front at the top, NaN between them, and the column of each
+    centre. One axis for all is many times faster to draw than one for each."""
+    turned = np.rot90(slices, axes=(1, 2))                                                # [n, H, D]
+    wide = turned.shape[2]
+    gap = max(1, wide // 40)
+    padded = np.pad(turned.astype(float), ((0, 0), (0, 0), (0, gap)), constant_values=np.nan)
+    row = np.concatenate(padded, axis=1)[:, :-gap]
+    return row, [i * (wide + gap) + (wide - 1) / 2 for i in range(len(slices))]
 
 
 def _grid_of_slices(rows: int, columns: int, shape: float) -> tuple["Figure", np.ndarray, list["Axes"]]:
@@ -367,10 +378,10 @@ def _grid_of_slices(rows: int, columns: int, shape: float) -> tuple["Figure", np
     return figure, axes, bars
 
 
-def _axial(axis: "Axes", voxels: np.ndarray, colours: str, top: float, low: float = 0.0):
+def _axial(axis: "Axes", voxels: np.ndarray, colours: str, top: float):
     """Draw an axial slice [D, H] in RAS, the front at the top. Returns the picture."""
     axis.set(xticks=[], yticks=[])
-    return axis.imshow(np.rot90(voxels), cmap=colours, vmin=low, vmax=top, interpolation="nearest")
+    return axis.imshow(np.rot90(voxels), cmap=colours, vmin=0, vmax=top, interpolation="nearest")
 
 
 # ---------------------------------------------------------------- status and uptake

@@ -209,7 +209,7 @@ def for_reader(table: pd.DataFrame) -> pd.DataFrame:
     """Table 1 as text: one column for variable and category, and differences with two digits."""
     first = []
     for variable, level, measure in zip(table["variable"], table["level"], table["measure"], strict=True):
-        first.append(f"\u00a0\u00a0\u00a0{level}" if level else f"{variable}, {measure}")
+        first.append(f"· {level}" if level else f"{variable}, {measure}")
     shown = pd.DataFrame({"": first, **{name: table[name] for name in (*SPLITS, ALL)}})
     for split in COMPARED:
         values = table[f"SMD_{split}"]

@@ -113,6 +113,11 @@ def test_nothing_covers_anything_in_the_picture_and_all_is_on_it(n, tmp_path, mo
     errors = [axis.images[0] for axis in figure.axes if axis.images and axis.images[0].cmap.name == "RdBu_r"]
     assert len({image.get_clim() for image in errors}) == 1
     assert errors[0].get_clim()[0] == -errors[0].get_clim()[1]
+    row, width = errors[0].get_array().filled(np.nan), 40
+    difference = np.rot90(slices["synthetic PET"] - slices["real PET"])        # [H, D], the front at the top
+    for i in range(n):
+        np.testing.assert_array_equal(row[:, i * (width + 1):][:, :width], difference)
+    assert np.isnan(row[:, width::width + 1]).all()
 
 
 # ---------------------------------------------------------------- methods text

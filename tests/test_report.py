@@ -191,7 +191,7 @@ def test_browser_shows_filled_tables_and_figures(browser, project):
     assert rows[0].split() == ["train", "validation", "test", "all", "SMD", "validation", "SMD", "test"]
     assert rows[1].split(", n ") == ["scans", "8 4 6 18"]
     assert [row.split()[:6] for row in rows[4:6]] == [
-        ["0", "4", "(50.0", "%)", "2", "(50.0"], ["1", "4", "(50.0", "%)", "2", "(50.0"]]
+        ["·", "0", "4", "(50.0", "%)", "2"], ["·", "1", "4", "(50.0", "%)", "2"]]
     assert [box.splitlines() for box in text(browser, ".flow .box")] == [
         ["training list", "8 scans of 8 subjects", "label 0: 4", "label 1: 4"],
         ["validation list", "4 scans of 4 subjects", "label 0: 2", "label 1: 2"],
