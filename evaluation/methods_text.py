@@ -31,6 +31,7 @@ REFERENCES = {
                        "Regression. J Am Stat Assoc 113:1094-1111, 2018.",
     "Klunk et al. 2015": "Klunk et al. The Centiloid Project: Standardizing quantitative amyloid plaque estimation by "
                          "PET. Alzheimers Dement 11:1-15, 2015. doi:10.1016/j.jalz.2014.07.003",
+    "Wolpert 1992": "Wolpert. Stacked Generalization. Neural Networks 5:241-259, 1992.",
     "Wang et al. 2004": "Wang, Bovik, Sheikh, Simoncelli. Image Quality Assessment: From Error Visibility to "
                         "Structural Similarity. IEEE Trans Image Process 13:600-612, 2004.",
     "Holm 1979": "Holm. A Simple Sequentially Rejective Multiple Test Procedure. Scand J Stat 6:65-70, 1979."}
@@ -164,8 +165,12 @@ def _predicted_label(settings: dict) -> Iterator[str]:
     further = settings.get("covariates", [])
     source = f"its MRI and {', '.join(further)}" if further else "its MRI"
     what = "amount of amyloid" if settings["label_in_training"] == "suvr" else "label"
-    yield (f"The {what} that a scan was given in sampling was predicted from {source} by ridge regression fitted on the training "
-           "list; the true label of a scan was never used.")
+    yield (f"The {what} that a scan was given in sampling was predicted from {source} by ridge regression fitted on the "
+           "training list; the true label of a scan was never used.")
+    if further:
+        yield ("How much MRI and covariates count was learned from predictions of MRIs that their regression had not seen "
+               "(Wolpert 1992); a missing covariate was replaced by its mean over the training list, beside an indicator "
+               "where that list lacks values too.")
     if what == "label":
         yield "The prediction was turned into probabilities on cross-fitted subjects of the training list " + (
             "(Platt 1999)." if settings["num_classes"] == 2 else "by a temperature (Guo et al. 2017).")
