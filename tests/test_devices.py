@@ -234,7 +234,7 @@ def test_samples_are_on_the_device_though_noise_and_label_are_not(sampler, label
 def test_matched_samples_bring_the_corrected_label_to_the_device(one_device):
     """Prediction and SUVR are of the CPU."""
     predictor = LabelPredictor(*[None] * 6, levels=torch.tensor([1.0, 1.5]))
-    predictor.soft_labels = lambda mri: LABELS
+    predictor.soft_labels = lambda mri, cells: LABELS
     cfg = settings(regions="auto", cortex_mask="c", reference_mask="r", label_in_training="suvr")
     sampler = LatentSampler(cfg, synthesizer(cfg), predictor, MEASUREMENT, "dpm", 3, range(2), matched=True)
     assert_on_device(sampler.synthesize(from_the_loader()), (2, *VOLUME))
@@ -269,7 +269,7 @@ ALLOWED = {                            # file, function and call -> why it may g
     "utils.py draw_noise torch.randn": "on the CPU, so that every device has the same noise",
     "utils.py score_volume x_hat.numpy": "on the CPU: volumes elsewhere are left to score_on_device",
     "utils.py score_volume x.numpy": "of the loader, on the CPU",
-    "experiment/stage_2.py _labels soft_labels[:len(train)].numpy": "made of labels on the CPU",
+    "experiment/stage_2.py fit_label_predictor soft_labels.numpy": "made of labels on the CPU",
     "experiment/survey.py save_survey survey.mean_pet.numpy": "made of the loader's volumes, on the CPU",
     "experiment/survey.py save_survey survey.mri.numpy": "pooled on the CPU",
     "newscans/trained.py load_trained metadata['affine'].numpy": "of a checkpoint, read to the CPU",

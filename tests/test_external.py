@@ -189,7 +189,7 @@ def test_without_lists_every_row_is_taken_in_its_order(project, capsys):
     assert external(name="rows") == 0
     assert "taken: every row of data/other/data_info.csv, as there is no test.txt" in capsys.readouterr().out
     people = table(result("rows") / "people.csv")
-    assert people.columns.tolist() == ["ID", "label", "age", "sex"]
+    assert people.columns.tolist() == ["ID", "label", "age", "sex", "site"]
     np.testing.assert_allclose(people["age"], rows["age"])
     assert people["ID"].tolist() == rows["ID"].tolist() and people["label"].tolist() == rows["label"].tolist()
 

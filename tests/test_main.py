@@ -104,9 +104,10 @@ def test_a_run_writes_every_output(finished):
     assert {path.name for path in folder.iterdir()} == {
         *(f"{name}.pth.tar" for name in CHECKPOINTS), *CSVS, "config.json", "status_classifiers.npz",
         "scores.json", "synthesized", "loss_curve.png", "synthesized.png", "figures", "report.html",
+        "people.csv", "table_1.csv", "failure_cases.csv", "methods.txt",
         "run.log", ".lock", "cost.csv"}
     tables = {path.stem for path in (finished / "result" / "tables").iterdir()}
-    assert tables == {"image_quality", "amyloid_status", "comparisons"}
+    assert tables == {"image_quality", "amyloid_status", "calibration", "subgroups", "comparisons"}
     names = ("test.csv", "validation.csv", "loss_curve.csv")
     test, validation, losses = (pd.read_csv(folder / name) for name in names)
     assert test.columns.tolist() == COLUMNS

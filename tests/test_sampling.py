@@ -46,11 +46,11 @@ class Predictor(LabelPredictor):
     def __init__(self, probabilities: Tensor = PROBABILITIES, levels: Tensor | None = None):
         self.rows, self.levels, self.regions = probabilities, levels, ""
 
-    def probabilities(self, volume: Tensor) -> Tensor:
+    def probabilities(self, volume: Tensor, cells: None) -> Tensor:
         """The first rows."""
         return self.rows[:len(volume)]
 
-    def soft_labels(self, volume: Tensor) -> Tensor:
+    def soft_labels(self, volume: Tensor, cells: None) -> Tensor:
         """The first soft labels."""
         return SOFT_LABELS[:len(volume)]
 
@@ -124,7 +124,7 @@ def test_a_scan_is_given_what_its_mri_predicts_of_what_training_was_given(in_tra
     [given] = synthesizer.given
     assert torch.equal(given["label"], SOFT_LABELS if in_training == "suvr" else PROBABILITIES)
     assert (given["sampler"], given["steps"]) == ("ddim", 3)
-    assert torch.equal(sampler.label_probabilities(torch.zeros(2, 1, 1, 1, 1)), PROBABILITIES)
+    assert torch.equal(sampler.label_probabilities(batch_of("a", "b")), PROBABILITIES)
 
 
 def test_without_a_predictor_there_is_no_label():
@@ -176,7 +176,7 @@ def test_matched_samples_have_the_suvr_that_the_mri_predicts_whatever_the_denois
     """Of a PET without uptake in the reference region nothing is known, and nothing is changed."""
     soft_labels = torch.tensor([[0.7, 0.3], [-0.1, 1.1], [1.0, 0.0], [0.5, 0.5]])
     predictor = LabelPredictor(*[None] * 6, levels=torch.tensor([Missing.negative, Missing.positive]))
-    predictor.soft_labels = lambda mri: soft_labels
+    predictor.soft_labels = lambda mri, cells: soft_labels
     cortex, reference = torch.tensor([[[True, False]]]).numpy(), torch.tensor([[[False, True]]]).numpy()
     measurement = Measurement(cortex | reference, Regions(cortex, reference, {}), 8.0, MaskFiles("", {}))
     cfg, batch, found = Config(**TINY | REGIONS | {"label_in_training": "suvr"}), batch_of(*"abcd"), {}

@@ -257,7 +257,7 @@ def test_figures_of_systems_are_drawn_where_they_are_scored(finished, tmp_path, 
     monkeypatch.setattr(figures, "_save", note)
     monkeypatch.setattr("evaluation.report.plot_volumes", do_nothing)
     monkeypatch.setattr("evaluation.report.plot_curves", do_nothing)
-    write_figures(tmp_path, result, [])
+    write_figures(tmp_path, result, [], [], "")
     left, right = lines["roc"]
     names = [label.split(":")[0] for label in right[1:]]
     assert names == ["real PET", "IL-CLDM", *figures.SYSTEM_TITLES.values()]
@@ -266,7 +266,8 @@ def test_figures_of_systems_are_drawn_where_they_are_scored(finished, tmp_path, 
     lines.clear()
     uptake = result.uptake[~result.uptake["method"].isin(METHODS)]
     predictions = result.predictions[~result.predictions["method"].isin(METHODS)]
-    drawn = write_figures(tmp_path, dataclasses.replace(result, uptake=uptake, predictions=predictions), [])
+    drawn = write_figures(tmp_path, dataclasses.replace(result, uptake=uptake, predictions=predictions), [], [],
+                          "")
     assert "bland_altman_systems" not in drawn
     assert lines["roc"] == [left]
 

@@ -278,6 +278,7 @@ def test_every_setting_that_training_or_synthesis_depends_on_must_be_equal_in_a_
 def test_rows_of_a_section_have_the_same_crop_masks_and_phantom():
     assert set(SECTION_SETTINGS) == {
         "brain_mask", "crop_start", "volume_size", "phantom_subjects", "phantom_voxel", "phantom_link",
+        "phantom_sites",
         "phantom_discordant", "phantom_marker", "cortex_mask", "reference_mask", "centiloid_slope", "centiloid_intercept"}
 
 
