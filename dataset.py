@@ -1,5 +1,4 @@
 """The cohort: lists and labels, the check of all of it, and its volumes and latents as torch datasets."""
-import difflib
 import hashlib
 import math
 import os
@@ -14,7 +13,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -25,15 +23,14 @@ from imaging.headers import read_header
 from imaging.nifti_files import VolumeFolder
 from imaging.remarks import Remarks
 from imaging.volumes import RANGE_TOLERANCE, RINGING, read_in_range, read_voxels, save_nifti
-from labels.cells import (ages_remark, expected_labels, is_missing, is_unknown, labels_remark, read_age, read_label,
-                          read_sex)
-from labels.covariates import CovariateCoder, column_problems, reading_problems
+from labels.cells import (ages_remark, expected_labels, is_missing, labels_remark, read_label)
+from labels.people import covariate_problems, missing_columns, places_of, read_tracer
 from runtime.files import brief
 from runtime.logs import progress_bar, say
 from runtime.near_names import NearNames
 from runtime.ranks import DistributedBatches, rank, world_size
 from runtime.signals import abandoned_on_error, serve_parent
-from runtime.tables import read_list, read_table, simplified
+from runtime.tables import read_list, read_table
 from utils import InputError, derived_seed
 
 SPLITS = ("train", "validation", "test")
@@ -109,7 +106,7 @@ class CohortReader:
             labels.setdefault(scan_id, []).append(label)
         self.near_rows = NearNames(labels)
         remarks = [labels_remark(table["label"])] if self.num_classes == 2 else []
-        remarks += [ages_remark(table.iloc[:, i]) for i in _places(table, "age")]
+        remarks += [ages_remark(table.iloc[:, i]) for i in places_of(table, "age")]
         for remark in filter(None, remarks):
             say("check", f"{self.info_dir / 'data_info.csv'}: {remark}")
         return labels
@@ -186,124 +183,6 @@ class CohortReader:
             return None
 
 
-def _places(table: pd.DataFrame, name: str) -> list[int]:
-    """Position of the first column of that name, whatever its case and punctuation; empty if there is none."""
-    return [i for i, heading in enumerate(table.columns) if simplified(heading) == simplified(name)][:1]
-
-
-def read_demographics(info_dir: Path, scans: list[Scan]) -> tuple[pd.DataFrame | None, str]:
-    """ID, age (years) and sex of the scans, if data_info.csv has these columns with a value for each; else
-    None and why."""
-    path = info_dir / "data_info.csv"
-    table = read_table(path, "ID", remarks=[])             # the check has said how it is read
-    missing = [name for name in ("age", "sex") if not _places(table, name)]
-    if missing:
-        return None, f"{path} has no column {' and no column '.join(missing)}"
-    [age], [sex] = _places(table, "age"), _places(table, "sex")
-    found = pd.DataFrame({"ID": table["ID"], "age": [_age_or_nan(text) for text in table.iloc[:, age]],
-                          "sex": ["" if is_missing(text) else read_sex(text) for text in table.iloc[:, sex]]})
-    found = (
-        found.drop_duplicates("ID")
-        .set_index("ID")
-        .reindex([scan.id for scan in scans])[["age", "sex"]]
-        .reset_index()
-    )
-    bad = found.loc[found["age"].isna() | found["sex"].isna() | (found["sex"] == ""), "ID"]
-    if len(bad):
-        return (None,
-                f"{path}: {len(bad)} scans have no sex or no age from 1 to 120 years ({', '.join(bad[:5])})")
-    return found, ""
-
-
-def read_people(info_dir: Path, scans: list[Scan]) -> pd.DataFrame:
-    """Everything that data_info.csv says of the scans, a row a scan in their order: ID, and every other column but
-    the label as text, '' where it is not known. Of a column that stands twice the first."""
-    table = read_table(info_dir / "data_info.csv", "ID", "label", remarks=[])  # the check has said how it is read
-    table = table.loc[:, ~table.columns.duplicated()].drop(columns="label").drop_duplicates("ID")
-    known = table.set_index("ID").reindex([scan.id for scan in scans]).fillna("")
-    return known.mask(known.map(is_unknown), "").reset_index()
-
-
-def read_covariates(info_dir: Path, scans: list[Scan], names: tuple[str, ...]) -> pd.DataFrame | None:
-    """The columns of these names, a row a scan, as read_people gives them, indexed by ID and named as asked for;
-    None if no name is given.
-
-    Their names may differ in case, blanks and punctuation. Raises InputError with all columns that are not there.
-    """
-    if not names:
-        return None
-    people = read_people(info_dir, scans).set_index("ID")
-    places = {name: _places(people, name) for name in names}
-    missing = [name for name, place in places.items() if not place]
-    if missing:
-        raise InputError(f"{info_dir / 'data_info.csv'}: no column {' and no column '.join(missing)} (setting "
-                         f"covariates); there are {brief(', '.join(people.columns))}")
-    return pd.DataFrame({name: people.iloc[:, place[0]] for name, place in places.items()})
-
-
-def covariate_problems(info_dir: Path, splits: dict[str, list[Scan]], names: tuple[str, ...]) -> list[str]:
-    """Problems with the covariates of a cohort, by the training list and then in the other lists."""
-    scans = [scan for split in SPLITS for scan in splits[split]]
-    if not names or not splits["train"]:
-        return []
-    try:
-        cells = read_covariates(info_dir, scans, names)
-    except InputError as error:
-        return [str(error)]
-    train = cells.loc[[scan.id for scan in splits["train"]]]
-    problems = column_problems(train, np.array([scan.label for scan in splits["train"]]))
-    if not problems:
-        for covariate in CovariateCoder.fit(train).covariates:
-            for split in SPLITS[1:]:
-                texts = cells.loc[[scan.id for scan in splits[split]], covariate.name].tolist()
-                problems += [f"{problem} ({split}.txt)" for problem in reading_problems(covariate, texts)]
-    return [f"{info_dir / 'data_info.csv'}: {problem}" for problem in problems]
-
-
-def _age_or_nan(text: str) -> float:
-    try:
-        return math.nan if is_missing(text) else read_age(text)
-    except ValueError:
-        return math.nan
-
-
-def find_column(columns: Iterable[str], name: str) -> str | None:
-    """The column that a name means: the same name, or else the only one that differs in case, blanks and
-    punctuation alone; None if there is none."""
-    if name in columns:
-        return name
-    alike = [column for column in columns if simplified(column) == simplified(name)]
-    return alike[0] if len(alike) == 1 and simplified(name) else None
-
-
-def missing_columns(info_dir: Path, setting: str, names: tuple[str, ...]) -> list[str]:
-    """Problems of names of columns of data_info.csv that a setting gives; none where the table itself cannot be
-    read, which is a problem of its own."""
-    path, problems = info_dir / "data_info.csv", []
-    try:
-        columns = list(read_table(path, "ID", "label", remarks=[]).columns)
-    except InputError:
-        return []
-    near, listing = NearNames(columns), ", ".join(brief(column) for column in columns)
-    spelled = {simplified(column): column for column in columns}
-    for name in names:
-        if find_column(columns, name) is None:
-            alike = difflib.get_close_matches(simplified(name), spelled, 1)
-            hint = near.hint(name) or (f"; did you mean {spelled[alike[0]]}?" if alike else "")
-            problems.append(f"{path}: has no column {brief(repr(name))}, which the setting {setting} names{hint}; "
-                            f"its columns are {listing}")
-    return problems
-
-
-def read_tracer(info_dir: Path, scans: list[Scan]) -> str:
-    """The tracer of all the scans by the column tracer of data_info.csv, as it is written there; '' if there
-    is no such column, or not one tracer alone."""
-    table = read_table(info_dir / "data_info.csv", "ID", remarks=[])
-    is_asked = table["ID"].isin([scan.id for scan in scans])
-    tracers = {tracer for i in _places(table, "tracer") for tracer in table.loc[is_asked].iloc[:, i]}
-    return tracers.pop() if len(tracers) == 1 and not is_missing(*tracers) else ""
-
-
 # ---------------------------------------------------------------- the check of a whole cohort
 
 @dataclass(frozen=True)
@@ -368,9 +247,10 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
                         f"{least_of_each_label} times, so none can be left out to see how well the MRI "
                         "predicts it; --label_at_sampling none goes without a prediction")
 
-    problems += covariate_problems(info_dir, splits, covariates)
+    labels = {split: {scan.id: scan.label for scan in scans} for split, scans in splits.items()}
+    problems += covariate_problems(info_dir, labels, covariates)
     volumes = _check_volumes(splits, image_size, problems)
-    return Cohort(**splits, **volumes, tracer=read_tracer(info_dir, splits["train"]))
+    return Cohort(**splits, **volumes, tracer=read_tracer(info_dir, [scan.id for scan in splits["train"]]))
 
 
 def check_external(reader: CohortReader, scans: list[Scan], grid: Grid) -> Cohort:

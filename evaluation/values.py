@@ -97,6 +97,7 @@ def status_values(runs: Runs, is_probability: bool,
     is_probability: whether the column score is one.
     """
     def statistic_of(frame: pd.DataFrame) -> Statistic:
+        """The status metrics of the subjects of one run, as a function of their indices."""
         label, score, positive = (frame[name].to_numpy(float) for name in ("label", "score", "positive"))
 
         def metrics(index: np.ndarray) -> np.ndarray:

@@ -9,8 +9,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from config import DENOISER, LABELLED, SCHEDULED, Config
-from dataset import (LATENTS, Cohort, EpochOrder, LatentCache, Scan, VolumeDataset, read_covariates,
-                     volume_loader)
+from dataset import (LATENTS, Cohort, EpochOrder, LatentCache, Scan, VolumeDataset, volume_loader)
 from evaluation.measurement import MaskFiles, Measurement
 from evaluation.results import load_run
 from experiment.networks import (CHECKPOINT, LatentSampler, Networks, build_aae, build_baseline,
@@ -20,6 +19,7 @@ from imaging.cache import VolumeCache
 from imaging.grids import Crop
 from imaging.regions import AUTOMATIC, automatic_regions
 from labels.covariates import cells_key
+from labels.people import read_covariates
 from labels.ridge import LabelPredictor
 from model import AAE, Synthesizer
 from runtime.checkpoints import StageRun, check_settings, load_checkpoint, tensor_bytes
@@ -113,7 +113,7 @@ class Experiment:
         self.num_workers, remark = readers_that_fit(cfg.num_workers, self._batch_bytes(), free_shared_memory())
         if remark:
             say("check", remark)
-        self.people = read_covariates(cfg.info_folder, cohort.scans, cfg.covariates)
+        self.people = read_covariates(cfg.info_folder, [scan.id for scan in cohort.scans], cfg.covariates)
         self._survey: Survey | None = None
         self.trained_epochs: dict[str, int] = {}           # of the checkpoints that are there, by stage
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset import Scan, find_column, read_people
-from labels.cells import is_missing, read_age, read_sex
-from labels.covariates import CODES
+from dataset import Scan
+from labels.cells import are_codes, is_missing, read_age, read_sex
+from labels.people import find_column, read_people
 
 # Column of people.csv -> names that it has in data_info.csv; the first that is there is taken.
 KNOWN = {"age": ("age",), "sex": ("sex", "gender"), "site": ("site", "siteid", "center", "centre"),
@@ -19,7 +19,7 @@ def people_of_test_list(info_dir: Path, scans: list[Scan], named: tuple[str, ...
     age: in years, NaN where it is not known or no age. sex: M, F, or as it is written. All else is text, empty
     where it is missing.
     """
-    cells = read_people(info_dir, scans)
+    cells = read_people(info_dir, [scan.id for scan in scans])
     people, taken = cells[["ID"]].assign(label=[scan.label for scan in scans]), {"ID", "label"}
     for name, names in KNOWN.items():
         column = next(filter(None, (find_column(cells.columns, one) for one in names)), None)
@@ -30,20 +30,13 @@ def people_of_test_list(info_dir: Path, scans: list[Scan], named: tuple[str, ...
     for name in named:
         column = find_column(cells.columns, name)
         if column and column not in taken:
-            people[column] = _without_codes(cells[column])
+            people[column] = cells[column].mask(are_codes(cells[column]), "")
             taken.add(column)
     if "age" in people:
         people["age"] = [_age(text) for text in people["age"]]
     if "sex" in people:
         people["sex"] = [read_sex(text) if text else "" for text in people["sex"]]
     return people
-
-
-def _without_codes(texts: pd.Series) -> pd.Series:
-    """Cells without ADNI's codes for a missing value, which are numbers where others are negative too."""
-    is_code = texts.isin(CODES)
-    others = pd.to_numeric(texts[~is_code], errors="coerce")
-    return texts if (others < 0).any() else texts.mask(is_code, "")
 
 
 def _age(text: str) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from config import BASELINES, DENOISER
-from dataset import SPLITS, Scan, read_demographics
+from dataset import Scan
 from evaluation.covariate_status import PREFIX, with_cells
 from evaluation.power import expected_widths
 from evaluation.results import forget_run, save_run
@@ -27,6 +27,7 @@ from experiment.people import people_of_test_list
 from experiment.survey import Survey
 from imaging.grids import Crop
 from imaging.volumes import save_synthesis
+from labels.people import read_demographics
 from model import Synthesizer, std_over_samples
 from runtime.checkpoints import load_checkpoint, read_history
 from runtime.files import make_folder, write_csv
@@ -125,8 +126,7 @@ def read_real(exp: Experiment, survey: Survey) -> dict[str, pd.DataFrame]:
             if len(without):
                 raise InputError(f"{measurement.files.named('reference_mask')}: no uptake in it in the PET of "
                                  f"{', '.join(without)}")
-    scans = [scan for split in SPLITS for scan in getattr(cohort, split)]
-    demographics, why_not = read_demographics(exp.cfg.info_folder, scans)
+    demographics, why_not = read_demographics(exp.cfg.info_folder, [scan.id for scan in cohort.scans])
     if demographics is None:
         say("test", f"no status classifier of age and sex: {why_not}")
         return real

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from config import BASELINES, PRESETS, Config
-from dataset import LATENTS, SPLITS, Cohort, Scan, check_cohort, read_people
+from dataset import LATENTS, SPLITS, Cohort, Scan, check_cohort
 from evaluation.external_results import load_externals
 from evaluation.results import INDEX, Run, forget_run, load_run, load_runs
 from evaluation.scores import Predict, best_median_worst, evaluate
@@ -23,6 +23,7 @@ from experiment.experiment import PHANTOM_NOTICE, Experiment, latents_folder
 from experiment.scoring import COMPARISON, COST, frozen_digests
 from imaging.cache import check_temporary_folder
 from imaging.volumes import read_in_range
+from labels.people import read_people
 from phantom.cohort import build_phantom
 from runtime.checkpoints import StageRun
 from runtime.commandline import parse, refuse_tool
@@ -325,7 +326,7 @@ def report(exp: Experiment) -> None:
     folder, result = exp.cfg.result_dir, load_run(exp.cfg.result_dir)
     say("report", f"writes {folder}/figures/, {folder}/report.html, {CSV}, table_1.csv and methods.txt")
     subjects = read_subjects(exp.shown_scans(), folder / "synthesized", exp.crop)
-    people = read_people(exp.cfg.info_folder, [scan for split in SPLITS for scan in getattr(exp.cohort, split)])
+    people = read_people(exp.cfg.info_folder, [scan.id for scan in exp.cohort.scans])
     settings = result.metadata["settings"]
     further = [*settings.get("covariates", ()), *settings.get("subgroups", ())]
     participants = _participants(exp, people, further)

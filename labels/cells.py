@@ -1,10 +1,11 @@
 """Cells of tables: what may stand there for a label, an age or a sex, and for nothing."""
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 MISSING = ("", "NA", "N/A", "N.A.", "#N/A", "<NA>", "NAN", "NONE", "NULL", "NIL", "UNKNOWN", "MISSING", ".", "-",
            "--")
-MISSING_CODES = (*MISSING, "-4", "-4.0", "-1", "-1.0")     # ADNI's; a Centiloid may be -4, so not everywhere
+CODES = ("-4", "-4.0", "-1", "-1.0")                       # ADNI's; a Centiloid may be -4, so not everywhere
+MISSING_CODES = (*MISSING, *CODES)
 
 # Words for the labels 0 and 1, in lower case, with dashes as minus signs.
 WORDS = (("negative", "neg", "amyloid negative", "amyloid neg", "amyloid-negative", "amyloid-neg", "a-",
@@ -20,6 +21,22 @@ SEXES = {"1": "M", "1.0": "M", "MALE": "M", "M": "M", "2": "F", "2.0": "F", "FEM
 def is_unknown(text: str) -> bool:
     """Whether a cell holds nothing, or a word for it; not a number that may be a code for it."""
     return text.upper() in MISSING
+
+
+def are_codes(texts: Sequence[str], least: float = 0.0) -> list[bool]:
+    """Which cells of a column are ADNI's codes for a missing value, -4 and -1: they are numbers where another one
+    is below 0 too. least: smallest number of the column's training list, if it is known."""
+    for text in texts:
+        if text not in CODES and _is_negative(text):
+            return [False] * len(texts)
+    return [text in CODES and least >= 0 for text in texts]
+
+
+def _is_negative(text: str) -> bool:
+    try:
+        return float(text) < 0
+    except ValueError:
+        return False
 
 
 def is_missing(text: str) -> bool:

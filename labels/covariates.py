@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pandas as pd
 
-from labels.cells import MISSING_CODES, is_missing, is_unknown
+from labels.cells import are_codes, is_missing, is_unknown
 from utils import InputError
 
 NUMBER = re.compile(r"(?:<=?|>=?|≤|≥)? ?([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?) ?\+?")
@@ -21,8 +21,6 @@ MOST_WORDS = 6
 LEAST_SEPARATED = 20                          # subjects whom a column does not separate perfectly by chance
 OTHER_UNIT = 30.0                             # factor beyond the training list's range that no person explains
 TWO_UNITS = 100.0                             # factor between neighbouring values of one column
-
-CODES = {code for code in MISSING_CODES if not is_unknown(code)}              # -4, -1: missing, or a number
 
 
 @dataclass(frozen=True)
@@ -135,18 +133,14 @@ def _are_numbers(present: list[str]) -> bool:
     return 2 * sum(bool(NUMBER.fullmatch(text)) for text in present) >= len(present)
 
 
-def _numbers(texts: list[str], low: float = float("nan")) -> np.ndarray:
-    """Numbers [n] of cells, NaN where missing; of a bound, such as <0.2, the bound.
-
-    The codes -4 and -1 are numbers only where other numbers are below 0. low: smallest number of the training
-    list, if that is known already.
-    """
-    found = [NUMBER.fullmatch(text) for text in texts]
-    numbers = np.array([float(match[1]) if match else np.nan for match in found], dtype=float)
-    coded = np.array([text in CODES for text in texts], dtype=bool)
-    others = numbers[~coded & np.isfinite(numbers)]
-    least = low if np.isfinite(low) else others.min(initial=0.0)
-    return np.where(coded & (least >= 0), np.nan, numbers)
+def _numbers(texts: list[str], low: float = 0.0) -> np.ndarray:
+    """Numbers [n] of cells, NaN where missing; of a bound, such as <0.2, the bound. low: smallest number of the
+    training list, if it is known."""
+    numbers = []
+    for text, is_code in zip(texts, are_codes(texts, low), strict=True):
+        match = NUMBER.fullmatch(text)
+        numbers.append(float(match[1]) if match and not is_code else np.nan)
+    return np.array(numbers, dtype=float)
 
 
 # ---------------------------------------------------------------- what stands against the use of a column
@@ -189,7 +183,8 @@ def _column_problem(present: list[str], texts: list[str], labels: np.ndarray) ->
     """The first thing that stands against the use of a column, or nothing. present: its cells with a value."""
     if all(is_missing(text) for text in present):
         return "no subject of the training list has a value; leave it out"
-    if _are_numbers(present):
+    are_numbers = _are_numbers(present)
+    if are_numbers:
         wrong = [text for text in present if not NUMBER.fullmatch(text)]
         if wrong:
             return f"{wrong[0]!r} among numbers ({len(wrong)} of {len(present)} cells); expected numbers alone"
@@ -204,7 +199,7 @@ def _column_problem(present: list[str], texts: list[str], labels: np.ndarray) ->
     known = np.isfinite(values)
     if np.ptp(values[known]) == 0:
         return "the same for everybody in the training list; leave it out"
-    if _separates(values[known], labels[known], is_ordered=_are_numbers(present)):
+    if _separates(values[known], labels[known], is_ordered=are_numbers):
         return (f"tells the labels of all {known.sum()} subjects of the training list apart without an error; is it "
                 "the label, or read from the PET? A covariate must be known without a PET; leave it out")
     return ""

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 
 from config import Config
-from dataset import SPLITS, Cohort, CohortReader, Scan, check_external, find_column, parse_id, read_people
+from dataset import SPLITS, Cohort, CohortReader, Scan, check_external, parse_id
 from experiment.experiment import is_phantom, latents_folder, survey_path
 from experiment.survey import Survey, load_survey
+from labels.people import find_column, read_people
 from labels.ridge import LabelPredictor
 from newscans.trained import Trained
 from runtime.logs import say
@@ -34,7 +35,7 @@ class TrainingLists:
 
 @dataclass(frozen=True)
 class ExternalCohort:
-    """A checked external cohort. cohort: its scans, as a test list. people: as dataset.read_people gives.
+    """A checked external cohort. cohort: its scans, as a test list. people: as labels.people.read_people gives.
     is_phantom: whether it is a simulated one. taken: which scans these are, in words."""
     data_dir: Path
     info_dir: Path
@@ -126,7 +127,7 @@ def read_external(data_dir: Path, info_dir: Path, lists: tuple[str, ...], traine
         say("check", "whether somebody of the training or validation list is among them cannot be checked: "
                      f"neither the lists in {cfg.info_folder} nor the survey are there")
     cohort = check_external(reader, scans, trained.grid)
-    return ExternalCohort(data_dir, info_dir, cohort, read_people(info_dir, scans), phantom, taken)
+    return ExternalCohort(data_dir, info_dir, cohort, read_people(info_dir, [scan.id for scan in scans]), phantom, taken)
 
 
 # ---------------------------------------------------------------- overlap with the training

@@ -21,11 +21,12 @@ from experiment.networks import checkpoint_name
 from runtime.checkpoints import read_history
 from runtime.commandline import parse
 from runtime.files import make_folder, write_csv, write_text
-from runtime.logs import LOG, logging_run, say
+from runtime.logs import say
 from studies import systems
 from studies.comparison_table import make_table, to_markdown
 from studies.parts import Part, Setup, scan_pass, stage_1_step, stage_2_step
-from studies.running import FOLDER, SEEDS, Failed, cohort_words, load_finished, run_stages
+from studies.running import (FOLDER, SEEDS, Failed, benchmark_cohort, cohort_words, load_finished,
+                             run_stages, run_study)
 
 # Epochs of stage 1 and 2; a system gets their sum. FULL: four times the updates of the other study.
 SHORT = ["--aae_epochs", "20", "--ldm_epochs", "12"]
@@ -86,7 +87,7 @@ def words(row: Row, seed: int, quick: bool, rates: list[str]) -> list[str]:
     pretrained = {"aae": [], "ldm": ["--aae_from", source], "nothing": ["--ldm_from", source]}[row.trains]
     baselines = ["--baselines", *row.baselines] if row.baselines else []
     own_rates = [] if row.name == "published" else rates
-    return [*preset, *cohort_words(name, seed, "--phantom_link" in change), *change,
+    return [*preset, *cohort_words(name, seed, benchmark_cohort(seed, "--phantom_link" in change)), *change,
             *(SHORT if quick else FULL), *pretrained, *baselines, *own_rates]
 
 
@@ -118,7 +119,7 @@ def search_words(number: int) -> list[str]:
     first = "rates0_0"                                     # which trains the stage 1 of all
     pretrained = ["--aae_from", first] if number else []
     rates = [word for method in RATES for word in rate_words(method, FACTORS[number])]
-    return ["--preset", "benchmark", *cohort_words(f"rates0_{number}", 0), *SHORT, *pretrained,
+    return ["--preset", "benchmark", *cohort_words(f"rates0_{number}", 0, benchmark_cohort(0, False)), *SHORT, *pretrained,
             "--baselines", *SYSTEMS, *rates]
 
 
@@ -290,24 +291,20 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     quick, seeds = arguments.quick, [0] if arguments.quick else arguments.seeds
     names = ["main"] if quick else arguments.rows
-    make_folder(FOLDER)
-    with logging_run():
-        try:
-            if not arguments.tables:
-                _say_hours(quick)
-                if not quick:
-                    search_rates()
-            searched = not quick and (FOLDER / "comparison_rates.csv").is_file()
-            rates = chosen_rates() if searched else []
-            for row in () if arguments.tables else [BY_NAME[name] for name in names]:
-                for seed in [seed for seed in seeds if seed in row.seeds]:
-                    run_row(row, seed, quick, rates)
-            write_tables(seeds, quick, rates)
-        except Failed as failure:
-            code, message = failure.args
-            LOG.error("%s", message)
-            return code
-    return 0
+
+    def work() -> None:
+        """Search the rates, run what is not finished, and write the tables."""
+        if not arguments.tables:
+            _say_hours(quick)
+            if not quick:
+                search_rates()
+        searched = not quick and (FOLDER / "comparison_rates.csv").is_file()
+        rates = chosen_rates() if searched else []
+        for row in () if arguments.tables else [BY_NAME[name] for name in names]:
+            for seed in [seed for seed in seeds if seed in row.seeds]:
+                run_row(row, seed, quick, rates)
+        write_tables(seeds, quick, rates)
+    return run_study(work)
 
 
 def _say_hours(quick: bool) -> None:

@@ -16,19 +16,19 @@ import numpy as np
 import pandas as pd
 
 from config import PRESETS, Config
-from dataset import read_covariates
 from evaluation.covariate_status import CovariateClassifier, with_cells
 from evaluation.scores import Prediction, evaluate
 from experiment.experiment import Experiment
 from experiment.session import check
 from experiment.stage_2 import fit_label_predictor
 from labels.linear import LabelClassifier
+from labels.people import read_covariates
 from model import Synthesizer
 from runtime.commandline import parse
-from runtime.files import make_folder, read_own_table, write_csv, write_text
-from runtime.logs import LOG, logging_run, say
+from runtime.files import read_own_table, write_csv, write_text
+from runtime.logs import say
 from studies.disagree_table import make_table, to_markdown
-from studies.running import FOLDER, SEEDS, Failed, cohort_words, run_stages
+from studies.running import FOLDER, SEEDS, Failed, cohort_words, run_stages, run_study
 from utils import derived_seed, pick_device, weights_key
 
 DISCORDANCE = (0.6, 1.0, 0.0, 0.3)                         # the most telling first
@@ -70,8 +70,8 @@ def experiment_name(seed: int, discordance: float, is_long: bool) -> str:
 
 def words(seed: int, discordance: float, is_long: bool) -> list[str]:
     """The command line of an experiment, without its stages."""
-    own = cohort_words(experiment_name(seed, discordance, is_long), seed)
-    own[-1] = f"data/disagree{seed}_{discordance:g}"       # its cohort
+    cohort = f"data/disagree{seed}_{discordance:g}"
+    own = cohort_words(experiment_name(seed, discordance, is_long), seed, cohort)
     return ["--preset", "benchmark", *own, "--phantom_discordant", f"{discordance:g}", *(LONG if is_long else [])]
 
 
@@ -131,7 +131,7 @@ def measure_row(exp: Experiment, synthesizer: Synthesizer, row: Row) -> pd.DataF
 
 def changed_cells(exp: Experiment, row: Row) -> pd.DataFrame | None:
     """The covariates of a row as text, a row a scan, indexed by ID; None if it has none."""
-    cells = read_covariates(exp.cfg.info_folder, exp.cohort.scans, row.covariates)
+    cells = read_covariates(exp.cfg.info_folder, [scan.id for scan in exp.cohort.scans], row.covariates)
     rng = np.random.default_rng(derived_seed(exp.cfg.seed, row.change))
     if row.change == "gappy":
         return cells.mask(rng.random(cells.shape) < MISSING, "")
@@ -182,15 +182,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--long", action="store_true", help="four times the updates of stage 2")
     parser.add_argument("--tables", action="store_true", help="run nothing, write the tables of what is finished")
     arguments = parser.parse_args(argv)
-    make_folder(FOLDER)
-    with logging_run():
-        try:
-            for discordance in () if arguments.tables else arguments.discordance:
-                for seed in arguments.seeds:
-                    measure(seed, discordance, arguments.long)
-            write_tables()
-        except Failed as failure:
-            code, message = failure.args
-            LOG.error("%s", message)
-            return code
-    return 0
+
+    def work() -> None:
+        """Measure what is not measured yet, and write the tables."""
+        for discordance in () if arguments.tables else arguments.discordance:
+            for seed in arguments.seeds:
+                measure(seed, discordance, arguments.long)
+        write_tables()
+    return run_study(work)

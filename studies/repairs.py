@@ -18,11 +18,12 @@ import pandas as pd
 from config import PRESETS, REGRESSIONS, Config
 from evaluation.results import Run
 from runtime.commandline import parse
-from runtime.files import make_folder, write_csv, write_text
-from runtime.logs import LOG, logging_run, say
+from runtime.files import write_csv, write_text
+from runtime.logs import say
 from studies import comparison, disagree, regions, robustness, sites
 from studies.repairs_table import gains_of, make_criteria, make_table, score_run, to_markdown
-from studies.running import FOLDER, SEEDS, Failed, cohort_words, load_finished, read_seconds, run_stages
+from studies.running import (FOLDER, SEEDS, Failed, benchmark_cohort, cohort_words, load_finished,
+                             read_seconds, run_stages, run_study)
 
 TRAINING_STAGES = {"aae": ["check", "aae", "encode", "ldm"], "ldm": ["check", "ldm"], "nothing": []}
 
@@ -100,7 +101,7 @@ def words(row: Row, seed: int) -> list[str]:
     """The command line of a row's experiment, without its stages."""
     change = change_of(row)
     preset = [] if "--preset" in change else ["--preset", "benchmark"]
-    own = cohort_words(experiment_name(seed, row.name), seed, "--phantom_link" in change)
+    own = cohort_words(experiment_name(seed, row.name), seed, benchmark_cohort(seed, "--phantom_link" in change))
     return [*preset, *own, *pretrained(row, seed), *change]
 
 
@@ -201,16 +202,12 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     seeds = [0] if arguments.quick else arguments.seeds
     plan = [] if arguments.tables else planned(seeds, arguments.rows)
-    make_folder(FOLDER)
-    with logging_run():
-        try:
-            for number, (row, seed) in enumerate(plan, start=1):
-                if not load_finished(settings_of(row, seed), *REGRESSIONS):
-                    say("study", f"{number} of {len(plan)}: {row.name}, seed {seed}   {row.change}")
-                    run_row(row, seed)
-            write_study(seeds)
-        except Failed as failure:
-            code, message = failure.args
-            LOG.error("%s", message)
-            return code
-    return 0
+
+    def work() -> None:
+        """Run what is not finished, and write the tables."""
+        for number, (row, seed) in enumerate(plan, start=1):
+            if not load_finished(settings_of(row, seed), *REGRESSIONS):
+                say("study", f"{number} of {len(plan)}: {row.name}, seed {seed}   {row.change}")
+                run_row(row, seed)
+        write_study(seeds)
+    return run_study(work)

@@ -4,13 +4,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
 from config import SYSTEMS, Config
 from evaluation.results import Run, load_run
-from runtime.files import write_csv
+from runtime.files import make_folder, write_csv
+from runtime.logs import LOG, logging_run
 from runtime.settings import plain
 from utils import InputError
 
@@ -24,10 +26,28 @@ class Failed(Exception):
     """A study cannot go on: (exit code, message)."""
 
 
-def cohort_words(name: str, seed: int, link_0: bool = False) -> list[str]:
+def run_study(work: Callable[[], None]) -> int:
+    """Do the work of a study in its folder, with its log. Returns the exit code; says why it cannot go on."""
+    make_folder(FOLDER)
+    with logging_run():
+        try:
+            work()
+        except Failed as failure:
+            code, message = failure.args
+            LOG.error("%s", message)
+            return code
+    return 0
+
+
+def benchmark_cohort(seed: int, link_0: bool) -> str:
+    """Folder of the benchmark phantom of a seed; link_0: of the one whose MRIs know nothing of amyloid."""
+    return f"data/benchmark{seed}{'_link0' if link_0 else ''}"
+
+
+def cohort_words(name: str, seed: int, data_dir: str) -> list[str]:
     """Name, seed and cohort of an experiment, as words of a command line: each seed has its own cohort."""
     return ["--exp", name, "--seed", str(seed), "--phantom_seed", str(FIRST_COHORT + seed),
-            "--data_dir", f"data/benchmark{seed}{'_link0' if link_0 else ''}"]
+            "--data_dir", data_dir]
 
 
 def load_finished(cfg: Config, *results: str) -> Run | None:

@@ -19,8 +19,8 @@ from phantom.cohort import build_phantom
 from phantom.sites import SITES, assign
 from runtime.commandline import parse
 from runtime.files import make_folder, write_csv, write_text
-from runtime.logs import LOG, logging_run, say
-from studies.running import FIRST_COHORT, FOLDER, SEEDS, Failed, load_finished, run_stages
+from runtime.logs import say
+from studies.running import FIRST_COHORT, FOLDER, SEEDS, Failed, load_finished, run_stages, run_study
 from studies.sites_table import score_run, to_markdown
 
 PRESET = PRESETS["benchmark"]
@@ -148,16 +148,11 @@ def main(argv: list[str]) -> int:
                         help="run nothing, write the table of what is finished")
     arguments = parser.parse_args(argv)
     seeds = [0] if arguments.quick else arguments.seeds
-    make_folder(FOLDER)
-    with logging_run():
-        try:
-            if not arguments.tables:
-                for seed in seeds:
-                    for row in arguments.rows:
-                        run_row(row, seed)
-            write_table(seeds)
-        except Failed as failure:
-            code, message = failure.args
-            LOG.error("%s", message)
-            return code
-    return 0
+
+    def work() -> None:
+        """Run what is not finished, and write the table."""
+        for seed in () if arguments.tables else seeds:
+            for row in arguments.rows:
+                run_row(row, seed)
+        write_table(seeds)
+    return run_study(work)

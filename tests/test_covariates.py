@@ -13,12 +13,12 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 import main
-from dataset import Scan, covariate_problems, read_covariates, read_people
 from evaluation import figures
 from evaluation.covariate_status import CovariateClassifier
 from evaluation.status import fit_status_classifiers, load_status_classifiers, save_status_classifiers
 from experiment.networks import cells_of
 from labels.covariates import CovariateCoder, cells_key, column_problems, reading_problems
+from labels.people import covariate_problems, read_covariates, read_people
 from labels.ridge import LabelPredictor
 from utils import InputError
 
@@ -127,29 +127,38 @@ def test_another_type_or_unit_than_in_the_training_list_is_named(texts, message)
     assert message in problems[0] if message else not problems
 
 
-def write_info(folder: Path, text: str) -> list[Scan]:
-    """data_info.csv with this text, and the scans a, b and c."""
+def write_info(folder: Path, text: str) -> None:
+    """data_info.csv with this text."""
     folder.mkdir(exist_ok=True)
     (folder / "data_info.csv").write_text(text)
-    return [Scan(name, i % 2, Path(), Path()) for i, name in enumerate("abc")]
 
 
 def test_columns_are_found_by_name_and_missing_ones_named_together(tmp_path):
-    scans = write_info(tmp_path, "ID;label;P-Tau 217;sex\na;0;0,5;F\nc;0;NA;\n")
-    assert read_people(tmp_path, scans)["P-Tau 217"].tolist() == ["0.5", "", ""]
-    found = read_covariates(tmp_path, scans, ("ptau217", "sex"))
+    write_info(tmp_path, "ID;label;P-Tau 217;sex\na;0;0,5;F\nc;0;NA;\n")
+    assert read_people(tmp_path, "abc")["P-Tau 217"].tolist() == ["0.5", "", ""]
+    found = read_covariates(tmp_path, "abc", ("ptau217", "sex"))
     assert found.to_dict("list") == {"ptau217": ["0.5", "", ""], "sex": ["F", "", ""]} and found.index.tolist() == list("abc")
-    with pytest.raises(InputError, match="no column apoe4 and no column mmse .setting covariates.; there are P-Tau 217, sex"):
-        read_covariates(tmp_path, scans, ("apoe4", "sex", "mmse"))
-    assert read_covariates(tmp_path, scans, ()) is None
+    with pytest.raises(InputError) as error:
+        read_covariates(tmp_path, "abc", ("apoe4", "sex", "mmse"))
+    for name in ("apoe4", "mmse"):
+        assert f"has no column {name!r}, which the setting covariates names; its columns are ID, label" in str(error.value)
+    assert read_covariates(tmp_path, "abc", ()) is None
 
 
 def test_all_problems_of_a_cohort_come_together_with_their_list(tmp_path):
-    scans = write_info(tmp_path, "ID,label,x,g\na,0,1,u\nb,1,2,v\nc,0,900,w\n")
-    splits = {"train": scans[:2], "validation": scans[2:], "test": []}
-    problems = covariate_problems(tmp_path, splits, ("x", "g"))
+    write_info(tmp_path, "ID,label,x,g\na,0,1,u\nb,1,2,v\nc,0,900,w\n")
+    labels = {"train": {"a": 0, "b": 1}, "validation": {"c": 0}, "test": {}}
+    problems = covariate_problems(tmp_path, labels, ("x", "g"))
     assert len(problems) == 2 and "another unit" in problems[0] and "'w' in 1 row(s)" in problems[1]
     assert all(problem.endswith("(validation.txt)") and "data_info.csv" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("name", ["label", "Label", "ID"])
+def test_the_label_itself_is_no_covariate(tmp_path, name):
+    write_info(tmp_path, "ID,label,x\na,0,1\nb,1,2\n")
+    labels = {"train": {"a": 0, "b": 1}, "validation": {}, "test": {}}
+    [problem] = covariate_problems(tmp_path, labels, ("x", name))
+    assert f"{name} is no covariate" in problem
 
 
 # ---------------------------------------------------------------- what they are worth
@@ -443,4 +452,4 @@ def test_ids_are_found_under_the_names_and_spellings_of_others(inside, column, c
 
 def test_a_column_that_is_not_there_is_refused_before_training(inside, capsys):
     assert train("check", covariates=("ptau217", "iq"), exp="b") == 2
-    assert "no column iq" in capsys.readouterr().err
+    assert "has no column 'iq'" in capsys.readouterr().err

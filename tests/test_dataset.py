@@ -10,10 +10,11 @@ import pytest
 from conftest import AFFINE, LISTS, SHAPE, reorient, write_volume
 
 from config import Config
-from dataset import check_cohort, read_demographics
+from dataset import check_cohort
 from imaging.cache import VolumeCache
 from imaging.grids import Crop
 from imaging.volumes import read_volume, save_synthesis
+from labels.people import read_demographics
 from utils import InputError
 
 PATTERN = Config().subject_pattern
@@ -568,10 +569,10 @@ def test_bytes_after_the_voxels_are_read_but_no_more_than_padding(tmp_path):
 
 def test_age_and_sex_are_read_or_their_lack_is_said(root):
     scans, path = check(root).test, root / "data_info" / "data_info.csv"
-    assert read_demographics(root / "data_info", scans) == (None,
+    assert read_demographics(root / "data_info", [scan.id for scan in scans]) == (None,
                                                             f"{path} has no column age and no column sex")
     path.write_text("ID,label,Age,SEX\ns09,0,71.5,f\ns10,1,80, M\ns01,0,3000,M\n")
-    table, problem = read_demographics(root / "data_info", scans)
+    table, problem = read_demographics(root / "data_info", [scan.id for scan in scans])
     assert (table.to_dict("list"), problem) == (
         {"ID": ["s09", "s10"], "age": [71.5, 80.0], "sex": ["F", "M"]},
         "",
@@ -579,7 +580,7 @@ def test_age_and_sex_are_read_or_their_lack_is_said(root):
     path.write_text("ID,label,Age,SEX\ns09,0,71.5,f\n")  # s10 was taken out after the check
     assert (
         "1 scans have no sex or no age from 1 to 120 years (s10)"
-        in read_demographics(root / "data_info", scans)[1]
+        in read_demographics(root / "data_info", [scan.id for scan in scans])[1]
     )
 
 
@@ -593,7 +594,7 @@ def test_an_age_or_a_sex_that_is_none_is_not_used(root, age, sex, right):
     scans, path = check(root).test, root / "data_info" / "data_info.csv"
     # the first of two counts
     path.write_text(f" label,sex , AGE,ID,age\n1,F,70,s09,999\n1,{sex},{age}, s10 ,999\n0,X,1,s10,999\n")
-    table, problem = read_demographics(root / "data_info", scans)
+    table, problem = read_demographics(root / "data_info", [scan.id for scan in scans])
     assert (table is not None, problem == "") == (right, right)
     if right:
         assert table.to_dict("list") == {"ID": ["s09", "s10"], "age": [70.0, float(age)],
@@ -605,13 +606,13 @@ def test_an_age_or_a_sex_that_is_none_is_not_used(root, age, sex, right):
 def test_of_many_scans_without_an_age_five_are_named(root):
     scans, path = check(root).train, root / "data_info" / "data_info.csv"
     path.write_text("ID,age,sex\n")
-    assert read_demographics(root / "data_info", scans) == (
+    assert read_demographics(root / "data_info", [scan.id for scan in scans]) == (
         None, f"{path}: 6 scans have no sex or no age from 1 to 120 years (s01, s02, s03, s04, s05)")
     path.write_text("ID,age\ns01,70\n")
-    assert read_demographics(root / "data_info", scans) == (None, f"{path} has no column sex")
+    assert read_demographics(root / "data_info", [scan.id for scan in scans]) == (None, f"{path} has no column sex")
     path.write_text("name,age,sex\ns01,70,F\n")
     with pytest.raises(InputError, match="column\\(s\\) ID missing"):
-        read_demographics(root / "data_info", scans)
+        read_demographics(root / "data_info", [scan.id for scan in scans])
 
 
 @pytest.mark.parametrize("codes", ["RAS", "LAS", "PIR"])

@@ -24,11 +24,12 @@ from cohort.labelling import label_scans
 from cohort.prepare_settings import PrepareSettings
 from cohort.splitting import draw_lists
 from config import Config
-from dataset import SPLITS, Cohort, CohortReader, Scan, check_cohort, read_demographics
+from dataset import SPLITS, Cohort, CohortReader, Scan, check_cohort
 from imaging.content import OTHER_FORMATS
 from imaging.grids import Crop
 from imaging.regions import read_labels, read_mask
 from imaging.volumes import read_volume
+from labels.people import read_demographics
 from newscans.scans import read_mri
 from runtime.tables import read_table
 from utils import InputError
@@ -247,7 +248,7 @@ def test_a_data_info_of_any_content_is_read_or_refused(cohort, count, record_pro
             checked = check(cohort)
             scans = checked.train + checked.validation + checked.test
             assert {scan.label for scan in scans} <= {0, 1}
-            ages, why_not = read_demographics(cohort / "data_info", scans)
+            ages, why_not = read_demographics(cohort / "data_info", [scan.id for scan in scans])
             assert (ages is None) == bool(why_not)
         return outcome(read)
     right = st.lists(WORDS, min_size=2, max_size=2).map(lambda words: "ID,label,age,sex\n" + "".join(
@@ -325,7 +326,7 @@ def test_ten_thousand_tables_are_read_or_refused_by_check_and_by_prepare(cohort,
         reader = CohortReader(cohort / "data", cohort / "data_info", 2, Config().subject_pattern)
         usable = reader.read()
         assert all(scan.label in (0, 1) for split in usable.values() for scan in split)
-        ages, why_not = read_demographics(cohort / "data_info", scans)
+        ages, why_not = read_demographics(cohort / "data_info", [scan.id for scan in scans])
         assert (ages is None) == bool(why_not)
         assert ages is None or ages["age"].between(1, 120).all()
         if reader.problems:

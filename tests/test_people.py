@@ -3,8 +3,9 @@ import pytest
 from conftest import SHAPE
 
 from config import Config
-from dataset import check_cohort, missing_columns, find_column, read_people
+from dataset import check_cohort
 from experiment.people import people_of_test_list
+from labels.people import find_column, missing_columns, read_people
 from utils import InputError
 
 PATTERN = Config().subject_pattern
@@ -21,7 +22,7 @@ def write_info(root, text: str = TABLE) -> list:
 
 
 def test_people_are_all_columns_as_text_without_what_is_missing(root):
-    people = read_people(root / "data_info", write_info(root)[::-1])
+    people = read_people(root / "data_info", [scan.id for scan in write_info(root)[::-1]])
     assert people.columns.tolist() == ["ID", "Age", "SEX", "Site", "TRACER", "DX_bl", "APOE4", "p-tau 217"]
     assert people.to_numpy().tolist() == [["s10", "90+", "Male", "-4", "FBB", "", "", ""],
                                           ["s09", "71.5", "f", "003", "FBP", "CN", "1", "0.31"]]

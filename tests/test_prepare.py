@@ -12,7 +12,8 @@ from preparing import SUBJECTS, info, lists, place, prepare, refused
 
 import main
 from config import Config
-from dataset import SPLITS, check_cohort, read_demographics
+from dataset import SPLITS, check_cohort
+from labels.people import read_demographics
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_a_table_of_ones_own_with_scans_ages_and_sexes_passes_the_check_and_its_
     assert prepare(table="ID,label,age,sex\n" + rows) == 0
     assert main.main(["--stages", "check", *arguments(TINY)]) == 0
     cohort = check_cohort(Path("data"), Path("data_info"), TINY["image_size"], 2, Config().subject_pattern)
-    table, problem = read_demographics(Path("data_info"), cohort.train + cohort.validation + cohort.test)
+    table, problem = read_demographics(Path("data_info"), [scan.id for scan in cohort.scans])
     assert not problem
     assert table.set_index("ID").loc["case03_bl"].tolist() == [63.5, "F"]
 

@@ -9,8 +9,9 @@ from conftest import LISTS, SHAPE
 from preparing import info, left_out, place, prepare, refused
 
 from config import Config
-from dataset import Cohort, check_cohort, read_demographics
+from dataset import Cohort, check_cohort
 from labels.cells import ages_remark, labels_remark, read_age, read_label, read_sex
+from labels.people import read_demographics
 from runtime.logs import logging_run
 from runtime.near_names import NearNames
 from runtime.tables import read_list, read_table
@@ -113,7 +114,7 @@ def test_check_reads_it_and_says_how(root, capsys, name):
     cohort = check(root)
     scans = cohort.train + cohort.validation + cohort.test
     assert {scan.id: scan.label for scan in scans} == LABELS
-    ages, problem = read_demographics(root / "data_info", scans)
+    ages, problem = read_demographics(root / "data_info", [scan.id for scan in scans])
     assert problem == "" and dict(zip(ages["ID"], ages["age"], strict=True)) == AGES
     assert ages["sex"].tolist() == ["F", "M"] * 5
     lines = [line for line in capsys.readouterr().out.splitlines() if "data_info.csv" in line]
@@ -281,7 +282,7 @@ def test_a_sex(text, expected):
 def test_a_missing_age_is_unknown_to_check_and_prepare(root, missing, capsys):
     text = table(age=lambda age: missing if age == AGES["s03"] else "90+")
     (root / "data_info" / "data_info.csv").write_text(text)
-    ages, why = read_demographics(root / "data_info", check(root).train)
+    ages, why = read_demographics(root / "data_info", [scan.id for scan in check(root).train])
     assert ages is None and "1 scans have no sex or no age from 1 to 120 years (s03)" in why
     assert "data_info.csv: the age 90+ is read as 90" in capsys.readouterr().out
     assert prepare("--overwrite", table=text) == 0

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from config import Config
-from dataset import SPLITS, Scan, read_people
+from dataset import SPLITS, Scan
 from evaluation.participants import count_participants
 from evaluation.table_1 import (
     category_difference,
@@ -17,6 +17,7 @@ from evaluation.table_1 import (
     number_difference,
     read_cells,
 )
+from labels.people import read_people
 
 PATTERN = Config().subject_pattern
 
@@ -226,5 +227,5 @@ def test_reasons_and_ids_of_any_kind(tmp_path):
 
 def test_people_are_read_in_the_order_of_the_scans(tmp_path):
     write(tmp_path, data_info="id,label,age,note\ne,1,NA,x\nd,0,70,.\nd,0,71,twice\n")
-    found = read_people(tmp_path, LISTS["validation"])
+    found = read_people(tmp_path, [scan.id for scan in LISTS["validation"]])
     assert found.to_dict("list") == {"ID": ["d", "e"], "age": ["70", ""], "note": ["", "x"]}
