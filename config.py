@@ -613,8 +613,8 @@ class Config:
         return bound
 
     def sampling_settings(self) -> dict:
-        """The settings that a synthetic PET depends on beside its networks, as JSON values; covariates only where
-        there are some."""
+        """The settings that a synthetic PET depends on beside its networks, as JSON values; covariates only
+        where there are some."""
         named = {"covariates": plain(self.covariates)} if self.covariates else {}
         return self.settings_of("synthesis") | named
 
@@ -641,8 +641,8 @@ class Config:
 
 def with_later_settings(saved: dict) -> dict:
     """Settings as JSON saved them, with those that came later as they were before: the compared systems,
-    latent_dir, the phantom's discordance, marker and sites, covariates, further subgroups, and no SUVR without
-    masks."""
+    latent_dir, the phantom's discordance, marker and sites, covariates, further subgroups, and no SUVR
+    without masks."""
     added = (*SYSTEMS, "latent_dir", "phantom_discordant", "phantom_marker", "phantom_sites", "covariates",
              "subgroups")
     defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in added}

@@ -34,8 +34,9 @@ class Labels:
     """What a labelled regression knows of labels, as stage 2 does.
 
     of: ID -> weights of the label embeddings [K] in training. predict: MRI [B, 1, D, H, W] and
-    IDs -> the same [B, K], predicted from MRI and covariates, which takes their place afterwards. image_loss: weight of the L1 between PET
-    and decoded output, in units of pet_std, the standard deviation over all voxels of all training PETs.
+    IDs -> the same [B, K], predicted from MRI and covariates, which takes their place afterwards. image_loss:
+    weight of the L1 between PET and decoded output, in units of pet_std, the standard deviation over all
+    voxels of all training PETs.
     """
     of: dict[str, Tensor]
     predict: Callable[[Tensor, list[str] | None], Tensor]

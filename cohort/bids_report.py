@@ -123,7 +123,8 @@ def write_found(folder: Path, scans: list[RawScan], left_out: list[dict] | None)
 
 
 def _with_earlier(table: pd.DataFrame, earlier: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a table, with what an earlier one knew of the same IDs in empty cells, and its other rows."""
+    """The rows of a table, with what an earlier one knew of the same IDs in empty cells, and its other
+    rows."""
     table, earlier = table.set_index("ID"), earlier.drop_duplicates("ID").set_index("ID")
     order = list(dict.fromkeys([*table.index, *earlier.index]))
     columns = list(dict.fromkeys([*table.columns, *earlier.columns]))

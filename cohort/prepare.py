@@ -1,7 +1,7 @@
 """Lists and labels of a cohort, from ADNI's tables or any CSV: `python main.py prepare`.
 
-A scan is an ID with an MRI and a PET. Each gets its label from its row of the table (labelling.py, matching.py), and
-its subject a place in one of the three lists (splitting.py).
+A scan is an ID with an MRI and a PET. Each gets its label from its row of the table (labelling.py,
+matching.py), and its subject a place in one of the three lists (splitting.py).
 """
 from collections import defaultdict
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""One subject of preprocess: its frames are chosen, its volumes made and written once, with page and record."""
+"""One subject of preprocess: its frames are chosen, its volumes made and written once, with page and
+record."""
 import hashlib
 import json
 import os

@@ -52,7 +52,8 @@ def tracer_label(name: str) -> str:
 
 
 def tracer_key(name: str) -> str:
-    """What is the same for all names of a tracer: the label of an amyloid tracer, else the name in capitals."""
+    """What is the same for all names of a tracer: the label of an amyloid tracer, else the name in
+    capitals."""
     return tracer_label(name) or name.upper()
 
 

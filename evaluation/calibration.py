@@ -1,4 +1,5 @@
-"""The table of calibration: how well predicted probabilities of positive status fit the labels of the test list."""
+"""The table of calibration: how well predicted probabilities of positive status fit the labels of the test
+list."""
 import dataclasses
 
 import numpy as np
@@ -27,10 +28,12 @@ CAPTION = (
 
 
 def recalibration(label: ndarray, probability: ndarray) -> ndarray:
-    """Slope and intercept of the logistic regression, without a penalty, of labels [..., n] of 0 and 1 on the log
-    odds of probabilities [..., n], over the last axis: [2, ...]. NaN where there is no largest likelihood.
+    """Slope and intercept of the logistic regression, without a penalty, of labels [..., n] of 0 and 1 on the
+    log odds of probabilities [..., n], over the last axis: [2, ...]. NaN where there is no largest
+    likelihood.
 
-    By Newton's method for all lists at once: a fit by scikit-learn for each of thousands of resamples takes minutes.
+    By Newton's method for all lists at once: a fit by scikit-learn for each of thousands of resamples takes
+    minutes.
     """
     odds = logit(np.clip(probability, NEAREST, 1 - NEAREST))
     exists = _overlaps(label, odds)
@@ -55,8 +58,8 @@ def recalibration(label: ndarray, probability: ndarray) -> ndarray:
 
 
 def _overlaps(label: ndarray, odds: ndarray) -> ndarray:
-    """Whether neither label lies above the other, so that the likelihood has a largest value (Albert and Anderson
-    1984)."""
+    """Whether neither label lies above the other, so that the likelihood has a largest value (Albert and
+    Anderson 1984)."""
     is_positive = label == 1
     top_0, low_0 = (np.where(is_positive, -np.inf, odds).max(-1), np.where(is_positive, np.inf, odds).min(-1))
     top_1, low_1 = (np.where(is_positive, odds, -np.inf).max(-1), np.where(is_positive, odds, np.inf).min(-1))
@@ -64,8 +67,8 @@ def _overlaps(label: ndarray, odds: ndarray) -> ndarray:
 
 
 def calibration_error(label: ndarray, probability: ndarray) -> ndarray:
-    """Expected calibration error over the last axis, in BINS bins of equal width: the mean over the subjects of
-    |mean label - mean probability| of their bin. label, probability: [..., n]. Returns [...]."""
+    """Expected calibration error over the last axis, in BINS bins of equal width: the mean over the subjects
+    of |mean label - mean probability| of their bin. label, probability: [..., n]. Returns [...]."""
     bins = np.minimum((probability * BINS).astype(int), BINS - 1)             # 1 lies in the last one
     error = np.zeros(probability.shape[:-1])
     for number in range(BINS):
@@ -84,7 +87,8 @@ def _statistic_of(frame: pd.DataFrame) -> Statistic:
 
 
 def calibration(groups: list[Group], order: tuple[str, ...], resamples: int) -> pd.DataFrame:
-    """Tidy table of the probabilities of all status classifiers that give one. order: of classifiers and methods.
+    """Tidy table of the probabilities of all status classifiers that give one. order: of classifiers and
+    methods.
     """
     changed = [Group(group.name, group.section, [_probabilities(run) for run in group.runs]) for group in groups]
     rows = collect_rows(changed, "predictions", ("classifier", "method"), (*order, CALIBRATED))

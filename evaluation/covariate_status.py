@@ -1,4 +1,5 @@
-"""Amyloid status from covariates, alone and with the MRI: so that what the MRI is worth beside them can be seen."""
+"""Amyloid status from covariates, alone and with the MRI: so that what the MRI is worth beside them can be
+seen."""
 import json
 from dataclasses import dataclass
 
@@ -31,8 +32,8 @@ class CovariateClassifier:
             mri: LabelClassifier | None = None) -> "CovariateClassifier":
         """Fit to a list of subjects: label, covariates, and pooled MRIs if a classifier of the MRI is given.
 
-        How much the MRI counts is learnt from classifiers that did not see the subject. brain: [D, H, W] bool.
-        pool: voxels, along an axis, that became one.
+        How much the MRI counts is learnt from classifiers that did not see the subject. brain: [D, H, W]
+        bool. pool: voxels, along an axis, that became one.
         """
         coder, label = CovariateCoder.fit(cells_in(train)), train["label"].to_numpy()
         inputs = coder.encode(cells_in(train))

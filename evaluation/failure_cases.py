@@ -21,20 +21,20 @@ WIDTH = 22                                                 # characters that fit
 
 
 class Case(NamedTuple):
-    """A failure case as it is drawn. slices: MRI, real PET and synthetic PET, axial, each [D, H]. text: what is
-    known of the subject, a line each."""
+    """A failure case as it is drawn. slices: MRI, real PET and synthetic PET, axial, each [D, H]. text: what
+    is known of the subject, a line each."""
     title: str
     text: list[str]
     slices: dict[str, np.ndarray]
 
 
 def failure_cases(run: Run, people: pd.DataFrame, further: Sequence[str] = ()) -> pd.DataFrame:
-    """A row a failure case, from the smallest to the largest error: case, rank (1 is the smallest error) of n, ID,
-    label, criterion, error, SUVR_real and SUVR if known, MAE_brain, and what is known of the person.
+    """A row a failure case, from the smallest to the largest error: case, rank (1 is the smallest error) of
+    n, ID, label, criterion, error, SUVR_real and SUVR if known, MAE_brain, and what is known of the person.
 
-    The error is the absolute one of the SUVR; without regions, MAE_brain. case: two best, four median, two worst;
-    "all" where there are fewer than eight. Equal errors keep the order of the test list. people: as read_people
-    gives it. further: columns of it beside age, sex, site, tracer and diagnosis.
+    The error is the absolute one of the SUVR; without regions, MAE_brain. case: two best, four median, two
+    worst; "all" where there are fewer than eight. Equal errors keep the order of the test list. people: as
+    read_people gives it. further: columns of it beside age, sex, site, tracer and diagnosis.
     """
     table = run.test[run.test["method"] == "il_cldm"][["ID", "label", "MAE_brain"]].reset_index(drop=True)
     table.insert(2, "criterion", "MAE_brain")
@@ -61,7 +61,8 @@ def failure_cases(run: Run, people: pd.DataFrame, further: Sequence[str] = ()) -
 
 
 def read_cases(cases: pd.DataFrame, scans: dict[str, Scan], folder: Path, crop: Crop, level: int) -> list[Case]:
-    """The failure cases with their slices at a level of the crop; none where a synthetic PET is not in the folder.
+    """The failure cases with their slices at a level of the crop; none where a synthetic PET is not in the
+    folder.
 
     cases: as failure_cases gives them. scans: by ID. folder: of the synthetic PETs.
     """

@@ -156,8 +156,8 @@ def plot_sampling(table: pd.DataFrame, chosen: tuple[str, int, int], stem: Path,
 
 
 def plot_robustness(table: pd.DataFrame, stem: Path, note: str) -> None:
-    """Draw the change of PSNR in the brain, and with regions of the bias of the SUVR, by disturbed MRIs: a dot
-    with its 95 % interval each.
+    """Draw the change of PSNR in the brain, and with regions of the bias of the SUVR, by disturbed MRIs: a
+    dot with its 95 % interval each.
 
     table: a row a disturbance, the undisturbed MRI first, columns text and <score>_change, _low, _high.
     """
@@ -312,7 +312,8 @@ def plot_methods(path: Path, titles: list[str], slices: dict[str, list[np.ndarra
 
 
 def plot_cases(stem: Path, cases: "list[Case]", where: str, notice: str) -> None:
-    """Draw failure cases, a column each: MRI, real PET, synthetic PET and signed error, and what is known beneath.
+    """Draw failure cases, a column each: MRI, real PET, synthetic PET and signed error, and what is known
+    beneath.
 
     where: place of the slices. One scale of the MRI, of uptake and of the error for all.
     """

@@ -1,5 +1,5 @@
-"""The table of amyloid status with and without the grey zone: subjects whose real PET is neither clearly negative
-nor clearly positive, by its Centiloids."""
+"""The table of amyloid status with and without the grey zone: subjects whose real PET is neither clearly
+negative nor clearly positive, by its Centiloids."""
 import dataclasses
 
 import pandas as pd
@@ -42,7 +42,8 @@ def reasons(groups: list[Group]) -> list[str]:
 
 
 def grey_zone(groups: list[Group], order: tuple[str, ...], resamples: int) -> pd.DataFrame:
-    """Tidy table of the status metrics of everyone and outside the grey zone. order: of classifiers and methods.
+    """Tidy table of the status metrics of everyone and outside the grey zone. order: of classifiers and
+    methods.
     """
     known = []
     for group in groups:

@@ -1,5 +1,5 @@
-"""The methods of a run as text for a paper, generated from its metadata and the numbers of its lists: every sentence
-holds for that run, or is not written. What the run cannot know stands in [square brackets]."""
+"""The methods of a run as text for a paper, generated from its metadata and the numbers of its lists: every
+sentence holds for that run, or is not written. What the run cannot know stands in [square brackets]."""
 import json
 from collections.abc import Iterator
 
@@ -45,8 +45,8 @@ TO_FILL_IN = ("[To be filled in: cohort, dates and centres, eligibility, scanner
 
 
 def methods_text(run: Run, flow: Flow) -> str:
-    """Paragraphs on data, training, synthesis, evaluation and software of a run, then the references that they
-    cite."""
+    """Paragraphs on data, training, synthesis, evaluation and software of a run, then the references that
+    they cite."""
     parts = {"Data": _data, "Networks and training": _training, "Synthesis": _synthesis, "Evaluation": _evaluation}
     lines = [f"{title}. {' '.join(part(run, flow))}" for title, part in parts.items()]
     lines.append(f"Software. {' '.join(_software(run))}")

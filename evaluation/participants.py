@@ -1,7 +1,7 @@
 """The flow of participants: how many scans and subjects were found, left out and put into each list.
 
-What was found and left out is known where `python main.py prepare` wrote cohort.csv and left_out.csv beside the
-lists, and nobody has changed the lists since.
+What was found and left out is known where `python main.py prepare` wrote cohort.csv and left_out.csv beside
+the lists, and nobody has changed the lists since.
 """
 import re
 from collections import Counter, defaultdict
@@ -33,9 +33,9 @@ class Count(NamedTuple):
 class Flow:
     """The flow of participants.
 
-    lists, labels: split -> its count, and its scans with each label. found: every ID with an MRI or a PET, None
-    where that is not known. left_out: reason -> its count, the most frequent first. remark: why the files of
-    `prepare` are not used, if they are there.
+    lists, labels: split -> its count, and its scans with each label. found: every ID with an MRI or a PET,
+    None where that is not known. left_out: reason -> its count, the most frequent first. remark: why the
+    files of `prepare` are not used, if they are there.
     """
     lists: dict[str, Count]
     labels: dict[str, dict[int, int]]
@@ -67,8 +67,8 @@ class Flow:
 
 
 def count_participants(info_dir: Path, lists: dict[str, list[Scan]], subject_pattern: str) -> Flow:
-    """The flow of the participants in these lists, from the files of `prepare` in info_dir if they are there and
-    are about these lists."""
+    """The flow of the participants in these lists, from the files of `prepare` in info_dir if they are there
+    and are about these lists."""
     pattern = re.compile(subject_pattern)
     ids = {split: [scan.id for scan in lists[split]] for split in SPLITS}
     counts = {split: _count(ids[split], pattern) for split in SPLITS}

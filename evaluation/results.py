@@ -32,8 +32,8 @@ class Run:
     lists of training and validation (training) and of the masks. test: columns method, ID, label and the
     image scores. uptake: method, ID, label, SUVR and further regions, or None. predictions: as read_status
     gives them, or None. validation_list: label and scores of the validation list. uncertainty: as assess
-    gives it, or None. people: what is known of the test subjects as text, a row each: ID, label and further columns, or
-    None if an earlier version wrote the results.
+    gives it, or None. people: what is known of the test subjects as text, a row each: ID, label and further
+    columns, or None if an earlier version wrote the results.
     """
     name: str
     metadata: dict

@@ -1,6 +1,6 @@
 """The rows of the tables: runs that differ in their seeds alone are one row, and rows of one section can be
-compared: same cohort, lists, crop and masks. Both follow from the marks of the settings in config.py, which say
-what a setting affects.
+compared: same cohort, lists, crop and masks. Both follow from the marks of the settings in config.py, which
+say what a setting affects.
 """
 import dataclasses
 import json
@@ -39,7 +39,8 @@ def _row_settings() -> list[str]:
 
 
 SEEDS = ("seed", "phantom_seed")
-# Not marked as affecting the test list: a network may be used in another precision than it was trained in, and
+# Not marked as affecting the test list: a network may be used in another precision than it was trained in,
+# and
 # further regions may be added later. But precision rounds the numbers, and uptake.csv holds the regions.
 UNMARKED = ("precision", "regions_image", "regions_table")
 ROW_SETTINGS = _row_settings()

@@ -51,7 +51,8 @@ def status_metrics(label: ndarray, score: ndarray, positive: ndarray, probabilit
 
 
 def correlation(a: ndarray, b: ndarray) -> ndarray:
-    """Pearson correlation over the last axis; NaN where one of them is constant. a, b: [..., n]. Returns [...]."""
+    """Pearson correlation over the last axis; NaN where one of them is constant. a, b: [..., n]. Returns
+    [...]."""
     of_a, of_b = a - a.mean(-1, keepdims=True), b - b.mean(-1, keepdims=True)
     found = _ratio((of_a * of_b).sum(-1), np.sqrt((of_a ** 2).sum(-1) * (of_b ** 2).sum(-1)))
     return np.where((np.ptp(a, -1) == 0) | (np.ptp(b, -1) == 0), np.nan, found)
@@ -82,8 +83,8 @@ def agreement(real: ndarray, synthetic: ndarray) -> dict[str, float]:
 
 
 def intraclass_correlation(ratings: ndarray) -> float:
-    """ICC(A,1) of ratings [n, k] of n subjects by k raters: two-way, absolute agreement, single measure (McGraw
-    and Wong 1996). NaN if nothing differs."""
+    """ICC(A,1) of ratings [n, k] of n subjects by k raters: two-way, absolute agreement, single measure
+    (McGraw and Wong 1996). NaN if nothing differs."""
     n, k = ratings.shape
     of_subjects, of_raters = ratings.mean(1), ratings.mean(0)
     rest = ratings - of_subjects[:, None] - of_raters + ratings.mean()
@@ -161,9 +162,9 @@ def wilcoxon_p(a: ndarray, b: ndarray) -> float:
 
 
 def rank_biserial(a: ndarray, b: ndarray) -> float:
-    """Matched-pairs rank-biserial correlation of paired values [n], in [-1, 1] (Kerby 2014): share of the ranks
-    of the differences in which a is larger, less that in which b is; equal pairs are left out, 0 if all are.
-    The effect size of wilcoxon_p."""
+    """Matched-pairs rank-biserial correlation of paired values [n], in [-1, 1] (Kerby 2014): share of the
+    ranks of the differences in which a is larger, less that in which b is; equal pairs are left out, 0 if all
+    are. The effect size of wilcoxon_p."""
     difference = (a - b)[a != b]
     if not len(difference):
         return 0.0

@@ -1,9 +1,9 @@
 """Amyloid status by status classifiers: fitted on the training list, thresholds from the validation list.
 
 A list of subjects is a table with the columns ID, label (0 or 1), mri and pet (arrays [d, h, w], pooled to
-about 8 mm), SUVR if there are regions, age and sex if data_info.csv has them, and the covariates that the settings
-name. Labels are used by
-fit_status_classifiers alone: the score of a test subject never depends on a label of the test list.
+about 8 mm), SUVR if there are regions, age and sex if data_info.csv has them, and the covariates that the
+settings name. Labels are used by fit_status_classifiers alone: the score of a test subject never depends on a
+label of the test list.
 """
 from collections.abc import Callable
 from functools import partial
@@ -95,8 +95,8 @@ def choose_threshold(label: np.ndarray, score: np.ndarray, otherwise: float) -> 
 
 def fit_status_classifiers(train: pd.DataFrame, validation: pd.DataFrame, brain: np.ndarray, pool: int,
                            seed: int) -> dict[str, StatusClassifier]:
-    """Name -> status classifier: majority, age_sex (if known), mri, mri_pet, pet, covariates and covariates_mri (if
-    there are some), suvr (with regions).
+    """Name -> status classifier: majority, age_sex (if known), mri, mri_pet, pet, covariates and
+    covariates_mri (if there are some), suvr (with regions).
 
     Both lists hold real PETs; the training list needs both labels. brain: [D, H, W] bool. pool: voxels of a
     volume per voxel of a pooled one, along each axis.

@@ -1,8 +1,9 @@
-"""Table 1 of a paper: who is in each list, and how much validation and test list differ from the training list.
+"""Table 1 of a paper: who is in each list, and how much validation and test list differ from the training
+list.
 
-A row counts scans, because label and age are those of a visit. Differences are standardised: of numbers Cohen's d
-with the pooled standard deviation, of categories the multivariate difference of Yang and Dalton (2012, SAS Global
-Forum, paper 335), which of two categories is |p1 - p2| / sqrt((p1 q1 + p2 q2) / 2).
+A row counts scans, because label and age are those of a visit. Differences are standardised: of numbers
+Cohen's d with the pooled standard deviation, of categories the multivariate difference of Yang and Dalton
+(2012, SAS Global Forum, paper 335), which of two categories is |p1 - p2| / sqrt((p1 q1 + p2 q2) / 2).
 """
 import math
 import re
@@ -66,8 +67,8 @@ def category_difference(values: Sequence[str], reference: Sequence[str]) -> floa
 # ---------------------------------------------------------------- the columns
 
 def column_of(people: pd.DataFrame, name: str) -> str | None:
-    """The heading of a column of data_info.csv by its name in Table 1, whatever its case and punctuation; None if
-    there is none, or nothing is known in it."""
+    """The heading of a column of data_info.csv by its name in Table 1, whatever its case and punctuation;
+    None if there is none, or nothing is known in it."""
     wanted = [simplified(spelling) for spelling in COLUMNS.get(name, (name,))]
     for heading in people.columns:
         if simplified(heading) in wanted and heading != "ID" and (people[heading] != "").any():
@@ -76,8 +77,8 @@ def column_of(people: pd.DataFrame, name: str) -> str | None:
 
 
 def named_columns(people: pd.DataFrame, further: Sequence[str] = ()) -> dict[str, str]:
-    """Name in Table 1 -> heading in people, of age, sex, site, tracer, diagnosis and the further columns that are
-    known."""
+    """Name in Table 1 -> heading in people, of age, sex, site, tracer, diagnosis and the further columns that
+    are known."""
     found = {}
     for name in (*COLUMNS, *further):
         heading = column_of(people, name)
@@ -119,11 +120,11 @@ def _attempt(read: Callable, cell: str):
 
 def make_table_1(lists: dict[str, list[Scan]], people: pd.DataFrame, subject_pattern: str,
                  further: Sequence[str] = ()) -> pd.DataFrame:
-    """A row a variable, and below it a row a category: variable, level, measure, a text for each list and for all,
-    and SMD_validation and SMD_test, the standardised differences from the training list.
+    """A row a variable, and below it a row a category: variable, level, measure, a text for each list and for
+    all, and SMD_validation and SMD_test, the standardised differences from the training list.
 
-    people: as read_people gives it, with every scan of the lists. further: columns of it beside age, sex, site,
-    tracer and diagnosis.
+    people: as read_people gives it, with every scan of the lists. further: columns of it beside age, sex,
+    site, tracer and diagnosis.
     """
     pattern = re.compile(subject_pattern)
     subjects = {split: [parse_id(scan.id, pattern)[0] for scan in lists[split]] for split in SPLITS}

@@ -127,8 +127,9 @@ def correct(frame: pd.DataFrame) -> pd.Series:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How two rows differ in a metric: two-sided p of "no difference"; difference a - b with its 95 % interval,
-    of a value per subject the median over the subjects; and for that the rank-biserial correlation."""
+    """How two rows differ in a metric: two-sided p of "no difference"; difference a - b with its 95 %
+    interval, of a value per subject the median over the subjects; and for that the rank-biserial
+    correlation."""
     p: float
     difference: float
     difference_low: float
@@ -146,7 +147,8 @@ def compare_values(a: Runs, b: Runs, value: Callable[[pd.DataFrame], pd.Series])
 
 def compare_replicates(p: float, a: Values, b: Values, replicates_a: np.ndarray,
                        replicates_b: np.ndarray) -> Comparison:
-    """The difference of a metric of the lists as a whole, with its interval from paired bootstrap replicates [R].
+    """The difference of a metric of the lists as a whole, with its interval from paired bootstrap replicates
+    [R].
     """
     low, high = interval(replicates_a - replicates_b)
     return Comparison(p, a.value - b.value, float(low), float(high))

@@ -228,7 +228,8 @@ class Experiment:
         return settings
 
     def covariates_key(self) -> str:
-        """What a predictor of the label is bound to beside the volumes: the covariates of the training list."""
+        """What a predictor of the label is bound to beside the volumes: the covariates of the training
+        list."""
         return cells_key(self.people.loc[[scan.id for scan in self.cohort.train]])
 
     def trainings(self) -> list[str]:

@@ -247,7 +247,8 @@ def _and_named(covariates: tuple[str, ...]) -> str:
 # ---------------------------------------------------------------- from a batch of MRIs to latent samples
 
 def cells_of(people: pd.DataFrame | None, ids: list[str]) -> pd.DataFrame | None:
-    """Covariates of these scans as text, a row a scan, empty where they are not known; None if there are none."""
+    """Covariates of these scans as text, a row a scan, empty where they are not known; None if there are
+    none."""
     return None if people is None else people.reindex(ids, fill_value="")
 
 
@@ -257,8 +258,8 @@ class LatentSampler:
 
     sampler, steps: 'ddpm', 'ddim' or 'dpm' and its network evaluations. samples: numbers of the samples of a
     scan; the noise of a sample depends on seed, ID and its number alone. matched: sample twice, the second
-    time with what the SUVR of the first synthetic PET lacks. people: covariates of scans as text, indexed by ID;
-    a scan or column that is not there counts as missing.
+    time with what the SUVR of the first synthetic PET lacks. people: covariates of scans as text, indexed by
+    ID; a scan or column that is not there counts as missing.
     """
 
     def __init__(self, cfg: Config, synthesizer: Synthesizer, predictor: LabelPredictor | None,
@@ -272,7 +273,8 @@ class LatentSampler:
             self._refuse_other_regions()
 
     def _refuse_other_regions(self) -> None:
-        """Raise InputError if an SUVR is to be corrected in other regions than the denoiser was trained with."""
+        """Raise InputError if an SUVR is to be corrected in other regions than the denoiser was trained
+        with."""
         if self.predictor.regions and self.predictor.regions != self.measurement.region_key():
             raise InputError("label_at_sampling matched: this denoiser was trained with the SUVR of other regions "
                              "than those of these settings; give the masks or the --regions of its training, "

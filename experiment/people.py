@@ -16,8 +16,8 @@ KNOWN = {"age": ("age",), "sex": ("sex", "gender"), "site": ("site", "siteid", "
 def people_of_test_list(info_dir: Path, scans: list[Scan], named: tuple[str, ...]) -> pd.DataFrame:
     """A row a scan: ID, label, those of KNOWN that data_info.csv has with any value, and the named columns.
 
-    age: in years, NaN where it is not known or no age. sex: M, F, or as it is written. All else is text, empty
-    where it is missing.
+    age: in years, NaN where it is not known or no age. sex: M, F, or as it is written. All else is text,
+    empty where it is missing.
     """
     cells = read_people(info_dir, [scan.id for scan in scans])
     people, taken = cells[["ID"]].assign(label=[scan.label for scan in scans]), {"ID", "label"}

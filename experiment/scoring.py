@@ -82,8 +82,8 @@ def trained_epochs(exp: Experiment) -> dict[str, int]:
 
 def classifiers_bound_to(masks: dict[str, str], synthesizer: Synthesizer,
                          covariates: tuple[str, ...] = ()) -> dict[str, str]:
-    """What a status classifier is valid for: the networks, which are those of one training list, the masks that
-    it looks through, and the covariates that it sees.
+    """What a status classifier is valid for: the networks, which are those of one training list, the masks
+    that it looks through, and the covariates that it sees.
 
     masks: as Measurement.mask_keys gives.
     """

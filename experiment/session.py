@@ -281,7 +281,8 @@ def tables(exp: Experiment) -> None:
 
 
 def make_all_tables(cfg: Config) -> None:
-    """Write result/tables of all experiments whose results can be read. Raises InputError if there is none."""
+    """Write result/tables of all experiments whose results can be read. Raises InputError if there is
+    none."""
     from evaluation.grey_zone import reasons
     from evaluation.layout import write_tables
     from evaluation.external_table import external_groups, external_table

@@ -107,8 +107,8 @@ def fit_label_predictor(exp: Experiment, survey: Survey, labels: np.ndarray, sof
                         levels: Tensor | None, cells: pd.DataFrame | None, with_mri: bool = True) -> LabelPredictor:
     """The predictor of the label, fitted to labels [n] and soft labels [n, K] of the training list.
 
-    levels: [2], mean SUVR of each label, if an SUVR made the soft labels. cells: covariates of the list as text, or
-    None. with_mri: whether it sees the MRI beside them; a control.
+    levels: [2], mean SUVR of each label, if an SUVR made the soft labels. cells: covariates of the list as
+    text, or None. with_mri: whether it sees the MRI beside them; a control.
     """
     pool = pool_width(exp.measurement.voxel_mm, INPUT_MM)
     brain = pool_volume(torch.from_numpy(exp.measurement.brain).float()[None, None], pool)[0, 0]

@@ -8,9 +8,9 @@ AT_BORDER = 0.1              # share of its surface that NaN around a head or be
 def nan_inside(voxels: np.ndarray) -> np.ndarray:
     """Mask of the NaN voxels of [X, Y, Z] that lie inside the brain, whatever the grid.
 
-    Tissue is what is neither NaN nor 0. NaN is inside if tissue surrounds it; in slices without tissue between
-    slices with; and if it touches tissue, is more than two voxels thick and hardly reaches the border of the
-    volume: a part of a brain with 0 around it.
+    Tissue is what is neither NaN nor 0. NaN is inside if tissue surrounds it; in slices without tissue
+    between slices with; and if it touches tissue, is more than two voxels thick and hardly reaches the border
+    of the volume: a part of a brain with 0 around it.
     """
     nan = np.isnan(voxels)
     tissue = ~nan & (voxels != 0)
@@ -38,8 +38,8 @@ def _add_slices(inside: np.ndarray, nan: np.ndarray, tissue: np.ndarray) -> None
 
 
 def _lost_parts(nan: np.ndarray, tissue: np.ndarray) -> np.ndarray:
-    """Mask of the connected NaN that touches tissue, is more than two voxels thick and has less than AT_BORDER
-    of its surface at the border of the volume."""
+    """Mask of the connected NaN that touches tissue, is more than two voxels thick and has less than
+    AT_BORDER of its surface at the border of the volume."""
     parts, count = label(nan)
     core = nan
     at_border, surface, touches = np.zeros(count + 1), np.zeros(count + 1), np.zeros(count + 1, bool)

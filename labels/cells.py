@@ -24,8 +24,8 @@ def is_unknown(text: str) -> bool:
 
 
 def are_codes(texts: Sequence[str], least: float = 0.0) -> list[bool]:
-    """Which cells of a column are ADNI's codes for a missing value, -4 and -1: they are numbers where another one
-    is below 0 too. least: smallest number of the column's training list, if it is known."""
+    """Which cells of a column are ADNI's codes for a missing value, -4 and -1: they are numbers where another
+    one is below 0 too. least: smallest number of the column's training list, if it is known."""
     for text in texts:
         if text not in CODES and _is_negative(text):
             return [False] * len(texts)
@@ -78,8 +78,8 @@ def labels_remark(texts: Iterable[str]) -> str:
 
 
 def read_age(text: str) -> float:
-    """Age in years, from 1 to 120. Of an age that is given by its bound alone, such as 90+ or >89, that bound.
-    Raises ValueError for anything else."""
+    """Age in years, from 1 to 120. Of an age that is given by its bound alone, such as 90+ or >89, that
+    bound. Raises ValueError for anything else."""
     match = AGE.fullmatch(text)
     if not match or not 1 <= float(match[2]) <= 120:
         raise ValueError(text)

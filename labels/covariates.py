@@ -1,8 +1,8 @@
 """Covariates: what is known of a subject beside the MRI, as numbers for the predictors of the label.
 
-A covariate is a column of numbers, or of two to six words. All that is learned of it, its mean, standard deviation
-and words, comes from the training list. A missing value counts as the training list's mean, beside an indicator
-where the training list lacks values too.
+A covariate is a column of numbers, or of two to six words. All that is learned of it, its mean, standard
+deviation and words, comes from the training list. A missing value counts as the training list's mean, beside
+an indicator where the training list lacks values too.
 """
 import hashlib
 import re
@@ -27,8 +27,9 @@ TWO_UNITS = 100.0                             # factor between neighbouring valu
 class Covariate:
     """A covariate as the training list shows it.
 
-    words: in alphabetical order, none for a number. mean, std: [q] of its numbers, or of the indicators of all
-    words but the first. low, high: range of its numbers. missing: share of the training list without a value.
+    words: in alphabetical order, none for a number. mean, std: [q] of its numbers, or of the indicators of
+    all words but the first. low, high: range of its numbers. missing: share of the training list without a
+    value.
     """
     name: str
     words: tuple[str, ...]
@@ -40,7 +41,8 @@ class Covariate:
 
 
 class CovariateCoder:
-    """Covariates as numbers [n, P], standardised on the training list. covariates: in the order of the columns."""
+    """Covariates as numbers [n, P], standardised on the training list. covariates: in the order of the
+    columns."""
 
     def __init__(self, covariates: Sequence[Covariate]):
         self.covariates = tuple(covariates)
@@ -108,7 +110,8 @@ def _spread(values: np.ndarray) -> float:
 
 
 def _encode_one(covariate: Covariate, texts: list[str]) -> np.ndarray:
-    """The columns [n, q] of a covariate, and its indicator of missing values if the training list has some."""
+    """The columns [n, q] of a covariate, and its indicator of missing values if the training list has
+    some."""
     if covariate.words:
         values = np.array([_indicators(covariate.words, text) for text in texts], dtype=float)       # [n, q]
     else:
@@ -134,8 +137,8 @@ def _are_numbers(present: list[str]) -> bool:
 
 
 def _numbers(texts: list[str], low: float = 0.0) -> np.ndarray:
-    """Numbers [n] of cells, NaN where missing; of a bound, such as <0.2, the bound. low: smallest number of the
-    training list, if it is known."""
+    """Numbers [n] of cells, NaN where missing; of a bound, such as <0.2, the bound. low: smallest number of
+    the training list, if it is known."""
     numbers = []
     for text, is_code in zip(texts, are_codes(texts, low), strict=True):
         match = NUMBER.fullmatch(text)
@@ -146,8 +149,8 @@ def _numbers(texts: list[str], low: float = 0.0) -> np.ndarray:
 # ---------------------------------------------------------------- what stands against the use of a column
 
 def reading_problems(covariate: Covariate, texts: Sequence[str]) -> list[str]:
-    """Problems with cells of a covariate, in the words of the training list: another type, another word, another
-    unit."""
+    """Problems with cells of a covariate, in the words of the training list: another type, another word,
+    another unit."""
     name, present = covariate.name, [text for text in texts if not is_unknown(text)]
     if covariate.words:
         other = Counter(text for text in present if text.casefold() not in covariate.words)
@@ -167,8 +170,8 @@ def reading_problems(covariate: Covariate, texts: Sequence[str]) -> list[str]:
 
 
 def column_problems(cells: pd.DataFrame, labels: np.ndarray) -> list[str]:
-    """Problems with columns of the training list: cells as text, labels [n]. A usable column has values, not all
-    the same, numbers in one unit or at most six words, and is not the label in disguise."""
+    """Problems with columns of the training list: cells as text, labels [n]. A usable column has values, not
+    all the same, numbers in one unit or at most six words, and is not the label in disguise."""
     problems = []
     for name in cells:
         texts = cells[name].tolist()
@@ -180,7 +183,8 @@ def column_problems(cells: pd.DataFrame, labels: np.ndarray) -> list[str]:
 
 
 def _column_problem(present: list[str], texts: list[str], labels: np.ndarray) -> str:
-    """The first thing that stands against the use of a column, or nothing. present: its cells with a value."""
+    """The first thing that stands against the use of a column, or nothing. present: its cells with a
+    value."""
     if all(is_missing(text) for text in present):
         return "no subject of the training list has a value; leave it out"
     are_numbers = _are_numbers(present)
@@ -215,7 +219,8 @@ def _gap(values: np.ndarray) -> tuple[float, float] | None:
 
 
 def _separates(values: np.ndarray, labels: np.ndarray, is_ordered: bool) -> bool:
-    """Whether values [n] tell labels [n] apart without an error: each label has a range, or words, of its own."""
+    """Whether values [n] tell labels [n] apart without an error: each label has a range, or words, of its
+    own."""
     of_labels = [set(values[labels == label].tolist()) for label in np.unique(labels)]
     if len(values) < LEAST_SEPARATED or len(of_labels) < 2:
         return False

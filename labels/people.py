@@ -16,8 +16,9 @@ from utils import InputError
 
 
 def read_people(info_dir: Path, ids: Sequence[str]) -> pd.DataFrame:
-    """Everything that data_info.csv says of the scans of these IDs, a row a scan in their order: ID, and every
-    other column but the label as text, '' where it is not known. Of a column that stands twice the first.
+    """Everything that data_info.csv says of the scans of these IDs, a row a scan in their order: ID, and
+    every other column but the label as text, '' where it is not known. Of a column that stands twice the
+    first.
 
     Raises InputError if the table cannot be read.
     """
@@ -28,8 +29,8 @@ def read_people(info_dir: Path, ids: Sequence[str]) -> pd.DataFrame:
 
 
 def read_demographics(info_dir: Path, ids: Sequence[str]) -> tuple[pd.DataFrame | None, str]:
-    """ID, age (years) and sex of the scans of these IDs, if data_info.csv has these columns with a value for each; else
-    None and why."""
+    """ID, age (years) and sex of the scans of these IDs, if data_info.csv has these columns with a value for
+    each; else None and why."""
     path = info_dir / "data_info.csv"
     table = read_table(path, "ID", remarks=[])             # the check has said how it is read
     missing = [name for name in ("age", "sex") if not places_of(table, name)]
@@ -59,8 +60,8 @@ def _age_or_nan(text: str) -> float:
 
 
 def read_tracer(info_dir: Path, ids: Sequence[str]) -> str:
-    """The tracer of all the scans of these IDs by the column tracer of data_info.csv, as it is written there; '' if there
-    is no such column, or not one tracer alone."""
+    """The tracer of all the scans of these IDs by the column tracer of data_info.csv, as it is written there;
+    '' if there is no such column, or not one tracer alone."""
     table = read_table(info_dir / "data_info.csv", "ID", remarks=[])
     is_asked = table["ID"].isin(list(ids))
     tracers = {tracer for i in places_of(table, "tracer") for tracer in table.loc[is_asked].iloc[:, i]}
@@ -68,7 +69,8 @@ def read_tracer(info_dir: Path, ids: Sequence[str]) -> str:
 
 
 def places_of(table: pd.DataFrame, name: str) -> list[int]:
-    """Position of the first column of that name, whatever its case and punctuation; empty if there is none."""
+    """Position of the first column of that name, whatever its case and punctuation; empty if there is
+    none."""
     return [i for i, heading in enumerate(table.columns) if simplified(heading) == simplified(name)][:1]
 
 
@@ -84,8 +86,8 @@ def find_column(columns: Iterable[str], name: str) -> str | None:
 
 
 def missing_columns(info_dir: Path, setting: str, names: tuple[str, ...]) -> list[str]:
-    """Problems of names of columns of data_info.csv that a setting gives; none where the table itself cannot be
-    read, which is a problem of its own."""
+    """Problems of names of columns of data_info.csv that a setting gives; none where the table itself cannot
+    be read, which is a problem of its own."""
     path, problems = info_dir / "data_info.csv", []
     try:
         columns = list(read_table(path, "ID", "label", remarks=[]).columns)
@@ -103,8 +105,9 @@ def missing_columns(info_dir: Path, setting: str, names: tuple[str, ...]) -> lis
 
 
 def read_covariates(info_dir: Path, ids: Sequence[str], names: tuple[str, ...]) -> pd.DataFrame | None:
-    """The columns that these names mean (find_column), a row a scan, as read_people gives them, indexed by ID and
-    named as asked for; None if no name is given. Raises InputError with all columns that are not there."""
+    """The columns that these names mean (find_column), a row a scan, as read_people gives them, indexed by ID
+    and named as asked for; None if no name is given. Raises InputError with all columns that are not
+    there."""
     if not names:
         return None
     if problems := _unusable(info_dir, names):
@@ -123,8 +126,8 @@ def _unusable(info_dir: Path, names: tuple[str, ...]) -> list[str]:
 
 
 def covariate_problems(info_dir: Path, labels: dict[str, dict[str, int]], names: tuple[str, ...]) -> list[str]:
-    """Problems with the covariates of a cohort: in the training list, or else in the others, which are read as it
-    is. labels: list -> ID -> label, the training list first."""
+    """Problems with the covariates of a cohort: in the training list, or else in the others, which are read
+    as it is. labels: list -> ID -> label, the training list first."""
     (_, train), *others = labels.items()
     if not names or not train:
         return []

@@ -1,5 +1,5 @@
-"""Prediction of the amyloid label from an MRI, and from covariates where they are known: ridge regression, with
-probabilities that are calibrated by cross-fitting."""
+"""Prediction of the amyloid label from an MRI, and from covariates where they are known: ridge regression,
+with probabilities that are calibrated by cross-fitting."""
 from collections.abc import Iterator
 
 import numpy as np
@@ -29,16 +29,14 @@ class LabelPredictor:
     covariates on the soft label again where there are some.
 
     Without a PCA before it: the signal of a slight atrophy is spread over many components, of which the few
-    of largest variance would keep little. In two steps: beside thousands of voxels, a penalty would leave nothing
-    of a covariate. The second step learns from predictions of MRIs that the first did not see (stacking, Wolpert
-    1992).
-    coef: [K, F]. intercept: [K]. span: [2], smallest and largest soft label that it was fitted to.
-    voxels: [d, h, w] bool, the F features. calibration: [2, K], as calibrate gives.
-    pool: voxels, along an axis, that become one.
-    levels: [2], mean SUVR of the training list with each label, or None if no SUVR made the soft labels.
-    regions: key of the masks of that SUVR, or nothing.
-    coder: of the P covariates, or None. second: [K, K + P + 1], the second step: weights of the MRI's prediction
-    and of the covariates, and the intercept.
+    of largest variance would keep little. In two steps: beside thousands of voxels, a penalty would leave
+    nothing of a covariate. The second step learns from predictions of MRIs that the first did not see
+    (stacking, Wolpert 1992). coef: [K, F]. intercept: [K]. span: [2], smallest and largest soft label that it
+    was fitted to. voxels: [d, h, w] bool, the F features. calibration: [2, K], as calibrate gives. pool:
+    voxels, along an axis, that become one. levels: [2], mean SUVR of the training list with each label, or
+    None if no SUVR made the soft labels. regions: key of the masks of that SUVR, or nothing. coder: of the P
+    covariates, or None. second: [K, K + P + 1], the second step: weights of the MRI's prediction and of the
+    covariates, and the intercept.
     """
 
     def __init__(self, coef: Tensor, intercept: Tensor, span: Tensor, voxels: Tensor, calibration: Tensor,
@@ -56,9 +54,8 @@ class LabelPredictor:
 
         The probabilities are calibrated on fits that did not see the subject.
         brain: [d, h, w], share of each pooled voxel that is brain. pool, levels: as above.
-        cells: covariates of the n subjects as text, if there are some. with_mri: whether the second step sees the
-        MRI's prediction; a control.
-        Raises InputError if a label is there only once.
+        cells: covariates of the n subjects as text, if there are some. with_mri: whether the second step sees
+        the MRI's prediction; a control. Raises InputError if a label is there only once.
         """
         voxels = (brain + brain.flip(0)) / 2 >= 0.5        # the same on both sides
         features = features_of(mri, voxels).numpy()
@@ -83,8 +80,8 @@ class LabelPredictor:
         return self.coder.names if self.coder else ()
 
     def probabilities(self, volume: Tensor, cells: pd.DataFrame | None = None) -> Tensor:
-        """Probability of each label for MRIs [B, 1, D, H, W]: [B, K] float32. cells: their B covariates as text;
-        one without a column counts as missing, as all do without cells."""
+        """Probability of each label for MRIs [B, 1, D, H, W]: [B, K] float32. cells: their B covariates as
+        text; one without a column counts as missing, as all do without cells."""
         return calibrated(self._regress(volume, cells), self.calibration)
 
     def soft_labels(self, volume: Tensor, cells: pd.DataFrame | None = None) -> Tensor:
@@ -129,8 +126,8 @@ class LabelPredictor:
 
 
 def _sums(rows: Tensor, weights: Tensor) -> Tensor:
-    """Rows [B, F] times weights [K, F]: [B, K]. Not by @, which rounds a row by its place among others: an MRI
-    gives the same in any batch."""
+    """Rows [B, F] times weights [K, F]: [B, K]. Not by @, which rounds a row by its place among others: an
+    MRI gives the same in any batch."""
     return torch.stack([(rows * weight).sum(dim=1) for weight in weights], dim=1)
 
 

@@ -94,7 +94,8 @@ def _read(path: Path, names: tuple[str, ...], ids: set[str], pattern: re.Pattern
 
 
 def _rows_of(scan: str, rows: dict[str, list[dict[str, str]]], pattern: re.Pattern) -> list[dict[str, str]]:
-    """The rows of a scan: of its ID, of one that differs in case, zeros or prefix alone, or of its subject."""
+    """The rows of a scan: of its ID, of one that differs in case, zeros or prefix alone, or of its
+    subject."""
     if scan in rows:
         return rows[scan]
     if near := NearNames(rows).of(scan):

@@ -35,8 +35,8 @@ class TrainingLists:
 
 @dataclass(frozen=True)
 class ExternalCohort:
-    """A checked external cohort. cohort: its scans, as a test list. people: as labels.people.read_people gives.
-    is_phantom: whether it is a simulated one. taken: which scans these are, in words."""
+    """A checked external cohort. cohort: its scans, as a test list. people: as labels.people.read_people
+    gives. is_phantom: whether it is a simulated one. taken: which scans these are, in words."""
     data_dir: Path
     info_dir: Path
     cohort: Cohort
@@ -176,8 +176,8 @@ def refuse_known_pictures(read: pd.DataFrame, known: TrainingLists) -> None:
 # ---------------------------------------------------------------- covariates
 
 def covariates_of(external: ExternalCohort, predictor: LabelPredictor | None) -> pd.DataFrame | None:
-    """The covariates that the predictor of the label sees, a row a scan, indexed by ID, as text, '' where missing;
-    None if it sees none. Says which are missing and what is done about it.
+    """The covariates that the predictor of the label sees, a row a scan, indexed by ID, as text, '' where
+    missing; None if it sees none. Says which are missing and what is done about it.
 
     Raises InputError with all values that the training list has nothing like.
     """

@@ -33,9 +33,9 @@ class Simulation(NamedTuple):
     """What a cohort is simulated with, as the settings phantom_<name> of config.py.
 
     subjects: numbers for train, validation, test. voxel: mm, 1 (the paper's grid, 181x217x181) to 10. link:
-    correlation of atrophy with amyloid load, in [0, 0.95]. discordant: share of the subjects in whom they have
-    nothing to do with each other. marker: correlation of the blood marker with the load, in [0, 0.95]. sites: 1 to
-    6, the first of phantom/sites.py.
+    correlation of atrophy with amyloid load, in [0, 0.95]. discordant: share of the subjects in whom they
+    have nothing to do with each other. marker: correlation of the blood marker with the load, in [0, 0.95].
+    sites: 1 to 6, the first of phantom/sites.py.
     """
     subjects: tuple[int, int, int]
     voxel: int
@@ -55,10 +55,10 @@ def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, lin
                   discordant: float = 0.0, marker: float = 0.75, sites: int = 1) -> None:
     """Simulate the cohort under root, unless it is already there with these very settings.
 
-    The arguments are those of Simulation. The cohort grows in a folder beside root, which takes its name at the
-    end: a killed run leaves no half cohort, and a second run that wants it waits. The same settings give the
-    same voxels, whatever the number of workers. Raises ValueError if root holds something else, or a setting is
-    out of range.
+    The arguments are those of Simulation. The cohort grows in a folder beside root, which takes its name at
+    the end: a killed run leaves no half cohort, and a second run that wants it waits. The same settings give
+    the same voxels, whatever the number of workers. Raises ValueError if root holds something else, or a
+    setting is out of range.
     """
     simulation = Simulation(subjects, voxel_mm, float(link), seed, float(discordant), float(marker), sites)
     check_settings(simulation)

@@ -1,9 +1,9 @@
-"""What is known of a phantom beside its images: blood marker, genotype and cognitive score, and whether its atrophy
-has anything to do with its amyloid.
+"""What is known of a phantom beside its images: blood marker, genotype and cognitive score, and whether its
+atrophy has anything to do with its amyloid.
 
-An MRI shows atrophy alone. The blood marker and the genotype follow amyloid, the cognitive score follows atrophy:
-a covariate may know what the MRI does not, or only what it shows as well. The strengths are stated here and are
-no measurements.
+An MRI shows atrophy alone. The blood marker and the genotype follow amyloid, the cognitive score follows
+atrophy: a covariate may know what the MRI does not, or only what it shows as well. The strengths are stated
+here and are no measurements.
 """
 from typing import NamedTuple
 
@@ -29,8 +29,8 @@ class Covariates(NamedTuple):
 def draw_covariates(rng: Generator, subject: Subject, marker: float) -> Covariates:
     """Draw the covariates of one subject.
 
-    marker: correlation of ptau217 with amyloid load over a half-positive cohort, in [0, 0.95]. mmse correlates with
-    atrophy by MMSE_ATROPHY before it is rounded and cut at its ends, apoe4 is drawn by label.
+    marker: correlation of ptau217 with amyloid load over a half-positive cohort, in [0, 0.95]. mmse
+    correlates with atrophy by MMSE_ATROPHY before it is rounded and cut at its ends, apoe4 is drawn by label.
     """
     noise = rng.standard_normal(2)
     level = marker * float(standard_load(subject.suvr)) + np.sqrt(1 - marker ** 2) * noise[0]

@@ -72,8 +72,8 @@ def draw_subject(rng: Generator, label: int, link: float) -> Subject:
     """Draw the scalars of one subject.
 
     label: 0 or 1. link: correlation of atrophy with load over a half-positive cohort, in [0, 0.95]; 0 for a
-    discordant subject. Age follows atrophy alone and sex follows nothing, so neither tells more about the label
-    than the MRI does.
+    discordant subject. Age follows atrophy alone and sex follows nothing, so neither tells more about the
+    label than the MRI does.
     """
     suvr = float(truncated_normal(rng.uniform(), SUVR_POSITIVE if label else SUVR_NEGATIVE))
     atrophy = link * float(standard_load(suvr)) + np.sqrt(1 - link ** 2) * rng.standard_normal()
@@ -242,9 +242,9 @@ def simulate(template: Template, rng: Generator, subject: Subject, link: float, 
     link, discordant: of the cohort, for the oracle, which knows the subject's MRI and site and nothing else.
 
     The oracle is E[PET | deformation, atrophy, site]: no method that sees the MRI can have a lower expected
-    squared error. The mean over status, SUVR and white uptake is exact, up to the grid of ORACLE_DRAWS quantiles.
-    Neglected is that noise also moves the regional means by which the PET is solved and normalised: an effect
-    of second order in their noise (SD 1 to 2 %), hence some 1e-4 of the uptake.
+    squared error. The mean over status, SUVR and white uptake is exact, up to the grid of ORACLE_DRAWS
+    quantiles. Neglected is that noise also moves the regional means by which the PET is solved and
+    normalised: an effect of second order in their noise (SD 1 to 2 %), hence some 1e-4 of the uptake.
     """
     anatomy = simulate_anatomy(template, rng, subject.atrophy)
     components = blur_components(template, anatomy, site)

@@ -1,4 +1,5 @@
-"""Names that are the same but for what spreadsheets and file systems change: zeros, case, prefixes, dashes."""
+"""Names that are the same but for what spreadsheets and file systems change: zeros, case, prefixes,
+dashes."""
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable

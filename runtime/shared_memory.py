@@ -1,4 +1,5 @@
-"""Shared memory, through which the processes that read hand over their batches: containers have little of it."""
+"""Shared memory, through which the processes that read hand over their batches: containers have little of
+it."""
 import shutil
 from pathlib import Path
 

@@ -1,12 +1,12 @@
 """What an MRI cannot know: the label predicted from the MRI, from covariates and from both, where atrophy and
 amyloid agree and where they do not (docs/study_disagree.md).
 
-    python main.py study disagree                     all of it; the same command goes on after an interruption
-    python main.py study disagree --discordance 0.6 --seeds 0
-    python main.py study disagree --tables            runs nothing; the tables of what is finished
+    python main.py study disagree                     all of it; the same command goes on after an
+    interruption python main.py study disagree --discordance 0.6 --seeds 0 python main.py study disagree
+    --tables            runs nothing; the tables of what is finished
 
-On the benchmark phantom. Both stages are trained once for a seed and a share of discordant subjects; all rows sample
-those networks, with a label that is predicted from something else. Writes result/study/disagree*.
+On the benchmark phantom. Both stages are trained once for a seed and a share of discordant subjects; all rows
+sample those networks, with a label that is predicted from something else. Writes result/study/disagree*.
 """
 import argparse
 from pathlib import Path
@@ -41,8 +41,8 @@ MISSING = 0.3                                              # share of the cells 
 class Row(NamedTuple):
     """What the label is predicted from.
 
-    covariates: columns of data_info.csv. with_mri: whether the MRI too. change: of the cells, 'shuffled' among the
-    subjects of a list, 'gappy' where MISSING of them are emptied at random, or none.
+    covariates: columns of data_info.csv. with_mri: whether the MRI too. change: of the cells, 'shuffled'
+    among the subjects of a list, 'gappy' where MISSING of them are emptied at random, or none.
     """
     name: str
     covariates: tuple[str, ...]
@@ -76,8 +76,8 @@ def words(seed: int, discordance: float, is_long: bool) -> list[str]:
 
 
 def measure(seed: int, discordance: float, is_long: bool) -> None:
-    """Train an experiment, if that is not done, and write result/<exp>/disagree.csv: a row a test subject and what
-    its label was predicted from. Rows of the same networks that are there already stay."""
+    """Train an experiment, if that is not done, and write result/<exp>/disagree.csv: a row a test subject and
+    what its label was predicted from. Rows of the same networks that are there already stay."""
     name, own = experiment_name(seed, discordance, is_long), words(seed, discordance, is_long)
     run_stages(name, name, own, [STAGES])
     cfg = parse(Config, [*own, "--stages", "check"], "main.py", "", PRESETS)
@@ -102,8 +102,8 @@ def measure(seed: int, discordance: float, is_long: bool) -> None:
 # ---------------------------------------------------------------- one row
 
 def measure_row(exp: Experiment, synthesizer: Synthesizer, row: Row) -> pd.DataFrame:
-    """A row a test subject: image scores, SUVR synthetic and real, probability of status without a PET, by the
-    predictor of the label and by a status classifier, and whether it is discordant."""
+    """A row a test subject: image scores, SUVR synthetic and real, probability of status without a PET, by
+    the predictor of the label and by a status classifier, and whether it is discordant."""
     train, test = exp.cohort.train, exp.cohort.test
     cells = changed_cells(exp, row)
     known = None if cells is None else cells.loc[[scan.id for scan in train]]
@@ -143,8 +143,8 @@ def changed_cells(exp: Experiment, row: Row) -> pd.DataFrame | None:
 
 
 def status_without_pet(exp: Experiment, test: pd.DataFrame, cells: pd.DataFrame | None, row: Row) -> np.ndarray:
-    """Probability of positive status [n] by a status classifier of what the label is predicted from. test: list of
-    subjects with pooled MRIs."""
+    """Probability of positive status [n] by a status classifier of what the label is predicted from. test:
+    list of subjects with pooled MRIs."""
     train, measurement, seed = exp.survey().of(exp.cohort.train), exp.measurement, exp.cfg.seed
     mri = None
     if row.with_mri:
@@ -159,8 +159,8 @@ def status_without_pet(exp: Experiment, test: pd.DataFrame, cells: pd.DataFrame 
 # ---------------------------------------------------------------- the study
 
 def write_tables() -> None:
-    """Write disagree_subjects.csv, disagree.csv and disagree.md of all that is measured. Raises Failed if nothing
-    is."""
+    """Write disagree_subjects.csv, disagree.csv and disagree.md of all that is measured. Raises Failed if
+    nothing is."""
     paths = sorted(Path("result").glob("disagree*/disagree.csv"))
     if not paths:
         raise Failed(2, "nothing is measured; python main.py study disagree does it")

@@ -14,11 +14,11 @@ TITLES = {"discordance": "discordant", "row": "label from", "group": "subjects",
 
 
 def make_table(subjects: pd.DataFrame, order: list[str]) -> pd.DataFrame:
-    """A row for each share of discordant subjects, budget, row of the study, and group of its test subjects: all,
-    concordant, discordant.
+    """A row for each share of discordant subjects, budget, row of the study, and group of its test subjects:
+    all, concordant, discordant.
 
-    Scores are means over the seeds, with _sd their standard deviation, and the AUC's gain over the row mri has a
-    95 % interval: bootstrap over the subjects of every seed.
+    Scores are means over the seeds, with _sd their standard deviation, and the AUC's gain over the row mri
+    has a 95 % interval: bootstrap over the subjects of every seed.
     """
     records = []
     for (discordance, budget), cohort in subjects.groupby(["discordance", "budget"]):

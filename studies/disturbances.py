@@ -1,8 +1,8 @@
 """Disturbances of MRIs, as scanners, registrations and other pipelines make them.
 
 An MRI is a volume [X, Y, Z] float32 in [0, 1], skull-stripped with background 0, axes in RAS order. What a
-disturbance draws follows from seed, subject and the kind of the disturbance alone, so that its strengths share
-their field, noise or direction.
+disturbance draws follows from seed, subject and the kind of the disturbance alone, so that its strengths
+share their field, noise or direction.
 """
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,8 +79,8 @@ def brain_of(voxels: ndarray) -> ndarray:
 # ---------------------------------------------------------------- intensities
 
 def bias_field(brain: ndarray, percent: float, rng: Generator) -> ndarray:
-    """A smooth random field that leads, over the brain [X, Y, Z], from 1 - percent / 200 to 1 + percent / 200:
-    a polynomial of degree 3 with normal coefficients. Constant 1 without a brain.
+    """A smooth random field that leads, over the brain [X, Y, Z], from 1 - percent / 200 to 1 + percent /
+    200: a polynomial of degree 3 with normal coefficients. Constant 1 without a brain.
 
     BrainWeb states the non-uniformity of its fields in the same way.
     """
@@ -148,8 +148,8 @@ def rim_mm(wanted_mm: float, affine: ndarray) -> float:
 
 
 def eroded(voxels: ndarray, affine: ndarray, _rng: Generator, depth_mm: float) -> ndarray:
-    """The MRI without the outermost `depth_mm` of its brain, or a voxel if that is more, as a tight brain mask
-    leaves it."""
+    """The MRI without the outermost `depth_mm` of its brain, or a voxel if that is more, as a tight brain
+    mask leaves it."""
     to_the_rim = distance_transform_edt(brain_of(voxels), sampling=voxel_sizes(affine))
     return np.where(to_the_rim > rim_mm(depth_mm, affine) + TOLERANCE_MM, voxels, 0)
 

@@ -2,9 +2,9 @@
 
     python main.py study robustness --exp NAME
 
-The MRIs of the test list are disturbed in stated ways and synthesized again. Networks, threshold of the status
-and calibration of the SUVR are those of the experiment, frozen. Writes robustness.csv (a row a disturbance),
-robustness_subjects.csv, robustness.md and a picture to result/<exp>/.
+The MRIs of the test list are disturbed in stated ways and synthesized again. Networks, threshold of the
+status and calibration of the SUVR are those of the experiment, frozen. Writes robustness.csv (a row a
+disturbance), robustness_subjects.csv, robustness.md and a picture to result/<exp>/.
 """
 import dataclasses
 from dataclasses import dataclass
@@ -220,8 +220,9 @@ def measure(exp: Experiment, sampler: LatentSampler, disturbance: Disturbance) -
 
 
 def measure_all(exp: Experiment, sampler: LatentSampler, plan: list[Disturbance], path: Path) -> pd.DataFrame:
-    """The rows of all disturbances, in their order. Those in the file that were measured on the same networks,
-    settings and scans stay; each further one is written there at once, so that the same command goes on."""
+    """The rows of all disturbances, in their order. Those in the file that were measured on the same
+    networks, settings and scans stay; each further one is written there at once, so that the same command
+    goes on."""
     there, tables = _read(path), []
     for disturbance in plan:
         key = _measured_on(exp, sampler.synthesizer, disturbance)

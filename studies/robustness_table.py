@@ -31,8 +31,8 @@ class Frozen(NamedTuple):
 
 def judge(measured: pd.DataFrame, frozen: Frozen) -> pd.DataFrame:
     """A row a disturbance and subject, with what follows from its SUVR: the ends `low` and `high` of the
-    calibrated interval; covered, whether that holds the real one; positive, the status at the threshold (all 0
-    or 1, or NaN); SUVR_change, against the undisturbed MRI.
+    calibrated interval; covered, whether that holds the real one; positive, the status at the threshold (all
+    0 or 1, or NaN); SUVR_change, against the undisturbed MRI.
 
     measured: columns disturbance, ID, label, IMAGE, measured_on, and with regions SUVR, SUVR_sd, SUVR_real;
     the undisturbed MRIs first.
@@ -51,10 +51,10 @@ def judge(measured: pd.DataFrame, frozen: Frozen) -> pd.DataFrame:
 
 
 def make_table(subjects: pd.DataFrame, texts: dict[str, str], resamples: int, seed: int) -> pd.DataFrame:
-    """A row a disturbance: n, each score, its change against the undisturbed MRI under <score>_change, and the
-    paired 95 % bootstrap interval of that change under <score>_change_low and _high; same_status, the share of
-    subjects whose status stays, and SUVR_abs_change, the mean absolute change of their SUVR, with intervals
-    under <score>_low and _high.
+    """A row a disturbance: n, each score, its change against the undisturbed MRI under <score>_change, and
+    the paired 95 % bootstrap interval of that change under <score>_change_low and _high; same_status, the
+    share of subjects whose status stays, and SUVR_abs_change, the mean absolute change of their SUVR, with
+    intervals under <score>_low and _high.
 
     subjects: as judge gives them. texts: disturbance -> what it is, the undisturbed one among them.
     """

@@ -78,8 +78,8 @@ def info_dir(row: str, seed: int) -> Path:
 
 
 def write_lists(row: str, seed: int) -> None:
-    """Write the lists of a row, and the phantom's labels and covariates beside them, as a user's own cohort has
-    them."""
+    """Write the lists of a row, and the phantom's labels and covariates beside them, as a user's own cohort
+    has them."""
     folder = info_dir(row, seed)
     make_folder(folder)
     write_text(folder / "data_info.csv", (root_of(seed) / "data_info" / "data_info.csv").read_text())

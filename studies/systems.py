@@ -1,5 +1,5 @@
-"""The systems of the paper's comparison, ready to be timed: a training step and a scan of each, like the parts
-of the method in studies/parts.py, and what is known of each without measuring it."""
+"""The systems of the paper's comparison, ready to be timed: a training step and a scan of each, like the
+parts of the method in studies/parts.py, and what is known of each without measuring it."""
 import dataclasses
 from functools import partial
 

@@ -12,7 +12,8 @@ YC, AD = 34, 45
 
 
 def reference_pairs(slope: float = 90.0, intercept: float = -85.0, noise: float = 0.0) -> pd.DataFrame:
-    """The standard's 79 scans with Centiloids whose group means are 0 and 100, and an SUVR that follows them."""
+    """The standard's 79 scans with Centiloids whose group means are 0 and 100, and an SUVR that follows
+    them."""
     spread = np.concatenate([np.linspace(-8, 8, YC), np.linspace(-40, 40, AD)])
     centiloids = np.repeat([0.0, 100.0], [YC, AD]) + spread
     suvr = (centiloids - intercept) / slope + noise * np.where(np.arange(YC + AD) % 2, 1, -1)

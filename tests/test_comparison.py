@@ -1,5 +1,5 @@
-"""The comparison as a study: what it runs with which settings, what its table says of made-up results, and a run
-of it on a tiny phantom."""
+"""The comparison as a study: what it runs with which settings, what its table says of made-up results, and a
+run of it on a tiny phantom."""
 import dataclasses
 import re
 from types import SimpleNamespace
@@ -236,7 +236,8 @@ def test_rates_are_searched_on_validation_before_anything_is_tested(tiny, tmp_pa
     commands = []
 
     def run_command(command: list[str]) -> int:
-        """Note it; of a search write validations, by which the rates of a third win, of a training the DDPM."""
+        """Note it; of a search write validations, by which the rates of a third win, of a training the
+        DDPM."""
         words = command[2:]
         commands.append(words)
         exp = words[words.index("--exp") + 1]

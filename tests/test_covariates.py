@@ -164,7 +164,8 @@ def test_the_label_itself_is_no_covariate(tmp_path, name):
 # ---------------------------------------------------------------- what they are worth
 
 def subjects(n: int, seed: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]:
-    """Pooled MRIs [n, 1, 6, 6, 6] and a marker [n] that each say half of the amount of amyloid [n], and labels."""
+    """Pooled MRIs [n, 1, 6, 6, 6] and a marker [n] that each say half of the amount of amyloid [n], and
+    labels."""
     rng = np.random.default_rng(seed)
     seen, marker = rng.standard_normal(n), rng.standard_normal(n)
     amount = seen + marker
@@ -263,7 +264,8 @@ def test_the_key_of_cells_follows_every_one_of_them():
 # ---------------------------------------------------------------- amyloid status
 
 def status_list(n: int, seed: int) -> pd.DataFrame:
-    """A list of subjects with pooled MRIs [3, 3, 3] and a marker, both of which say something of the label."""
+    """A list of subjects with pooled MRIs [3, 3, 3] and a marker, both of which say something of the
+    label."""
     rng = np.random.default_rng(seed)
     label = np.arange(n) % 2
     mri = 0.5 + 0.1 * label[:, None, None, None] + 0.4 * rng.standard_normal((n, 3, 3, 3))
@@ -382,7 +384,8 @@ def synthesized(out: str, *words: str) -> pd.DataFrame:
 
 
 def table_of(path: str, **columns) -> str:
-    """A table of the cohort's subjects with their covariates, some columns changed or, with None, left out."""
+    """A table of the cohort's subjects with their covariates, some columns changed or, with None, left
+    out."""
     table = pd.read_csv("data/phantom/data_info/data_info.csv").drop(columns=["label", "age"])
     for name, values in columns.items():
         table = table.drop(columns=name) if values is None else table.assign(**{name: values})

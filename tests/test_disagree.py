@@ -1,4 +1,5 @@
-"""The study of what an MRI cannot know: its rows on a tiny phantom, and its table against hand computation."""
+"""The study of what an MRI cannot know: its rows on a tiny phantom, and its table against hand
+computation."""
 import numpy as np
 import pandas as pd
 import pytest

@@ -1,5 +1,5 @@
-"""External cohorts: scored with what the experiment has and nothing fitted, refused where they are not external, and
-shown beside the experiment's own test list."""
+"""External cohorts: scored with what the experiment has and nothing fitted, refused where they are not
+external, and shown beside the experiment's own test list."""
 import json
 import os
 import shutil
@@ -40,8 +40,8 @@ def external(test_data: str = "data/other", **settings) -> int:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory) -> Path:
-    """A project folder with a tiny experiment that was trained and tested on a phantom, and has scored another
-    phantom, which plays the external cohort."""
+    """A project folder with a tiny experiment that was trained and tested on a phantom, and has scored
+    another phantom, which plays the external cohort."""
     root, before = tmp_path_factory.mktemp("external"), os.getcwd()
     os.chdir(root)
     torch.set_num_threads(1)

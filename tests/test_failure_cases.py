@@ -19,7 +19,8 @@ from imaging.grids import Crop
 
 def make_run(errors: list[float], has_suvr: bool = True, phantom: bool = False, uncertain: bool = True,
              status: bool = True, methods: tuple[str, ...] = ("aae", "il_cldm", "mean_pet"), **settings) -> Run:
-    """A run whose test subjects s0, s1, ... have these errors of the SUVR, or of MAE_brain without regions."""
+    """A run whose test subjects s0, s1, ... have these errors of the SUVR, or of MAE_brain without
+    regions."""
     saved = json.loads(Config(**settings).to_json())
     ids = [f"s{i}" for i in range(len(errors))]
     test = pd.concat([pd.DataFrame({"method": method, "ID": ids, "label": 1,

@@ -1,5 +1,5 @@
-"""Places that people have: cohorts that cannot be written to, folders of their own for latents, names that are
-not UTF-8, little shared memory, and a result folder that somebody spoilt."""
+"""Places that people have: cohorts that cannot be written to, folders of their own for latents, names that
+are not UTF-8, little shared memory, and a result folder that somebody spoilt."""
 import os
 import shutil
 import subprocess
@@ -225,7 +225,8 @@ def test_free_shared_memory_is_none_where_there_is_no_such_folder(tmp_path, monk
 
 
 def test_a_run_with_little_shared_memory_reads_in_its_main_process_and_says_so(root):
-    """On a true /dev/shm of 256 KiB where it may be mounted; elsewhere the run is told that there is so much."""
+    """On a true /dev/shm of 256 KiB where it may be mounted; elsewhere the run is told that there is so
+    much."""
     words = [*arguments({**SHORT, "num_workers": 4}), "--stages", "check", "aae"]
     lines = ["import sys", "from runtime import shared_memory", "import main"]
     script = 'mount -t tmpfs -o size=256k tmpfs /dev/shm && exec "$@"'

@@ -1,5 +1,5 @@
-"""Tables and lists as spreadsheets, R and a study's own tools write them: read alike by check and prepare, with
-a remark on what was interpreted, or refused with the cause."""
+"""Tables and lists as spreadsheets, R and a study's own tools write them: read alike by check and prepare,
+with a remark on what was interpreted, or refused with the cause."""
 import re
 from pathlib import Path
 

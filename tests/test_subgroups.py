@@ -1,4 +1,5 @@
-"""The table of subgroups: how people are split, the numbers of groups, and the test of whether groups differ."""
+"""The table of subgroups: how people are split, the numbers of groups, and the test of whether groups
+differ."""
 import json
 from itertools import combinations
 
