@@ -247,8 +247,8 @@ class Config:
         "experiment whose trained stage 2 is used, to sample it otherwise, with its stage 1 unless aae_from "
         "says whose; empty: its own")
     stages: tuple[str, ...] = setting(STAGES,
-        "stages to run, in the paper's order whatever theirs; baselines, what the diffusion is compared with, "
-        "only where asked for", choices=STAGES + OPTIONAL_STAGES)
+        "stages to run, in the paper's order whatever theirs; baselines, what the diffusion is compared "
+        "with, only where asked for", choices=STAGES + OPTIONAL_STAGES)
     seed: int = setting(0,
         "seed of weights, order, noise and crops; paper: 0", affects=ALL, low=0, high=2 ** 32 - 1)
     resume: str = setting("auto",
@@ -276,8 +276,8 @@ class Config:
     data_dir: str = setting("data",
         "folder with whole_MRI and whole_Abeta; may be read-only", section="the cohort")
     latent_dir: str = setting("",
-        "folder that latents, and what is known of the volumes, are written to; empty: data_dir/latent_Abeta, "
-        "or result/latents/<key of data_dir> where data_dir cannot be written to")
+        "folder that latents, and what is known of the volumes, are written to; empty: "
+        "data_dir/latent_Abeta, or result/latents/<key of data_dir> where data_dir cannot be written to")
     info_dir: str = setting("data_info",
         "folder with data_info.csv, train.txt, validation.txt and test.txt; a phantom's own lie in "
         "data_dir/data_info")
@@ -294,10 +294,14 @@ class Config:
         "stage 1 and the compared systems shift the training crop by up to this many voxels an axis; paper: "
         "2",
         affects=(*AAE, *SYSTEMS), low=0)
-    covariates: tuple[str, ...] = setting((),
-        "columns of data_info.csv beside the MRI, such as age apoe4 ptau217: the label of sampling is predicted from "
-        "both (docs/covariates.md); numbers, or two to six words; a value may be missing", affects=("scores",),
-        empty=True)
+    covariates: tuple[str, ...] = setting(
+        (),
+        "columns of data_info.csv beside the MRI, such as age apoe4 ptau217: the label of sampling is "
+        "predicted from "
+        "both (docs/covariates.md); numbers, or two to six words; a value may be missing",
+        affects=("scores",),
+        empty=True,
+    )
     num_classes: int = setting(2,
         "number of labels K; labels are 0 .. K - 1; paper: 2, amyloid negative and positive", affects=ALL,
         low=2)
@@ -400,8 +404,8 @@ class Config:
     label_in_training: str = setting("auto",
         "label that the UNet is trained with; suvr: where the SUVR of the subject's own PET lies between the "
         "means of the labels; true: the label; none: an ablation; auto: suvr if the regions of the SUVR are "
-        "given (cortex_mask, or a phantom), or if the SUVR of automatic ones tells the labels of the training "
-        "list apart (AUC 0.85), else true", affects=(*LDM, *LABELLED),
+        "given (cortex_mask, or a phantom), or if the SUVR of automatic ones tells the labels of the "
+        "training list apart (AUC 0.85), else true", affects=(*LDM, *LABELLED),
         choices=("auto", "suvr", "true", "none"), published="true")
     shuffle_labels: bool = setting(False,
         "a null control: the labels of the training list change places at random before stage 2, and before "
@@ -430,8 +434,8 @@ class Config:
 
     baselines: tuple[str, ...] = setting(REGRESSIONS,
         "what is trained to compare with: regressions from the MRI to the PET or its latent (labelled: given "
-        "the label of stage 2 too, and on latents its image loss, so that only the diffusion is missing), and "
-        f"the systems of the paper's comparison, {', '.join(SYSTEMS)}; all: every one of them",
+        "the label of stage 2 too, and on latents its image loss, so that only the diffusion is missing), "
+        f"and the systems of the paper's comparison, {', '.join(SYSTEMS)}; all: every one of them",
         section="baselines (--stages baselines)", choices=(*BASELINES, "all"))
     regression_channels: int = setting(16,
         "width of the first level of the UNet that regresses the PET on the MRI; further levels as in "
@@ -497,8 +501,8 @@ class Config:
     centiloid_intercept: float = setting(0.0,
         "b of CL = a SUVR + b", affects=(*SCORES, *NEW_SCANS), low=-1000.0, high=1000.0)
     subgroups: tuple[str, ...] = setting((),
-        "further columns of data_info.csv by whose groups the scores of the test list are split, beside label, "
-        "sex, age, site, tracer and diagnosis where they are known", empty=True)
+        "further columns of data_info.csv by whose groups the scores of the test list are split, beside "
+        "label, sex, age, site, tracer and diagnosis where they are known", empty=True)
     bootstrap_resamples: int = setting(2000,
         "resamples of subjects behind every 95 % interval", low=100, high=100_000)
     shown_subjects: int = setting(2,

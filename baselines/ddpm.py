@@ -56,9 +56,9 @@ class ImageUNet(UNet):
                  norm_groups: int = 32, attention_levels: tuple[int, ...] = (), output_norm: bool = True):
         coarsest = 2 ** (len(channel_mults) - 1)
         if any(n % coarsest for n in grid_size):
-            raise InputError(f"the grid of the DDPM is {size_text(grid_size)}, and each side must be divisible "
-                             f"by {coarsest}, because its UNet has {len(channel_mults)} levels; take another "
-                             "volume_size or downsample, or fewer channel_mults")
+            raise InputError(f"the grid of the DDPM is {size_text(grid_size)}, and each side must be "
+                             f"divisible by {coarsest}, because its UNet has {len(channel_mults)} levels; "
+                             "take another volume_size or downsample, or fewer channel_mults")
         super().__init__(1, base_channels, channel_mults, res_blocks, time_dim, norm_groups=norm_groups,
                          attention_levels=attention_levels, downscale=1)
         self.extractor = nn.Identity()

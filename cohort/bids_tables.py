@@ -45,7 +45,8 @@ class Visits:
         counts = [f"{len(cells)} {what} (such as {brief(cells[0])})" for what, cells in self.unread.items()]
         if counts:
             self.remarks.append(f"{' and '.join(counts)} in tables cannot be read and count as missing; "
-                                "expected ages from 1 to 120 years, and dates such as 2015-03-02 or 02-Mar-2015")
+                                "expected ages from 1 to 120 years, and dates such as 2015-03-02 or "
+                                "02-Mar-2015")
 
     def _read(self, path: Path) -> None:
         if path.name != "participants.tsv" and not path.name.endswith(("_sessions.tsv", "_scans.tsv")):

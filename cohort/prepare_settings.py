@@ -43,8 +43,9 @@ class PrepareSettings:
     grey_zone: tuple[float, float] = setting((0.0, 0.0), "leave out scans whose Centiloids lie from the "
                                              "first to below the second; equal: none", low=-100.0, high=300.0)
     qc_keep: tuple[int, ...] = setting((2,), "values of the column qc_flag that pass; ADNI: 2", low=-9)
-    tracer: str = setting("", "keep one tracer of the column TRACER, by any of its names, such as FBP; empty: "
-                             "all")
+    tracer: str = setting(
+        "", "keep one tracer of the column TRACER, by any of its names, such as FBP; empty: all"
+    )
     window_days: int = setting(180, "most days between a scan and its row; amyloid grows over years", low=0)
     require_dates: bool = setting(False, "leave out scans without a date where the table has dates, even if "
                                          "its rows leave no doubt")

@@ -12,19 +12,19 @@ from evaluation.rows import Group, collect_rows, tidy_table
 from evaluation.values import Statistic, values_of_lists
 
 BINS = 10                                                  # of equal width, of the expected calibration error
-NEAREST = 1e-6                                             # to 0 and 1 that a probability is taken for its odds
+NEAREST = 1e-6                                           # to 0 and 1 that a probability is taken for its odds
 STEPS, LARGEST_STEP, CONVERGED = 200, 2.0, 1e-9            # of Newton's method, in standard deviations
 CALIBRATION = ("slope", "intercept", "ECE")
 CALIBRATED = "calibrated"                                  # name of the probability in uncertainty.csv
 
 CAPTION = (
-    "Calibration of the probabilities of positive status on the test list, with 95 % bootstrap intervals over "
-    "subjects ({resamples} resamples; ± SD over seeds where there are several). Slope and intercept: logistic "
-    "regression of the label on the log odds of the probability, 1 and 0 if it is calibrated; slope below 1: too "
-    "extreme. Not defined if a probability separates the labels, or is the same for everybody. ECE: expected "
-    "calibration error in 10 bins of equal width; it is above 0 by chance alone, the more the fewer the subjects, "
-    "and its resamples are larger than itself. calibrated: the probability of uncertainty.csv, from the SUVR of "
-    "the synthetic PET.")
+    "Calibration of the probabilities of positive status on the test list, with 95 % bootstrap intervals "
+    "over subjects ({resamples} resamples; ± SD over seeds where there are several). Slope and intercept: "
+    "logistic regression of the label on the log odds of the probability, 1 and 0 if it is calibrated; slope "
+    "below 1: too extreme. Not defined if a probability separates the labels, or is the same for everybody. "
+    "ECE: expected calibration error in 10 bins of equal width; it is above 0 by chance alone, the more the "
+    "fewer the subjects, and its resamples are larger than itself. calibrated: the probability of "
+    "uncertainty.csv, from the SUVR of the synthetic PET.")
 
 
 def recalibration(label: ndarray, probability: ndarray) -> ndarray:
@@ -90,7 +90,9 @@ def calibration(groups: list[Group], order: tuple[str, ...], resamples: int) -> 
     """Tidy table of the probabilities of all status classifiers that give one. order: of classifiers and
     methods.
     """
-    changed = [Group(group.name, group.section, [_probabilities(run) for run in group.runs]) for group in groups]
+    changed = [
+        Group(group.name, group.section, [_probabilities(run) for run in group.runs]) for group in groups
+    ]
     rows = collect_rows(changed, "predictions", ("classifier", "method"), (*order, CALIBRATED))
     values = [values_of_lists(row.runs, CALIBRATION, _statistic_of, resamples)[0] for row in rows]
     return tidy_table(rows, ("classifier", "method"), values)
@@ -100,9 +102,14 @@ def _probabilities(run: Run) -> Run:
     """The run with the calibrated probability as a status classifier, and without those that give none."""
     if run.predictions is None:
         return run
-    parts = [run.predictions.loc[run.predictions["classifier"] != "suvr", ["classifier", "method", "ID", "label",
-                                                                          "score"]]]
+    parts = [
+        run.predictions.loc[
+            run.predictions["classifier"] != "suvr", ["classifier", "method", "ID", "label", "score"]
+        ]
+    ]
     if run.uncertainty is not None:
-        own = run.uncertainty[["ID", "label", "probability"]].dropna().rename(columns={"probability": "score"})
+        own = (
+            run.uncertainty[["ID", "label", "probability"]].dropna().rename(columns={"probability": "score"})
+        )
         parts.append(own.assign(classifier=CALIBRATED, method="il_cldm"))
     return dataclasses.replace(run, predictions=pd.concat(parts, ignore_index=True))

@@ -12,7 +12,7 @@ from labels.covariates import CovariateCoder
 from labels.linear import LabelClassifier
 from labels.ridge import folds_of
 
-PREFIX = "covariate "                         # of the columns of a list of subjects that hold covariates, as text
+PREFIX = "covariate "                     # of the columns of a list of subjects that hold covariates, as text
 SURE = 1e-6                                   # least distance of a probability from 0 and 1, in log odds
 
 

@@ -60,7 +60,9 @@ def failure_cases(run: Run, people: pd.DataFrame, further: Sequence[str] = ()) -
     return cases.assign(**columns)
 
 
-def read_cases(cases: pd.DataFrame, scans: dict[str, Scan], folder: Path, crop: Crop, level: int) -> list[Case]:
+def read_cases(
+    cases: pd.DataFrame, scans: dict[str, Scan], folder: Path, crop: Crop, level: int
+) -> list[Case]:
     """The failure cases with their slices at a level of the crop; none where a synthetic PET is not in the
     folder.
 
@@ -72,7 +74,9 @@ def read_cases(cases: pd.DataFrame, scans: dict[str, Scan], folder: Path, crop: 
     for row in cases.to_dict("records"):
         scan = scans[row["ID"]]
         files = {"MRI": scan.mri, "real PET": scan.pet, "synthetic PET": folder / f"{scan.id}.nii.gz"}
-        slices = {name: read_in_range(path)[0][crop.slices()][:, :, level].copy() for name, path in files.items()}
+        slices = {
+            name: read_in_range(path)[0][crop.slices()][:, :, level].copy() for name, path in files.items()
+        }
         read.append(Case(_title(row), _lines(row), slices))
     return read
 

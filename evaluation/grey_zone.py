@@ -15,8 +15,8 @@ EVERYONE, OUTSIDE = "all", f"without {LOW} to {HIGH} CL"
 CAPTION = (
     "Amyloid status on the test list as in the table amyloid_status, of everyone, and once more without the "
     "subjects whose real PET lies in the grey zone of 10 to 30 Centiloids, with the n of both. Models and "
-    "thresholds are the same. 95 % bootstrap intervals over subjects ({resamples} resamples; ± SD over seeds where "
-    "there are several).")
+    "thresholds are the same. 95 % bootstrap intervals over subjects ({resamples} resamples; ± SD over seeds "
+    "where there are several).")
 
 
 def why_none(run: Run) -> str:

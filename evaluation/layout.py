@@ -127,7 +127,9 @@ def display(table: Table, markup: Markup) -> list[Section]:
 def _comparison_text(tidy: pd.DataFrame, markup: Markup) -> pd.DataFrame:
     rows = []
     for record in tidy.to_dict("records"):
-        low, high = (_number(record["metric"], record[name]) for name in ("difference_low", "difference_high"))
+        low, high = (
+            _number(record["metric"], record[name]) for name in ("difference_low", "difference_high")
+        )
         texts = {name: str(record[name]) for name in ("table", "metric", "a", "b", "n")}
         texts["difference"] = f"{_number(record['metric'], record['difference'])} [{low}, {high}]"
         texts["rank-biserial"] = _number("", record["rank_biserial"])

@@ -167,6 +167,6 @@ class Measurement:
         for name, source in self.files.regions.items():
             share = share_inside(source, affine, crop)
             if share < COVERED:
-                remarks.append(f"{self.files.named(name)}: {1 - share:.0%} of it lies outside the crop and is "
-                               "left out, in real and synthetic PET")
+                remarks.append(f"{self.files.named(name)}: {1 - share:.0%} of it lies outside the crop and "
+                               "is left out, in real and synthetic PET")
         return remarks

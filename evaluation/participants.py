@@ -59,8 +59,8 @@ class Flow:
         if self.found:
             reasons = [f"{count.scans} {reason}" for reason, count in self.left_out.items()]
             left_out = f"{self.all_left_out} left out ({', '.join(reasons)})" if reasons else "none left out"
-            sentences.append(f"Found, with an MRI or a PET: {self.found}; {left_out}; {self.labelled} with both "
-                             "and a label.")
+            sentences.append(f"Found, with an MRI or a PET: {self.found}; {left_out}; {self.labelled} with "
+                             "both and a label.")
         for title, count, labels in self.boxes():
             sentences.append(f"{title.capitalize()}: {count} ({', '.join(labels)}).")
         return " ".join(sentences)
@@ -105,19 +105,22 @@ def _read_prepared(info_dir: Path, ids: dict[str, list[str]]) -> dict[str, list[
     if not there:
         return None
     if len(there) == 1:
-        raise InputError(f"{info_dir / there[0]} is not used: {({COHORT, LEFT_OUT} - set(there)).pop()} is not "
-                         "beside it")
+        raise InputError(f"{info_dir / there[0]} is not used: {({COHORT, LEFT_OUT} - set(there)).pop()} is "
+                         "not beside it")
     table = read_table(info_dir / COHORT, "list", "scans", remarks=[])
     prepared = dict(zip(table["list"], table["scans"], strict=True))
     now = {split: str(len(ids[split])) for split in SPLITS}
     if {split: prepared.get(split) for split in SPLITS} != now:
-        raise InputError(f"{info_dir / COHORT} is not used: it is about other lists ("
-                         + ", ".join(f"{split} {prepared.get(split)} scans, now {now[split]}" for split in SPLITS)
-                         + "); python main.py prepare writes it again")
+        raise InputError(
+            f"{info_dir / COHORT} is not used: it is about other lists ("
+            + ", ".join(f"{split} {prepared.get(split)} scans, now {now[split]}" for split in SPLITS)
+            + "); python main.py prepare writes it again"
+        )
     table = read_table(info_dir / LEFT_OUT, "ID", "reason", remarks=[])
     in_lists = {scan for scans in ids.values() for scan in scans}.intersection(table["ID"])
     if in_lists:
-        raise InputError(f"{info_dir / LEFT_OUT} is not used: {sorted(in_lists)[0]} stands in it and in a list")
+        raise InputError(f"{info_dir / LEFT_OUT} is not used: {sorted(in_lists)[0]} stands in it and in a "
+                         "list")
     reasons = defaultdict(list)
     for scan, reason in zip(table["ID"], table["reason"], strict=True):
         reasons[reason or "no reason given"].append(scan)

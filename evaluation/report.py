@@ -43,10 +43,10 @@ HTML = Markup("<b>{}</b>", html.escape)
 CAPTIONS = {
     "volumes": "Real PET, synthetic PET and absolute error of the first test subjects of each label; "
                "sagittal, coronal and axial slice; left of the picture is the subject's left, or the back.",
-    "failure_cases": "Failure cases: the two test subjects with the smallest absolute error of the SUVR (without "
-                     "regions: of the MAE in the brain), the four around the median and the two with the largest; "
-                     "all where there are fewer than eight. One scale of the MRI, of the uptake and of the error "
-                     "for all. The numbers are in failure_cases.csv.",
+    "failure_cases": "Failure cases: the two test subjects with the smallest absolute error of the SUVR "
+                     "(without regions: of the MAE in the brain), the four around the median and the two "
+                     "with the largest; all where there are fewer than eight. One scale of the MRI, of the "
+                     "uptake and of the error for all. The numbers are in failure_cases.csv.",
     "roc": "ROC curves on the test list of classifiers fitted on the training list.",
     "calibration": "Calibration of the predicted probability of amyloid positivity on the test list.",
     "suvr": "SUVR of synthetic against real PET on the test list.",
@@ -174,8 +174,16 @@ def _encode(volume: np.ndarray, top: float, block: int) -> str:
     return base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode()
 
 
-def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, Path],
-                 participants: Participants, methods: str, subjects: list[Subject], affine: np.ndarray) -> None:
+def write_report(
+    path: Path,
+    run: Run,
+    tables: list[Table],
+    figures: dict[str, Path],
+    participants: Participants,
+    methods: str,
+    subjects: list[Subject],
+    affine: np.ndarray,
+) -> None:
     """Write the self-contained report.html.
 
     figures: as write_figures gives them. methods: as methods_text gives it. affine: [4, 4], of the volumes.
@@ -194,12 +202,21 @@ def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, P
     loader = FileSystemLoader(TEMPLATE.parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     text = environment.get_template(TEMPLATE.name).render(
-        name=run.name, phantom=run.metadata["phantom"], note=run.metadata["note"],
-        command=run.metadata["command"], flow=participants.flow, table_1=_to_html(for_reader(participants.table)),
-        about_table_1=CAPTION, tables=shown, figures=pictures, captions=CAPTIONS, methods=methods,
+        name=run.name,
+        phantom=run.metadata["phantom"],
+        note=run.metadata["note"],
+        command=run.metadata["command"],
+        flow=participants.flow,
+        table_1=_to_html(for_reader(participants.table)),
+        about_table_1=CAPTION,
+        tables=shown,
+        figures=pictures,
+        captions=CAPTIONS,
+        methods=methods,
         settings=_to_html(pd.DataFrame(settings, columns=["setting", "value"])),
         versions=_to_html(pd.DataFrame(run.metadata["versions"].items(), columns=["package", "version"])),
-        viewer=_viewer_data(subjects, affine))
+        viewer=_viewer_data(subjects, affine),
+    )
     write_text(path, text)
 
 

@@ -18,9 +18,9 @@ from utils import InputError
 
 FORMAT = 2                                                 # raise it when a column changes its meaning
 INDEX = "scores.json"
-EXTERNAL = "external"                                      # folder of external cohorts in that of an experiment
+EXTERNAL = "external"                                    # folder of external cohorts in that of an experiment
 MADE_FROM_THEM = ("failure_cases.csv", "methods.txt")      # by the stage report
-FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty", "people")   # the first is always there
+FRAMES = ("test", "uptake", "predictions", "validation_list", "uncertainty", "people")  # the first always
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,8 @@ def load_run(folder: Path) -> Run:
     Raises InputError if a file is missing or not as the test stage wrote it.
     """
     if readable(folder.name) != folder.name:
-        raise InputError(f"{readable(str(folder))}: its name is not UTF-8, which no table can hold; rename it")
+        raise InputError(f"{readable(str(folder))}: its name is not UTF-8, which no table can hold; rename "
+                         "it")
     metadata = _read_index(folder)
     problems = []
     for name, digest in metadata["files"].items():
@@ -110,8 +111,8 @@ def _read_index(folder: Path) -> dict:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not there, damaged or changed; {remedy(folder)}") from error
     if readable(text := json.dumps(index, ensure_ascii=False)) != text:
-        raise InputError(f"{path}: holds a path that is not UTF-8, which no table can name; rename that folder, "
-                         f"and {remedy(folder)}")
+        raise InputError(f"{path}: holds a path that is not UTF-8, which no table can name; rename that "
+                         f"folder, and {remedy(folder)}")
     if found != FORMAT:
         raise InputError(f"{path}: written by another version of this project, in format {found} instead of "
                          f"{FORMAT}; {remedy(folder)}")

@@ -103,8 +103,10 @@ def auc_half_width(auc: float, positives: int, negatives: int) -> float:
     if not positives or not negatives:
         return np.nan
     both_above = auc / (2 - auc)                           # two positives above one negative
-    both_below = 2 * auc ** 2 / (1 + auc)                  # one positive above two negatives
-    variance = auc * (1 - auc) + (positives - 1) * (both_above - auc ** 2) + (negatives - 1) * (both_below - auc ** 2)
+    both_below = 2 * auc ** 2 / (1 + auc)  # one positive above two negatives
+    variance = (
+        auc * (1 - auc) + (positives - 1) * (both_above - auc**2) + (negatives - 1) * (both_below - auc**2)
+    )
     return 1.96 * float(np.sqrt(variance / (positives * negatives)))
 
 

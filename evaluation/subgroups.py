@@ -26,15 +26,16 @@ OF_PAIRS = {"SUVR_r": (correlation, "SUVR_real", "SUVR"), "AUC_suvr": (area_unde
 NUMBERS = ("PSNR_brain", "SSIM_brain", "SUVR_MAE", "SUVR_bias", "SUVR_r", "AUC_suvr", "AUC_mri", "coverage")
 
 CAPTION = (
-    "Headline numbers of il_cldm on the test list by groups of its subjects, with 95 % bootstrap intervals over "
-    "subjects ({resamples} resamples; ± SD over seeds where there are several): PSNR (dB) and SSIM in the brain; "
-    "MAE, bias and Pearson correlation of the SUVR against the real PET; AUC of the SUVR of the synthetic PET and "
-    "of the classifier of the MRI; coverage of the calibrated 90 % interval. Age in fixed bands; any other column "
-    "of more than 6 numbers is split at the median of the test list. A group of fewer than 10 subjects has its n "
-    "and no number, a column of one group is left out. †: differs between the groups of the column that have "
-    "numbers and a name (Kruskal-Wallis over subjects; AUC and correlation: permutation test, for AUC within each "
-    "label; Holm-corrected over the tests of an experiment, p < 0.05). A value of 0 or 1 has an interval of no "
-    "width, because resampling cannot leave it.")
+    "Headline numbers of il_cldm on the test list by groups of its subjects, with 95 % bootstrap intervals "
+    "over subjects ({resamples} resamples; ± SD over seeds where there are several): PSNR (dB) and SSIM in "
+    "the brain; MAE, bias and Pearson correlation of the SUVR against the real PET; AUC of the SUVR of the "
+    "synthetic PET and of the classifier of the MRI; coverage of the calibrated 90 % interval. Age in fixed "
+    "bands; any other column of more than 6 numbers is split at the median of the test list. A group of "
+    "fewer than 10 subjects has its n and no number, a column of one group is left out. †: differs between "
+    "the groups of the column that have numbers and a name (Kruskal-Wallis over subjects; AUC and "
+    "correlation: permutation test, for AUC within each label; Holm-corrected over the tests of an "
+    "experiment, p < 0.05). A value of 0 or 1 has an interval of no width, because resampling cannot leave "
+    "it.")
 
 
 # ---------------------------------------------------------------- the groups of a column
@@ -125,7 +126,9 @@ def _value(tables: dict, number: str, resamples: int) -> Values:
 
 # ---------------------------------------------------------------- do the groups differ?
 
-def heterogeneity_p(number: str, subjects: pd.DataFrame, names: pd.Series, permutations: int, seed: int) -> float:
+def heterogeneity_p(
+    number: str, subjects: pd.DataFrame, names: pd.Series, permutations: int, seed: int
+) -> float:
     """p of "the number is the same in all groups"; NaN if fewer than two of them have LEAST subjects.
 
     subjects: columns as subject_values gives them. names: group of each subject.
@@ -167,8 +170,10 @@ def permutation_p(function: Callable, a: np.ndarray, b: np.ndarray, names: np.nd
     places, rng = np.tile(np.arange(len(a)), (permutations + 1, 1)), np.random.default_rng(seed)
     for stratum in np.unique(strata):
         inside = np.flatnonzero(strata == stratum)
-        places[1:, inside] = rng.permuted(places[1:, inside], axis=1)         # row 0: as it is
-    values = np.stack([function(a[places[:, names == name]], b[places[:, names == name]]) for name in defined])
+        places[1:, inside] = rng.permuted(places[1:, inside], axis=1)  # row 0: as it is
+    values = np.stack(
+        [function(a[places[:, names == name]], b[places[:, names == name]]) for name in defined]
+    )
     weights = np.array([(names == name).sum() for name in defined])[:, None]
     mean = (weights * values).sum(0) / weights.sum()
     spread = (weights * (values - mean) ** 2).sum(0)
@@ -186,13 +191,19 @@ def subgroups(groups: list[Group], resamples: int) -> pd.DataFrame:
         if runs:
             found = pd.DataFrame(_of_experiment(runs, resamples))
             tests = found[found["p"].notna()].drop_duplicates(["column", "metric"])
-            corrected = dict(zip(zip(tests["column"], tests["metric"], strict=True), holm(tests["p"]), strict=True))
+            corrected = dict(
+                zip(zip(tests["column"], tests["metric"], strict=True), holm(tests["p"]), strict=True)
+            )
             keys = zip(found["column"], found["metric"], strict=True)
             records.append(found.assign(
                 section=group.section, experiment=group.name, seeds=len(runs), is_contender=False, best=False,
                 p_holm=[corrected.get(key, np.nan) for key in keys],
                 made_by=[list(dict.fromkeys(run.metadata["command"] for run in runs))] * len(found)))
-    return pd.concat(records, ignore_index=True).sort_values("section", kind="stable") if records else pd.DataFrame()
+    return (
+        pd.concat(records, ignore_index=True).sort_values("section", kind="stable")
+        if records
+        else pd.DataFrame()
+    )
 
 
 def _of_experiment(runs: list[Run], resamples: int) -> list[dict]:

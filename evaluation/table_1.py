@@ -24,9 +24,9 @@ FEWEST_NUMBERS = 7                                         # distinct whole numb
 MISSING, ALL, COMPARED = "missing", "all", ("validation", "test")
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 CAPTION = ("Scans of each list: mean ± SD, or n (% of those known). SMD: standardised difference from the "
-           "training list; of numbers Cohen's d with the pooled SD (above 0: larger than in the training list), "
-           "of categories the multivariate one of Yang and Dalton (2012); inf: no overlap. Of more than "
-           f"{MOST_LEVELS} categories their number alone is given.")
+           "training list; of numbers Cohen's d with the pooled SD (above 0: larger than in the training "
+           "list), of categories the multivariate one of Yang and Dalton (2012); inf: no overlap. Of more "
+           f"than {MOST_LEVELS} categories their number alone is given.")
 
 
 # ---------------------------------------------------------------- standardised differences
@@ -169,7 +169,9 @@ def _number_rows(name: str, parts: dict[str, list]) -> list[dict]:
     spread = np.std(everyone, ddof=1) if len(everyone) > 1 else 1.0
     digits = max(1, min(4, 1 - math.floor(math.log10(spread)))) if spread > 0 else 1
     texts = {split: _mean_and_sd(_known(part), digits) for split, part in _with_all(parts).items()}
-    differences = {split: number_difference(_known(parts[split]), _known(parts["train"])) for split in COMPARED}
+    differences = {
+        split: number_difference(_known(parts[split]), _known(parts["train"])) for split in COMPARED
+    }
     label = f"{name} (years)" if name == "age" else name
     text_of_all = texts.pop(ALL)
     return [_row(label, "", "mean ± SD", texts, text_of_all, differences), *_missing_rows(label, parts)]
@@ -188,7 +190,9 @@ def _category_rows(name: str, parts: dict[str, list]) -> list[dict]:
     if len(levels) > MOST_LEVELS:
         numbers = {split: str(len(counts[split])) for split in parts}
         return [_row(name, "", "categories", numbers, str(len(levels))), *_missing_rows(name, parts)]
-    differences = {split: category_difference(_known(parts[split]), _known(parts["train"])) for split in COMPARED}
+    differences = {
+        split: category_difference(_known(parts[split]), _known(parts["train"])) for split in COMPARED
+    }
     rows = [_row(name, "", "n (%)", dict.fromkeys(parts, ""), "", differences)]
     for level in levels:
         texts = {split: _share(counts[split][level], counts[split].total()) for split in counts}

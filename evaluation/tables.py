@@ -157,13 +157,13 @@ CAPTIONS = {
         "volumes. Bold: best of what needs no PET. †: differs from the classifier of the MRI (AUC: paired "
         "bootstrap; ACC: exact McNemar, or the bootstrap over several seeds; Holm-corrected, p < 0.05). "
         "real, aae and oracle see the PET or the truth: upper bounds. A value of 0 or 1 has an interval of "
-        "no width, because resampling cannot leave it. {n} The grey zone of 10 to 30 Centiloids is left out in "
-        "the table grey_zone, where the Centiloids of the real PETs are known; a phantom has none.",
+        "no width, because resampling cannot leave it. {n} The grey zone of 10 to 30 Centiloids is left out "
+        "in the table grey_zone, where the Centiloids of the real PETs are known; a phantom has none.",
     "quantification":
         "Uptake of the synthetic against the real PET on the test list. ± is the SD over subjects, or over "
         "the seeds where there are several; bias, MAE, RMSE and the Bland-Altman limits in units of the "
-        "measure; CCC: concordance correlation; ICC: ICC(A,1), absolute agreement of single measures; slope below "
-        "1: compressed toward the mean. Bold: best of what needs no PET. †: absolute "
+        "measure; CCC: concordance correlation; ICC: ICC(A,1), absolute agreement of single measures; slope "
+        "below 1: compressed toward the mean. Bold: best of what needs no PET. †: absolute "
         "errors differ from those of mean_pet (paired Wilcoxon over subjects, Holm-corrected, p < 0.05).",
     "calibration": CALIBRATION_CAPTION,
     "grey_zone": GREY_ZONE_CAPTION,
@@ -171,9 +171,9 @@ CAPTIONS = {
     "comparisons":
         "Paired comparisons on the test list: Wilcoxon signed-rank for image scores and absolute errors, "
         "paired bootstrap for AUC, exact McNemar (over several seeds the bootstrap) for ACC; {resamples} "
-        "resamples; two-sided p, and Holm-corrected within a metric. Difference: a - b with its 95 % interval, "
-        "of image scores and absolute errors the median over the subjects. Rank-biserial: matched-pairs "
-        "correlation in [-1, 1], above 0 where a is the larger one.",
+        "resamples; two-sided p, and Holm-corrected within a metric. Difference: a - b with its 95 % "
+        "interval, of image scores and absolute errors the median over the subjects. Rank-biserial: "
+        "matched-pairs correlation in [-1, 1], above 0 where a is the larger one.",
 }
 
 
@@ -188,14 +188,20 @@ def make_tables(groups: list[Group]) -> list[Table]:
         comparisons += records
         if len(tidy):
             tidy = _mark_best(_add_p(tidy, keys, records, reference), keys)
-            tables.append(Table(name, tidy, keys, CAPTIONS[name].format(resamples=resamples, n=_auc_widths(groups))))
+            tables.append(
+                Table(name, tidy, keys, CAPTIONS[name].format(resamples=resamples, n=_auc_widths(groups)))
+            )
     order = (*CLASSIFIERS, "none", *METHODS, "real")
     unmarked = {"best": False, "p_holm": np.nan}
     for name, keys, tidy in (
-            ("calibration", ("classifier", "method"), calibration(groups, order, resamples).assign(**unmarked)),
-            ("grey_zone", ("classifier", "subjects", "method"),
-             grey_zone(groups, order, resamples).assign(**unmarked)),
-            ("subgroups", ("column", "group"), subgroups(groups, resamples))):
+        ("calibration", ("classifier", "method"), calibration(groups, order, resamples).assign(**unmarked)),
+        (
+            "grey_zone",
+            ("classifier", "subjects", "method"),
+            grey_zone(groups, order, resamples).assign(**unmarked),
+        ),
+        ("subgroups", ("column", "group"), subgroups(groups, resamples)),
+    ):
         if len(tidy):
             tables.append(Table(name, tidy, keys, CAPTIONS[name].format(resamples=resamples)))
     if comparisons:

@@ -95,8 +95,8 @@ def _decide(exp: Experiment) -> Config:
     cfg = _changed(cfg, label_in_training=chosen)
     sign = ">=" if chosen == "suvr" else "<"
     say("check", f"the SUVR in automatic regions tells the labels of the training list apart with AUC "
-                 f"{auc:.3f} {sign} {LEAST_AUC}: label_in_training {cfg.label_in_training}, label_at_sampling "
-                 f"{cfg.label_at_sampling}")
+                 f"{auc:.3f} {sign} {LEAST_AUC}: label_in_training {cfg.label_in_training}, "
+                 f"label_at_sampling {cfg.label_at_sampling}")
     return cfg
 
 

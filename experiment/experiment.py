@@ -110,7 +110,9 @@ class Experiment:
         self.is_phantom = is_phantom(cfg.data_dir)
         self.notice = f"{PHANTOM_NOTICE}; {RESEARCH_NOTICE}" if self.is_phantom else RESEARCH_NOTICE
         self.latents_folder = from_rank_0(latents_folder, cfg)
-        self.num_workers, remark = readers_that_fit(cfg.num_workers, self._batch_bytes(), free_shared_memory())
+        self.num_workers, remark = readers_that_fit(
+            cfg.num_workers, self._batch_bytes(), free_shared_memory()
+        )
         if remark:
             say("check", remark)
         self.people = read_covariates(cfg.info_folder, [scan.id for scan in cohort.scans], cfg.covariates)

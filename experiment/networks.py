@@ -234,9 +234,9 @@ class Networks:
         state, names = metadata.get("label_predictor"), self.cfg.covariates
         there = LabelPredictor.from_state(state).covariates if state else names
         if there != names:
-            raise InputError(f"{self.best_path('ldm')}: its label is predicted from the MRI{_and_named(there)}, not "
-                             f"from the MRI{_and_named(names)}; give --covariates as in its training, or train "
-                             "stage 2 under another --exp")
+            raise InputError(f"{self.best_path('ldm')}: its label is predicted from the "
+                             f"MRI{_and_named(there)}, not from the MRI{_and_named(names)}; give "
+                             "--covariates as in its training, or train stage 2 under another --exp")
 
 
 def _and_named(covariates: tuple[str, ...]) -> str:
@@ -276,9 +276,9 @@ class LatentSampler:
         """Raise InputError if an SUVR is to be corrected in other regions than the denoiser was trained
         with."""
         if self.predictor.regions and self.predictor.regions != self.measurement.region_key():
-            raise InputError("label_at_sampling matched: this denoiser was trained with the SUVR of other regions "
-                             "than those of these settings; give the masks or the --regions of its training, "
-                             "or --label_at_sampling mixed")
+            raise InputError("label_at_sampling matched: this denoiser was trained with the SUVR of other "
+                             "regions than those of these settings; give the masks or the --regions of its "
+                             "training, or --label_at_sampling mixed")
 
     @property
     def evaluations(self) -> int:

@@ -18,8 +18,14 @@ from evaluation.covariate_status import PREFIX, with_cells
 from evaluation.power import expected_widths
 from evaluation.results import forget_run, save_run
 from evaluation.scores import Predict, Prediction, evaluate, summarize
-from evaluation.status import (CLASSIFIERS, OF_COVARIATES, StatusClassifier, fit_status_classifiers, read_status,
-                               save_status_classifiers)
+from evaluation.status import (
+    CLASSIFIERS,
+    OF_COVARIATES,
+    StatusClassifier,
+    fit_status_classifiers,
+    read_status,
+    save_status_classifiers,
+)
 from evaluation.uncertainty import assess, calibrate, describe, save_calibration
 from experiment.experiment import PHANTOM_NOTICE, Experiment
 from experiment.networks import CHECKPOINT, LatentSampler
@@ -124,8 +130,8 @@ def read_real(exp: Experiment, survey: Survey) -> dict[str, pd.DataFrame]:
         for table in real.values():
             without = table.loc[~np.isfinite(table["SUVR"]), "ID"]
             if len(without):
-                raise InputError(f"{measurement.files.named('reference_mask')}: no uptake in it in the PET of "
-                                 f"{', '.join(without)}")
+                raise InputError(f"{measurement.files.named('reference_mask')}: no uptake in it in the PET "
+                                 f"of {', '.join(without)}")
     demographics, why_not = read_demographics(exp.cfg.info_folder, [scan.id for scan in cohort.scans])
     if demographics is None:
         say("test", f"no status classifier of age and sex: {why_not}")

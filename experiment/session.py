@@ -332,7 +332,9 @@ def report(exp: Experiment) -> None:
     further = [*settings.get("covariates", ()), *settings.get("subgroups", ())]
     participants = _participants(exp, people, further)
     cases, (level, where) = failure_cases(result, people, further), _compared_level(exp)
-    drawn = read_cases(cases, {scan.id: scan for scan in exp.cohort.test}, folder / "synthesized", exp.crop, level)
+    drawn = read_cases(
+        cases, {scan.id: scan for scan in exp.cohort.test}, folder / "synthesized", exp.crop, level
+    )
     if not drawn:
         say("report", f"no figure of failure cases: {folder}/synthesized lacks some of their PETs")
     methods = methods_text(result, participants.flow)
@@ -344,7 +346,9 @@ def report(exp: Experiment) -> None:
     for name, reason in left_out.items():
         say("report", f"{name} is left out: {reason}")
     shown = list(filter(None, [*make_tables(groups), external_table(groups, externals)]))
-    write_report(folder / "report.html", result, shown, figures, participants, methods, subjects, exp.cohort.affine)
+    write_report(
+        folder / "report.html", result, shown, figures, participants, methods, subjects, exp.cohort.affine
+    )
 
 
 def _participants(exp: Experiment, people: pd.DataFrame, further: list[str]) -> "Participants":

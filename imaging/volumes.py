@@ -94,8 +94,8 @@ def _refuse_nan(path: Path, voxels: np.ndarray, places: list[int] | None) -> Non
         raise InputError(f"{path}: every voxel is NaN{'' if np.isnan(voxels).all() else ' or 0'}")
     if empty:
         numbers = ", ".join(str((places[i] if places else i) + 1) for i in empty)
-        raise InputError(f"{path}: holds nothing but NaN in frame {numbers} of the file, counted from 1; make "
-                         "it again, or leave such frames out")
+        raise InputError(f"{path}: holds nothing but NaN in frame {numbers} of the file, counted from 1; "
+                         "make it again, or leave such frames out")
     inside = sum(int(nan_inside(frames[i]).sum()) for i in spoilt)
     if inside:
         raise InputError(f"{path}: holds {inside} NaN voxels inside the brain, which have no value to be "

@@ -19,7 +19,7 @@ from utils import InputError
 NUMBER = re.compile(r"(?:<=?|>=?|≤|≥)? ?([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?) ?\+?")
 MOST_WORDS = 6
 LEAST_SEPARATED = 20                          # subjects whom a column does not separate perfectly by chance
-OTHER_UNIT = 30.0                             # factor beyond the training list's range that no person explains
+OTHER_UNIT = 30.0                            # factor beyond the training list's range that no person explains
 TWO_UNITS = 100.0                             # factor between neighbouring values of one column
 
 
@@ -158,14 +158,16 @@ def reading_problems(covariate: Covariate, texts: Sequence[str]) -> list[str]:
     else:
         other = Counter(text for text in present if not NUMBER.fullmatch(text))
         expected = "a number, or nothing where it is not known"
-    problems = [f"covariate {name}: {text!r} in {count} row(s); expected {expected}" for text, count in other.items()]
+    problems = [f"covariate {name}: {text!r} in {count} row(s); expected "
+                f"{expected}" for text, count in other.items()]
     if not covariate.words and not other and covariate.low > 0:
         numbers = _numbers(list(texts), covariate.low)
         is_small = (numbers > 0) & (numbers < covariate.low / OTHER_UNIT)
         beyond = numbers[(numbers > OTHER_UNIT * covariate.high) | is_small]
         if len(beyond):
-            problems.append(f"covariate {name}: {len(beyond)} value(s) such as {beyond[0]:g}, but {covariate.low:g} "
-                            f"to {covariate.high:g} in the training list; in another unit? Give all in one")
+            problems.append(f"covariate {name}: {len(beyond)} value(s) such as {beyond[0]:g}, but "
+                            f"{covariate.low:g} to {covariate.high:g} in the training list; in another unit? "
+                            "Give all in one")
     return problems
 
 
@@ -191,21 +193,26 @@ def _column_problem(present: list[str], texts: list[str], labels: np.ndarray) ->
     if are_numbers:
         wrong = [text for text in present if not NUMBER.fullmatch(text)]
         if wrong:
-            return f"{wrong[0]!r} among numbers ({len(wrong)} of {len(present)} cells); expected numbers alone"
+            return (
+                f"{wrong[0]!r} among numbers ({len(wrong)} of {len(present)} cells); expected numbers alone"
+            )
         values = _numbers(texts)
         if gap := _gap(values):
             return f"values up to {gap[0]:g}, and then from {gap[1]:g} on: in two units? Give all in one"
     else:
         words = sorted({text.casefold() for text in present})
         if len(words) > MOST_WORDS:
-            return f"{len(words)} different words, such as {', '.join(words[:3])}; expected at most {MOST_WORDS}"
+            return (
+                f"{len(words)} different words, such as {', '.join(words[:3])}; expected at most {MOST_WORDS}"
+            )
         values = np.array([np.nan if is_unknown(text) else words.index(text.casefold()) for text in texts])
     known = np.isfinite(values)
     if np.ptp(values[known]) == 0:
         return "the same for everybody in the training list; leave it out"
     if _separates(values[known], labels[known], is_ordered=are_numbers):
-        return (f"tells the labels of all {known.sum()} subjects of the training list apart without an error; is it "
-                "the label, or read from the PET? A covariate must be known without a PET; leave it out")
+        return (f"tells the labels of all {known.sum()} subjects of the training list apart without an "
+                "error; is it the label, or read from the PET? A covariate must be known without a PET; "
+                "leave it out")
     return ""
 
 

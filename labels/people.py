@@ -22,7 +22,7 @@ def read_people(info_dir: Path, ids: Sequence[str]) -> pd.DataFrame:
 
     Raises InputError if the table cannot be read.
     """
-    table = read_table(info_dir / "data_info.csv", "ID", "label", remarks=[])  # the check has said how it is read
+    table = read_table(info_dir / "data_info.csv", "ID", "label", remarks=[])  # the check has said how
     table = table.loc[:, ~table.columns.duplicated()].drop(columns="label").drop_duplicates("ID")
     known = table.set_index("ID").reindex(list(ids)).fillna("")
     return known.mask(known.map(is_unknown), "").reset_index()
@@ -99,8 +99,8 @@ def missing_columns(info_dir: Path, setting: str, names: tuple[str, ...]) -> lis
         if find_column(columns, name) is None:
             alike = difflib.get_close_matches(simplified(name), spelled, 1)
             hint = near.hint(name) or (f"; did you mean {spelled[alike[0]]}?" if alike else "")
-            problems.append(f"{path}: has no column {brief(repr(name))}, which the setting {setting} names{hint}; "
-                            f"its columns are {listing}")
+            problems.append(f"{path}: has no column {brief(repr(name))}, which the setting {setting} "
+                            f"names{hint}; its columns are {listing}")
     return problems
 
 
@@ -121,11 +121,14 @@ def _unusable(info_dir: Path, names: tuple[str, ...]) -> list[str]:
     problems = missing_columns(info_dir, "covariates", names)
     for name in names:
         if simplified(name) in ("LABEL", "ID"):
-            problems.append(f"{info_dir / 'data_info.csv'}: {name} is no covariate; take it out of the setting covariates")
+            problems.append(f"{info_dir / 'data_info.csv'}: {name} is no covariate; take it out of the "
+                            "setting covariates")
     return problems
 
 
-def covariate_problems(info_dir: Path, labels: dict[str, dict[str, int]], names: tuple[str, ...]) -> list[str]:
+def covariate_problems(
+    info_dir: Path, labels: dict[str, dict[str, int]], names: tuple[str, ...]
+) -> list[str]:
     """Problems with the covariates of a cohort: in the training list, or else in the others, which are read
     as it is. labels: list -> ID -> label, the training list first."""
     (_, train), *others = labels.items()

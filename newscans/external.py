@@ -211,7 +211,9 @@ class ExternalRun:
         trained, external, cfg = self.trained, self.external, self.cfg
         frames = score_frames(subjects, real, trained.classifiers)
         frames |= self.uncertainty(subjects["il_cldm"], real)
-        frames["people"] = people_of_test_list(external.info_dir, external.scans, (*cfg.covariates, *cfg.subgroups))
+        frames["people"] = people_of_test_list(
+            external.info_dir, external.scans, (*cfg.covariates, *cfg.subgroups)
+        )
         note = scores_note(cfg, trained.measurement, about["notice"], len(external.scans))
         lists = trained.networks.best_checkpoint("ldm")["settings"]["training and validation list"]
         origin = {"name": about["name"], "data_dir": str(external.data_dir),

@@ -51,8 +51,8 @@ class SynthesisSettings:
         "folder for their synthetic PETs, beside which nothing else of this project lies; it becomes a BIDS "
         "derivative dataset")
     table: str = setting("",
-        "CSV or TSV with the covariates that the experiment was trained with (--covariates), a row a scan or a "
-        "subject, column ID or participant_id; values and whole columns may be missing")
+        "CSV or TSV with the covariates that the experiment was trained with (--covariates), a row a scan or "
+        "a subject, column ID or participant_id; values and whole columns may be missing")
     mri_percentile: float = setting(0.0,
         "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave [0, 1]; "
         "right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)

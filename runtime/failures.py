@@ -63,7 +63,8 @@ def _cause(error: BaseException, stage: str, notes: list[str]) -> tuple[int, str
         return INPUT, f"{message}{stage}"
     if _is_lost_worker(error):
         return WORKER, (f"a process that was to read or simulate volumes was killed{stage}, as systems do "
-                        f"when memory, or shared memory, is short; --num_workers 0 reads without such processes; {CONTINUES}")
+                        f"when memory, or shared memory, is short; --num_workers 0 reads without such "
+                        f"processes; {CONTINUES}")
     if isinstance(error, LostRankError):
         return WORKER, f"{error}{stage}; {CONTINUES}"
     if isinstance(error, BusyError):

@@ -167,8 +167,8 @@ def _entry_problems(field: dataclasses.Field, kind: type, entry) -> Iterator[str
         expected = "true or false" if kind is bool else f"of type {kind.__name__}"
         yield f"{field.name} {entry!r} must be {expected}"
     elif kind is str and readable(entry) != entry:
-        yield (f"{field.name} {readable(entry)} is not a name in UTF-8, which tables and reports need; rename "
-               "it, or give a link to it that has a plain name")
+        yield (f"{field.name} {readable(entry)} is not a name in UTF-8, which tables and reports need; "
+               "rename it, or give a link to it that has a plain name")
     elif choices and entry not in choices:
         yield f"{field.name} {entry!r} must be one of {', '.join(choices)}"
     elif (low is not None and not entry >= low) or (high is not None and not entry <= high):  # nan is neither

@@ -29,6 +29,6 @@ def readers_that_fit(num_workers: int, batches: list[int], free: int | None) -> 
     if needed <= free:
         return num_workers, ""
     mib = 2 ** 20
-    return 0, (f"num_workers {num_workers} needs up to {needed / mib:,.0f} MiB of shared memory, {FOLDER} has "
-               f"{free / mib:,.0f} MiB free: volumes are read in the main process, as with num_workers 0 (a "
-               "container has more with docker run --shm-size or --ipc=host)")
+    return 0, (f"num_workers {num_workers} needs up to {needed / mib:,.0f} MiB of shared memory, {FOLDER} "
+               f"has {free / mib:,.0f} MiB free: volumes are read in the main process, as with num_workers 0 "
+               "(a container has more with docker run --shm-size or --ipc=host)")

@@ -244,7 +244,8 @@ def main(argv: list[str]) -> int:
     """Run the benchmark. Returns the exit code."""
     about = ("Measure seconds and memory of every part of the method. --quick: fewer repetitions. "
              "--systems: of the systems of the paper's comparison instead. "
-             "--minutes N: what a GPU does, within so many minutes. --dry_run: the same in tiny sizes, on any machine.")
+             "--minutes N: what a GPU does, within so many minutes. --dry_run: the same in tiny sizes, on "
+             "any machine.")
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--systems", action="store_true")

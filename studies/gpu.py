@@ -364,8 +364,10 @@ def markdown(cfg: Config, about: dict, found: dict[str, dict]) -> str:
         subjects = " + ".join(map(str, SUBJECTS.values()))
         shown = ", ".join(f"{name} {value:.1f}" for name, value in hours.items())
         epochs = f"{cfg.aae_epochs} + {cfg.ldm_epochs}"
-        lines += ["", f"Computed from these, not measured: hours of {epochs} epochs with {subjects} subjects: "
-                      f"{shown}"]
+        lines += [
+            "",
+            f"Computed from these, not measured: hours of {epochs} epochs with {subjects} subjects: {shown}",
+        ]
     return "\n".join(lines) + "\n"
 
 

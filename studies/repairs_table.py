@@ -15,7 +15,7 @@ from config import REGRESSIONS
 from evaluation.results import Run
 from evaluation.statistics import agreement, area_under_roc, bootstrap, interval
 
-METHODS = ("mean_pet", *REGRESSIONS, "oracle")               # rows beside il_cldm, of the default's experiment
+METHODS = ("mean_pet", *REGRESSIONS, "oracle")              # rows beside il_cldm, of the default's experiment
 RESAMPLES = 1000                                           # of subjects, behind every 95 % interval
 TABLE = ("PSNR_brain", "SSIM_brain", "gap_share", "AUC", "AUC_MRI_PET", "AUC_stacked", "r", "slope",
          "coverage", "Brier", "s_train", "s_test")         # of the test list, and seconds

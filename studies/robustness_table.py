@@ -12,7 +12,7 @@ from utils import derived_seed
 
 IMAGE = ("PSNR_brain", "SSIM_brain", "MAE_brain")
 UPTAKE = ("SUVR_bias", "SUVR_r", "SUVR_slope", "AUC", "coverage")
-AGAINST = ("same_status", "SUVR_abs_change")               # comparisons with the undisturbed MRI by themselves
+AGAINST = ("same_status", "SUVR_abs_change")              # comparisons with the undisturbed MRI by themselves
 SUBJECTS = ("disturbance", "ID", "label", *IMAGE, "SUVR", "SUVR_sd", "SUVR_real", "low", "high", "covered",
             "positive", "SUVR_change", "measured_on")
 # score -> heading and decimals
@@ -143,9 +143,9 @@ def _auc(label: ndarray, suvr: ndarray) -> ndarray:
 def to_markdown(table: pd.DataFrame, note: str) -> str:
     """The scores inside the brain, and with regions those of the SUVR, each with its change in brackets."""
     parts = ["# Disturbed MRIs", f"{note}.",
-             "In round brackets the change against the undisturbed MRI, in square ones its 95 % interval (paired "
-             "bootstrap of subjects). All PETs are compared with the real one inside the brain; that of a turned "
-             "or shifted MRI is brought back first.",
+             "In round brackets the change against the undisturbed MRI, in square ones its 95 % interval "
+             "(paired bootstrap of subjects). All PETs are compared with the real one inside the brain; that "
+             "of a turned or shifted MRI is brought back first.",
              _shown(table, IMAGE).to_markdown(index=False, disable_numparse=True)]
     if "SUVR_bias" in table:
         parts += [f"Same status: share of subjects whose status at the frozen threshold of the SUVR stays. "
@@ -178,7 +178,9 @@ def _cell(row: dict, score: str, digits: int) -> str:
         return value
     if score in AGAINST:
         return value + _interval_text(row, score, digits, "")
-    return f"{value} ({row[f'{score}_change']:+.{digits}f}{_interval_text(row, f'{score}_change', digits, '+')})"
+    return (
+        f"{value} ({row[f'{score}_change']:+.{digits}f}{_interval_text(row, f'{score}_change', digits, '+')})"
+    )
 
 
 def _interval_text(row: dict, score: str, digits: int, sign: str) -> str:

@@ -53,8 +53,16 @@ def test_places_that_an_atlas_knows_belong_to_the_right_region(place, expected):
     assert expected in found if expected else "reference_mask" not in found
 
 
-@pytest.mark.parametrize(("shift", "expected"), [
-    ((0, 0, 0), True), ((10, -10, 5), True), ((0, 0, 90), False), ((200, 0, 0), False), ((0, -150, 0), False)])
+@pytest.mark.parametrize(
+    ("shift", "expected"),
+    [
+        ((0, 0, 0), True),
+        ((10, -10, 5), True),
+        ((0, 0, 90), False),
+        ((200, 0, 0), False),
+        ((0, -150, 0), False),
+    ],
+)
 def test_a_crop_lies_in_mni_space_if_it_holds_the_places_of_the_regions(shift, expected):
     moved = AFFINE.copy()
     moved[:3, 3] += shift
@@ -94,7 +102,7 @@ def test_the_centiloid_projects_masks_are_read_from_the_package_without_importin
     stored = nib.load(package / "amypet/data/CL_masks/voi_ctx_1mm.nii")
     fine, whole = from_matvec(np.eye(3), (-90, -126, -72)), Crop((0, 0, 0), (181, 217, 181))
     found = read_mask(images["cortex_mask"], fine, whole)
-    np.testing.assert_array_equal(found, np.asarray(stored.dataobj)[::-1] > 0)     # the same place, x to the right
+    np.testing.assert_array_equal(found, np.asarray(stored.dataobj)[::-1] > 0)  # x to the right
     assert share_inside(images["cortex_mask"], fine, whole) == 1
 
 
@@ -120,12 +128,21 @@ def test_a_package_without_its_files_and_none_at_all_say_the_command(package):
 
 # ---------------------------------------------------------------- numbers of a label image
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("aseg.nii.gz:7,8,46-47", ("aseg.nii.gz", "7,8,46-47")), ("aseg.nii.gz", ("aseg.nii.gz", "")),
-    ("C:\\masks\\aseg.nii.gz", ("C:\\masks\\aseg.nii.gz", "")), ("C:123", ("C:123", "")),
-    ("C:\\masks\\aseg.nii.gz:7", ("C:\\masks\\aseg.nii.gz", "7")), ("D:/a b/x.nii: 7, 8", ("D:/a b/x.nii", "7, 8")),
-    ("/data/run:2/aseg.nii.gz", ("/data/run:2/aseg.nii.gz", "")), ("x.nii:a", ("x.nii:a", "")),
-    ("/data/run:2/aseg.nii.gz:3", ("/data/run:2/aseg.nii.gz", "3")), ("x.nii:", ("x.nii:", ""))])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("aseg.nii.gz:7,8,46-47", ("aseg.nii.gz", "7,8,46-47")),
+        ("aseg.nii.gz", ("aseg.nii.gz", "")),
+        ("C:\\masks\\aseg.nii.gz", ("C:\\masks\\aseg.nii.gz", "")),
+        ("C:123", ("C:123", "")),
+        ("C:\\masks\\aseg.nii.gz:7", ("C:\\masks\\aseg.nii.gz", "7")),
+        ("D:/a b/x.nii: 7, 8", ("D:/a b/x.nii", "7, 8")),
+        ("/data/run:2/aseg.nii.gz", ("/data/run:2/aseg.nii.gz", "")),
+        ("x.nii:a", ("x.nii:a", "")),
+        ("/data/run:2/aseg.nii.gz:3", ("/data/run:2/aseg.nii.gz", "3")),
+        ("x.nii:", ("x.nii:", "")),
+    ],
+)
 def test_a_colon_parts_numbers_from_the_file_and_nothing_else(text, expected):
     assert split_numbers(text) == expected
 
@@ -140,9 +157,18 @@ def labels(tmp_path):
     return tmp_path / "aseg.nii.gz", voxels
 
 
-@pytest.mark.parametrize(("numbers", "members"), [
-    ("7", [7]), ("7,8,46,47", [7, 8, 46, 47]), ("46-47", [46, 47]), ("1003,1006-1009,2003", [1003, 1006, 1009, 2003]),
-    (" 7 , 8", [7, 8]), ("1000-1999", [1003, 1006, 1009]), ("7,7", [7])])
+@pytest.mark.parametrize(
+    ("numbers", "members"),
+    [
+        ("7", [7]),
+        ("7,8,46,47", [7, 8, 46, 47]),
+        ("46-47", [46, 47]),
+        ("1003,1006-1009,2003", [1003, 1006, 1009, 2003]),
+        (" 7 , 8", [7, 8]),
+        ("1000-1999", [1003, 1006, 1009]),
+        ("7,7", [7]),
+    ],
+)
 def test_labels_by_number_and_range_are_the_mask(labels, numbers, members):
     path, voxels = labels
     expected = np.isin(voxels, members)
@@ -150,10 +176,19 @@ def test_labels_by_number_and_range_are_the_mask(labels, numbers, members):
     assert share_inside(f"{path}:{numbers}", AFFINE, WHOLE) == 1
 
 
-@pytest.mark.parametrize(("numbers", "expected"), [
-    ("7,9", "no voxel has the label 9"), ("20-40", "no voxel has the label 20-40"), ("9-7", "'9-7' is neither"),
-    ("0", "'0' is neither a label from 1"), ("7,,8", "'' is neither"), ("7-8-9", "'7-8-9' is neither"),
-    ("12345678", "'12345678' is neither"), ("1,2,3,4,5,6,9,10,11,12,13,14", "beside 0: 7, 8, 46, 47, 1003")])
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ("7,9", "no voxel has the label 9"),
+        ("20-40", "no voxel has the label 20-40"),
+        ("9-7", "'9-7' is neither"),
+        ("0", "'0' is neither a label from 1"),
+        ("7,,8", "'' is neither"),
+        ("7-8-9", "'7-8-9' is neither"),
+        ("12345678", "'12345678' is neither"),
+        ("1,2,3,4,5,6,9,10,11,12,13,14", "beside 0: 7, 8, 46, 47, 1003"),
+    ],
+)
 def test_numbers_that_name_nothing_are_refused_with_what_there_is(labels, numbers, expected):
     with pytest.raises(InputError, match="cortex_mask") as error:
         read_mask(f"{labels[0]}:{numbers}", AFFINE, WHOLE, "cortex_mask")
@@ -162,7 +197,8 @@ def test_numbers_that_name_nothing_are_refused_with_what_there_is(labels, number
 
 
 def test_a_label_image_without_numbers_says_how_to_give_them(labels):
-    with pytest.raises(InputError, match=r"give the numbers of the region behind a colon, such as aseg\.nii\.gz:7,8"):
+    with pytest.raises(InputError, match=r"give the numbers of the region behind a colon, such as "
+                                          "aseg\.nii\.gz:7,8"):
         read_mask(labels[0], AFFINE, WHOLE, "reference_mask")
 
 
@@ -223,7 +259,7 @@ def test_without_masks_there_is_an_suvr_and_it_is_the_label_where_it_tells_the_l
     trained = load_trained(Config(**read_settings("r")), 0.0)          # new scans are measured in them too
     assert trained.measurement.files.kind == "mni"
     assert trained.calibration is not None
-    assert run("--stages", "test", regions="none") == 2    # trained with an SUVR that these settings do not have
+    assert run("--stages", "test", regions="none") == 2  # the training had an SUVR
     assert 'label_in_training: "suvr" -> "true"' in capsys.readouterr().err
 
 
@@ -253,7 +289,10 @@ def test_an_experiment_from_before_there_were_automatic_regions_goes_on_without(
     capsys.readouterr()
     assert run("--stages", "test") == 0
     said = capsys.readouterr().out
-    assert "regions none, label_in_training true, label_at_sampling mixed: as in the training of result/r" in said
+    assert (
+        "regions none, label_in_training true, label_at_sampling mixed: as in the training of result/r"
+        in said
+    )
     assert not (root / "result/r/uptake.csv").exists()
 
 
@@ -290,11 +329,15 @@ def test_a_cohort_outside_mni_space_has_no_automatic_regions(root, capsys):
         path.unlink()
         write_volume(path, voxels, affine)
     assert run("--stages", "aae", brain_mask="brain.nii.gz") == 0
-    assert "regions none, label_in_training true, label_at_sampling mixed: the crop does not hold the places" in (
-        capsys.readouterr().out)
+    assert (
+        "regions none, label_in_training true, label_at_sampling mixed: the crop does not hold the places"
+        in (capsys.readouterr().out)
+    )
     assert run("--stages", "aae", brain_mask="brain.nii.gz", regions="mni", exp="s") == 2
-    assert "cortex_mask of plain regions of the MNI152 template (--regions mni): nothing of it lies inside the "\
-           "crop; is the cohort in MNI space?" in capsys.readouterr().err
+    assert (
+        "cortex_mask of plain regions of the MNI152 template (--regions mni): nothing of it lies inside the "
+        "crop; is the cohort in MNI space?" in capsys.readouterr().err
+    )
 
 
 def take_cerebellum(root, scan: str) -> None:
@@ -317,8 +360,11 @@ def test_a_pet_without_uptake_in_regions_that_were_asked_for_is_named_and_there_
     take_cerebellum(root, LISTS["train"][0])
     assert run("--stages", "check", "aae", regions="mni") == 0
     said = capsys.readouterr().out
-    assert "regions mni, label_in_training true, label_at_sampling mixed: no uptake in the regions mni in the PET "\
-           f"of {LISTS['train'][0]}" in said
+    assert (
+        "regions mni, label_in_training true, label_at_sampling mixed: no uptake in the regions mni in the "
+        "PET "
+        f"of {LISTS['train'][0]}" in said
+    )
     assert "AUC" not in said
 
 

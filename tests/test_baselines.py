@@ -173,7 +173,9 @@ def test_a_labelled_one_is_given_the_label_of_stage_2_and_predicts_it_from_the_m
         assert torch.equal(baseline.labels.of[scan.id], label)
     [batch] = exp.batches(exp.cohort.test, "mri", "pet", batch=2)
     predictor = LabelPredictor.from_state(saved["label_predictor"])
-    assert torch.equal(baseline.labels.predict(batch["mri"], batch["id"]), predictor.soft_labels(batch["mri"]))
+    assert torch.equal(
+        baseline.labels.predict(batch["mri"], batch["id"]), predictor.soft_labels(batch["mri"])
+    )
     with torch.no_grad():
         once = baseline.predict(batch["mri"])
         baseline.ema.module.projector.label.weight[0] += 1

@@ -269,7 +269,9 @@ def test_t1s_are_not_taken_alone_where_pets_cannot_be_used(tmp_path, name, choic
 
 
 def test_t1s_are_not_taken_alone_where_no_pet_has_the_run_or_the_folder_is_broken(tmp_path):
-    root = tree(tmp_path / "raw", "sub-01_T1w", "sub-01_trc-18FAV45_run-1_pet", "sub-01_trc-18FAV45_run-2_pet")
+    root = tree(
+        tmp_path / "raw", "sub-01_T1w", "sub-01_trc-18FAV45_run-1_pet", "sub-01_trc-18FAV45_run-2_pet"
+    )
     dataset = read_dataset(root, Choices(run=3))
     assert not dataset.scans and reasons(dataset) == {"sub-01": "no run 3"}
     root = tree(tmp_path / "other", "sub-01_T1w")
@@ -412,7 +414,9 @@ def test_a_later_run_keeps_what_it_does_not_know_and_corrects_what_it_does(tmp_p
     root = tree(tmp_path / "raw", "sub-01_T1w", "sub-01_" + AV45, "sub-02_T1w", "sub-02_" + AV45)
     people = root / "participants.tsv"
     people.write_text("participant_id\tage\tsex\nsub-01\t71.5\t1\nsub-02\t80\tF\n")
-    (root / "sub-01/sub-01_scans.tsv").write_text(f"filename\tacq_time\npet/sub-01_{AV45}.nii.gz\t2012-05-01\n")
+    (root / "sub-01/sub-01_scans.tsv").write_text(
+        f"filename\tacq_time\npet/sub-01_{AV45}.nii.gz\t2012-05-01\n"
+    )
     write_found(tmp_path, read_dataset(root, Choices()).scans, [])
     full = ["ID,date,age,sex,tracer", "sub-01,2012-05-01,71.5,1,18FAV45", "sub-02,,80.0,F,18FAV45"]
     assert (tmp_path / "scans.csv").read_text().splitlines() == full
@@ -666,7 +670,9 @@ def test_a_lone_quote_in_a_table_of_tabs_swallows_no_row(tmp_path, note):
 
 
 def test_a_cell_of_two_lines_in_a_table_of_tabs_is_one_cell(tmp_path):
-    found, remarks = people(tmp_path / "raw", 'participant_id\tnote\tage\nsub-01\t"a\nb"\t71\nsub-02\tc\t72\n')
+    found, remarks = people(
+        tmp_path / "raw", 'participant_id\tnote\tage\nsub-01\t"a\nb"\t71\nsub-02\tc\t72\n'
+    )
     assert found == {"sub-01": (71, ""), "sub-02": (72, ""), "sub-03": (None, "")} and not remarks
 
 
@@ -674,7 +680,9 @@ def test_ages_and_sexes_are_read_as_prepare_reads_them(tmp_path):
     found, remarks = people(tmp_path / "raw", "participant_id\tage\tsex\nsub-01\t071Y\tw\n"
                                               "sub-02\t>89\tFemale\nsub-03\told\tunknown\n")
     assert found == {"sub-01": (71, "W"), "sub-02": (89, "F"), "sub-03": (None, "")}
-    assert "the age >89 is read as 89" in remarks and "1 ages (such as old) in tables cannot be read" in remarks
+    assert (
+        "the age >89 is read as 89" in remarks and "1 ages (such as old) in tables cannot be read" in remarks
+    )
 
 
 def test_people_in_latin_1_are_read_with_a_remark(tmp_path):
@@ -767,7 +775,8 @@ def test_plain_pets_whose_name_and_sidecar_contradict_are_named(tmp_path, label,
     raw = plain(tmp_path / "raw", ("sub-01_T1w",), (f"sub-01_trc-{label}_pet",))
     (raw / f"PET/sub-01_trc-{label}_pet.json").write_text(json.dumps({"TracerName": tracer}))
     for choices in (Choices(), Choices(tracer="FBB")):
-        with pytest.raises(InputError, match=f"trc-{label}_pet.nii.gz: its name says {label}, its sidecar {tracer}"):
+        with pytest.raises(InputError, match=f"trc-{label}_pet.nii.gz: its name says {label}, its sidecar "
+                                             f"{tracer}"):
             find_plain(raw, choices)
 
 

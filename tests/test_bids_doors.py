@@ -302,7 +302,10 @@ def rename_tracer(raw: Path, old: str, new: str) -> None:
 
 def pets_of_dataset() -> list[str]:
     """Tracers in the names of PETs and sidecars of the dataset that preprocess wrote."""
-    names = [path.name.split("_trc-")[1].split("_")[0] + path.suffix for path in Path("data").glob("sub-*/**/*_pet.*")]
+    names = [
+        path.name.split("_trc-")[1].split("_")[0] + path.suffix
+        for path in Path("data").glob("sub-*/**/*_pet.*")
+    ]
     return sorted(names)
 
 

@@ -254,11 +254,27 @@ def test_the_voxel_size_has_a_label_of_letters_and_digits(sizes, label, text):
     assert resolution(sizes) == (label, text)
 
 
-@pytest.mark.parametrize(("name", "label"), [
-    ("FBP", "18FAV45"), ("fbp", "18FAV45"), ("AV45", "18FAV45"), ("AV-45", "18FAV45"), ("18FAV45", "18FAV45"),
-    ("[18F]florbetapir", "18FAV45"), ("FBB", "18FFBB"), ("Florbetaben", "18FFBB"), ("PiB", "11CPIB"),
-    ("[11C]PIB", "11CPIB"), ("flutemetamol", "18FFMM"), ("", ""), ("FTP", ""), ("FDG", ""), ("NAV4694", "18FNAV4694"),
-    ("unknown", "")])
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("FBP", "18FAV45"),
+        ("fbp", "18FAV45"),
+        ("AV45", "18FAV45"),
+        ("AV-45", "18FAV45"),
+        ("18FAV45", "18FAV45"),
+        ("[18F]florbetapir", "18FAV45"),
+        ("FBB", "18FFBB"),
+        ("Florbetaben", "18FFBB"),
+        ("PiB", "11CPIB"),
+        ("[11C]PIB", "11CPIB"),
+        ("flutemetamol", "18FFMM"),
+        ("", ""),
+        ("FTP", ""),
+        ("FDG", ""),
+        ("NAV4694", "18FNAV4694"),
+        ("unknown", ""),
+    ],
+)
 def test_a_tracer_has_its_label_only_if_it_is_an_amyloid_tracer_that_is_known(name, label):
     assert tracer_label(name) == label
 

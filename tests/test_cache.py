@@ -275,10 +275,19 @@ def test_a_latent_is_never_used_for_another_autoencoder_crop_or_source(tmp_path)
     np.testing.assert_allclose(nib.load(path).affine, CROP.affine(AFFINE, 4))
 
     moved = Crop((2, 2, 3), CROP.size)
-    assert LatentCache(tmp_path / "latent_Abeta", "key1", moved, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
-    assert LatentCache(tmp_path / "latent_Abeta", "key2", CROP, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
+    assert (
+        LatentCache(tmp_path / "latent_Abeta", "key1", moved, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan)
+        is None
+    )
+    assert (
+        LatentCache(tmp_path / "latent_Abeta", "key2", CROP, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan)
+        is None
+    )
     (tmp_path / "latent_Abeta" / "key1").rename(tmp_path / "latent_Abeta" / "key2")
-    assert LatentCache(tmp_path / "latent_Abeta", "key2", CROP, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan) is None
+    assert (
+        LatentCache(tmp_path / "latent_Abeta", "key2", CROP, (2, 4, 6, 4), AFFINE, {pet: 1}).load(scan)
+        is None
+    )
 
     (tmp_path / "latent_Abeta" / "key2").rename(tmp_path / "latent_Abeta" / "key1")
     whole = path.read_bytes()

@@ -33,7 +33,9 @@ def test_level_1_finds_the_line_that_made_the_pairs_and_keeps_all_limits(tmp_pat
     code, found = run(tmp_path, reference_pairs())
     assert code == 0
     assert (found["centiloid_slope"], found["centiloid_intercept"]) == pytest.approx((90.0, -85.0))
-    assert (found["regression_slope"], found["regression_intercept"], found["r2"]) == pytest.approx((1, 0, 1), abs=1e-9)
+    assert (found["regression_slope"], found["regression_intercept"], found["r2"]) == pytest.approx(
+        (1, 0, 1), abs=1e-9
+    )
     assert found["valid"]
     assert found["n"] == 79
     assert found["settings"] == "--centiloid_slope 90.00 --centiloid_intercept -85.00"
@@ -42,8 +44,14 @@ def test_level_1_finds_the_line_that_made_the_pairs_and_keeps_all_limits(tmp_pat
 
 
 def test_level_1_by_hand_from_four_scans_says_that_the_reference_data_are_not_whole(tmp_path, capsys):
-    table = pd.DataFrame({"subject": list("abcd"), "SUVR": [1.0, 1.2, 2.0, 2.2], "CL": [-9.0, 11.0, 89.0, 110.0],
-                          "group": ["YC", "YC-0", "AD", "ad-100"]})
+    table = pd.DataFrame(
+        {
+            "subject": list("abcd"),
+            "SUVR": [1.0, 1.2, 2.0, 2.2],
+            "CL": [-9.0, 11.0, 89.0, 110.0],
+            "group": ["YC", "YC-0", "AD", "ad-100"],
+        }
+    )
     code, found = run(tmp_path, table)
     assert code == 0
     assert (found["centiloid_slope"], found["centiloid_intercept"]) == pytest.approx((100.0, -110.0))
@@ -69,7 +77,9 @@ def test_level_2_solves_the_line_for_the_standard_given_as_centiloids_or_as_suvr
     table = pd.DataFrame({"ID": list("abcd"), "SUVR": suvr, column: values})
     code, found = run(tmp_path, table, "--level", "2")
     assert code == 0
-    assert (found["centiloid_slope"], found["centiloid_intercept"]) == pytest.approx((200.0, -220.0), rel=1e-6)
+    assert (found["centiloid_slope"], found["centiloid_intercept"]) == pytest.approx(
+        (200.0, -220.0), rel=1e-6
+    )
     assert found["valid"]
 
 

@@ -17,7 +17,9 @@ from evaluation.statistics import auc_half_width
 from evaluation.tables import make_tables
 
 
-def made_up(seed: int, n: int = 80, slope: float = 1.0, intercept: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+def made_up(
+    seed: int, n: int = 80, slope: float = 1.0, intercept: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
     """Labels and probabilities whose recalibration has this slope and intercept, but for chance."""
     rng = np.random.default_rng(seed)
     odds = rng.normal(0, 1.5, n)
@@ -97,11 +99,20 @@ def test_the_calibration_error_follows_from_the_curve_of_scikit_learn(seed):
     label, probability = made_up(seed, 200, slope=0.4)
     share, mean = calibration_curve(label, probability, n_bins=10, strategy="uniform")
     sizes = np.histogram(probability, bins=10, range=(0, 1))[0]
-    assert calibration_error(label, probability) == pytest.approx((np.abs(share - mean) * sizes[sizes > 0]).sum() / 200)
+    assert calibration_error(label, probability) == pytest.approx(
+        (np.abs(share - mean) * sizes[sizes > 0]).sum() / 200
+    )
 
 
-@pytest.mark.parametrize(("label", "probability", "error"), [
-    ([0, 1], [0.0, 1.0], 0), ([1, 0], [0.0, 1.0], 1), ([0, 1, 0, 1], [0.5] * 4, 0), ([1, 1], [0.3, 0.3], 0.7)])
+@pytest.mark.parametrize(
+    ("label", "probability", "error"),
+    [
+        ([0, 1], [0.0, 1.0], 0),
+        ([1, 0], [0.0, 1.0], 1),
+        ([0, 1, 0, 1], [0.5] * 4, 0),
+        ([1, 1], [0.3, 0.3], 0.7),
+    ],
+)
 def test_the_ends_of_the_calibration_error(label, probability, error):
     assert calibration_error(np.array(label, float), np.array(probability)) == pytest.approx(error)
 
@@ -129,7 +140,9 @@ def test_every_probability_has_its_row_and_a_suvr_has_none(tmp_path):
     label, probability = uncertain["label"].to_numpy(float), uncertain["probability"].to_numpy()
     fitted = sm.GLM(label, sm.add_constant(logit(probability)), family=sm.families.Binomial()).fit()
     found = row(table, classifier="calibrated")
-    assert (found["slope"], found["intercept"]) == pytest.approx((fitted.params[1], fitted.params[0]), rel=1e-5)
+    assert (found["slope"], found["intercept"]) == pytest.approx(
+        (fitted.params[1], fitted.params[0]), rel=1e-5
+    )
     assert found["ECE"] == pytest.approx(calibration_error(label, probability))
     # Wald's interval of the slope, which a percentile bootstrap resembles
     low, high = fitted.conf_int()[1]
@@ -153,8 +166,14 @@ def test_without_predictions_there_is_no_table_of_calibration(tmp_path):
 
 # ---------------------------------------------------------------- the grey zone
 
-CL = {"centiloid_slope": 100.0, "centiloid_intercept": -100.0, "cortex_mask": "c.nii", "reference_mask": "r.nii",
-      "label_in_training": "true", "label_at_sampling": "mixed"}
+CL = {
+    "centiloid_slope": 100.0,
+    "centiloid_intercept": -100.0,
+    "cortex_mask": "c.nii",
+    "reference_mask": "r.nii",
+    "label_in_training": "true",
+    "label_at_sampling": "mixed",
+}
 
 
 def with_centiloids(root, exp: str, levels: list[float]) -> None:
@@ -210,7 +229,9 @@ def test_why_there_is_no_grey_zone_is_said(tmp_path, change, why):
     make_run(tmp_path, "a")
     run = load_run(tmp_path / "result" / "a")
     run.metadata["phantom"] = change.get("phantom", False)
-    frames = {name: getattr(run, name) for name in ("test", "uptake", "predictions") if change.get(name, True)}
+    frames = {
+        name: getattr(run, name) for name in ("test", "uptake", "predictions") if change.get(name, True)
+    }
     metadata = {name: value for name, value in run.metadata.items() if name not in ("format", "files")}
     save_run(tmp_path / "result" / "a", metadata, frames)
     groups, _ = group_runs(load_runs(tmp_path / "result")[0])
@@ -231,7 +252,8 @@ def test_a_phantom_with_a_slope_of_centiloids_has_no_grey_zone_all_the_same(tmp_
 
 def test_the_line_of_what_n_can_show():
     line = expected_widths(12, 8)
-    assert line.startswith("with 12 positive and 8 negative test subjects the 95 % interval of an AUC is expected")
+    assert line.startswith("with 12 positive and 8 negative test subjects the 95 % interval of an AUC is "
+                           "expected")
     assert f"0.7 ± {auc_half_width(0.7, 12, 8):.2f}," in line
     for counts in ((0, 9), (9, 0)):
         assert expected_widths(*counts).endswith("have no AUC: it needs both labels")

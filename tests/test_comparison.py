@@ -38,7 +38,7 @@ def test_every_method_sees_as_many_volumes():
             with_stage_1 = cfg.epochs_of(name) + (cfg.aae_epochs if name.endswith("latent_regression") else 0)
             assert with_stage_1 == 128
     study = Config(**PRESETS["benchmark"])
-    assert 4 * (study.aae_epochs + study.ldm_epochs) == (80 + 48)                  # four times the other study
+    assert 4 * (study.aae_epochs + study.ldm_epochs) == (80 + 48)                 # four times the other study
 
 
 def test_experiments_share_cohort_and_data_settings_seed_by_seed():
@@ -114,8 +114,16 @@ def made_up_run(seed: int, gains: dict[str, float]) -> SimpleNamespace:
 
 def made_up_cost(gains: dict[str, float]) -> pd.DataFrame:
     """cost.csv of these methods."""
-    return pd.DataFrame({"method": list(gains), "weights": 1000, "volumes_seen": 64, "training_s": 2.0, "NFE": 1,
-                         "scan_s": 0.5})
+    return pd.DataFrame(
+        {
+            "method": list(gains),
+            "weights": 1000,
+            "volumes_seen": 64,
+            "training_s": 2.0,
+            "NFE": 1,
+            "scan_s": 0.5,
+        }
+    )
 
 
 SHOWN = {row.name: row.methods for row in ROWS}
@@ -152,7 +160,7 @@ def test_p_values_are_paired_and_adjusted_together(table):
     assert np.isnan(table.loc["fgan_link_0", "p_PSNR_brain"]) and table.loc["fgan_link_0", "p_AUC"] < 0.05
     given = table[["p_PSNR_brain", "p_AUC"]].to_numpy(float).ravel()
     assert np.isfinite(given).sum() == 8                    # of three rows both, of two at link 0 one each
-    assert np.nanmin(given) == pytest.approx(8 * 2 / 2001)  # Holm: the smallest p possible, times their number
+    assert np.nanmin(given) == pytest.approx(8 * 2 / 2001)  # Holm: the smallest p times 8
     assert (holm(given) >= given - 1e-12)[np.isfinite(given)].all()
 
 
@@ -253,7 +261,10 @@ def test_rates_are_searched_on_validation_before_anything_is_tested(tiny, tmp_pa
     monkeypatch.setattr(comparison.shutil, "copyfile", lambda source, target: None)
     assert comparison.main([]) == 2                         # nothing is there for a table
     stages = [words[words.index("--stages") + 1:] for words in commands]
-    assert stages[:3] == [["check", "aae", "encode", "ldm", "baselines"], *[["check", "ldm", "baselines"]] * 2]
+    assert stages[:3] == [
+        ["check", "aae", "encode", "ldm", "baselines"],
+        *[["check", "ldm", "baselines"]] * 2,
+    ]
     assert [stage[-1] for stage in stages].index("test") > 3
     runs = [(row, seed) for row in ROWS for seed in row.seeds]
     assert len(commands) == 3 + 2 * len(runs)

@@ -318,7 +318,7 @@ def test_json_holds_every_setting_and_the_versions():
 FREE = {"exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache",
         "precision", "deterministic", "recompute", "data_dir", "latent_dir", "info_dir",
         "subject_pattern",
-        "sampling_batch", "baselines", "subgroups", "bootstrap_resamples", "shown_subjects"}   # speed, places, pictures
+        "sampling_batch", "baselines", "subgroups", "bootstrap_resamples", "shown_subjects"}
 DATA = {"seed", "brain_mask", "image_size", "crop_start", "volume_size", "num_classes", "phantom_subjects",
         "phantom_voxel", "phantom_link", "phantom_seed"}
 
@@ -341,8 +341,13 @@ def test_every_setting_of_a_training_is_bound_to_it():
 
 def test_device_paths_and_epochs_are_not_bound_to_a_training_but_noted():
     both = {"aae_epochs", "ldm_epochs"}
-    for stage, epochs in (("aae", {"aae_epochs"}), ("ldm", {"ldm_epochs"}), ("latent_regression", {"ldm_epochs"}),
-                          ("image_regression", both), ("pix2pix", both)):
+    for stage, epochs in (
+        ("aae", {"aae_epochs"}),
+        ("ldm", {"ldm_epochs"}),
+        ("latent_regression", {"ldm_epochs"}),
+        ("image_regression", both),
+        ("pix2pix", both),
+    ):
         bound, noted = Config().settings_of(stage), Config().noted_settings(stage)
         assert not bound.keys() & (FREE | both)
         assert noted.keys() == FREE - {"exp", "stages", "resume"} | epochs
@@ -361,9 +366,14 @@ def test_what_is_bound_equals_itself_after_a_way_through_json():
     assert json.loads(json.dumps(bound)) == bound
 
 
-@pytest.mark.parametrize(("word", "hint"), [("synthesise", "did you mean synthesize?"), ("preproces", "did you mean preprocess?"),
-                                            ("xyz", "there are preprocess, prepare, calibrate, synthesize, external, sweep, "
-                                                    "study, benchmark")])
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("synthesise", "did you mean synthesize?"),
+        ("preproces", "did you mean preprocess?"),
+        ("xyz", "there are preprocess, prepare, calibrate, synthesize, external, sweep, study, benchmark"),
+    ],
+)
 def test_a_misspelt_command_names_the_nearest(capsys, word, hint):
     with pytest.raises(SystemExit) as stop:
         main.main([word, "--exp", "a"])

@@ -34,7 +34,9 @@ def test_numbers_are_standardised_on_the_training_list():
     train, new = ["61", "70.5", "82", "75"], ["70.5", "100"]
     coder = CovariateCoder.fit(cells(age=train))
     scaler = StandardScaler().fit(np.array(train, dtype=float)[:, None])
-    np.testing.assert_allclose(coder.encode(cells(age=new)), scaler.transform(np.array(new, dtype=float)[:, None]))
+    np.testing.assert_allclose(
+        coder.encode(cells(age=new)), scaler.transform(np.array(new, dtype=float)[:, None])
+    )
 
 
 def test_a_missing_value_is_the_mean_and_says_so_where_the_training_list_lacks_some():
@@ -64,7 +66,9 @@ def test_a_bound_counts_as_its_number(text, value):
 def test_minus_four_is_missing_where_nothing_else_is_below_0(train, is_code):
     coder = CovariateCoder.fit(cells(x=train))
     found = coder.encode(cells(x=["-4", "5"]))[0, 0]
-    assert found == (0 if is_code else pytest.approx((-4 - coder.covariates[0].mean[0]) / coder.covariates[0].std[0]))
+    assert found == (
+        0 if is_code else pytest.approx((-4 - coder.covariates[0].mean[0]) / coder.covariates[0].std[0])
+    )
 
 
 def test_what_a_coder_knows_survives_json():
@@ -81,17 +85,23 @@ LABELS = np.arange(24) % 2
 VARIED = [str(50 + 7 * i % 30) for i in range(24)]
 
 
-@pytest.mark.parametrize("column, message", [
-    (["3"] * 24, "the same for everybody"),
-    (["F"] * 23 + [""], "the same for everybody"),
-    ([""] * 20 + ["NA", "-4", "n/a", "unknown"], "no subject of the training list has a value"),
-    (list("abcdefg") + ["a"] * 17, "7 different words"),
-    (VARIED[:22] + ["high", "low"], "'high' among numbers (2 of 24 cells)"),
-    ([str(0.4 + 0.01 * i) for i in range(12)] + [str(400 + 10 * i) for i in range(12)], "in two units"),
-    ([str(1 + 0.1 * label + 0.001 * i) for i, label in enumerate(LABELS)], "tells the labels of all 24"),
-    ([["negative", "positive"][label] for label in LABELS], "tells the labels of all 24"),
-    ([["a", "b"][i % 4 // 2] if label else "c" for i, label in enumerate(LABELS)], "tells the labels of all 24"),
-])
+@pytest.mark.parametrize(
+    "column, message",
+    [
+        (["3"] * 24, "the same for everybody"),
+        (["F"] * 23 + [""], "the same for everybody"),
+        ([""] * 20 + ["NA", "-4", "n/a", "unknown"], "no subject of the training list has a value"),
+        (list("abcdefg") + ["a"] * 17, "7 different words"),
+        (VARIED[:22] + ["high", "low"], "'high' among numbers (2 of 24 cells)"),
+        ([str(0.4 + 0.01 * i) for i in range(12)] + [str(400 + 10 * i) for i in range(12)], "in two units"),
+        ([str(1 + 0.1 * label + 0.001 * i) for i, label in enumerate(LABELS)], "tells the labels of all 24"),
+        ([["negative", "positive"][label] for label in LABELS], "tells the labels of all 24"),
+        (
+            [["a", "b"][i % 4 // 2] if label else "c" for i, label in enumerate(LABELS)],
+            "tells the labels of all 24",
+        ),
+    ],
+)
 def test_a_column_that_cannot_be_used_is_named(column, message):
     [problem] = column_problems(cells(x=column), LABELS)
     assert problem.startswith("covariate x: ") and message in problem
@@ -109,8 +119,14 @@ def test_a_short_list_may_be_told_apart_by_chance():
     assert column_problems(cells(x=column), LABELS) and not column_problems(cells(x=column[:18]), LABELS[:18])
 
 
-@pytest.mark.parametrize("texts, message", [
-    (["F", "other"], "'other' in 1 row(s); expected one of f, m"), (["1", "F"], "'1' in 1 row(s)"), (["f", "", "M"], "")])
+@pytest.mark.parametrize(
+    "texts, message",
+    [
+        (["F", "other"], "'other' in 1 row(s); expected one of f, m"),
+        (["1", "F"], "'1' in 1 row(s)"),
+        (["f", "", "M"], ""),
+    ],
+)
 def test_words_that_the_training_list_does_not_have_are_named(texts, message):
     [covariate] = CovariateCoder.fit(cells(sex=["M", "F", "F"])).covariates
     problems = reading_problems(covariate, texts)
@@ -137,11 +153,17 @@ def test_columns_are_found_by_name_and_missing_ones_named_together(tmp_path):
     write_info(tmp_path, "ID;label;P-Tau 217;sex\na;0;0,5;F\nc;0;NA;\n")
     assert read_people(tmp_path, "abc")["P-Tau 217"].tolist() == ["0.5", "", ""]
     found = read_covariates(tmp_path, "abc", ("ptau217", "sex"))
-    assert found.to_dict("list") == {"ptau217": ["0.5", "", ""], "sex": ["F", "", ""]} and found.index.tolist() == list("abc")
+    assert found.to_dict("list") == {
+        "ptau217": ["0.5", "", ""],
+        "sex": ["F", "", ""],
+    } and found.index.tolist() == list("abc")
     with pytest.raises(InputError) as error:
         read_covariates(tmp_path, "abc", ("apoe4", "sex", "mmse"))
     for name in ("apoe4", "mmse"):
-        assert f"has no column {name!r}, which the setting covariates names; its columns are ID, label" in str(error.value)
+        assert (
+            f"has no column {name!r}, which the setting covariates names; its columns are ID, label"
+            in str(error.value)
+        )
     assert read_covariates(tmp_path, "abc", ()) is None
 
 
@@ -179,14 +201,17 @@ def predictor_of(covariates: pd.DataFrame | None, with_mri: bool = True) -> Labe
     """A predictor that is fitted to 150 of these subjects."""
     mri, _, amount, labels = subjects(150, 0)
     soft = np.stack([-amount, amount], axis=1)
-    return LabelPredictor.cross_fit(mri, labels, soft, torch.ones(6, 6, 6), 1, 0, torch.tensor([0.0, 1.0]), covariates,
-                                    with_mri)
+    return LabelPredictor.cross_fit(
+        mri, labels, soft, torch.ones(6, 6, 6), 1, 0, torch.tensor([0.0, 1.0]), covariates, with_mri
+    )
 
 
 def as_cells(marker: np.ndarray, missing: float = 0.0) -> pd.DataFrame:
     """The marker as cells, a share of them empty."""
     is_empty = np.random.default_rng(9).random(len(marker)) < missing
-    return cells(marker=["" if empty else f"{value:.4f}" for value, empty in zip(marker, is_empty, strict=True)])
+    return cells(
+        marker=["" if empty else f"{value:.4f}" for value, empty in zip(marker, is_empty, strict=True)]
+    )
 
 
 def correlation_of(predictor: LabelPredictor, covariates: pd.DataFrame | None) -> float:
@@ -202,8 +227,12 @@ def test_what_the_mri_cannot_know_comes_from_the_covariate():
     without_mri = correlation_of(predictor_of(as_cells(trained_on), with_mri=False), as_cells(new))
     assert alone == pytest.approx(0.5 ** 0.5, abs=0.07) and both > 0.95
     assert without_mri == pytest.approx(0.5 ** 0.5, abs=0.07)
-    shuffled = [correlation_of(predictor_of(as_cells(np.random.default_rng(i).permutation(trained_on))), as_cells(new))
-                for i in range(6)]
+    shuffled = [
+        correlation_of(
+            predictor_of(as_cells(np.random.default_rng(i).permutation(trained_on))), as_cells(new)
+        )
+        for i in range(6)
+    ]
     assert np.mean(shuffled) == pytest.approx(alone, abs=0.04)
 
 
@@ -230,7 +259,7 @@ def test_the_second_step_is_the_linear_regression_of_what_the_first_predicts_and
     design = np.column_stack([mri_only, new_marker])
     found = predictor._regress(new_mri, as_cells(new_marker))[:, 1].numpy()
     fit = LinearRegression().fit(design, found)
-    np.testing.assert_allclose(fit.predict(design), found, atol=1e-3)          # a plane in these two, and no more
+    np.testing.assert_allclose(fit.predict(design), found, atol=1e-3)      # a plane in these two, and no more
     assert (fit.coef_ > 0.7).all()
 
 
@@ -258,7 +287,10 @@ def test_scans_without_a_row_have_empty_cells():
 
 def test_the_key_of_cells_follows_every_one_of_them():
     assert cells_key(cells(x=["1", "2"])) == cells_key(cells(x=["1", "2"]))
-    assert len({cells_key(table) for table in (cells(x=["1", "2"]), cells(x=["2", "1"]), cells(y=["1", "2"]))}) == 3
+    assert (
+        len({cells_key(table) for table in (cells(x=["1", "2"]), cells(x=["2", "1"]), cells(y=["1", "2"]))})
+        == 3
+    )
 
 
 # ---------------------------------------------------------------- amyloid status
@@ -397,11 +429,19 @@ def test_new_scans_take_their_covariates_from_a_table(inside, capsys):
     without = synthesized("out_without")
     assert "without --table all of these count as missing" in capsys.readouterr().out
     with_table = synthesized("out_table", "--table", table_of("new.csv"))
-    assert set(with_table["covariates"]) == {"ptau217, mmse, sex"} and set(without["covariates"]) == {"none known"}
+    assert set(with_table["covariates"]) == {"ptau217, mmse, sex"} and set(without["covariates"]) == {
+        "none known"
+    }
     assert (with_table["p_label_1"] - without["p_label_1"]).abs().max() > 1e-3
     assert {"p_covariates", "p_covariates_mri", "positive_covariates"} <= set(with_table.columns)
-    tested = pd.read_csv("result/a/predictions.csv").query("classifier == 'covariates_mri'").set_index("ID")["score"]
-    assert with_table.loc[tested.index, "p_covariates_mri"].tolist() == pytest.approx(tested.tolist(), abs=1e-6)
+    tested = (
+        pd.read_csv("result/a/predictions.csv")
+        .query("classifier == 'covariates_mri'")
+        .set_index("ID")["score"]
+    )
+    assert with_table.loc[tested.index, "p_covariates_mri"].tolist() == pytest.approx(
+        tested.tolist(), abs=1e-6
+    )
     uptake = pd.read_csv("result/a/uptake.csv").query("method == 'il_cldm'").set_index("ID")["SUVR"]
     assert with_table.loc[uptake.index, "SUVR"].tolist() == pytest.approx(uptake.tolist(), abs=2e-3)
 
@@ -429,7 +469,20 @@ def test_other_values_of_a_subject_make_another_pet(inside, capsys):
     ({"mmse": None, "sex": None, "ptau217": None}, "none of the columns ptau217, mmse, sex is there"),
 ])
 def test_a_table_that_cannot_be_used_is_refused_before_anything_is_written(inside, capsys, columns, message):
-    assert run("synthesize", "--exp", "a", "--mri", MRI, "--out", "out_bad", "--table", table_of("bad.csv", **columns)) == 2
+    assert (
+        run(
+            "synthesize",
+            "--exp",
+            "a",
+            "--mri",
+            MRI,
+            "--out",
+            "out_bad",
+            "--table",
+            table_of("bad.csv", **columns),
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err and not Path("out_bad").exists()
 
 

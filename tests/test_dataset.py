@@ -609,7 +609,10 @@ def test_of_many_scans_without_an_age_five_are_named(root):
     assert read_demographics(root / "data_info", [scan.id for scan in scans]) == (
         None, f"{path}: 6 scans have no sex or no age from 1 to 120 years (s01, s02, s03, s04, s05)")
     path.write_text("ID,age\ns01,70\n")
-    assert read_demographics(root / "data_info", [scan.id for scan in scans]) == (None, f"{path} has no column sex")
+    assert read_demographics(root / "data_info", [scan.id for scan in scans]) == (
+        None,
+        f"{path} has no column sex",
+    )
     path.write_text("name,age,sex\ns01,70,F\n")
     with pytest.raises(InputError, match="column\\(s\\) ID missing"):
         read_demographics(root / "data_info", [scan.id for scan in scans])

@@ -198,7 +198,9 @@ def test_an_update_of_stage_2_and_its_moving_average_stay_on_the_device(changed,
 @pytest.mark.parametrize("name", BASELINES)
 def test_baselines_are_updated_and_predict_on_the_device(name, one_device):
     latents = {"a": torch.zeros(LATENT), "b": torch.ones(LATENT)}
-    labels = Labels({"a": torch.zeros(2), "b": torch.ones(2)}, lambda mri, ids: torch.ones(len(mri), 2), 1.0, 0.2)
+    labels = Labels(
+        {"a": torch.zeros(2), "b": torch.ones(2)}, lambda mri, ids: torch.ones(len(mri), 2), 1.0, 0.2
+    )
     baseline = build_baseline(name, settings(), META, build_aae(settings(), META), latents,
                               labels if name in LABELLED else None)
     for epoch in (1, 2, 3, 4):                             # one of each phase

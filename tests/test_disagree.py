@@ -82,9 +82,17 @@ def test_the_table_says_what_scikit_learn_and_numpy_say():
     for row, group, chosen in (("mri_marker", "all", (0, 1)), ("mri", "discordant", (1,))):
         found, of_seeds = table.loc[(row, group)], []
         for seed in (0, 1):
-            own = subjects[(subjects["row"] == row) & (subjects["seed"] == seed) & subjects["discordant"].isin(chosen)]
-            of_seeds.append((roc_auc_score(own["label"], own["SUVR"]), own["SUVR"].corr(own["SUVR_real"]),
-                             own["SUVR"].cov(own["SUVR_real"]) / own["SUVR_real"].var(), own["PSNR_brain"].mean()))
+            own = subjects[
+                (subjects["row"] == row) & (subjects["seed"] == seed) & subjects["discordant"].isin(chosen)
+            ]
+            of_seeds.append(
+                (
+                    roc_auc_score(own["label"], own["SUVR"]),
+                    own["SUVR"].corr(own["SUVR_real"]),
+                    own["SUVR"].cov(own["SUVR_real"]) / own["SUVR_real"].var(),
+                    own["PSNR_brain"].mean(),
+                )
+            )
         expected = np.mean(of_seeds, axis=0)
         assert found[["AUC", "r", "slope", "PSNR_brain"]].tolist() == pytest.approx(expected.tolist())
         assert found["AUC_sd"] == pytest.approx(np.std([one[0] for one in of_seeds], ddof=1))

@@ -70,7 +70,8 @@ def test_every_single_write_may_fail_for_want_of_room(root, expected, monkeypatc
         assert code == 5
         err = capsys.readouterr().err
         assert re.search(
-            r"cannot be written: No space left on device; (more than )?[\d.]+ [MG]iB are needed, [\d.]+ [MG]iB are free",
+            r"cannot be written: No space left on device; (more than )?[\d.]+ [MG]iB are needed, [\d.]+ "
+             "[MG]iB are free",
             err,
         )
         assert "Traceback" not in err

@@ -109,8 +109,20 @@ def test_what_a_subject_gets_depends_on_seed_kind_and_id_alone():
 
 # ---------------------------------------------------------------- slices
 
-@pytest.mark.parametrize(("voxel", "thickness", "block"), [
-    (1, 2, 2), (0.5, 2, 4), (0.7, 2, 3), (1.5, 2, 2), (2, 2, 2), (4, 2, 2), (1, 5, 5), (1.2, 5, 4), (1, 0, 2)])
+@pytest.mark.parametrize(
+    ("voxel", "thickness", "block"),
+    [
+        (1, 2, 2),
+        (0.5, 2, 4),
+        (0.7, 2, 3),
+        (1.5, 2, 2),
+        (2, 2, 2),
+        (4, 2, 2),
+        (1, 5, 5),
+        (1.2, 5, 4),
+        (1, 0, 2),
+    ],
+)
 def test_slices_are_whole_voxels_and_at_least_two(voxel, thickness, block):
     assert block_of(thickness, np.diag([1, 1, voxel, 1])) == block
 
@@ -146,9 +158,18 @@ def cube(n: int, side: int) -> np.ndarray:
     return mri
 
 
-@pytest.mark.parametrize(("voxels", "depth", "left"), [
-    ((4, 4, 4), 4, (8, 8, 8)), ((1, 1, 1), 4, (2, 2, 2)), ((8, 8, 8), 4, (8, 8, 8)), ((2, 2, 2), 4, (6, 6, 6)),
-    ((1, 1, 4), 4, (2, 2, 8)), ((3, 3, 3), 4, (8, 8, 8)), ((4, 4, 4), 0, (8, 8, 8))])
+@pytest.mark.parametrize(
+    ("voxels", "depth", "left"),
+    [
+        ((4, 4, 4), 4, (8, 8, 8)),
+        ((1, 1, 1), 4, (2, 2, 2)),
+        ((8, 8, 8), 4, (8, 8, 8)),
+        ((2, 2, 2), 4, (6, 6, 6)),
+        ((1, 1, 4), 4, (2, 2, 8)),
+        ((3, 3, 3), 4, (8, 8, 8)),
+        ((4, 4, 4), 0, (8, 8, 8)),
+    ],
+)
 def test_erosion_takes_the_rim_away(voxels, depth, left):
     mri = cube(16, 10)
     changed = eroded(mri, np.diag([*voxels, 1]), random(), depth_mm=depth)

@@ -19,13 +19,19 @@ from config import Config
 from dataset import Scan
 from evaluation.external_table import headline
 from evaluation.results import load_run
-from newscans.external_cohort import TrainingLists, choose_lists, info_folder, named_alike, refuse_known_pictures
+from newscans.external_cohort import (
+    TrainingLists,
+    choose_lists,
+    info_folder,
+    named_alike,
+    refuse_known_pictures,
+)
 from newscans.kept_synthesis import KeptSynthesis
 from utils import InputError
 
 PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 9, 3), "phantom_voxel": 8, "regions": "auto"}
 OTHER = PHANTOM | {"data_dir": "data/other", "phantom_subjects": (4, 2, 3), "phantom_seed": 5, "exp": "other"}
-SAVED = ("mri", "mri_pet", "pet", "suvr")                  # status classifiers that the test stage leaves behind
+SAVED = ("mri", "mri_pet", "pet", "suvr")               # status classifiers that the test stage leaves behind
 
 
 def train(*stages: str, **settings) -> int:
@@ -130,11 +136,19 @@ def test_thresholds_and_intervals_are_those_of_the_experiment(project):
 
 
 def test_the_floor_is_the_mean_of_the_training_pets(project):
-    pets = [nib.load(f"data/phantom/whole_Abeta/{name}.nii.gz").get_fdata() for name in list_of("train", "phantom")]
+    pets = [
+        nib.load(f"data/phantom/whole_Abeta/{name}.nii.gz").get_fdata()
+        for name in list_of("train", "phantom")
+    ]
     mean = np.mean(pets, axis=0)
     box = tuple(slice(a, a + n) for a, n in zip(TINY["crop_start"], TINY["volume_size"], strict=True))
     scores = table(result() / "test.csv").set_index(["method", "ID"])["MAE"]
-    assert scores.index.get_level_values("method").unique().tolist() == ["aae", "il_cldm", "mean_pet", "oracle"]
+    assert scores.index.get_level_values("method").unique().tolist() == [
+        "aae",
+        "il_cldm",
+        "mean_pet",
+        "oracle",
+    ]
     for name in list_of("test"):
         pet = nib.load(f"data/other/whole_Abeta/{name}.nii.gz").get_fdata()
         assert scores["mean_pet", name] == pytest.approx(np.abs(mean - pet)[box].mean(), rel=1e-4)
@@ -142,17 +156,26 @@ def test_the_floor_is_the_mean_of_the_training_pets(project):
 
 # ---------------------------------------------------------------- what is taken
 
-@pytest.mark.parametrize(("there", "asked", "taken", "words"), [
-    (("train", "validation", "test"), (), ("test",), "the list test alone; train and validation of info are as unseen"),
-    (("train", "test"), (), ("test",), "the list test alone; train of info"),
-    (("test",), (), ("test",), "the list test"),
-    ((), (), (), "every row of info/data_info.csv, as there is no test.txt"),
-    (("train", "validation"), (), (), "every row of info/data_info.csv, as there is no test.txt"),
-    (("train", "validation", "test"), ("test", "train"), ("test", "train"), "the lists test, train"),
-    ((), ("test",), ("test",), "the lists test"),          # the reader names it as missing
-])
-def test_the_test_list_is_taken_unless_others_are_named_or_there_is_none(tmp_path, monkeypatch, there, asked, taken,
-                                                                          words):
+@pytest.mark.parametrize(
+    ("there", "asked", "taken", "words"),
+    [
+        (
+            ("train", "validation", "test"),
+            (),
+            ("test",),
+            "the list test alone; train and validation of info are as unseen",
+        ),
+        (("train", "test"), (), ("test",), "the list test alone; train of info"),
+        (("test",), (), ("test",), "the list test"),
+        ((), (), (), "every row of info/data_info.csv, as there is no test.txt"),
+        (("train", "validation"), (), (), "every row of info/data_info.csv, as there is no test.txt"),
+        (("train", "validation", "test"), ("test", "train"), ("test", "train"), "the lists test, train"),
+        ((), ("test",), ("test",), "the lists test"),  # the reader names it as missing
+    ],
+)
+def test_the_test_list_is_taken_unless_others_are_named_or_there_is_none(
+    tmp_path, monkeypatch, there, asked, taken, words
+):
     monkeypatch.chdir(tmp_path)
     Path("info").mkdir()
     for split in there:
@@ -174,8 +197,10 @@ def test_all_lists_of_another_phantom_are_taken_though_its_ids_are_those_of_the_
     assert external(name="all", lists=("train", "validation", "test")) == 0
     said = capsys.readouterr().out
     assert "taken: the lists train, validation, test" in said
-    assert "9 of 9 subjects have the ID of a training or validation subject, and are taken for other people " \
-           "(phantoms number their subjects alike)" in said
+    assert (
+        "9 of 9 subjects have the ID of a training or validation subject, and are taken for other people "
+        "(phantoms number their subjects alike)" in said
+    )
     assert "no row oracle: 4 of 9 scans have none" in said
     assert ids_of("all") == [*list_of("train"), *list_of("validation"), *list_of("test")]
     assert table(result("all") / "test.csv")["method"].unique().tolist() == ["aae", "il_cldm", "mean_pet"]
@@ -284,17 +309,32 @@ def test_lists_of_the_experiment_are_refused_by_id_and_all_at_once(project, caps
     assert said.count("--namesakes true") == 1
 
 
-@pytest.mark.parametrize(("known", "new", "is_one"), [
-    ("037_S_6046", "037_S_6046", True), ("037_S_6046_bl", "037S6046_m24", True), ("sub-ADNI037S6046", "037_S_6046", True),
-    ("sub-12_ses-1", "sub-12_ses-2", True), ("sub-12", "sub-12_ses-2", True), ("pat7_2012-01-03", "pat7_2014-01-03", True),
-    ("pat7_m12", "pat7_v2", True), ("abc", "abc", True), ("abc", "ABC", False), ("sub-12", "sub-13", False),
-    ("abc", "abcd", False), ("037_S_6046", "137_S_6046", False), ("sub-1", "sub-01", False),
-])
+@pytest.mark.parametrize(
+    ("known", "new", "is_one"),
+    [
+        ("037_S_6046", "037_S_6046", True),
+        ("037_S_6046_bl", "037S6046_m24", True),
+        ("sub-ADNI037S6046", "037_S_6046", True),
+        ("sub-12_ses-1", "sub-12_ses-2", True),
+        ("sub-12", "sub-12_ses-2", True),
+        ("pat7_2012-01-03", "pat7_2014-01-03", True),
+        ("pat7_m12", "pat7_v2", True),
+        ("abc", "abc", True),
+        ("abc", "ABC", False),
+        ("sub-12", "sub-13", False),
+        ("abc", "abcd", False),
+        ("037_S_6046", "137_S_6046", False),
+        ("sub-1", "sub-01", False),
+    ],
+)
 def test_another_visit_of_a_training_subject_is_known_by_the_subject_in_its_id(known, new, is_one):
-    problems = named_alike(["somebody", new], {"else": "training", known: "validation"}, Config().subject_pattern)
+    problems = named_alike(
+        ["somebody", new], {"else": "training", known: "validation"}, Config().subject_pattern
+    )
     assert len(problems) == is_one
     if is_one:
-        assert problems[0].startswith(f"{new}: is in the validation list of the experiment as {known}; leave such")
+        assert problems[0].startswith(f"{new}: is in the validation list of the experiment as {known}; leave "
+                                      "such")
 
 
 def test_namesakes_that_are_other_people_are_taken_if_one_says_so(project, capsys):
@@ -306,8 +346,11 @@ def test_namesakes_that_are_other_people_are_taken_if_one_says_so(project, capsy
     assert external(name="b", namesakes=True) == 0
     said = capsys.readouterr().out
     alike = len({*list_of("test")} & {*list_of("train", "phantom"), *list_of("validation", "phantom")})
-    assert f"{alike} of 4 subjects have the ID of a training or validation subject, and are taken for other people " \
-           "(--namesakes says so)" in said
+    assert (
+        f"{alike} of 4 subjects have the ID of a training or validation subject, and are taken for other "
+        "people "
+        "(--namesakes says so)" in said
+    )
 
 
 def test_a_training_scan_stored_otherwise_under_another_name_is_known_by_its_voxels(project, capsys):
@@ -330,7 +373,9 @@ def test_a_training_scan_stored_otherwise_under_another_name_is_known_by_its_vox
 
 RNG = np.random.default_rng(0)
 SEEN = {"mri": RNG.random((3, 4, 5, 4), dtype=np.float32), "pet": RNG.random((3, 4, 5, 4), dtype=np.float32)}
-SURVEY = SimpleNamespace(table=pd.DataFrame({"ID": ["a", "b", "c"], "mri": list(SEEN["mri"]), "pet": list(SEEN["pet"])}))
+SURVEY = SimpleNamespace(
+    table=pd.DataFrame({"ID": ["a", "b", "c"], "mri": list(SEEN["mri"]), "pet": list(SEEN["pet"])})
+)
 
 
 def one_voxel(volume: np.ndarray, by: float) -> np.ndarray:
@@ -340,20 +385,33 @@ def one_voxel(volume: np.ndarray, by: float) -> np.ndarray:
     return changed
 
 
-@pytest.mark.parametrize(("mri", "pet", "said"), [
-    (SEEN["mri"][0], SEEN["pet"][0], ["MRI is that of a in the training", "PET is that of a in the training"]),
-    (SEEN["mri"][2], SEEN["pet"][2], ["MRI is that of c in the validation", "PET is that of c in the validation"]),
-    (SEEN["mri"][1], 1 - SEEN["pet"][1], ["MRI is that of b in the training"]),
-    (1 - SEEN["mri"][1], SEEN["pet"][1], ["PET is that of b in the training"]),
-    (SEEN["mri"][0], SEEN["pet"][1], ["MRI is that of a", "PET is that of b"]),
-    (SEEN["mri"][0] + 1e-4, 0 * SEEN["pet"][0], ["MRI is that of a"]),             # rounding of an integer type
-    (SEEN["mri"][0] + 0.01, SEEN["pet"][0] * 0.9, []),
-    (one_voxel(SEEN["mri"][0], 0.1), one_voxel(SEEN["pet"][0], 0.1), []),
-    (SEEN["mri"][0][::-1], SEEN["pet"][0][:, ::-1], []),                               # mirrored: another picture
-    (SEEN["pet"][0], SEEN["mri"][0], []),                                                # not of the same kind
-])
+@pytest.mark.parametrize(
+    ("mri", "pet", "said"),
+    [
+        (
+            SEEN["mri"][0],
+            SEEN["pet"][0],
+            ["MRI is that of a in the training", "PET is that of a in the training"],
+        ),
+        (
+            SEEN["mri"][2],
+            SEEN["pet"][2],
+            ["MRI is that of c in the validation", "PET is that of c in the validation"],
+        ),
+        (SEEN["mri"][1], 1 - SEEN["pet"][1], ["MRI is that of b in the training"]),
+        (1 - SEEN["mri"][1], SEEN["pet"][1], ["PET is that of b in the training"]),
+        (SEEN["mri"][0], SEEN["pet"][1], ["MRI is that of a", "PET is that of b"]),
+        (SEEN["mri"][0] + 1e-4, 0 * SEEN["pet"][0], ["MRI is that of a"]),  # rounding of an integer type
+        (SEEN["mri"][0] + 0.01, SEEN["pet"][0] * 0.9, []),
+        (one_voxel(SEEN["mri"][0], 0.1), one_voxel(SEEN["pet"][0], 0.1), []),
+        (SEEN["mri"][0][::-1], SEEN["pet"][0][:, ::-1], []),  # mirrored: another picture
+        (SEEN["pet"][0], SEEN["mri"][0], []),  # not of the same kind
+    ],
+)
 def test_a_picture_is_known_by_its_blocks(mri, pet, said):
-    read = pd.DataFrame({"ID": ["new", "x"], "mri": [RNG.random((4, 5, 4)), mri], "pet": [RNG.random((4, 5, 4)), pet]})
+    read = pd.DataFrame(
+        {"ID": ["new", "x"], "mri": [RNG.random((4, 5, 4)), mri], "pet": [RNG.random((4, 5, 4)), pet]}
+    )
     known = TrainingLists({"a": "training", "b": "training", "c": "validation"}, SURVEY)
     if not said:
         refuse_known_pictures(read, known)
@@ -366,7 +424,9 @@ def test_a_picture_is_known_by_its_blocks(mri, pet, said):
 
 # ---------------------------------------------------------------- without the training cohort
 
-def test_without_the_survey_the_floor_is_missing_and_the_overlap_by_voxels_unknown_which_is_said(project, capsys):
+def test_without_the_survey_the_floor_is_missing_and_the_overlap_by_voxels_unknown_which_is_said(
+    project, capsys
+):
     for path in Path("data/phantom").rglob("survey-*.npz"):
         path.unlink()
     assert external() == 0
@@ -375,7 +435,9 @@ def test_without_the_survey_the_floor_is_missing_and_the_overlap_by_voxels_unkno
     assert "whether a volume of the training or validation list is among them cannot be checked" in said
     assert table(result() / "test.csv")["method"].unique().tolist() == ["aae", "il_cldm", "oracle"]
     # by their IDs they are still known, from the lists
-    assert "is in the training list of the experiment" in refused(capsys, test_data="data/phantom", lists=("train",))
+    assert "is in the training list of the experiment" in refused(
+        capsys, test_data="data/phantom", lists=("train",)
+    )
 
 
 def test_at_another_site_checkpoints_settings_thresholds_and_masks_are_enough(project, monkeypatch, capsys):
@@ -436,7 +498,9 @@ def scaled(path: Path, factor: float) -> None:
 def test_a_pet_stays_only_as_it_was_made(project):
     first, second, third = list_of("test")
     assert kept() == {first, second, third}
-    assert kept(seed=1) == kept(networks={}) == kept(precision="bf16") == kept(covariates={"age": "80"}) == set()
+    assert (
+        kept(seed=1) == kept(networks={}) == kept(precision="bf16") == kept(covariates={"age": "80"}) == set()
+    )
     assert kept(save_std=True) == set()                    # which is not there
     scaled(result() / f"synthesized/{first}.nii.gz", 0.5)
     assert kept() == {second, third}
@@ -452,7 +516,7 @@ def test_a_cohort_that_lies_elsewhere_needs_another_name(project, capsys):
     assert external("more/other") == 2
     assert "give this one another name by --name" in capsys.readouterr().err
     assert (result() / "scores.json").read_bytes() == before
-    assert external(str(project / "data/other")) == 2      # the index knows the folder before the project was moved
+    assert external(str(project / "data/other")) == 2  # the index knows another folder
     assert external() == 0
     assert external(str(project / "data/other")) == 0      # the same folder, by its full name
 
@@ -504,12 +568,19 @@ def test_the_tables_have_sections_of_the_external_cohort_and_it_beside_the_own_t
     assert not list(Path("result/tables").glob("external.*"))
 
 
-@pytest.mark.parametrize(("damage", "message"), [
-    (damage_value, "test.csv: not as it was written"), (damage_index, "scores.json: not there, damaged or changed"),
-    (lambda: (result() / "uptake.csv").unlink(), "uptake.csv: not there"),
-    (lambda: (result() / "scores.json").write_text("{}"), "scores.json: not there, damaged or changed"),
-    (damage_threshold, "was scored with other networks, thresholds or calibration than the experiment has now"),
-])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_value, "test.csv: not as it was written"),
+        (damage_index, "scores.json: not there, damaged or changed"),
+        (lambda: (result() / "uptake.csv").unlink(), "uptake.csv: not there"),
+        (lambda: (result() / "scores.json").write_text("{}"), "scores.json: not there, damaged or changed"),
+        (
+            damage_threshold,
+            "was scored with other networks, thresholds or calibration than the experiment has now",
+        ),
+    ],
+)
 def test_damaged_results_are_left_out_by_name(project, capsys, damage, message):
     damage()
     assert run("--stages", "tables") == 0
@@ -546,8 +617,12 @@ def test_the_headline_numbers_are_those_of_other_libraries(project):
     positive, label = own["score"] >= own["threshold"], own["label"] == 1
     assert found["SEN"].value == pytest.approx((positive & label).sum() / label.sum())
     assert found["SPE"].value == pytest.approx((~positive & ~label).sum() / (~label).sum())
-    assert found["Brier"].value == pytest.approx(brier_score_loss(uncertainty["label"], uncertainty["probability"]))
-    assert found["calibration"].value == pytest.approx(uncertainty["probability"].mean() - uncertainty["label"].mean())
+    assert found["Brier"].value == pytest.approx(
+        brier_score_loss(uncertainty["label"], uncertainty["probability"])
+    )
+    assert found["calibration"].value == pytest.approx(
+        uncertainty["probability"].mean() - uncertainty["label"].mean()
+    )
     suvr = table(folder / "uptake.csv").pivot(index="ID", columns="method", values="SUVR")
     slope, _ = np.polyfit(suvr["real"], suvr["il_cldm"], 1)
     assert found["slope"].value == pytest.approx(slope)

@@ -17,14 +17,27 @@ from evaluation.results import Run
 from imaging.grids import Crop
 
 
-def make_run(errors: list[float], has_suvr: bool = True, phantom: bool = False, uncertain: bool = True,
-             status: bool = True, methods: tuple[str, ...] = ("aae", "il_cldm", "mean_pet"), **settings) -> Run:
+def make_run(
+    errors: list[float],
+    has_suvr: bool = True,
+    phantom: bool = False,
+    uncertain: bool = True,
+    status: bool = True,
+    methods: tuple[str, ...] = ("aae", "il_cldm", "mean_pet"),
+    **settings,
+) -> Run:
     """A run whose test subjects s0, s1, ... have these errors of the SUVR, or of MAE_brain without
     regions."""
     saved = json.loads(Config(**settings).to_json())
     ids = [f"s{i}" for i in range(len(errors))]
-    test = pd.concat([pd.DataFrame({"method": method, "ID": ids, "label": 1,
-                                    "MAE_brain": 0.02 if has_suvr else np.abs(errors)}) for method in methods])
+    test = pd.concat(
+        [
+            pd.DataFrame(
+                {"method": method, "ID": ids, "label": 1, "MAE_brain": 0.02 if has_suvr else np.abs(errors)}
+            )
+            for method in methods
+        ]
+    )
     uptake = uncertainty = predictions = None
     if has_suvr:
         uptake = pd.concat([pd.DataFrame({"method": method, "ID": ids, "label": 1, "SUVR": values})
@@ -44,8 +57,9 @@ def people_of(n: int, **columns) -> pd.DataFrame:
 
 def test_two_best_four_median_two_worst_by_absolute_error():
     errors = [0.05, -0.3, 0.01, 0.2, -0.02, 0.07, 0.06, -0.4, 0.08, 0.09]
-    cases = failure_cases(make_run(errors), people_of(10, Age=["7" + str(i) for i in range(10)], note=["$x$"] * 10),
-                          ("note",))
+    cases = failure_cases(
+        make_run(errors), people_of(10, Age=["7" + str(i) for i in range(10)], note=["$x$"] * 10), ("note",)
+    )
     assert cases["case"].tolist() == ["best"] * 2 + ["median"] * 4 + ["worst"] * 2
     assert cases["ID"].tolist() == ["s2", "s4", "s6", "s5", "s8", "s9", "s1", "s7"]
     assert cases["rank"].tolist() == [1, 2, 4, 5, 6, 7, 9, 10]
@@ -53,8 +67,20 @@ def test_two_best_four_median_two_worst_by_absolute_error():
     assert cases["age"].tolist() == ["72", "74", "76", "75", "78", "79", "71", "77"]
     assert cases["SUVR"].iloc[-1] == pytest.approx(1.1)
     assert cases["error"].iloc[-1] == pytest.approx(0.4)
-    assert list(cases.columns) == ["case", "rank", "n", "ID", "label", "criterion", "error", "SUVR_real", "SUVR",
-                                   "MAE_brain", "age", "note"]
+    assert list(cases.columns) == [
+        "case",
+        "rank",
+        "n",
+        "ID",
+        "label",
+        "criterion",
+        "error",
+        "SUVR_real",
+        "SUVR",
+        "MAE_brain",
+        "age",
+        "note",
+    ]
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 7])
@@ -92,8 +118,17 @@ def test_without_a_synthetic_pet_there_is_no_picture(tmp_path):
 def test_nothing_covers_anything_in_the_picture_and_all_is_on_it(n, tmp_path, monkeypatch):
     drawn, rng = [], np.random.default_rng(0)
     monkeypatch.setattr(figures.pyplot(), "close", drawn.append)
-    text = ["sub-ADNI037S6046_ses-M", "012", "label 1", "age 71.3", "sex F", "diagnosis $MCI$", "SUVR 1.312 real",
-            "1.201 synthetic", "error -0.111"]
+    text = [
+        "sub-ADNI037S6046_ses-M",
+        "012",
+        "label 1",
+        "age 71.3",
+        "sex F",
+        "diagnosis $MCI$",
+        "SUVR 1.312 real",
+        "1.201 synthetic",
+        "error -0.111",
+    ]
     slices = {name: rng.random((40, 48)) for name in ("MRI", "real PET", "synthetic PET")}
     cases = [Case(f"median ({i + 10} of 20)", text, slices) for i in range(n)]
     notice = "digital phantom, not patient data; research only, not for clinical use"
@@ -125,39 +160,116 @@ def test_nothing_covers_anything_in_the_picture_and_all_is_on_it(n, tmp_path, mo
 
 FLOW = Flow({"train": Count(6, 5), "validation": Count(2, 2), "test": Count(1, 1)},
             {"train": {0: 3, 1: 3}, "validation": {0: 1, 1: 1}, "test": {0: 0, 1: 1}})
-DIFFERENT = [                                              # arguments of make_run, what is said, what is not
-    ({}, ["To be filled in", "SUVR was measured in plain regions of the MNI152", "drawn by DDIM", "v (Salimans",
-          "6 scans of 5 subjects (3 with label 0, 3 with label 1)", "1 scan (0 with label 0, 1 with label 1)",
-          "conformal", "Platt 1999", "4 latent samples"], ["digital phantom", "ancestral", "Min-SNR", "null control"]),
-    ({"phantom": True, **DEMO}, ["simulated digital phantom, not patient data", "phantom_link 0.6",
-                                    "the phantom's own cortex", "drawn twice", "16 network evaluations a scan"],
-     ["To be filled in", "MNI152 template"]),
+DIFFERENT = [  # arguments of make_run, what is said, what is not
+    (
+        {},
+        [
+            "To be filled in",
+            "SUVR was measured in plain regions of the MNI152",
+            "drawn by DDIM",
+            "v (Salimans",
+            "6 scans of 5 subjects (3 with label 0, 3 with label 1)",
+            "1 scan (0 with label 0, 1 with label 1)",
+            "conformal",
+            "Platt 1999",
+            "4 latent samples",
+        ],
+        ["digital phantom", "ancestral", "Min-SNR", "null control"],
+    ),
+    (
+        {"phantom": True, **DEMO},
+        [
+            "simulated digital phantom, not patient data",
+            "phantom_link 0.6",
+            "the phantom's own cortex",
+            "drawn twice",
+            "16 network evaluations a scan",
+        ],
+        ["To be filled in", "MNI152 template"],
+    ),
     ({"phantom": True}, ["simulated digital phantom, not patient data;"], ["phantom_link"]),
-    ({**PUBLISHED, "regions": "none", "has_suvr": False},
-     ["predict the noise (Ho et al. 2020)", "ancestral sampling", "No label was given in sampling",
-      "1 latent sample a scan was drawn", "999 network evaluations each", "It was decoded", "1 channel"],
-     ["ridge", "DDIM", "shift of", "L1 loss between", "SUVR", "scaled to mean 0", "half a cosine", "conformal"]),
-    ({"regions": "none", "has_suvr": False}, ["predicted from its MRI by ridge regression", "(Platt 1999)",
-                                              "8 network evaluations a scan"], ["SUVR", "drawn twice"]),
-    ({"num_classes": 3, "status": False, "uncertain": False}, ["temperature (Guo et al. 2017)"],
-     ["Platt", "status was read", "McNemar", "conformal", "bootstrap"]),
-    ({"label_in_training": "none", "label_at_sampling": "none"}, ["given the MRI:"], ["ridge", "given the MRI and"]),
+    (
+        {**PUBLISHED, "regions": "none", "has_suvr": False},
+        [
+            "predict the noise (Ho et al. 2020)",
+            "ancestral sampling",
+            "No label was given in sampling",
+            "1 latent sample a scan was drawn",
+            "999 network evaluations each",
+            "It was decoded",
+            "1 channel",
+        ],
+        [
+            "ridge",
+            "DDIM",
+            "shift of",
+            "L1 loss between",
+            "SUVR",
+            "scaled to mean 0",
+            "half a cosine",
+            "conformal",
+        ],
+    ),
+    (
+        {"regions": "none", "has_suvr": False},
+        ["predicted from its MRI by ridge regression", "(Platt 1999)", "8 network evaluations a scan"],
+        ["SUVR", "drawn twice"],
+    ),
+    (
+        {"num_classes": 3, "status": False, "uncertain": False},
+        ["temperature (Guo et al. 2017)"],
+        ["Platt", "status was read", "McNemar", "conformal", "bootstrap"],
+    ),
+    (
+        {"label_in_training": "none", "label_at_sampling": "none"},
+        ["given the MRI:"],
+        ["ridge", "given the MRI and"],
+    ),
     ({"conditioning": "none"}, ["given the subject's label"], ["given the MRI"]),
-    ({"conditioning": "none", "label_in_training": "none", "label_at_sampling": "none"}, ["linear):"], [", given"]),
-    ({"sampler": "dpm", "min_snr": 5.0, "time_shift": 0.5, "shuffle_labels": True, "ldm_lr_decay": True},
-     ["DPM-Solver++", "gamma 5", "to low noise", "null control"], ["DDIM (Song"]),
-    ({"prediction": "x0", "zero_terminal_snr": True}, ["the clean latent", "zero terminal SNR (Lin et al. 2024)"],
-     ["Salimans"]),
-    ({"cortex_mask": "c.nii", "reference_mask": "r.nii", "centiloid_slope": 100.0, "centiloid_intercept": -90.0},
-     ["c.nii over r.nii", "Centiloids were computed as 100 SUVR -90", "Klunk"], ["MNI152 template"]),
+    (
+        {"conditioning": "none", "label_in_training": "none", "label_at_sampling": "none"},
+        ["linear):"],
+        [", given"],
+    ),
+    (
+        {"sampler": "dpm", "min_snr": 5.0, "time_shift": 0.5, "shuffle_labels": True, "ldm_lr_decay": True},
+        ["DPM-Solver++", "gamma 5", "to low noise", "null control"],
+        ["DDIM (Song"],
+    ),
+    (
+        {"prediction": "x0", "zero_terminal_snr": True},
+        ["the clean latent", "zero terminal SNR (Lin et al. 2024)"],
+        ["Salimans"],
+    ),
+    (
+        {
+            "cortex_mask": "c.nii",
+            "reference_mask": "r.nii",
+            "centiloid_slope": 100.0,
+            "centiloid_intercept": -90.0,
+        },
+        ["c.nii over r.nii", "Centiloids were computed as 100 SUVR -90", "Klunk"],
+        ["MNI152 template"],
+    ),
     ({"regions": "centiloid"}, ["Centiloid project's masks", "Klunk"], ["plain regions"]),
-    ({"ldm_from": "one"}, ["stage 1 are those of the experiment one", "stage 2 are those of the experiment one"], []),
+    (
+        {"ldm_from": "one"},
+        ["stage 1 are those of the experiment one", "stage 2 are those of the experiment one"],
+        [],
+    ),
     ({"aae_from": "two"}, ["stage 1 are those of the experiment two"], ["stage 2 are those"]),
-    ({"methods": ("il_cldm", "mean_pet", "resvit", "oracle")}, ["trained for comparison: resvit", "true anatomy"],
-     ["reconstruction of the real PET"]),
+    (
+        {"methods": ("il_cldm", "mean_pet", "resvit", "oracle")},
+        ["trained for comparison: resvit", "true anatomy"],
+        ["reconstruction of the real PET"],
+    ),
     ({"uncertain": False}, ["SUVR was measured"], ["conformal", "Platt 1999). All"]),
     ({"crop_jitter": 0, "aae_lr_decay": False}, ["a step and process, L1"], ["shifted", "half a cosine"]),
-    ({"aae_epochs": 1, "ldm_epochs": 7, "seed": 3}, ["1 epoch of Adam", "7 epochs of AdamW", "The seed was 3"], []),
+    (
+        {"aae_epochs": 1, "ldm_epochs": 7, "seed": 3},
+        ["1 epoch of Adam", "7 epochs of AdamW", "The seed was 3"],
+        [],
+    ),
 ]
 
 

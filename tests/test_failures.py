@@ -47,27 +47,38 @@ def fails_with(monkeypatch, capsys, error: BaseException) -> tuple[int, str]:
     [
         (InputError("a.nii.gz: damaged"), 2, "a.nii.gz: damaged"),
         (
-            InputError("Caught InputError in DataLoader worker process 0.\nOriginal Traceback "
-                       "...\nutils.InputError: a.nii: cut\n"),
+            InputError(
+                "Caught InputError in DataLoader worker process 0.\nOriginal Traceback "
+                "...\nutils.InputError: a.nii: cut\n"
+            ),
             2,
             "error: a.nii: cut",
         ),
         (NotFiniteError("aae epoch 3, step 2: loss nan on s01"), 3, "aae epoch 3, step 2: loss nan on s01"),
         (torch.OutOfMemoryError("CUDA out of memory"), 4, "--sampling_batch 1"),
         (MemoryError(), 4, "--cache off"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), 4,
-         "what was saved is kept"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            4,
+            "what was saved is kept",
+        ),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 4, "out of memory"),
         (OSError(errno.EIO, "Input/output error", "b.nii"), 5, "Input/output error: 'b.nii'"),
         (
-            OSError("Caught OSError in DataLoader worker process 1.\nOriginal Traceback ...\nOSError: "
-                    "[Errno 5] b.nii\n"),
+            OSError(
+                "Caught OSError in DataLoader worker process 1.\nOriginal Traceback ...\nOSError: "
+                "[Errno 5] b.nii\n"
+            ),
             5,
             "error: [Errno 5] b.nii\n",
         ),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 6, "--num_workers 0"),
         (BrokenProcessPool("a process was terminated abruptly"), 6, "as systems do when memory, or shared"),
-        (RuntimeError("unable to write to file </torch_123_0>: No space left on device (28)"), 6, "--num_workers 0"),
+        (
+            RuntimeError("unable to write to file </torch_123_0>: No space left on device (28)"),
+            6,
+            "--num_workers 0",
+        ),
     ],
 )
 def test_every_cause_has_its_exit_code_and_one_message(monkeypatch, capsys, error, code, expected):
@@ -254,7 +265,8 @@ def test_plain_training_and_testing_need_no_optional_package(root):
         ended = start(*words, "--stages", stage, env=env)
         assert ended.returncode == 2 and "Traceback" not in ended.stderr
         assert re.search(
-            r"^error: the package (matplotlib|jinja2|tabulate), which is needed for [A-Za-z ]+, is missing; pip "
+            r"^error: the package (matplotlib|jinja2|tabulate), which is needed for [A-Za-z ]+, is missing; "
+             "pip "
             rf"install -r requirements.txt brings it \(stage {stage}\)$",
             ended.stderr,
             re.MULTILINE,
@@ -410,7 +422,8 @@ def test_a_file_called_result_is_named_before_the_data_are_read(root, capsys):
 
 def test_ctrl_c_ends_a_loop_of_the_shell_too(tmp_path):
     # to both
-    code = "import os, signal; from runtime.signals import CTRL_C, leave; os.kill(os.getppid(), signal.SIGINT); leave(CTRL_C)"
+    code = ("import os, signal; from runtime.signals import CTRL_C, leave; "
+            "os.kill(os.getppid(), signal.SIGINT); leave(CTRL_C)")
     loop = f"for i in 1 2; do echo $i; {sys.executable} -c '{code}'; done"
     shell = ["env", "--default-signal=INT", "bash", "-c", loop]  # tests in the background may have it ignored
     ended = subprocess.run(shell, capture_output=True, text=True, cwd=ROOT, timeout=60)

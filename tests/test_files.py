@@ -110,7 +110,8 @@ def test_what_dead_processes_were_writing_is_removed_and_what_others_write_is_no
 
 def test_a_second_run_in_a_folder_is_refused_with_the_name_of_the_first(tmp_path):
     with FolderLock(tmp_path):
-        code = f"from pathlib import Path\nfrom runtime.files import FolderLock\nFolderLock(Path({str(tmp_path)!r})).acquire()"
+        code = ("from pathlib import Path\nfrom runtime.files import FolderLock\n"
+                f"FolderLock(Path({str(tmp_path)!r})).acquire()")
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
                                cwd=ROOT)
         assert (

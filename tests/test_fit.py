@@ -200,8 +200,16 @@ class Training:
 
     def fit(self, epochs: int, every: int = 1, decay: bool = False) -> None:
         """Take the epochs that are left."""
-        fit(self.run, self.batches, self.step, epochs=epochs, seed=3, validate=self.validate, validate_every=every,
-            begin_epoch=partial(set_cosine_rate, self.run.optimizers, 0.01, decay))
+        fit(
+            self.run,
+            self.batches,
+            self.step,
+            epochs=epochs,
+            seed=3,
+            validate=self.validate,
+            validate_every=every,
+            begin_epoch=partial(set_cosine_rate, self.run.optimizers, 0.01, decay),
+        )
 
 
 def test_an_epoch_is_trained_in_training_mode_at_its_rate_and_validated_in_the_other(tmp_path):
@@ -300,7 +308,7 @@ def test_seconds_of_all_steps_are_counted_over_interruptions(tmp_path, monkeypat
     whole = Training(tmp_path / "whole")
     whole.fit(2)
     steps = whole.run.step
-    assert whole.run.seconds == 2 * steps > 0              # read at the start of a step, after data, at its end
+    assert whole.run.seconds == 2 * steps > 0            # read at the start of a step, after data, at its end
     assert load_checkpoint(whole.run.last_path)["seconds"] == whole.run.seconds
     again = Training(tmp_path / "whole")
     again.fit(3)

@@ -278,16 +278,74 @@ def test_a_regions_table_of_any_content_is_read_or_refused(tmp_path, count, reco
 
 # ---------------------------------------------------------------- tables as spreadsheets might write them
 
-CELLS = ["", "a", "b", "c", "0001", "1", "0", "1.00", "1,0", "positive", "NEG", "71,5", "71.5", "90+", ">89", "n/a",
-         "-4", "F", "male", "2015-03-02", "13/5/2015", "3/13/2015", '"', '"a', 'a"b', '""', '"x, y"', "x;y", " a ",
-         "\xa0", "ü", "\x00", "\x1a", "\u2028", "\ufeff", "9" * 40, "sep=;", "é,è", "PK\x03\x04", "1e999", "-0"]
-HEADS = ["ID", "label", "age", "sex", "date", " ID ", "Label", "id", "PTID", "CENTILOIDS", "TRACER", "SITE", ""]
+CELLS = [
+    "",
+    "a",
+    "b",
+    "c",
+    "0001",
+    "1",
+    "0",
+    "1.00",
+    "1,0",
+    "positive",
+    "NEG",
+    "71,5",
+    "71.5",
+    "90+",
+    ">89",
+    "n/a",
+    "-4",
+    "F",
+    "male",
+    "2015-03-02",
+    "13/5/2015",
+    "3/13/2015",
+    '"',
+    '"a',
+    'a"b',
+    '""',
+    '"x, y"',
+    "x;y",
+    " a ",
+    "\xa0",
+    "ü",
+    "\x00",
+    "\x1a",
+    "\u2028",
+    "\ufeff",
+    "9" * 40,
+    "sep=;",
+    "é,è",
+    "PK\x03\x04",
+    "1e999",
+    "-0",
+]
+HEADS = [
+    "ID",
+    "label",
+    "age",
+    "sex",
+    "date",
+    " ID ",
+    "Label",
+    "id",
+    "PTID",
+    "CENTILOIDS",
+    "TRACER",
+    "SITE",
+    "",
+]
 CODES = ["utf-8"] * 6 + ["utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1252", "latin-1"]
 
 
-PLAUSIBLE = {"ID": ["a", "b", "c", "a ", "A", "d"], "label": ["0", "1", "1.00", "neg", "positive", "n/a", "2"],
-             "age": ["71", "71.5", "90+", "", "old"], "sex": ["F", "m", "female", "n/a"],
-             "date": ["2015-03-02", "3/2/15", ""]}
+PLAUSIBLE = {
+    "ID": ["a", "b", "c", "a ", "A", "d"],
+    "label": ["0", "1", "1.00", "neg", "positive", "n/a", "2"],
+    "age": ["71", "71.5", "90+", "", "old"],
+    "sex": ["F", "m", "female", "n/a"],
+    "date": ["2015-03-02", "3/2/15", ""],
+}
 
 
 def random_table(rng: random.Random) -> bytes:
@@ -314,7 +372,9 @@ def random_table(rng: random.Random) -> bytes:
     return bytes(content)
 
 
-def test_ten_thousand_tables_are_read_or_refused_by_check_and_by_prepare(cohort, record_property, monkeypatch):
+def test_ten_thousand_tables_are_read_or_refused_by_check_and_by_prepare(
+    cohort, record_property, monkeypatch
+):
     """Whatever is read is what the cells say: labels of the cohort, and ages within their range."""
     monkeypatch.chdir(cohort)
     rng, found = random.Random(0), Counter()

@@ -163,7 +163,8 @@ def test_the_command_and_the_losses_of_every_epoch_stand_in_the_log(finished):
 def test_without_regions_the_unet_learns_the_true_label_and_gets_the_predicted_one(finished):
     settings = json.loads((finished / "result" / "a" / "config.json").read_text())["settings"]
     assert (settings["label_in_training"], settings["label_at_sampling"]) == ("true", "mixed")
-    said = "the settings name no regions (cortex_mask, reference_mask): the UNet is trained with label_in_training true"
+    said = ("the settings name no regions (cortex_mask, reference_mask): the UNet is trained with "
+            "label_in_training true")
     assert (finished / "result" / "a" / "run.log").read_text().count(said) == 1
     labels = load_checkpoint(finished / "result" / "a" / "CHECKPOINT_Unet.pth.tar")["metadata"]["soft_labels"]
     assert labels.tolist() == [[1, 0], [0, 1]] * 4         # of the training list, then of the validation list
@@ -737,7 +738,9 @@ def test_the_test_stage_writes_people_and_changes_no_other_file(project, capsys)
     folder = project / "result" / "a"
     before = {path.name: path.read_bytes() for path in folder.glob("*.csv") if path.name != "cost.csv"}
     assert pd.read_csv(folder / "people.csv").columns.tolist() == ["ID", "label"]
-    assert "with 1 positive and 1 negative test subjects the 95 % interval of an AUC" in capsys.readouterr().out
+    assert (
+        "with 1 positive and 1 negative test subjects the 95 % interval of an AUC" in capsys.readouterr().out
+    )
     add_columns(project)
     assert run("--stages", "test", "tables", "--subgroups", "mmse", **settings) == 0
     after = {path.name: path.read_bytes() for path in folder.glob("*.csv") if path.name != "cost.csv"}

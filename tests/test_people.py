@@ -29,7 +29,9 @@ def test_people_are_all_columns_as_text_without_what_is_missing(root):
 
 
 def test_what_is_known_has_one_name_and_one_spelling(root):
-    people = people_of_test_list(root / "data_info", write_info(root), ("apoe4", "P_TAU217", "site", "dx_bl", "age"))
+    people = people_of_test_list(
+        root / "data_info", write_info(root), ("apoe4", "P_TAU217", "site", "dx_bl", "age")
+    )
     assert people.to_dict("list") == {
         "ID": ["s09", "s10"], "label": [0, 1], "age": [71.5, 90.0], "sex": ["F", "M"], "site": ["003", ""],
         "tracer": ["FBP", "FBB"], "diagnosis": ["CN", ""], "APOE4": ["1", ""], "p-tau 217": ["0.31", ""]}
@@ -63,23 +65,41 @@ def test_an_age_that_is_none_is_not_known(root):
     assert people_of_test_list(root / "data_info", scans, ())["age"].isna().all()
 
 
-@pytest.mark.parametrize(("columns", "name", "found"), [
-    (["ID", "APOE4"], "APOE4", "APOE4"), (["ID", "APOE4"], "apoe4", "APOE4"), (["ID", "apoe 4"], "APOE_4", "apoe 4"),
-    (["ID", "x", "X"], "x", "x"), (["ID", "x", "X"], "X", "X"), (["ID", "x-1", "X_1"], "x1", None),   # either
-    (["ID", "apoe4"], "apoe", None), (["ID", "--"], "-", None), (["ID"], "", None)])
+@pytest.mark.parametrize(
+    ("columns", "name", "found"),
+    [
+        (["ID", "APOE4"], "APOE4", "APOE4"),
+        (["ID", "APOE4"], "apoe4", "APOE4"),
+        (["ID", "apoe 4"], "APOE_4", "apoe 4"),
+        (["ID", "x", "X"], "x", "x"),
+        (["ID", "x", "X"], "X", "X"),
+        (["ID", "x-1", "X_1"], "x1", None),  # either
+        (["ID", "apoe4"], "apoe", None),
+        (["ID", "--"], "-", None),
+        (["ID"], "", None),
+    ],
+)
 def test_a_name_means_one_column(columns, name, found):
     assert find_column(columns, name) == found
 
 
-@pytest.mark.parametrize(("name", "hint"), [
-    ("apo4", "; did you mean APOE4?"), ("APOE04", "; did you mean APOE4?"), ("sit", "; did you mean Site?"),
-    ("education", "; its columns are label, ID, Age"), ("tracers", "; did you mean TRACER?"), ("", "; its columns are")])
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("apo4", "; did you mean APOE4?"),
+        ("APOE04", "; did you mean APOE4?"),
+        ("sit", "; did you mean Site?"),
+        ("education", "; its columns are label, ID, Age"),
+        ("tracers", "; did you mean TRACER?"),
+        ("", "; its columns are"),
+    ],
+)
 def test_a_column_that_is_not_there_is_a_problem_with_a_hint(root, name, hint):
     write_info(root)
     [problem] = missing_columns(root / "data_info", "subgroups", ("age", name, "dx_bl"))
     assert f"has no column {name!r}, which the setting subgroups names" in problem
-    assert hint in problem and problem.endswith("its columns are label, ID, Age, SEX, Site, TRACER, DX_bl, APOE4, "
-                                                "p-tau 217")
+    assert hint in problem and problem.endswith("its columns are label, ID, Age, SEX, Site, TRACER, DX_bl, "
+                                                "APOE4, p-tau 217")
 
 
 def test_all_problems_are_named_at_once(root):

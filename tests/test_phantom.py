@@ -202,7 +202,9 @@ def test_atrophy_of_discordant_subjects_says_nothing_and_the_others_keep_their_i
     concordant = truth.index[truth["discordant"] == 0]
     assert 0 < len(concordant) < len(truth)
     assert truth["suvr"].equals(before["suvr"])
-    unlinked = (truth["atrophy"] - (before["atrophy"] - LINK * standard_load(before["suvr"])) / 0.8).abs() < 1e-9
+    unlinked = (
+        truth["atrophy"] - (before["atrophy"] - LINK * standard_load(before["suvr"])) / 0.8
+    ).abs() < 1e-9
     assert unlinked.equals(truth["discordant"] == 1)       # sqrt(1 - LINK^2) is 0.8
     for name, voxels in volumes(tmp_path / "half").items():
         is_same = np.array_equal(voxels, read(cohort / name))

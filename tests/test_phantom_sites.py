@@ -164,7 +164,7 @@ def test_the_scanner_blurs_as_its_site_says(template, site):
     point = dict.fromkeys(("white", "baseline", "amyloid", "csf"), voxels)
     fine = dataclasses.replace(template, voxel_mm=1)
     seen = uptake.blur_components(fine, point | {"support": np.ones((41, 41, 41), bool)}, site)
-    profile = seen[0].sum(axis=(1, 2), dtype=float)        # a Gaussian's variance is its FWHM over 2.355, squared
+    profile = seen[0].sum(axis=(1, 2), dtype=float)    # a Gaussian's variance is its FWHM over 2.355, squared
     variance = (profile * (np.arange(41) - 20) ** 2).sum() / profile.sum()
     assert 2.355 * np.sqrt(variance) == pytest.approx(site.pet_fwhm, rel=0.02)
 
@@ -187,7 +187,7 @@ def test_the_mri_has_the_contrast_and_bias_of_its_site(template, site):
 @pytest.mark.parametrize("site", SITES, ids=NAMES)
 def test_the_pet_is_as_noisy_as_its_site_says(template, site):
     noise = [uptake.draw_noise(template, np.random.default_rng(seed), site) for seed in range(8)]
-    assert np.std(noise) == pytest.approx(np.hypot(0.04, site.pet_noise), rel=0.05)    # slow variation and noise
+    assert np.std(noise) == pytest.approx(np.hypot(0.04, site.pet_noise), rel=0.05)  # slow, and noise
 
 
 @pytest.mark.parametrize("site", SITES, ids=NAMES)

@@ -46,7 +46,9 @@ def latents_in(folder: str) -> list[str]:
     return sorted(path.name for path in Path(folder).rglob("*.nii.gz"))
 
 
-def test_a_cohort_that_cannot_be_written_to_is_trained_on_and_latents_lie_in_result(root, monkeypatch, capsys):
+def test_a_cohort_that_cannot_be_written_to_is_trained_on_and_latents_lie_in_result(
+    root, monkeypatch, capsys
+):
     read_only(monkeypatch, "data", "data_info")
     before = {path: path.stat().st_mtime_ns for path in Path("data").rglob("*")}
     assert run("--exp", "a") == 0
@@ -73,7 +75,9 @@ def test_latents_go_where_the_setting_says_and_a_resumed_run_makes_them_again_el
     capsys.readouterr()
     assert run("--exp", "a", "--latent_dir", "elsewhere", "--ldm_epochs", "2") == 0
     assert latents_in("elsewhere") == latents_in("mine/latents")
-    assert "latent_dir: mine/latents -> elsewhere" in capsys.readouterr().out.replace("'", "").replace('"', "")
+    assert "latent_dir: mine/latents -> elsewhere" in capsys.readouterr().out.replace("'", "").replace(
+        '"', ""
+    )
     assert run("--exp", "a", "--latent_dir", "nowhere", "--ldm_epochs", "3", stages=["ldm"]) == 2
     assert "nowhere" in (shown := capsys.readouterr().err) and "run --stages encode" in shown
 
@@ -82,8 +86,10 @@ def test_a_latent_dir_that_cannot_be_written_to_is_named_before_a_volume_is_read
     read_only(monkeypatch, "share")
     monkeypatch.setattr(session, "check_cohort", None)     # would be a fault of the program
     assert run("--latent_dir", "share/latents") == 5
-    assert "error: latent_dir share/latents: cannot be written to: Read-only file system; --latent_dir takes" in (
-        capsys.readouterr().err)
+    assert (
+        "error: latent_dir share/latents: cannot be written to: Read-only file system; --latent_dir takes"
+        in (capsys.readouterr().err)
+    )
     Path("file").touch()
     assert run("--latent_dir", "file/latents") == 5
     assert "file is not a folder" in capsys.readouterr().err
@@ -97,7 +103,9 @@ def test_latents_never_lie_among_the_inputs(root, capsys, folder):
     assert f"latent_dir {folder} is a folder of the cohort" in capsys.readouterr().err
 
 
-def test_a_result_folder_that_cannot_be_written_to_is_found_before_a_volume_is_read(root, monkeypatch, capsys):
+def test_a_result_folder_that_cannot_be_written_to_is_found_before_a_volume_is_read(
+    root, monkeypatch, capsys
+):
     read_only(monkeypatch, "result")
     monkeypatch.setattr(session, "check_cohort", None)
     assert run() == 5
@@ -129,10 +137,40 @@ def test_cache_auto_without_a_temporary_folder_keeps_nothing(root, monkeypatch):
     assert cache.VolumeCache(volumes, Crop((3, 2, 3), (16, 24, 16))).place == "off"
 
 
-def test_a_phantom_that_is_there_needs_no_writing_and_one_that_is_not_is_refused_at_once(root, monkeypatch, capsys):
-    words = ["--preset", "demo", "--exp", "p", "--phantom_subjects", "2", "2", "2", "--stages", "check",
-             "--phantom_voxel", "8", "--image_size", "22", "27", "22", "--crop_start", "3", "2", "3",
-             "--volume_size", "16", "24", "16", "--aae_batch_size", "1", "--ldm_batch_size", "1", "--data_dir"]
+def test_a_phantom_that_is_there_needs_no_writing_and_one_that_is_not_is_refused_at_once(
+    root, monkeypatch, capsys
+):
+    words = [
+        "--preset",
+        "demo",
+        "--exp",
+        "p",
+        "--phantom_subjects",
+        "2",
+        "2",
+        "2",
+        "--stages",
+        "check",
+        "--phantom_voxel",
+        "8",
+        "--image_size",
+        "22",
+        "27",
+        "22",
+        "--crop_start",
+        "3",
+        "2",
+        "3",
+        "--volume_size",
+        "16",
+        "24",
+        "16",
+        "--aae_batch_size",
+        "1",
+        "--ldm_batch_size",
+        "1",
+        "--data_dir",
+    ]
     assert main.main([*words, "share/ph", "--label_at_sampling", "none", "--label_in_training", "none"]) == 0
     read_only(monkeypatch, "share")
     assert main.main([*words, "share/ph", "--label_at_sampling", "none", "--label_in_training", "none"]) == 0
@@ -149,7 +187,10 @@ def can_mount() -> bool:
 
 def test_a_folder_on_a_read_only_mount_is_found_to_be_one(tmp_path):
     """Through a mount where this may be made; elsewhere by the rights of the folder, which root ignores."""
-    share, code = tmp_path / "share", "import sys; from pathlib import Path; from runtime.files import can_write; "
+    share, code = (
+        tmp_path / "share",
+        "import sys; from pathlib import Path; from runtime.files import can_write; ",
+    )
     share.mkdir()
     code += "sys.exit(can_write(Path(sys.argv[1]) / 'new' / 'folder'))"
     command = [sys.executable, "-c", code, str(share)]
@@ -170,8 +211,8 @@ def test_latents_lie_in_result_if_their_place_is_a_link_that_leads_nowhere(root,
     assert run("--exp", "a", stages=["check", "aae", "encode"]) == 0
     [folder] = Path("result/latents").iterdir()
     assert len(latents_in(folder)) == 8
-    assert ("data/latent_Abeta: is a link to /purged/scratch, which is not there; mend the link or bring the file "
-            f"back: latents are kept in {folder} (setting latent_dir)") in capsys.readouterr().out
+    assert ("data/latent_Abeta: is a link to /purged/scratch, which is not there; mend the link or bring the "
+            f"file back: latents are kept in {folder} (setting latent_dir)") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("place", "words"), [
@@ -234,8 +275,16 @@ def test_a_run_with_little_shared_memory_reads_in_its_main_process_and_says_so(r
     if not can_mount():
         before = []
         lines.insert(2, "shared_memory.free_shared_memory = lambda: 2 ** 18")
-    command = [*before, sys.executable, "-c", "\n".join([*lines, "sys.exit(main.main(sys.argv[1:]))"]), *words]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [
+        *before,
+        sys.executable,
+        "-c",
+        "\n".join([*lines, "sys.exit(main.main(sys.argv[1:]))"]),
+        *words,
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == 0, done.stderr
     assert "num_workers 4 needs up to" in done.stdout and "has 0 MiB free" in done.stdout
     assert "Traceback" not in done.stderr

@@ -239,9 +239,15 @@ UNKNOWN = {
     "two ages": ({"age": lambda i: ["60", "80"][i % 3 == 0]}, {}),
     "one sex, one unknown": ({"sex": lambda i: "n/a" if i == 3 else "F"}, {"sex": 1}),
     "all sexes": ({"sex": lambda i: "-4"}, {"sex": 24}),
-    "some of each": ({"age": lambda i: "" if i % 5 == 0 else f"{60 + i}", "sex": lambda i: ["F", "M", ""][i % 3],
-                      "site": lambda i: ["A", "B", "n/a"][i % 3], "tracer": lambda i: ["FBP", ""][i % 4 == 0]},
-                     {"age": 5, "sex": 8, "site": 8, "tracer": 6}),
+    "some of each": (
+        {
+            "age": lambda i: "" if i % 5 == 0 else f"{60 + i}",
+            "sex": lambda i: ["F", "M", ""][i % 3],
+            "site": lambda i: ["A", "B", "n/a"][i % 3],
+            "tracer": lambda i: ["FBP", ""][i % 4 == 0],
+        },
+        {"age": 5, "sex": 8, "site": 8, "tracer": 6},
+    ),
     "one site, some unknown": ({"site": lambda i: ["A", ""][i % 3 == 0]}, {"site": 8}),
     "one tracer, some unknown": ({"TRACER": lambda i: ["FBP", "null"][i % 3 == 0]}, {"tracer": 8}),
     "no site anywhere": ({"site": lambda i: ""}, {}),
@@ -268,7 +274,9 @@ def test_what_is_not_known_is_said_counted_and_shared_out_as_a_level_of_its_own(
         for split, ids in lists().items():
             share = len(ids) / len(scans) * number
             assert abs((found.loc[ids, column] == "").sum() - share) <= 1.5, (split, column)
-    assert [column for column in ("age", "sex", "site", "tracer") if f"{column} unknown: " in shown] == list(unknown)
+    assert [column for column in ("age", "sex", "site", "tracer") if f"{column} unknown: " in shown] == list(
+        unknown
+    )
 
 
 # ---------------------------------------------------------------- what preprocess found

@@ -498,7 +498,8 @@ def test_gpus_starts_as_many_processes(project, monkeypatch):
 def test_launched_processes_end_together_with_their_exit_code(project, number, code):
     settings = TINY | {"exp": "a", "aae_epochs": 1 if number is None else 300}
     words = [*arguments(settings), "--stages", "aae"]
-    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runtime.ranks import launch; sys.exit(launch(2, {words!r}))"
+    program = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runtime.ranks import launch; "
+               f"sys.exit(launch(2, {words!r}))")
     run = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True,
                            env=os.environ | {"OMP_NUM_THREADS": "1"})
     last = project / "result/a/CHECKPOINT_AAE_last.pth.tar"

@@ -25,8 +25,10 @@ def test_overlap_and_line_by_hand():
     affine = from_matvec(np.eye(3), (0, 0, 0))
     one, other = np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8)
     one[:2], other[1:3] = 1, 1                             # 32 voxels each, 16 in common
-    images = {"mni": {name: nib.Nifti1Image(one, affine) for name in ("cortex_mask", "reference_mask")},
-              "centiloid": {name: nib.Nifti1Image(other, affine) for name in ("cortex_mask", "reference_mask")}}
+    images = {
+        "mni": {name: nib.Nifti1Image(one, affine) for name in ("cortex_mask", "reference_mask")},
+        "centiloid": {name: nib.Nifti1Image(other, affine) for name in ("cortex_mask", "reference_mask")},
+    }
     assert at_1_mm(images["mni"]["cortex_mask"]).sum() == 32
     row = describe("mni", images, pd.DataFrame({"phantom": [1.0, 1.5, 2.0], "mni": [1.1, 1.5, 1.9]}))
     assert (row["cortex_mask_ml"], row["cortex_mask_dice"], row["n"]) == (0.032, 0.5, 3)

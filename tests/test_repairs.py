@@ -240,8 +240,15 @@ def test_squared_error_comes_back_from_psnr():
 
 # ---------------------------------------------------------------- the run
 
-PHANTOM = {"regions": "auto", "phantom_voxel": 8, "phantom_subjects": (6, 10, 4), "image_size": (22, 27, 22), "aae_epochs": 1,
-           "ldm_epochs": 1, "validation_every": 1}
+PHANTOM = {
+    "regions": "auto",
+    "phantom_voxel": 8,
+    "phantom_subjects": (6, 10, 4),
+    "image_size": (22, 27, 22),
+    "aae_epochs": 1,
+    "ldm_epochs": 1,
+    "validation_every": 1,
+}
 
 
 @pytest.fixture

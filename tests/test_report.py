@@ -25,8 +25,14 @@ from evaluation import figures
 from evaluation.results import MADE_FROM_THEM, forget_run, load_run
 
 EXP = "ph"
-PHANTOM = {"exp": EXP, "regions": "auto", "phantom_subjects": (8, 4, 6), "phantom_voxel": 8, "data_dir": "data/ph",
-           "bootstrap_resamples": 100}
+PHANTOM = {
+    "exp": EXP,
+    "regions": "auto",
+    "phantom_subjects": (8, 4, 6),
+    "phantom_voxel": 8,
+    "data_dir": "data/ph",
+    "bootstrap_resamples": 100,
+}
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
          "--disable-dev-shm-usage", "--window-size=1200,1400")
@@ -183,8 +189,17 @@ def test_browser_shows_the_report_without_error_and_asks_nobody_for_anything(bro
 def test_browser_shows_filled_tables_and_figures(browser, project):
     assert "python main.py" in text(browser, "code")[0]
     headings = text(browser, "h2")
-    for heading in ("Participants", "Viewer", "Image quality", "Quantification", "Amyloid status", "Comparisons",
-                    "Figures", "Settings and versions", "Methods, as text for a paper"):
+    for heading in (
+        "Participants",
+        "Viewer",
+        "Image quality",
+        "Quantification",
+        "Amyloid status",
+        "Comparisons",
+        "Figures",
+        "Settings and versions",
+        "Methods, as text for a paper",
+    ):
         assert heading in headings
     cells = text(browser, "table")
     rows = [row.text for row in browser.find_elements(By.CSS_SELECTOR, "#table_1 tr")]
@@ -253,7 +268,9 @@ def test_browser_shows_the_flow_of_the_files_of_prepare(project, browser, tmp_pa
     browser.get(report.as_uri())
     boxes = [box.splitlines() for box in text(browser, ".flow .box")]
     browser.get(own)
-    WebDriverWait(browser, 30).until(lambda c: c.find_element(By.TAG_NAME, "body").get_attribute("data-drawn"))
+    WebDriverWait(browser, 30).until(
+        lambda c: c.find_element(By.TAG_NAME, "body").get_attribute("data-drawn")
+    )
     assert boxes[:3] == [["found, with an MRI or a PET:", "21 scans of 21 subjects"],
                          ["left out: 3 scans of 3 subjects", "grey zone: 2", "no <b>PET</b>: 1"],
                          ["labelled:", "18 scans of 18 subjects"]]

@@ -76,7 +76,9 @@ def test_every_score_is_what_other_libraries_give():
         half = scores[9] * (own["SUVR_sd"] + 0.105)        # ceil(0.9 * 11) = 10: the largest of ten
         assert row["coverage"] == pytest.approx(np.mean(abs(own["SUVR"] - own["SUVR_real"]) <= half))
     suvr = measured.pivot(index="ID", columns="disturbance", values="SUVR")
-    assert table.loc["bad", "SUVR_abs_change"] == pytest.approx(np.mean(abs(suvr["bad"] - suvr["undisturbed"])))
+    assert table.loc["bad", "SUVR_abs_change"] == pytest.approx(
+        np.mean(abs(suvr["bad"] - suvr["undisturbed"]))
+    )
     same = (suvr["bad"] >= 1.3) == (suvr["undisturbed"] >= 1.3)
     assert 0 < same.mean() < 1 and table.loc["bad", "same_status"] == pytest.approx(same.mean())
 
@@ -215,7 +217,9 @@ def test_it_writes_a_row_a_disturbance_and_a_row_a_subject(studied):
     scores = ["PSNR_brain", "SUVR_bias", "SUVR_slope", "AUC", "coverage", "same_status", "SUVR_abs_change"]
     assert table[[*scores, "PSNR_brain_change_low", "SUVR_bias_change_high"]].notna().all(axis=None)
     text = (studied / "result/a/robustness.md").read_text()
-    assert "digital phantom, not patient data" in text and "slices of 16 mm" in text and "8 mm tighter" in text
+    assert (
+        "digital phantom, not patient data" in text and "slices of 16 mm" in text and "8 mm tighter" in text
+    )
     files = {path.name for path in (studied / TABLE).parent.glob("robustness*")}
     assert files == {"robustness.csv", "robustness.md", "robustness.pdf", "robustness.png",
                      "robustness_subjects.csv"}
@@ -257,7 +261,10 @@ def test_the_pet_of_a_turned_mri_is_scored_in_the_place_of_the_real_one(project,
     batch = next(iter(exp.batches(exp.cohort.test, "mri", batch=1)))
 
     def decoded(synthesis, latents: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(synthesis.mri(batch["id"][0]))[None, None].expand(len(latents), -1, -1, -1, -1)
+        return torch.from_numpy(synthesis.mri(batch["id"][0]))[None, None].expand(
+            len(latents), -1, -1, -1, -1
+        )
+
     for name in ("turned_x", "turned_y", "turned_z", "shifted"):
         synthesis = robustness.DisturbedSynthesis(exp, sampler, plan[name])
         monkeypatch.setattr(sampler.synthesizer, "decode", partial(decoded, synthesis))
@@ -344,7 +351,9 @@ def no_denoiser() -> None:
     ({"bias": (-5,)}, None, "bias"), ({"noise": (101,)}, None, "noise"), ({"gamma": (0,)}, None, "gamma"),
     ({"turn": 181}, None, "turn"), ({"shift": "far"}, None, "shift"), ({"slices": -1}, None, "slices"),
     ({"strength": 3}, None, "unknown setting --strength"), ({"seed": 1}, None, "unknown setting --seed")])
-def test_what_cannot_be_studied_is_refused_before_anything_is_written(project, capsys, settings, fault, words):
+def test_what_cannot_be_studied_is_refused_before_anything_is_written(
+    project, capsys, settings, fault, words
+):
     if fault:
         fault()
     before = written()

@@ -17,7 +17,7 @@ from labels.ridge import LabelPredictor
 from model import Diffusion, LatentSpace, Synthesizer, UNet
 from utils import NotFiniteError, draw_noise
 
-REGIONS = {"regions": "auto", "cortex_mask": "c", "reference_mask": "r"}   # which label_in_training suvr needs
+REGIONS = {"regions": "auto", "cortex_mask": "c", "reference_mask": "r"}  # which label_in_training suvr needs
 SHAPE = (4, 8, 12, 8)                                      # C, d, h, w of these settings
 PROBABILITIES, SOFT_LABELS = torch.tensor([[0.7, 0.3], [0.2, 0.8]]), torch.tensor([[1.1, -0.1], [0.5, 0.5]])
 

@@ -110,7 +110,9 @@ def test_over_many_seeds_every_subject_gets_into_every_list():
 @pytest.mark.parametrize("missing", [None, np.nan, pd.NA, pd.NaT])
 def test_a_missing_value_is_a_level_of_its_own_and_never_another(missing):
     values = pd.Series(["F", "M", missing, "M", missing], dtype=object)
-    codes = splitting._level_codes(pd.DataFrame({"sex": values, "age": pd.qcut([61.0, 65, 70, 75, np.nan], 2)}))
+    codes = splitting._level_codes(
+        pd.DataFrame({"sex": values, "age": pd.qcut([61.0, 65, 70, 75, np.nan], 2)})
+    )
     assert codes[:, 0].tolist() == [0, 1, 2, 1, 2]
     assert codes[4, 1] not in codes[:4, 1] and codes[:, 1].min() > codes[:, 0].max()
 

@@ -39,11 +39,16 @@ def comma(number: float) -> str:
 # What a file holds -> what is said of it, none where nothing was interpreted.
 READ = {
     "plain": (table().encode(), None),
-    "semicolons and decimal commas": (table(";", age=comma).encode(),
-                                      "separated by semicolons; decimal commas are read as points in column age"),
+    "semicolons and decimal commas": (
+        table(";", age=comma).encode(),
+        "separated by semicolons; decimal commas are read as points in column age",
+    ),
     "semicolons": (table(";").encode(), "its columns are separated by semicolons"),
     "tabs": (table("\t").encode(), "its columns are separated by tabs"),
-    "tabs and decimal commas": (table("\t", age=comma).encode(), "decimal commas are read as points in column age"),
+    "tabs and decimal commas": (
+        table("\t", age=comma).encode(),
+        "decimal commas are read as points in column age",
+    ),
     "bars": (table("|").encode(), "its columns are separated by bars"),
     "blanks": (table(" ").encode(), "its columns are separated by blanks"),
     "several blanks": (table("   ").encode(), "its columns are separated by blanks"),
@@ -52,20 +57,31 @@ READ = {
     "UTF-16 without a mark": (table().encode("utf-16-le"), "is in UTF-16"),
     "UTF-32": (table().encode("utf-32"), "is in UTF-32"),
     "UTF-8 with a mark": (table().encode("utf-8-sig"), None),
-    "Windows-1252": (table(head="ID,label,age,sex,müde", more=",").encode("cp1252"),
-                     "is not in UTF-8 and read as Windows-1252 (Latin-1)"),
-    "Latin-1 with a control letter": (table(head="ID,label,age,sex,m\x81de", more=",").encode("latin-1"),
-                                       "is not in UTF-8"),
+    "Windows-1252": (
+        table(head="ID,label,age,sex,müde", more=",").encode("cp1252"),
+        "is not in UTF-8 and read as Windows-1252 (Latin-1)",
+    ),
+    "Latin-1 with a control letter": (
+        table(head="ID,label,age,sex,m\x81de", more=",").encode("latin-1"),
+        "is not in UTF-8",
+    ),
     "sep= first": (b"sep=,\n" + table().encode(), "its first line, sep=,, is read as the separator"),
     "sep=; first, quoted": (b'"sep=;"\r\n' + table(";", end="\r\n").encode(), "is read as the separator"),
     "sep= tab": (b"SEP=\t\n" + table("\t").encode(), "is read as the separator"),
     "blanks in the header": (table(head=" ID ,label ,age ,\xa0sex").encode(), None),
-    "blanks in cells": (table(label=lambda label: f" {label}\t", name=lambda name: f"\xa0{name} ").encode(), None),
+    "blanks in cells": (
+        table(label=lambda label: f" {label}\t", name=lambda name: f"\xa0{name} ").encode(),
+        None,
+    ),
     "quoted header": (table(head='"ID","label","age","sex"').encode(), None),
     "everything quoted, blank after comma": (
-        "".join('"' + line.replace(",", '", "') + '"\n' for line in table().splitlines()).encode(), None),
-    "other case in the header": (table(head="id,LABEL,Age,SEX").encode(),
-                                 "its column id is read as ID; its column LABEL is read as label"),
+        "".join('"' + line.replace(",", '", "') + '"\n' for line in table().splitlines()).encode(),
+        None,
+    ),
+    "other case in the header": (
+        table(head="id,LABEL,Age,SEX").encode(),
+        "its column id is read as ID; its column LABEL is read as label",
+    ),
     "CR line ends": (table(end="\r").encode(), None),
     "CRLF line ends, blank lines": (table(end="\r\n\r\n").encode(), None),
     "blank lines before the header": (b"\n\n" + table().encode(), None),
@@ -75,18 +91,27 @@ READ = {
     "empty columns of rows alone": (table(more=",,,").replace("sex,,,", "sex").encode(), None),
     "empty rows at the end": (table().encode() + b",,,\n,,,\n", None),
     "row names of R with an empty heading": (
-        "".join(f'"{i or ""}",{line}\n' for i, line in enumerate(table().splitlines())).encode(), None),
+        "".join(f'"{i or ""}",{line}\n' for i, line in enumerate(table().splitlines())).encode(),
+        None,
+    ),
     "0.00 and 1.00": (table(label="{}.00".format).encode(), None),
     "0. and 1.": (table(label="{}.".format).encode(), None),
     "00 and 01": (table(label="0{}".format).encode(), None),
-    "0,0 and 1,0": (table(";", label="{},0".format).encode(), "decimal commas are read as points in column label"),
-    "negative and positive": (table(label=["negative", "Positive"].__getitem__).encode(),
-                              "Positive is read as the label 1, negative is read as the label 0"),
+    "0,0 and 1,0": (
+        table(";", label="{},0".format).encode(),
+        "decimal commas are read as points in column label",
+    ),
+    "negative and positive": (
+        table(label=["negative", "Positive"].__getitem__).encode(),
+        "Positive is read as the label 1, negative is read as the label 0",
+    ),
     "neg and pos": (table(label=["NEG", "POS"].__getitem__).encode(), "NEG is read as the label 0"),
     "A- and A+": (table(label=["A-", "A+"].__getitem__).encode(), "A+ is read as the label 1"),
     "A and a true minus sign": (table(label=["A−", "A+"].__getitem__).encode(), "A− is read as the label 0"),
-    "amyloid negative": (table(label=["Amyloid Negative", "amyloid_positive"].__getitem__).encode(),
-                         "amyloid_positive is read as the label 1"),
+    "amyloid negative": (
+        table(label=["Amyloid Negative", "amyloid_positive"].__getitem__).encode(),
+        "amyloid_positive is read as the label 1",
+    ),
     "false and true": (table(label=["FALSE", "TRUE"].__getitem__).encode(), "TRUE is read as the label 1"),
     "no and yes": (table(label=["No", "Yes"].__getitem__).encode(), "Yes is read as the label 1"),
     "words and numbers": (table(label=["0", "yes"].__getitem__).encode(), "yes is read as the label 1"),
@@ -160,8 +185,12 @@ def test_demographics_and_dates_go_through_the_same_reader(tmp_path, monkeypatch
     assert prepare("--demographics", "people.csv", "--scan_dates", "dates.csv", table=labels) == 0
     assert info()["age"].astype(float).to_dict() == AGES and set(info()["scan_date"]) == {"2015-02-03"}
     shown = capsys.readouterr().out
-    for part in ("demographics people.csv: is in UTF-16", "decimal commas are read as points in column age",
-                 "scan_dates dates.csv: its columns are separated by tabs", "table table.csv: its first line"):
+    for part in (
+        "demographics people.csv: is in UTF-16",
+        "decimal commas are read as points in column age",
+        "scan_dates dates.csv: its columns are separated by tabs",
+        "table table.csv: its first line",
+    ):
         assert part in shown
 
 
@@ -233,9 +262,25 @@ def test_text_with_other_separators_in_its_cells_does_not_mislead(tmp_path):
 
 # ---------------------------------------------------------------- cells
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("0", 0), ("1.0", 1), ("1.00", 1), ("1,0", 1), ("01", 1), ("1.", 1), ("Pos", 1), ("aβ+", 1), ("Abeta-", 0),
-    ("a–", 0), ("amyloid-positive", 1), ("AMYLOID_NEG", 0), ("no", 0), ("True", 1)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0", 0),
+        ("1.0", 1),
+        ("1.00", 1),
+        ("1,0", 1),
+        ("01", 1),
+        ("1.", 1),
+        ("Pos", 1),
+        ("aβ+", 1),
+        ("Abeta-", 0),
+        ("a–", 0),
+        ("amyloid-positive", 1),
+        ("AMYLOID_NEG", 0),
+        ("no", 0),
+        ("True", 1),
+    ],
+)
 def test_a_label(text, expected):
     assert read_label(text, 2) == expected
 
@@ -253,9 +298,26 @@ def test_words_are_labels_only_where_there_are_two():
         read_label("yes", 3)
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("90+", 90), (">89", 89), (">=90", 90), ("≥ 90", 90), ("90 +", 90), ("89 or older", 89), ("90 and over", 90),
-    ("71", 71), ("71.5", 71.5), ("71.", 71), ("071Y", 71), ("71 years", 71), ("71 y/o", 71), ("1", 1), ("120", 120)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("90+", 90),
+        (">89", 89),
+        (">=90", 90),
+        ("≥ 90", 90),
+        ("90 +", 90),
+        ("89 or older", 89),
+        ("90 and over", 90),
+        ("71", 71),
+        ("71.5", 71.5),
+        ("71.", 71),
+        ("071Y", 71),
+        ("71 years", 71),
+        ("71 y/o", 71),
+        ("1", 1),
+        ("120", 120),
+    ],
+)
 def test_an_age(text, expected):
     assert read_age(text) == expected
 
@@ -272,13 +334,16 @@ def test_remarks_name_each_spelling_once_and_nothing_that_is_plain():
     assert labels_remark(["0", "1.0", "?"]) == ages_remark(["71 years", ""]) == ""
 
 
-@pytest.mark.parametrize(("text", "expected"), [("f", "F"), ("Male", "M"), ("FEMALE", "F"), ("1", "1"), ("x", "X")])
+@pytest.mark.parametrize(
+    ("text", "expected"), [("f", "F"), ("Male", "M"), ("FEMALE", "F"), ("1", "1"), ("x", "X")]
+)
 def test_a_sex(text, expected):
     assert read_sex(text) == expected
 
 
-@pytest.mark.parametrize("missing", ["", "NA", "n/a", "NaN", "None", ".", "#N/A", "<NA>", "null", "unknown", "-",
-                                     "-4"])
+@pytest.mark.parametrize(
+    "missing", ["", "NA", "n/a", "NaN", "None", ".", "#N/A", "<NA>", "null", "unknown", "-", "-4"]
+)
 def test_a_missing_age_is_unknown_to_check_and_prepare(root, missing, capsys):
     text = table(age=lambda age: missing if age == AGES["s03"] else "90+")
     (root / "data_info" / "data_info.csv").write_text(text)
@@ -296,7 +361,9 @@ def test_a_row_that_cannot_be_read_costs_its_scan_alone(root, capsys):
     assert left_out() == {"s02": ("label cannot be read", "row 3")}
     assert info().loc["s03", "age"] == "" and len(info()) == 9
     shown = capsys.readouterr().out
-    assert "column label: row 3 ('maybe') cannot be read and counts as missing; expected a label in 0" in shown
+    assert (
+        "column label: row 3 ('maybe') cannot be read and counts as missing; expected a label in 0" in shown
+    )
     assert "column age: row 4 ('old') cannot be read" in shown
 
 
@@ -308,7 +375,10 @@ def test_a_row_whose_date_cannot_be_read_costs_the_scans_of_its_subject(root):
 
 def test_an_unreadable_label_agrees_with_no_other_of_its_subject(root):
     assert prepare("--overwrite", table=table().replace("s02,1,62.5,M\n", "s02,1,,\ns02,?,,\n")) == 0
-    assert left_out()["s02"] == ("ambiguous", "no dates in the table, and rows 3, 4 differ in what they would give")
+    assert left_out()["s02"] == (
+        "ambiguous",
+        "no dates in the table, and rows 3, 4 differ in what they would give",
+    )
 
 
 # ---------------------------------------------------------------- what is refused, with its cause
@@ -330,17 +400,32 @@ REFUSED = {
     "LFS": (b"version https://git-lfs.github.com/spec/v1\noid", ["a pointer of Git LFS", "git lfs pull"]),
     "binary": (b"ID,label\n\x00\x01\x02", ["line 2 holds the control character", "damaged, or no text"]),
     "empty": (b"\n\n", ["cannot be read as a table: it is empty"]),
-    "open quote": (table().replace("s03,0", '"s03,0').encode(), ['a quote (") opens in row 4 and does not close']),
-    "decimal commas": (table(age=comma).encode(), ["more fields than its header has columns (5, not 4)",
-                                                   "is a decimal comma in a number?"]),
+    "open quote": (
+        table().replace("s03,0", '"s03,0').encode(),
+        ['a quote (") opens in row 4 and does not close'],
+    ),
+    "decimal commas": (
+        table(age=comma).encode(),
+        ["more fields than its header has columns (5, not 4)", "is a decimal comma in a number?"],
+    ),
     "row names of R": (
-        "".join(f"{i}{',' if i else ''}{line}\n" for i, line in enumerate(table().splitlines())).replace("0ID", "ID")
-        .encode(), ["more fields than its header", "row.names = FALSE"]),
-    "comma in a cell": (table().replace("s03,0", "s03,0,seen, twice").encode(),
-                        ["row 4: more fields than its header has columns (6, not 4)", "needs quotes"]),
-    "title above the header": (b"My cohort,,,\n" + table().encode(), ["is row 2 the header? Delete the rows above"]),
-    "no header": ("".join(table().splitlines(keepends=True)[1:]).encode(),
-                  ["the first row must hold the names of the columns"]),
+        "".join(f"{i}{',' if i else ''}{line}\n" for i, line in enumerate(table().splitlines()))
+        .replace("0ID", "ID")
+        .encode(),
+        ["more fields than its header", "row.names = FALSE"],
+    ),
+    "comma in a cell": (
+        table().replace("s03,0", "s03,0,seen, twice").encode(),
+        ["row 4: more fields than its header has columns (6, not 4)", "needs quotes"],
+    ),
+    "title above the header": (
+        b"My cohort,,,\n" + table().encode(),
+        ["is row 2 the header? Delete the rows above"],
+    ),
+    "no header": (
+        "".join(table().splitlines(keepends=True)[1:]).encode(),
+        ["the first row must hold the names of the columns"],
+    ),
     "near names": (table(head="IDs,labels,age,sex").encode(), ["rename IDs to ID, labels to label"]),
     "two spellings": (table(head="ID,label,Label,label ").encode(), ["column(s) label stand twice"]),
 }
@@ -405,7 +490,10 @@ def test_prepare_suggests_the_id_whose_zeros_a_spreadsheet_took(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     place(*(f"{i:04d}" for i in range(1, 9)))
     message = refused(capsys, table="ID,label\n" + "".join(f"{i},{i % 2}\n" for i in range(1, 9)))
-    assert "0001: not in the table (no row of its ID or subject; did you mean 1? They differ in leading" in message
+    assert (
+        "0001: not in the table (no row of its ID or subject; did you mean 1? They differ in leading"
+        in message
+    )
 
 
 def test_prepare_says_which_subjects_of_a_second_table_are_near_misses(root, capsys):

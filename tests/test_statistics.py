@@ -138,8 +138,9 @@ def test_without_any_difference_the_intraclass_correlation_is_not_defined(rating
 @pytest.mark.parametrize(("auc", "positives", "negatives"), [
     (0.6, 40, 40), (0.7, 10, 10), (0.8, 60, 20), (0.8, 20, 60), (0.9, 40, 40)])
 @pytest.mark.parametrize(("normal", "tolerance"), [(False, 0.1), (True, 0.2)])
-def test_the_expected_width_of_an_auc_is_that_of_the_bootstrap_on_simulated_subjects(auc, positives, negatives,
-                                                                                      normal, tolerance):
+def test_the_expected_width_of_an_auc_is_that_of_the_bootstrap_on_simulated_subjects(
+    auc, positives, negatives, normal, tolerance
+):
     """The formula supposes exponential scores; with normal ones it is less exact where the labels are
     unequal."""
     rng, widths = np.random.default_rng(5), []
@@ -149,8 +150,9 @@ def test_the_expected_width_of_an_auc_is_that_of_the_bootstrap_on_simulated_subj
             score = rng.normal(0, 1, len(label)) + np.sqrt(2) * scipy.stats.norm.ppf(auc) * label
         else:
             score = rng.exponential(np.where(label == 1, auc / (1 - auc), 1))
-        replicates = bootstrap(lambda index, score=score: area_under_roc(label[index], score[index]), len(label),
-                               400, seed=1)
+        replicates = bootstrap(
+            lambda index, score=score: area_under_roc(label[index], score[index]), len(label), 400, seed=1
+        )
         low, high = interval(replicates)
         widths.append(high - low)
     assert auc_half_width(auc, positives, negatives) == pytest.approx(np.nanmean(widths) / 2, rel=tolerance)

@@ -23,8 +23,16 @@ from phantom.anatomy import load_template
 from phantom.uptake import draw_subject, simulate
 
 EXPERIMENT = TINY | {
-    "exp": "a", "regions": "auto", "data_dir": "data/phantom", "phantom_subjects": (6, 2, 2), "phantom_voxel": 8,
-    "aae_epochs": 10, "aae_lr": 5e-3, "ldm_epochs": 10, "ldm_lr": 5e-3, "validation_every": 10,
+    "exp": "a",
+    "regions": "auto",
+    "data_dir": "data/phantom",
+    "phantom_subjects": (6, 2, 2),
+    "phantom_voxel": 8,
+    "aae_epochs": 10,
+    "aae_lr": 5e-3,
+    "ldm_epochs": 10,
+    "ldm_lr": 5e-3,
+    "validation_every": 10,
     "samples_per_scan": 1,
 }
 VOXEL_MM = 2                 # of the MRI; the cohort's voxels have 8 mm

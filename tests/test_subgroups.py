@@ -48,7 +48,7 @@ def groups_of(column: str, cells: list[str]) -> tuple[list[str], list[str]]:
     ("load", ["0"] * 7 + ["1", "2", "3", "4", "5", "6"], ["<= 0"] * 7 + ["> 0"] * 6, ["<= 0", "> 0"]),
     ("x", ["-1e-3", "1e3", "0.5", "1", "2", "3", "4"],
      ["<= 2", "> 2", "<= 2", "<= 2", "<= 2", "> 2", "> 2"], ["<= 2", "> 2"]),
-    ("ptau", [">1700", "1", "2", "3"], [">1700", "1", "2", "3"], ["1", "2", "3", ">1700"]),   # not all are numbers
+    ("ptau", [">1700", "1", "2", "3"], [">1700", "1", "2", "3"], ["1", "2", "3", ">1700"]),  # not all numbers
     ("x", ["inf", "1", "2"], ["inf", "1", "2"], ["1", "2", "inf"]),
     ("group", ["é", "B", "a"], ["é", "B", "a"], ["B", "a", "é"]),
     ("empty", ["", ""], [UNKNOWN, UNKNOWN], [UNKNOWN])])
@@ -104,9 +104,13 @@ def test_every_number_of_a_group_is_that_of_its_members(tmp_path):
     make_people(tmp_path, "a")
     table = tables_of(tmp_path)["subgroups"]
     people = pd.read_csv(tmp_path / "result" / "a" / "people.csv")
-    groups = {("all", "all"): people["ID"], ("sex", "F"): people.query("sex == 'F'")["ID"],
-              ("sex", "M"): people.query("sex == 'M'")["ID"], ("age", "65-74"): people.query("65 <= age < 75")["ID"],
-              ("age", ">= 75"): people.query("age >= 75")["ID"]}
+    groups = {
+        ("all", "all"): people["ID"],
+        ("sex", "F"): people.query("sex == 'F'")["ID"],
+        ("sex", "M"): people.query("sex == 'M'")["ID"],
+        ("age", "65-74"): people.query("65 <= age < 75")["ID"],
+        ("age", ">= 75"): people.query("age >= 75")["ID"],
+    }
     for (column, group), members in groups.items():
         found = row(table, column=column, group=group)
         assert (found["n"], found["seeds"], found["experiment"]) == (len(members), 1, "a")
@@ -141,7 +145,9 @@ def test_a_small_group_has_its_n_and_no_number_and_does_not_enter_the_test(tmp_p
     expected = scipy.stats.kruskal(psnr[sites == "A"], psnr[sites == "B"]).pvalue
     assert small["PSNR_brain_p"] == pytest.approx(expected)
     make_people(tmp_path / "exactly", "a", extra={"site": ["A"] * (N - LEAST) + ["B"] * LEAST})
-    assert np.isfinite(row(tables_of(tmp_path / "exactly")["subgroups"], column="site", group="B")["PSNR_brain"])
+    assert np.isfinite(
+        row(tables_of(tmp_path / "exactly")["subgroups"], column="site", group="B")["PSNR_brain"]
+    )
 
 
 def test_p_is_corrected_over_all_tests_of_an_experiment(tmp_path):
@@ -187,7 +193,11 @@ def test_a_missing_value_is_a_group_that_is_not_tested(tmp_path):
     table = tables_of(tmp_path)["subgroups"].query("column == 'apoe4'")
     assert table["group"].tolist() == ["0", "1", UNKNOWN]
     assert table["n"].tolist() == [N // 3] * 3
-    test = pd.read_csv(tmp_path / "result" / "a" / "test.csv").query("method == 'il_cldm'")["PSNR_brain"].to_numpy()
+    test = (
+        pd.read_csv(tmp_path / "result" / "a" / "test.csv")
+        .query("method == 'il_cldm'")["PSNR_brain"]
+        .to_numpy()
+    )
     assert table["PSNR_brain_p"].iloc[0] == pytest.approx(scipy.stats.kruskal(test[::3], test[1::3]).pvalue)
 
 
@@ -203,7 +213,11 @@ def test_what_a_run_has_not_is_no_column(tmp_path, without):
     frames = {name: getattr(run, name) for name in ("test", "uptake", "predictions", "uncertainty", "people")}
     resave(tmp_path, "a", {name: frame for name, frame in frames.items() if name != without})
     columns = set(tables_of(tmp_path)["subgroups"])
-    lacks = {"uptake": {"SUVR_MAE", "SUVR_r"}, "predictions": {"AUC_suvr", "AUC_mri"}, "uncertainty": {"coverage"}}
+    lacks = {
+        "uptake": {"SUVR_MAE", "SUVR_r"},
+        "predictions": {"AUC_suvr", "AUC_mri"},
+        "uncertainty": {"coverage"},
+    }
     for name, numbers in lacks.items():
         assert (numbers <= columns) == (name != without)
 
@@ -211,7 +225,9 @@ def test_what_a_run_has_not_is_no_column(tmp_path, without):
 def test_lists_of_two_cohorts_are_split_in_one_way(tmp_path):
     for seed in (0, 1):
         settings = PRESETS["demo"] | {"data_dir": f"data/d{seed}", "phantom_seed": seed}
-        make_run(tmp_path, f"d{seed}", seed=seed, cohort=f"c{seed}", training=f"t{seed}", ids=range(40), **settings)
+        make_run(
+            tmp_path, f"d{seed}", seed=seed, cohort=f"c{seed}", training=f"t{seed}", ids=range(40), **settings
+        )
         run = load_run(tmp_path / "result" / f"d{seed}")
         people = run.test.drop_duplicates("ID")[["ID", "label"]].assign(x=np.arange(40) + 10 * seed)
         resave(tmp_path, f"d{seed}", {"test": run.test, "uptake": run.uptake, "predictions": run.predictions,
@@ -309,5 +325,7 @@ def test_a_group_without_an_auc_is_left_out_of_its_test():
 
 def test_correlation_is_that_of_numpy_and_not_defined_of_a_constant():
     a, b = np.random.default_rng(0).normal(0, 1, (2, 7, 12))
-    np.testing.assert_allclose(correlation(a, b), [np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)])
+    np.testing.assert_allclose(
+        correlation(a, b), [np.corrcoef(x, y)[0, 1] for x, y in zip(a, b, strict=True)]
+    )
     assert np.isnan(correlation(np.full(5, 0.1), np.arange(5.0)))

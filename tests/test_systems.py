@@ -33,8 +33,18 @@ from labels.soft_labels import label_order
 from runtime.checkpoints import load_checkpoint
 from runtime.settings import merged
 
-SMALL = TINY | TINY_SYSTEMS | {"exp": "a", "baselines": SYSTEMS, "regions": "auto", "cortex_mask": "cortex.nii.gz",
-                               "reference_mask": "cerebellum.nii.gz", "ddpm.samples": 2}
+SMALL = (
+    TINY
+    | TINY_SYSTEMS
+    | {
+        "exp": "a",
+        "baselines": SYSTEMS,
+        "regions": "auto",
+        "cortex_mask": "cortex.nii.gz",
+        "reference_mask": "cerebellum.nii.gz",
+        "ddpm.samples": 2,
+    }
+)
 METHODS = [*SYSTEMS, "ddpm_mean"]
 FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in SYSTEMS for last in ("", "_last")]
 STEPS = 12                                                 # of a training: 4 epochs of 6 subjects, 2 a step
@@ -266,8 +276,9 @@ def test_figures_of_systems_are_drawn_where_they_are_scored(finished, tmp_path, 
     lines.clear()
     uptake = result.uptake[~result.uptake["method"].isin(METHODS)]
     predictions = result.predictions[~result.predictions["method"].isin(METHODS)]
-    drawn = write_figures(tmp_path, dataclasses.replace(result, uptake=uptake, predictions=predictions), [], [],
-                          "")
+    drawn = write_figures(
+        tmp_path, dataclasses.replace(result, uptake=uptake, predictions=predictions), [], [], ""
+    )
     assert "bland_altman_systems" not in drawn
     assert lines["roc"] == [left]
 
@@ -402,9 +413,22 @@ def test_a_training_ends_the_costs_and_the_picture_of_earlier_networks(project):
 
 
 def test_sizes_that_do_not_fit_are_all_named_before_anything_is_written(project, capsys):
-    message = refused(project, capsys, "aae", "encode", "ldm", "baselines", exp="new",
-                      **{"pix2pix.downs": 5, "fgan.classifier_pools": 2,
-                         "fgan.classifier_channels": (4, 4, 4), "resvit.slices_per_volume": 40, "tpa_gan.ssim_window": 17})
+    message = refused(
+        project,
+        capsys,
+        "aae",
+        "encode",
+        "ldm",
+        "baselines",
+        exp="new",
+        **{
+            "pix2pix.downs": 5,
+            "fgan.classifier_pools": 2,
+            "fgan.classifier_channels": (4, 4, 4),
+            "resvit.slices_per_volume": 40,
+            "tpa_gan.ssim_window": 17,
+        },
+    )
     for part in ("pix2pix: the generator of Pix2Pix halves the grid 5 times",
                  "tpa_gan: tpa_gan.ssim_window is 17, but slices have 16x24 voxels",
                  "resvit: slices_per_volume is 40, but a volume has 16 axial slices"):

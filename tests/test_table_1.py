@@ -69,23 +69,32 @@ def test_which_level_is_left_out_of_the_shares_does_not_matter():
     rng = np.random.default_rng(0)
     values, reference = rng.choice(list("abcd"), 40), rng.choice(list("abcd"), 60, p=[0.1, 0.2, 0.3, 0.4])
     swapped = str.maketrans("abcd", "dcba")
-    assert category_difference([v.translate(swapped) for v in values], [v.translate(swapped) for v in reference]
-                               ) == pytest.approx(category_difference(list(values), list(reference)))
+    assert category_difference(
+        [v.translate(swapped) for v in values], [v.translate(swapped) for v in reference]
+    ) == pytest.approx(category_difference(list(values), list(reference)))
 
 
-@pytest.mark.parametrize(("name", "cells", "expected"), [
-    ("age", ["70", "90+", "-4", "old", ""], [70.0, 90.0, None, None, None]),
-    ("age", ["70", "71"], [70.0, 71.0]),
-    ("sex", ["Male", "2", "", "F"], ["M", "2", None, "F"]),
-    ("site", ["1", "2", "-4", "10"], ["1", "2", None, "10"]),
-    ("apoe4", ["0", "1", "2", ""], ["0", "1", "2", None]),
-    ("mmse", ["30", "29", "28", "27", "26", "25", "24", ""], [30.0, 29.0, 28.0, 27.0, 26.0, 25.0, 24.0, None]),
-    ("ptau217", ["0.5", "1", ""], [0.5, 1.0, None]),
-    ("z", ["-1", "0.5", "-4"], [-1.0, 0.5, -4.0]),         # no code for a missing value here
-    ("z", ["1e-1", "2E0", "+.5"], [0.1, 2.0, 0.5]),
-    ("word", ["high", "0.5"], ["high", "0.5"]),
-    ("number", ["1_0", "0.5"], ["1_0", "0.5"]),
-    ("number", ["<0.1", "0.5"], ["<0.1", "0.5"])])
+@pytest.mark.parametrize(
+    ("name", "cells", "expected"),
+    [
+        ("age", ["70", "90+", "-4", "old", ""], [70.0, 90.0, None, None, None]),
+        ("age", ["70", "71"], [70.0, 71.0]),
+        ("sex", ["Male", "2", "", "F"], ["M", "2", None, "F"]),
+        ("site", ["1", "2", "-4", "10"], ["1", "2", None, "10"]),
+        ("apoe4", ["0", "1", "2", ""], ["0", "1", "2", None]),
+        (
+            "mmse",
+            ["30", "29", "28", "27", "26", "25", "24", ""],
+            [30.0, 29.0, 28.0, 27.0, 26.0, 25.0, 24.0, None],
+        ),
+        ("ptau217", ["0.5", "1", ""], [0.5, 1.0, None]),
+        ("z", ["-1", "0.5", "-4"], [-1.0, 0.5, -4.0]),  # no code for a missing value here
+        ("z", ["1e-1", "2E0", "+.5"], [0.1, 2.0, 0.5]),
+        ("word", ["high", "0.5"], ["high", "0.5"]),
+        ("number", ["1_0", "0.5"], ["1_0", "0.5"]),
+        ("number", ["<0.1", "0.5"], ["<0.1", "0.5"]),
+    ],
+)
 def test_cells_are_numbers_or_categories(name, cells, expected):
     assert read_cells(name, cells) == expected
 
@@ -95,8 +104,11 @@ def scans_of(ids: list[str], labels: list[int]) -> list[Scan]:
     return [Scan(name, label, Path(), Path()) for name, label in zip(ids, labels, strict=True)]
 
 
-LISTS = {"train": scans_of(["a_bl", "a_m12", "b", "c"], [0, 0, 1, 1]), "validation": scans_of(["d", "e"], [0, 1]),
-         "test": scans_of(["f"], [1])}
+LISTS = {
+    "train": scans_of(["a_bl", "a_m12", "b", "c"], [0, 0, 1, 1]),
+    "validation": scans_of(["d", "e"], [0, 1]),
+    "test": scans_of(["f"], [1]),
+}
 IDS = [scan.id for split in SPLITS for scan in LISTS[split]]
 
 
@@ -143,7 +155,9 @@ def test_many_categories_are_counted_and_not_listed():
     lists = {"train": scans_of([f"s{i}" for i in range(20)], [0] * 20), "validation": scans_of(["v"], [1]),
              "test": scans_of(["t"], [1])}
     ids = [scan.id for split in SPLITS for scan in lists[split]]
-    table = make_table_1(lists, pd.DataFrame({"ID": ids, "site": [f"{i % 13:03}" for i in range(22)]}), PATTERN)
+    table = make_table_1(
+        lists, pd.DataFrame({"ID": ids, "site": [f"{i % 13:03}" for i in range(22)]}), PATTERN
+    )
     [row] = table[table["variable"] == "site"].to_dict("records")
     assert (row["measure"], row["train"], row["test"], row["all"]) == ("categories", "13", "1", "13")
     assert math.isnan(row["SMD_test"])
@@ -183,10 +197,10 @@ def test_the_flow_is_that_of_the_files_of_prepare(tmp_path):
     assert flow.labels["train"] == {0: 2, 1: 2}
     assert flow.labels["test"] == {0: 0, 1: 1}
     assert flow.text() == (
-        "Found, with an MRI or a PET: 10 scans of 8 subjects; 3 scans of 3 subjects left out (2 no PET, 1 no label); "
-        "7 scans of 6 subjects with both and a label. "
-        "Training list: 4 scans of 3 subjects (label 0: 2, label 1: 2). Validation list: 2 scans of 2 subjects "
-        "(label 0: 1, label 1: 1). Test list: 1 scan (label 0: 0, label 1: 1).")
+        "Found, with an MRI or a PET: 10 scans of 8 subjects; 3 scans of 3 subjects left out (2 no PET, 1 no "
+        "label); 7 scans of 6 subjects with both and a label. "
+        "Training list: 4 scans of 3 subjects (label 0: 2, label 1: 2). Validation list: 2 scans of 2 "
+        "subjects (label 0: 1, label 1: 1). Test list: 1 scan (label 0: 0, label 1: 1).")
 
 
 def test_nobody_left_out(tmp_path):

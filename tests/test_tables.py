@@ -208,7 +208,9 @@ def test_a_comparison_has_its_difference_with_an_interval_and_an_effect_size(tmp
     assert (found["a"], found["b"]) == ("mean_pet", "il_cldm (a)")
     assert found["difference"] == pytest.approx(np.median(difference))
     # ranks of the sign test, n = 12
-    assert (found["difference_low"], found["difference_high"]) == pytest.approx((difference[2], difference[9]))
+    assert (found["difference_low"], found["difference_high"]) == pytest.approx(
+        (difference[2], difference[9])
+    )
     smaller = scipy.stats.wilcoxon(difference).statistic
     assert abs(found["rank_biserial"]) == pytest.approx(1 - 4 * smaller / (N * (N + 1)))
 
@@ -269,17 +271,46 @@ def test_every_setting_that_training_or_synthesis_depends_on_must_be_equal_in_a_
     assert not set(SEEDS) & set(ROW_SETTINGS)
     free = {field.name for field in dataclasses.fields(Config)} - set(ROW_SETTINGS) - set(SEEDS)
     assert free == {
-        "exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache",
-        "deterministic", "recompute", "data_dir", "latent_dir", "info_dir", "subject_pattern", "sampling_batch", "save_std",
-        "baselines", "subgroups",
-        "bootstrap_resamples", "shown_subjects"}
+        "exp",
+        "aae_from",
+        "ldm_from",
+        "stages",
+        "resume",
+        "device",
+        "gpus",
+        "num_workers",
+        "cache",
+        "deterministic",
+        "recompute",
+        "data_dir",
+        "latent_dir",
+        "info_dir",
+        "subject_pattern",
+        "sampling_batch",
+        "save_std",
+        "baselines",
+        "subgroups",
+        "bootstrap_resamples",
+        "shown_subjects",
+    }
 
 
 def test_rows_of_a_section_have_the_same_crop_masks_and_phantom():
     assert set(SECTION_SETTINGS) == {
-        "brain_mask", "crop_start", "volume_size", "phantom_subjects", "phantom_voxel", "phantom_link",
+        "brain_mask",
+        "crop_start",
+        "volume_size",
+        "phantom_subjects",
+        "phantom_voxel",
+        "phantom_link",
         "phantom_sites",
-        "phantom_discordant", "phantom_marker", "cortex_mask", "reference_mask", "centiloid_slope", "centiloid_intercept"}
+        "phantom_discordant",
+        "phantom_marker",
+        "cortex_mask",
+        "reference_mask",
+        "centiloid_slope",
+        "centiloid_intercept",
+    }
 
 
 @pytest.mark.parametrize("other", [

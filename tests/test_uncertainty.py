@@ -22,8 +22,16 @@ from evaluation.uncertainty import (
 )
 from utils import METRICS, InputError
 
-PHANTOM = {"regions": "auto", "data_dir": "data/phantom", "phantom_subjects": (6, 10, 4), "phantom_voxel": 8, "aae_epochs": 1,
-           "ldm_epochs": 1, "exp": "a", "samples_per_scan": 4}
+PHANTOM = {
+    "regions": "auto",
+    "data_dir": "data/phantom",
+    "phantom_subjects": (6, 10, 4),
+    "phantom_voxel": 8,
+    "aae_epochs": 1,
+    "ldm_epochs": 1,
+    "exp": "a",
+    "samples_per_scan": 4,
+}
 
 
 def subjects(n: int, rng: np.random.Generator, informative: bool = True) -> pd.DataFrame:
