@@ -198,7 +198,7 @@ def test_numbers_that_name_nothing_are_refused_with_what_there_is(labels, number
 
 def test_a_label_image_without_numbers_says_how_to_give_them(labels):
     with pytest.raises(InputError, match=r"give the numbers of the region behind a colon, such as "
-                                          "aseg\.nii\.gz:7,8"):
+                                          r"aseg\.nii\.gz:7,8"):
         read_mask(labels[0], AFFINE, WHOLE, "reference_mask")
 
 
