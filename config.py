@@ -28,8 +28,7 @@ REGRESSIONS = ("latent_regression", "labelled_latent_regression", "image_regress
 SYSTEMS = ("pix2pix", "tpa_gan", "fgan", "resvit", "ddpm")  # published, compared in the method's paper
 BASELINES = (*REGRESSIONS, *SYSTEMS)                       # those that are trained
 LABELLED = tuple(name for name in REGRESSIONS if name.startswith("labelled_"))  # with the label of stage 2
-# the UNet on latents
-DENOISER = ("ldm", *(name for name in REGRESSIONS if name.endswith("latent_regression")))
+DENOISER = ("ldm", "latent_regression", "labelled_latent_regression")          # the UNet on latents
 ON_IMAGES = tuple(name for name in BASELINES if name not in DENOISER)          # without a first stage
 IMAGE_REGRESSIONS = tuple(name for name in ON_IMAGES if name in REGRESSIONS)
 SEEING_LABELS = ("tpa_gan", "fgan")                        # of the systems, in training
@@ -64,8 +63,7 @@ class Pix2PixSettings:
         published="batch")
     init_std: float = setting(0.02,
         "standard deviation of the normal start of both networks; as published", low=0.0, high=1.0)
-    lambda_l1: float = setting(100.0,
-        "weight of L1 against the adversarial term; as published", low=0.0)
+    lambda_l1: float = setting(100.0, "weight of L1 against the adversarial term; as published", low=0.0)
     lr: float = setting(2e-4, "learning rate of both Adams; as published", low=1e-8, high=1.0)
     betas: tuple[float, float] = setting((0.5, 0.999),
         "betas of both Adams; as published", low=0.0, high=0.99999)
@@ -79,8 +77,7 @@ class TPAGANSettings:
 
     width: int = setting(8, "width to which all channels of G are proportional; as published", low=1)
     residual_units: int = setting(6, "residual units at G's coarsest grid; as published", low=0)
-    shared_kernel: bool = setting(True,
-        "one kernel for all convolutions of the residual units; as published")
+    shared_kernel: bool = setting(True, "one kernel for all convolutions of the residual units; as published")
     disc_channels: tuple[int, ...] = setting((32, 64, 128, 256, 512),
         "channels of D, one entry a halving of the grid; as published", low=1)
     task_layers: tuple[int, ...] = setting((2, 2, 2, 2),
@@ -99,13 +96,11 @@ class TPAGANSettings:
         low=0.0, high=1.0)
     adv_weight: float = setting(1.0, "weight of D's verdict in G's loss; as published", low=0.0)
     task_weight: float = setting(1.0, "weight of T's cross-entropy in G's loss; as published", low=0.0)
-    ssim_window: int = setting(11,
-        "voxels of SSIM's Gaussian window along both axes; as published", low=1)
-    ssim_sigma: float = setting(1.5,
-        "standard deviation of that window in voxels; as published", low=0.01)
+    ssim_window: int = setting(11, "voxels of SSIM's Gaussian window along both axes; as published", low=1)
+    ssim_sigma: float = setting(1.5, "standard deviation of that window in voxels; as published", low=0.01)
     least_term: float = setting(1e-8,
-        "value as which a smaller term of the loss counts in the weights: a term of 0 would give an infinite "
-        "one", low=1e-30)
+        "value as which a smaller term of the loss counts in the weights: a term of 0 would give an "
+        "infinite one", low=1e-30)
     g_lr: float = setting(1e-4, "learning rate of G, constant; as published", low=1e-8, high=1.0)
     d_lr: float = setting(4e-4, "learning rate of D, constant; as published", low=1e-8, high=1.0)
     betas: tuple[float, float] = setting((0.9, 0.999),
@@ -123,20 +118,16 @@ class TPAGANSettings:
 class FGANSettings:
     """FGAN (baselines/fgan.py): a generator, a discriminator, and DSNet, a classifier of PETs."""
 
-    generator_width: int = setting(16,
-        "channels of the generator at full resolution; as published", low=1)
-    generator_blocks: int = setting(3,
-        "residual blocks at a quarter of the resolution; as published", low=0)
+    generator_width: int = setting(16, "channels of the generator at full resolution; as published", low=1)
+    generator_blocks: int = setting(3, "residual blocks at a quarter of the resolution; as published", low=0)
     output_norm: bool = setting(False,
         "InstanceNorm before the tanh, which removes the overall level of uptake", published=True)
-    discriminator_width: int = setting(32,
-        "channels of the discriminator's first layer; as published", low=1)
+    discriminator_width: int = setting(32, "channels of the discriminator's first layer; as published", low=1)
     classifier_channels: tuple[int, ...] = setting((16, 32, 64, 64, 64),
         "channels of DSNet, one entry a layer; as published", low=1)
     classifier_pools: int = setting(4,
         "max pools, after the first layers of DSNet, never after its last; as published", low=0)
-    second_order: bool = setting(True,
-        "squares beside the features in DSNet's descriptor; as published")
+    second_order: bool = setting(True, "squares beside the features in DSNet's descriptor; as published")
     feature_layers: tuple[int, ...] = setting((0, 1, 2, 3, 4),
         "layers of DSNet in the feature consistency, 0 the first; as published", low=0)
     lambda_feature: float = setting(1.0, "weight of the feature consistency; as published", low=0.0)
@@ -149,8 +140,8 @@ class FGANSettings:
         "betas of generator and discriminator; as published", low=0.0, high=0.99999)
     constant_share: float = setting(100 / 151,
         "share of the epochs before the learning rate falls to 0; as published", low=0.0, high=0.999999)
-    classifier_lr: float = setting(0.01, "learning rate of DSNet (plain SGD); as published", low=1e-8,
-        high=1.0)
+    classifier_lr: float = setting(0.01,
+        "learning rate of DSNet (plain SGD); as published", low=1e-8, high=1.0)
     classifier_share: float = setting(50 / 151,
         "share of the epochs in which DSNet learns; as published", low=1e-6, high=1.0)
 
@@ -180,8 +171,7 @@ class ResvitSettings:
         "learning rate of both networks in the first phase; as published", low=1e-8, high=1.0)
     lr_2: float = setting(1e-3,
         "learning rate of both networks in the second phase; as published", low=1e-8, high=1.0)
-    betas: tuple[float, float] = setting((0.5, 0.999),
-        "betas of Adam; as published", low=0.0, high=0.99999)
+    betas: tuple[float, float] = setting((0.5, 0.999), "betas of Adam; as published", low=0.0, high=0.99999)
     epochs_1: int = setting(100,
         "share of the epochs without transformers, epochs_1 / (epochs_1 + epochs_2); as published", low=0)
     epochs_2: int = setting(50, "share of the epochs with transformers; as published", low=1)
@@ -190,8 +180,8 @@ class ResvitSettings:
         published=0)
     slices_per_volume: int = setting(32, "slices of each volume in a step", low=1, published=1)
     predict_slices: int = setting(32,
-        "slices that are predicted at once; less takes less memory and changes no PET", low=1,
-        affects=IN_PREDICTION)
+        "slices that are predicted at once; less takes less memory and changes no PET", affects=IN_PREDICTION,
+        low=1)
 
 
 @dataclass(frozen=True)
@@ -224,12 +214,12 @@ class DDPMSettings:
         "decay of the moving average of the weights; as published", low=0.0, high=0.999999)
     ema_start: int = setting(2000, "steps for which the average is a plain copy", low=0)
     sampler: str = setting("ddim",
-        "ddim: few network evaluations; ddpm: ancestral, T - 1", choices=("ddim", "ddpm"), published="ddpm",
-        affects=IN_PREDICTION)
-    sampling_steps: int = setting(50, "network evaluations a sample with ddim", low=1, affects=IN_PREDICTION)
+        "ddim: few network evaluations; ddpm: ancestral, T - 1", affects=IN_PREDICTION,
+        choices=("ddim", "ddpm"), published="ddpm")
+    sampling_steps: int = setting(50, "network evaluations a sample with ddim", affects=IN_PREDICTION, low=1)
     samples: int = setting(1,
-        "m samples a scan; above 1, a row ddpm_mean has their mean beside that of the first alone", low=1,
-        affects=IN_PREDICTION)
+        "m samples a scan; above 1, a row ddpm_mean has their mean beside that of the first alone",
+        affects=IN_PREDICTION, low=1)
     validation_steps: int = setting(10, "network evaluations of the one sample of a validation", low=1)
 
 
@@ -292,34 +282,22 @@ class Config:
         "D, H, W in voxels, after the crop; paper", affects=COHORT, low=8)
     crop_jitter: int = setting(2,
         "stage 1 and the compared systems shift the training crop by up to this many voxels an axis; paper: "
-        "2",
-        affects=(*AAE, *SYSTEMS), low=0)
-    covariates: tuple[str, ...] = setting(
-        (),
+        "2", affects=(*AAE, *SYSTEMS), low=0)
+    covariates: tuple[str, ...] = setting((),
         "columns of data_info.csv beside the MRI, such as age apoe4 ptau217: the label of sampling is "
-        "predicted from "
-        "both (docs/covariates.md); numbers, or two to six words; a value may be missing",
-        affects=("scores",),
-        empty=True,
-    )
+        "predicted from both (docs/covariates.md); numbers, or two to six words; a value may be missing",
+        affects=("scores",), empty=True)
     num_classes: int = setting(2,
         "number of labels K; labels are 0 .. K - 1; paper: 2, amyloid negative and positive", affects=ALL,
         low=2)
-    subject_pattern: str = setting(
-        r"^.*?(\d{3}_?S_?\d{4,5})|^sub-([A-Za-z0-9]+)|"
+    subject_pattern: str = setting(r"^.*?(\d{3}_?S_?\d{4,5})|^sub-([A-Za-z0-9]+)|"
         r"^(.+?)[_-](?:ses-\w+|bl|sc|[mvy]\d+|(?:19|20)\d\d[-_]?[01]\d[-_]?[0-3]\d)$",
         "regular expression whose group is the subject of an ID, so that two visits of a subject cannot lie "
-        "in two lists; an ID that does not match is its own subject",
-    )
+        "in two lists; an ID that does not match is its own subject")
 
-    phantom_subjects: tuple[int, int, int] = setting(
-        (0, 0, 0),
+    phantom_subjects: tuple[int, int, int] = setting((0, 0, 0),
         "simulate a cohort of so many training, validation and test subjects in data_dir; 0 0 0: use your "
-        "own",
-        section="the digital phantom",
-        affects=COHORT,
-        low=0,
-    )
+        "own", section="the digital phantom", affects=COHORT, low=0)
     phantom_voxel: int = setting(1, "voxel size in mm", affects=COHORT, low=1, high=8)
     phantom_link: float = setting(0.6,
         "correlation of atrophy (seen in the MRI) with amyloid load; 0: the MRI knows nothing",
@@ -392,8 +370,8 @@ class Config:
         "level of uptake is decided at high noise", affects=LDM, low=0.01, high=100.0, published=1.0)
     image_loss: float = setting(1.0,
         "weight of the L1 between PET and decoded estimate of z_0, in units of the PET's standard deviation "
-        "over the training list (an idea of CoCoLIT, 2025); 0: none", low=0.0, published=0.0,
-        affects=(*LDM, "labelled_latent_regression"))
+        "over the training list (an idea of CoCoLIT, 2025); 0: none",
+        affects=(*LDM, "labelled_latent_regression"), low=0.0, published=0.0)
     conditioning: str = setting("multiscale",
         "where the UNet sees the MRI; input: as one channel beside z_t; multiscale: also as features at "
         "every resolution; none: an ablation, in which only the label's prediction does", affects=DENOISER,
@@ -402,15 +380,14 @@ class Config:
         "shift and scale the latents to mean 0 and standard deviation 1 over the training list, which the "
         "noise schedule assumes", affects=DENOISER, published=False)
     label_in_training: str = setting("auto",
-        "label that the UNet is trained with; suvr: where the SUVR of the subject's own PET lies between the "
-        "means of the labels; true: the label; none: an ablation; auto: suvr if the regions of the SUVR are "
-        "given (cortex_mask, or a phantom), or if the SUVR of automatic ones tells the labels of the "
+        "label that the UNet is trained with; suvr: where the SUVR of the subject's own PET lies between "
+        "the means of the labels; true: the label; none: an ablation; auto: suvr if the regions of the SUVR "
+        "are given (cortex_mask, or a phantom), or if the SUVR of automatic ones tells the labels of the "
         "training list apart (AUC 0.85), else true", affects=(*LDM, *LABELLED),
         choices=("auto", "suvr", "true", "none"), published="true")
     shuffle_labels: bool = setting(False,
         "a null control: the labels of the training list change places at random before stage 2, and before "
-        "a system is trained that sees them",
-        affects=(*LDM, *LABELLED, *SEEING_LABELS))
+        "a system is trained that sees them", affects=(*LDM, *LABELLED, *SEEING_LABELS))
     ldm_lr: float = setting(1e-4, "learning rate of AdamW; paper: 1e-4", affects=STAGE_2, low=1e-8, high=1.0)
     ldm_lr_decay: bool = setting(False,
         "let the learning rate of stage 2 fall to 0 along half a cosine, epoch by epoch; paper: constant",
@@ -423,14 +400,13 @@ class Config:
         "decay of the moving average of the weights; paper: 0.9999", affects=STAGE_2, low=0.0, high=0.999999)
     ema_start: int = setting(2000,
         "steps for which the average is a plain copy; paper: 2000", affects=STAGE_2, low=0)
-    validation_every: int = setting(1,
-        "epochs from one validation to the next; paper: 1", affects=PET, low=1)
+    validation_every: int = setting(1, "epochs from one validation to the next; paper: 1", affects=PET, low=1)
     validation_sampler: str = setting("ddim",
         "sampler of the validation; paper: ddpm, 999 network evaluations a subject and epoch", affects=LDM,
         choices=("ddim", "dpm", "ddpm"))
     validation_steps: int = setting(2,
-        "network evaluations a validation scan with ddim and dpm; the published preset takes 50, because eps "
-        "says too little of z_0 at the first", affects=LDM, low=1, published=50)
+        "network evaluations a validation scan with ddim and dpm; the published preset takes 50, because "
+        "eps says too little of z_0 at the first", affects=LDM, low=1, published=50)
 
     baselines: tuple[str, ...] = setting(REGRESSIONS,
         "what is trained to compare with: regressions from the MRI to the PET or its latent (labelled: given "
@@ -625,12 +601,13 @@ class Config:
     def noted_settings(self, stage: str) -> dict:
         """The settings that may change while the stage is trained, as JSON values: what a run notes when it
         continues."""
-        return {
-            f.name: plain(getattr(self, f.name))
-            for f in dataclasses.fields(self)
-            if f.name not in ("exp", "stages", "resume")
-            and (not f.metadata["affects"] or (f.metadata["extendable"] and stage in f.metadata["affects"]))
-        }
+        noted = {}
+        for f in dataclasses.fields(self):
+            affects, extendable = f.metadata["affects"], f.metadata["extendable"]
+            may_change = not affects or (extendable and stage in affects)
+            if may_change and f.name not in ("exp", "stages", "resume"):
+                noted[f.name] = plain(getattr(self, f.name))
+        return noted
 
     def to_json(self) -> str:
         """All settings, with the versions of what produces the results."""
@@ -654,8 +631,7 @@ def with_later_settings(saved: dict) -> dict:
     return defaults | {"regions": "auto" if knew_regions else "none"} | saved
 
 
-# ---------------------------------------------------------------- values that are in range one by one, but do
-# not fit together
+# ---------------------------------------------------------------- values that do not fit together
 
 def _misfits(cfg: Config):
     """Yield, as sentences, what in a Config does not fit together."""
@@ -719,9 +695,8 @@ def _sampling_misfits(cfg: Config):
                "so that the last epoch is validated")
     if cfg.save_std and cfg.samples_per_scan < 2:
         yield "save_std needs samples_per_scan of at least 2"
-    if cfg.zero_terminal_snr and (
-        cfg.prediction == "eps" or {cfg.sampler, cfg.validation_sampler} != {"ddim"}
-    ):
+    samplers = {cfg.sampler, cfg.validation_sampler}
+    if cfg.zero_terminal_snr and (cfg.prediction == "eps" or samplers != {"ddim"}):
         yield (f"zero_terminal_snr needs prediction v or x0 and sampler ddim, not {cfg.prediction} and "
                f"{cfg.sampler}: of pure noise, the noise says nothing about z_0")
     if cfg.label_in_training == "suvr" and not cfg.knows_regions:
@@ -798,14 +773,10 @@ def _ddpm_misfits(ddpm: DDPMSettings):
             yield f"ddpm.{name} {getattr(ddpm, name)} must be at most ddpm.T - 1 = {ddpm.T - 1}"
 
 
-# ---------------------------------------------------------------- presets: settings that differ from the
-# defaults above
+# ---------------------------------------------------------------- presets: changes of the defaults above
 
-PUBLISHED = {
-    f.name: f.metadata["published"]
-    for f in dataclasses.fields(Config)
-    if f.metadata["published"] is not UNPUBLISHED
-}
+PUBLISHED = {f.name: f.metadata["published"] for f in dataclasses.fields(Config)
+             if f.metadata["published"] is not UNPUBLISHED}
 
 # Small enough for two CPU cores and a few minutes; every choice was made on the validation list.
 DEMO = {"data_dir": "data/phantom", "num_workers": 0, "phantom_subjects": (80, 10, 20), "phantom_voxel": 4,
@@ -822,12 +793,8 @@ DEMO = {"data_dir": "data/phantom", "num_workers": 0, "phantom_subjects": (80, 1
                              time_dim=128, norm_groups=8, lr=1e-3, ema_decay=0.99, ema_start=100)}
 
 # A phantom cohort large enough to tell repairs of the method apart (docs/study.md); choices as in the demo.
-BENCHMARK = DEMO | {
-    "exp": "phantom_benchmark",  # result/benchmark is that of the benchmark of speed
-    "data_dir": "data/benchmark",
-    "phantom_subjects": (160, 60, 80),
-    "phantom_seed": 1000,
-    "ldm_epochs": 12,
-}
+BENCHMARK = DEMO | {"exp": "phantom_benchmark",           # result/benchmark is that of the benchmark of speed
+                    "data_dir": "data/benchmark", "phantom_subjects": (160, 60, 80), "phantom_seed": 1000,
+                    "ldm_epochs": 12}
 
 PRESETS = {"demo": DEMO, "benchmark": BENCHMARK, "published": PUBLISHED}
