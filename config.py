@@ -482,8 +482,8 @@ class Config:
     bootstrap_resamples: int = setting(2000,
         "resamples of subjects behind every 95 % interval", low=100, high=100_000)
     shown_subjects: int = setting(2,
-        "subjects of each label, first in the test list, in pictures and in the viewer of the report", low=1,
-        high=8)
+        "subjects of each label, first in the test list, in pictures and in the viewer of the report",
+        low=1, high=8)
 
     def __post_init__(self):
         read_groups(self)

@@ -172,8 +172,5 @@ def _ssim_map(x: Tensor, y: Tensor) -> Tensor:
     variances = unbiased * (xx - mean_x ** 2 + yy - mean_y ** 2)
     covariance = unbiased * (xy - mean_x * mean_y)
     c_1, c_2 = 0.01 ** 2, 0.03 ** 2
-    return (
-        (2 * mean_x * mean_y + c_1)
-        * (2 * covariance + c_2)
-        / ((mean_x**2 + mean_y**2 + c_1) * (variances + c_2))
-    )
+    return ((2 * mean_x * mean_y + c_1) * (2 * covariance + c_2)
+            / ((mean_x ** 2 + mean_y ** 2 + c_1) * (variances + c_2)))

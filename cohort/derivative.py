@@ -120,9 +120,8 @@ def refuse_foreign(dataset: Path) -> None:
 def foreign_datasets(path: Path) -> list[Path]:
     """The BIDS datasets in which a file or folder lies that this program did not make, by their descriptions
     or by folders such as sub-01/anat or sub-01/ses-1 on the path."""
-    above = dict.fromkeys(
-        place for full in (path.absolute(), path.resolve()) for place in (full, *full.parents)
-    )
+    above = dict.fromkeys(place for full in (path.absolute(), path.resolve())
+                          for place in (full, *full.parents))
     found = {place.parents[1]: None for place in above if OF_SUBJECT.fullmatch("/".join(place.parts[-2:]))
              and not (place.parents[1] / DESCRIPTION).is_file()}
     for place in above:

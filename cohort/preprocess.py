@@ -50,42 +50,49 @@ GRIDS = {tuple(int(n) // voxel_mm for n in FIELD_OF_VIEW): voxel_mm for voxel_mm
 class PreprocessSettings:
     """Settings of `python main.py preprocess`. Raises ValueError that lists all values out of range."""
 
-    raw: str = setting("raw", "folder with T1/<ID>.nii[.gz] and, if there are any, PET/<ID>.nii[.gz] of "
-                              "whole heads; or a BIDS dataset; or one T1 MRI, or a folder of T1 MRIs",
-                       section="files")
-    data_dir: str = setting("data", "folder of the cohort: its whole_MRI and whole_Abeta are written; it "
-                           "becomes a BIDS derivative dataset")
-    reference_mask: str = setting("", "NIfTI mask in MNI space, usually the whole cerebellum, by whose "
-                                      "uptake PETs are divided, or a label image with numbers, such as "
-                                      "aseg.nii.gz:7,8,46,47; empty: as regions says")
-    regions: str = setting("mni", "the whole cerebellum without a reference_mask; mni: a plain one made from "
-                                  "the MNI152 template; centiloid: the Centiloid project's, of the package "
-                                  "amypet (docs/status.md)", choices=AUTOMATIC)
+    raw: str = setting("raw",
+        "folder with T1/<ID>.nii[.gz] and, if there are any, PET/<ID>.nii[.gz] of whole heads; or a BIDS "
+        "dataset; or one T1 MRI, or a folder of T1 MRIs", section="files")
+    data_dir: str = setting("data",
+        "folder of the cohort: its whole_MRI and whole_Abeta are written; it becomes a BIDS derivative "
+        "dataset")
+    reference_mask: str = setting("",
+        "NIfTI mask in MNI space, usually the whole cerebellum, by whose uptake PETs are divided, or a "
+        "label image with numbers, such as aseg.nii.gz:7,8,46,47; empty: as regions says")
+    regions: str = setting("mni",
+        "the whole cerebellum without a reference_mask; mni: a plain one made from the MNI152 template; "
+        "centiloid: the Centiloid project's, of the package amypet (docs/status.md)", choices=AUTOMATIC)
     image_size: tuple[int, int, int] = same(Config, "image_size")
     num_workers: int = setting(2, "subjects at a time, which share the cores; 0: one, in this process", low=0)
     overwrite: bool = setting(False, "replace volumes that are there already")
 
-    registration: str = setting("affine", "how a brain is brought to the template; syn: nonlinearly too, in "
-                                "the template's shape", section="method", choices=("affine", "syn"))
-    pet_fwhm: float = setting(0.0, "FWHM in mm of a Gaussian that smooths PETs; for several scanners",
-                              low=0.0, high=30.0)
-    pet_max_suvr: float = setting(4.0, "SUVR that is stored as 1, the same for all PETs of a cohort; what "
-                                       "exceeds it is cut off and reported", low=1.0, high=100.0)
+    registration: str = setting("affine",
+        "how a brain is brought to the template; syn: nonlinearly too, in the template's shape",
+        section="method", choices=("affine", "syn"))
+    pet_fwhm: float = setting(0.0,
+        "FWHM in mm of a Gaussian that smooths PETs; for several scanners", low=0.0, high=30.0)
+    pet_max_suvr: float = setting(4.0,
+        "SUVR that is stored as 1, the same for all PETs of a cohort; what exceeds it is cut off and "
+        "reported", low=1.0, high=100.0)
 
-    tracer: str = setting("", "tracer of the PETs whose names and sidecars do not say a known one, such as "
-                              "florbetapir", section="which scans")
-    bids_run: int = setting(0, "number of the run to take where a visit has several; 0: such are refused",
-                            low=0)
-    bids_choose: tuple[str, ...] = setting((), "entities that decide where a visit has several files, such "
-                                           "as acq-mprage rec-acstat trc-18FAV45", empty=True)
+    tracer: str = setting("",
+        "tracer of the PETs whose names and sidecars do not say a known one, such as florbetapir",
+        section="which scans")
+    bids_run: int = setting(0,
+        "number of the run to take where a visit has several; 0: such are refused", low=0)
+    bids_choose: tuple[str, ...] = setting((),
+        "entities that decide where a visit has several files, such as acq-mprage rec-acstat trc-18FAV45",
+        empty=True)
     mri_only: bool = setting(False, "T1 MRIs alone, without PETs, as for synthesis")
-    window_days: int = setting(180, "most days from a PET without T1 in its session to the nearest T1; "
-                                    "amyloid and atrophy grow over years", low=0)
-    pet_window: tuple[float, float] = setting(
-        (0.0, 0.0), "minutes after injection whose frames are averaged; equal: by tracer, florbetapir and "
-        "PiB 50 to 70, florbetaben and flutemetamol 90 to 110", low=0.0, high=600.0)
-    pet_frames: tuple[int, int] = setting((0, 0), "first and last frame that are averaged, counted from 1, "
-                                                  "whatever their times; 0 0: by pet_window", low=0)
+    window_days: int = setting(180,
+        "most days from a PET without T1 in its session to the nearest T1; amyloid and atrophy grow over "
+        "years", low=0)
+    pet_window: tuple[float, float] = setting((0.0, 0.0),
+        "minutes after injection whose frames are averaged; equal: by tracer, florbetapir and PiB 50 to 70, "
+        "florbetaben and flutemetamol 90 to 110", low=0.0, high=600.0)
+    pet_frames: tuple[int, int] = setting((0, 0),
+        "first and last frame that are averaged, counted from 1, whatever their times; 0 0: by pet_window",
+        low=0)
 
     def __post_init__(self):
         problems = value_problems(self)

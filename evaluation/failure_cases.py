@@ -60,9 +60,8 @@ def failure_cases(run: Run, people: pd.DataFrame, further: Sequence[str] = ()) -
     return cases.assign(**columns)
 
 
-def read_cases(
-    cases: pd.DataFrame, scans: dict[str, Scan], folder: Path, crop: Crop, level: int
-) -> list[Case]:
+def read_cases(cases: pd.DataFrame, scans: dict[str, Scan], folder: Path, crop: Crop,
+               level: int) -> list[Case]:
     """The failure cases with their slices at a level of the crop; none where a synthetic PET is not in the
     folder.
 

@@ -174,16 +174,9 @@ def _encode(volume: np.ndarray, top: float, block: int) -> str:
     return base64.b64encode(zlib.compress(levels.tobytes(), 9)).decode()
 
 
-def write_report(
-    path: Path,
-    run: Run,
-    tables: list[Table],
-    figures: dict[str, Path],
-    participants: Participants,
-    methods: str,
-    subjects: list[Subject],
-    affine: np.ndarray,
-) -> None:
+def write_report(path: Path, run: Run, tables: list[Table], figures: dict[str, Path],
+                 participants: Participants, methods: str, subjects: list[Subject],
+                 affine: np.ndarray) -> None:
     """Write the self-contained report.html.
 
     figures: as write_figures gives them. methods: as methods_text gives it. affine: [4, 4], of the volumes.

@@ -103,15 +103,9 @@ def _labels(exp: Experiment, survey: Survey) -> tuple[Tensor, dict | None]:
     return soft_labels, predictor.state()
 
 
-def fit_label_predictor(
-    exp: Experiment,
-    survey: Survey,
-    labels: np.ndarray,
-    soft_labels: Tensor,
-    levels: Tensor | None,
-    cells: pd.DataFrame | None,
-    with_mri: bool = True,
-) -> LabelPredictor:
+def fit_label_predictor(exp: Experiment, survey: Survey, labels: np.ndarray, soft_labels: Tensor,
+                        levels: Tensor | None, cells: pd.DataFrame | None,
+                        with_mri: bool = True) -> LabelPredictor:
     """The predictor of the label, fitted to labels [n] and soft labels [n, K] of the training list.
 
     levels: [2], mean SUVR of each label, if an SUVR made the soft labels. cells: covariates of the list as
@@ -119,9 +113,8 @@ def fit_label_predictor(
     """
     pool = pool_width(exp.measurement.voxel_mm, INPUT_MM)
     brain = pool_volume(torch.from_numpy(exp.measurement.brain).float()[None, None], pool)[0, 0]
-    predictor = LabelPredictor.cross_fit(
-        survey.mri, labels, soft_labels.numpy(), brain, pool, exp.cfg.seed, levels, cells, with_mri
-    )
+    predictor = LabelPredictor.cross_fit(survey.mri, labels, soft_labels.numpy(), brain, pool, exp.cfg.seed,
+                                         levels, cells, with_mri)
     if levels is not None:
         predictor.regions = exp.measurement.region_key()
     return predictor

@@ -2,23 +2,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
-MISSING = (
-    "",
-    "NA",
-    "N/A",
-    "N.A.",
-    "#N/A",
-    "<NA>",
-    "NAN",
-    "NONE",
-    "NULL",
-    "NIL",
-    "UNKNOWN",
-    "MISSING",
-    ".",
-    "-",
-    "--",
-)
+MISSING = ("", "NA", "N/A", "N.A.", "#N/A", "<NA>", "NAN", "NONE", "NULL", "NIL", "UNKNOWN", "MISSING", ".",
+           "-", "--")
 CODES = ("-4", "-4.0", "-1", "-1.0")                       # ADNI's; a Centiloid may be -4, so not everywhere
 MISSING_CODES = (*MISSING, *CODES)
 
@@ -28,9 +13,9 @@ WORDS = (("negative", "neg", "amyloid negative", "amyloid neg", "amyloid-negativ
          ("positive", "pos", "amyloid positive", "amyloid pos", "amyloid-positive", "amyloid-pos", "a+",
           "amyloid+", "abeta+", "aβ+", "true", "yes"))
 LABEL_NUMBER = re.compile(r"0*([0-9]{1,6})(?:[.,]0*)?")
-AGE = re.compile(r"(>=|>|≥)? ?([0-9]{1,3}(?:\.[0-9]*)?) ?"
-                 r"(\+|or (?:older|over|above)|and (?:older|over|above))? "
-                  "?(y|yrs?|years?|y/o)?", re.IGNORECASE)
+AGE = re.compile(
+    r"(>=|>|≥)? ?([0-9]{1,3}(?:\.[0-9]*)?) ?"
+    r"(\+|or (?:older|over|above)|and (?:older|over|above))? ?(y|yrs?|years?|y/o)?", re.IGNORECASE)
 SEXES = {"1": "M", "1.0": "M", "MALE": "M", "M": "M", "2": "F", "2.0": "F", "FEMALE": "F", "F": "F"}
 
 

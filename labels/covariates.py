@@ -158,8 +158,8 @@ def reading_problems(covariate: Covariate, texts: Sequence[str]) -> list[str]:
     else:
         other = Counter(text for text in present if not NUMBER.fullmatch(text))
         expected = "a number, or nothing where it is not known"
-    problems = [f"covariate {name}: {text!r} in {count} row(s); expected "
-                f"{expected}" for text, count in other.items()]
+    problems = [f"covariate {name}: {text!r} in {count} row(s); expected {expected}"
+                for text, count in other.items()]
     if not covariate.words and not other and covariate.low > 0:
         numbers = _numbers(list(texts), covariate.low)
         is_small = (numbers > 0) & (numbers < covariate.low / OTHER_UNIT)
@@ -193,18 +193,16 @@ def _column_problem(present: list[str], texts: list[str], labels: np.ndarray) ->
     if are_numbers:
         wrong = [text for text in present if not NUMBER.fullmatch(text)]
         if wrong:
-            return (
-                f"{wrong[0]!r} among numbers ({len(wrong)} of {len(present)} cells); expected numbers alone"
-            )
+            return (f"{wrong[0]!r} among numbers ({len(wrong)} of {len(present)} cells); expected numbers "
+                    "alone")
         values = _numbers(texts)
         if gap := _gap(values):
             return f"values up to {gap[0]:g}, and then from {gap[1]:g} on: in two units? Give all in one"
     else:
         words = sorted({text.casefold() for text in present})
         if len(words) > MOST_WORDS:
-            return (
-                f"{len(words)} different words, such as {', '.join(words[:3])}; expected at most {MOST_WORDS}"
-            )
+            return (f"{len(words)} different words, such as {', '.join(words[:3])}; expected at most "
+                    f"{MOST_WORDS}")
         values = np.array([np.nan if is_unknown(text) else words.index(text.casefold()) for text in texts])
     known = np.isfinite(values)
     if np.ptp(values[known]) == 0:

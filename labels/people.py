@@ -39,12 +39,7 @@ def read_demographics(info_dir: Path, ids: Sequence[str]) -> tuple[pd.DataFrame 
     [age], [sex] = places_of(table, "age"), places_of(table, "sex")
     found = pd.DataFrame({"ID": table["ID"], "age": [_age_or_nan(text) for text in table.iloc[:, age]],
                           "sex": ["" if is_missing(text) else read_sex(text) for text in table.iloc[:, sex]]})
-    found = (
-        found.drop_duplicates("ID")
-        .set_index("ID")
-        .reindex(list(ids))[["age", "sex"]]
-        .reset_index()
-    )
+    found = found.drop_duplicates("ID").set_index("ID").reindex(list(ids))[["age", "sex"]].reset_index()
     bad = found.loc[found["age"].isna() | found["sex"].isna() | (found["sex"] == ""), "ID"]
     if len(bad):
         return (None,
@@ -126,9 +121,8 @@ def _unusable(info_dir: Path, names: tuple[str, ...]) -> list[str]:
     return problems
 
 
-def covariate_problems(
-    info_dir: Path, labels: dict[str, dict[str, int]], names: tuple[str, ...]
-) -> list[str]:
+def covariate_problems(info_dir: Path, labels: dict[str, dict[str, int]],
+                       names: tuple[str, ...]) -> list[str]:
     """Problems with the covariates of a cohort: in the training list, or else in the others, which are read
     as it is. labels: list -> ID -> label, the training list first."""
     (_, train), *others = labels.items()

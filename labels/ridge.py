@@ -71,17 +71,8 @@ class LabelPredictor:
             second = torch.from_numpy(np.concatenate([weights, shift[:, None]], axis=1))
         span = torch.tensor([soft_labels.min(), soft_labels.max()])
         calibration = calibrate(torch.from_numpy(logits).float(), labels)
-        return cls(
-            torch.from_numpy(coef),
-            torch.from_numpy(intercept),
-            span,
-            voxels,
-            calibration,
-            pool,
-            levels,
-            coder=coder,
-            second=second,
-        )
+        return cls(torch.from_numpy(coef), torch.from_numpy(intercept), span, voxels, calibration, pool,
+                   levels, coder=coder, second=second)
 
     @property
     def covariates(self) -> tuple[str, ...]:

@@ -34,11 +34,8 @@ def with_covariates(scans: list[NewScan], table: str, predictor: LabelPredictor 
                              "--covariates in its training), so no covariate can be used; leave --table out")
         return scans
     if not table:
-        say(
-            "synth",
-            f"the label is predicted from the MRI and {', '.join(names)}; without --table all of these count "
-            "as missing, and the training list's means take their places",
-        )
+        say("synth", f"the label is predicted from the MRI and {', '.join(names)}; without --table all of "
+                     "these count as missing, and the training list's means take their places")
         return scans
     cells = _read(Path(table), names, {scan.id for scan in scans}, re.compile(subject_pattern))
     known = [replace(scan, cells=tuple(cells.get(scan.id, {}).items())) for scan in scans]
@@ -63,15 +60,13 @@ def people_of(scans: list[NewScan], names: Iterable[str]) -> pd.DataFrame | None
     return pd.DataFrame(rows, columns=names, index=[scan.id for scan in scans])
 
 
-def _read(
-    path: Path, names: tuple[str, ...], ids: set[str], pattern: re.Pattern
-) -> dict[str, dict[str, str]]:
+def _read(path: Path, names: tuple[str, ...], ids: set[str],
+          pattern: re.Pattern) -> dict[str, dict[str, str]]:
     """ID -> covariate -> cell of the scans that have a row: of their own ID, or else of their subject."""
     table = read_table(path)
     headings = {simplified(name): name for name in reversed(list(table.columns))}
-    id_column = next(
-        (headings[simplified(name)] for name in ID_COLUMNS if simplified(name) in headings), None
-    )
+    id_column = next((headings[simplified(name)] for name in ID_COLUMNS if simplified(name) in headings),
+                     None)
     if id_column is None:
         raise InputError(f"{path}: no column of IDs; expected one of {', '.join(ID_COLUMNS)}, found "
                          f"{brief(', '.join(table.columns))}")

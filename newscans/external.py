@@ -56,8 +56,8 @@ class ExternalSettings:
     exp: str = setting("",
         "name of the trained experiment; its settings are read from result/<exp>/config.json",
         section="an external cohort")
-    test_data: str = setting("", "folder of the external cohort, with whole_MRI and whole_Abeta as in "
-                                 "data/README.md")
+    test_data: str = setting("",
+        "folder of the external cohort, with whole_MRI and whole_Abeta as in data/README.md")
     info_dir: str = setting("",
         "folder with its data_info.csv and its lists, if it has some; empty: data_info in test_data")
     lists: tuple[str, ...] = setting((),
@@ -211,9 +211,8 @@ class ExternalRun:
         trained, external, cfg = self.trained, self.external, self.cfg
         frames = score_frames(subjects, real, trained.classifiers)
         frames |= self.uncertainty(subjects["il_cldm"], real)
-        frames["people"] = people_of_test_list(
-            external.info_dir, external.scans, (*cfg.covariates, *cfg.subgroups)
-        )
+        frames["people"] = people_of_test_list(external.info_dir, external.scans,
+                                               (*cfg.covariates, *cfg.subgroups))
         note = scores_note(cfg, trained.measurement, about["notice"], len(external.scans))
         lists = trained.networks.best_checkpoint("ldm")["settings"]["training and validation list"]
         origin = {"name": about["name"], "data_dir": str(external.data_dir),

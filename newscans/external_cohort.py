@@ -127,9 +127,8 @@ def read_external(data_dir: Path, info_dir: Path, lists: tuple[str, ...], traine
         say("check", "whether somebody of the training or validation list is among them cannot be checked: "
                      f"neither the lists in {cfg.info_folder} nor the survey are there")
     cohort = check_external(reader, scans, trained.grid)
-    return ExternalCohort(
-        data_dir, info_dir, cohort, read_people(info_dir, [scan.id for scan in scans]), phantom, taken
-    )
+    return ExternalCohort(data_dir, info_dir, cohort, read_people(info_dir, [scan.id for scan in scans]),
+                          phantom, taken)
 
 
 # ---------------------------------------------------------------- overlap with the training
@@ -189,11 +188,8 @@ def covariates_of(external: ExternalCohort, predictor: LabelPredictor | None) ->
     columns = {name: find_column(external.people.columns, name) for name in names}
     missing = [name for name, column in columns.items() if column is None]
     if missing:
-        say(
-            "check",
-            f"{path} has no column {', '.join(missing)}: the training list's mean takes its place for "
-            "everybody",
-        )
+        say("check", f"{path} has no column {', '.join(missing)}: the training list's mean takes its place "
+                     "for everybody")
     cells = pd.DataFrame(
         {name: external.people[column] if column else "" for name, column in columns.items()}
     )
@@ -205,9 +201,6 @@ def covariates_of(external: ExternalCohort, predictor: LabelPredictor | None) ->
     for name in names:
         without = int((cells[name] == "").sum())
         if without and name not in missing:
-            say(
-                "check",
-                f"{without} of {len(cells)} subjects have no {name}: the training list's mean takes its "
-                "place",
-            )
+            say("check", f"{without} of {len(cells)} subjects have no {name}: the training list's mean takes "
+                         "its place")
     return cells

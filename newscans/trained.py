@@ -80,20 +80,9 @@ def load_trained(cfg: Config, mri_percentile: float) -> Trained:
             "denoiser": {"file": networks.best_path("ldm"), "weights": weights_key(synthesizer.unet)}}
     calibration, no_interval = _read_calibration(cfg, measurement, synthesizer)
     notice = f"{'trained on a digital phantom, ' if metadata['phantom'] else ''}{RESEARCH_NOTICE}"
-    return Trained(
-        cfg,
-        networks,
-        measurement,
-        grid,
-        sampler,
-        _read_classifiers(cfg.result_dir, measurement, synthesizer, cfg.covariates),
-        calibration,
-        no_interval,
-        used,
-        notice,
-        mri_percentile,
-        tracer_label(metadata.get("tracer", "")),
-    )
+    return Trained(cfg, networks, measurement, grid, sampler,
+                   _read_classifiers(cfg.result_dir, measurement, synthesizer, cfg.covariates), calibration,
+                   no_interval, used, notice, mri_percentile, tracer_label(metadata.get("tracer", "")))
 
 
 def _check_checkpoints(cfg: Config, networks: Networks) -> dict:

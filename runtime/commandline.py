@@ -47,13 +47,9 @@ def given(fields: Iterable[dataclasses.Field], argv: list[str], prog: str, about
     known = [f"--{field.name}" for field in fields]
     if presets:
         known.append("--preset")
-        parser.add_argument(
-            "--preset",
-            nargs="+",
-            choices=presets,
-            default=argparse.SUPPRESS,
-            help=f"sets of settings, later ones win: {', '.join(presets)}; none: the defaults of config.py",
-        )
+        parser.add_argument("--preset", nargs="+", choices=presets, default=argparse.SUPPRESS,
+                            help=f"sets of settings, later ones win: {', '.join(presets)}; none: the "
+                                 "defaults of config.py")
     group = parser
     for field in fields:
         if field.metadata["section"]:

@@ -101,9 +101,8 @@ def words(row: Row, seed: int) -> list[str]:
     """The command line of a row's experiment, without its stages."""
     change = change_of(row)
     preset = [] if "--preset" in change else ["--preset", "benchmark"]
-    own = cohort_words(
-        experiment_name(seed, row.name), seed, benchmark_cohort(seed, "--phantom_link" in change)
-    )
+    own = cohort_words(experiment_name(seed, row.name), seed,
+                       benchmark_cohort(seed, "--phantom_link" in change))
     return [*preset, *own, *pretrained(row, seed), *change]
 
 

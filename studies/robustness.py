@@ -52,8 +52,8 @@ class RobustnessSettings:
     bias: tuple[float, ...] = setting((20.0, 40.0),
         "per cent by which a smooth bias field varies over the brain", low=0.0, high=100.0, empty=True)
     noise: tuple[float, ...] = setting((3.0, 9.0),
-        "standard deviation of Gaussian noise, in per cent of the bright "
-        "tissue", low=0.0, high=100.0, empty=True)
+        "standard deviation of Gaussian noise, in per cent of the bright tissue", low=0.0, high=100.0,
+        empty=True)
     gamma: tuple[float, ...] = setting((0.7, 1.5),
         "power that each intensity is raised to", low=0.1, high=10.0, empty=True)
     turn: float = setting(10.0, "degrees about each axis", low=-180.0, high=180.0)
@@ -85,8 +85,7 @@ def study(cfg: Config, settings: RobustnessSettings) -> None:
     plan, folder = planned(settings, exp.cohort.affine), cfg.result_dir
     say("study", f"{len(exp.cohort.test)} subjects of the test list, {len(plan)} disturbances, "
                  f"{sampler.evaluations} network evaluations a scan and disturbance, writes "
-                 f"{folder}/{TABLE}; "
-                 "disturbances that are measured already stay")
+                 f"{folder}/{TABLE}; disturbances that are measured already stay")
     measured = measure_all(exp, sampler, plan, folder / SUBJECTS)
     subjects = judge(measured, frozen)
     write_csv(folder / SUBJECTS, subjects)

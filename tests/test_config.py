@@ -305,8 +305,7 @@ def test_a_default_edited_to_another_type_is_refused(default):
         Config(**default)
 
 
-# ---------------------------------------------------------------- what is saved, and what a result is bound
-# to
+# ---------------------------------------------------------------- what is saved and what is bound
 
 def test_json_holds_every_setting_and_the_versions():
     saved = json.loads(Config().to_json())

@@ -394,8 +394,7 @@ def test_samplers_stay_on_the_device_of_their_input():
         assert diffusion.dpm(denoise, z_T, 4).device == z_T.device
 
 
-# ---------------------------------------------------------------- latents, and the synthesis of a PET from
-# them
+# ---------------------------------------------------------------- latents, and the synthesis of a PET
 
 class Enlarging(nn.Module):
     """Stands in for a decoder: doubles the grid."""

@@ -111,8 +111,8 @@ def test_the_intraclass_correlation_of_a_published_example():
 
 def test_the_intraclass_correlation_of_two_by_hand():
     real, synthetic = np.array([1.0, 2, 4, 5]), np.array([2.0, 2, 5, 7])
-    # means of subjects 1.5, 2, 4.5, 6 about 3.5: mean square 2 * 13.5 / 3 = 9; means of raters 3 and 4: 4 *
-    # 0.5 = 2;
+    # means of subjects 1.5, 2, 4.5, 6 about 3.5: mean square 2 * 13.5 / 3 = 9
+    # means of raters 3 and 4: 4 * 0.5 = 2
     # residuals of the differences 1, 0, 1, 2 about their mean 1: (0 + 1 + 0 + 1) / 2 / 3 = 1 / 3
     expected = (9 - 1 / 3) / (9 + 1 / 3 + 2 * (2 - 1 / 3) / 4)
     assert agreement(real, synthetic)["ICC"] == pytest.approx(expected)
