@@ -120,11 +120,8 @@ class CohortReader:
             return []
         counts = Counter(lines)
         usable = self._usable(path, counts)
-        self.problems += [
-            f"{path}: {scan_id} stands {counts[scan_id]} times in this list"
-            for scan_id in usable
-            if counts[scan_id] > 1
-        ]
+        self.problems += [f"{path}: {scan_id} stands {counts[scan_id]} times in this list"
+                          for scan_id in usable if counts[scan_id] > 1]
         return usable
 
     def _usable(self, path: Path, ids: Iterable[str]) -> list[str]:
@@ -132,12 +129,11 @@ class CohortReader:
         ids = list(ids)
         if not ids:
             self.problems.append(f"{path}: holds no ID")
-        self.problems += [
-            f"{path}: {brief(repr(scan_id))} is not an ID; expected a file name without folder and without "
-            ".nii or .nii.gz, of at most 200 letters, digits, '.', '_' and '-'"
-            for scan_id in ids
-            if not ID_PATTERN.fullmatch(scan_id)
-        ]
+        for scan_id in ids:
+            if not ID_PATTERN.fullmatch(scan_id):
+                self.problems.append(f"{path}: {brief(repr(scan_id))} is not an ID; expected a file name "
+                                     "without folder and without .nii or .nii.gz, of at most 200 letters, "
+                                     "digits, '.', '_' and '-'")
         return [scan_id for scan_id in ids if ID_PATTERN.fullmatch(scan_id)]
 
     def _overlaps(self, ids: dict[str, list[str]]) -> None:
@@ -206,13 +202,10 @@ class Cohort:
     def fingerprint(self, *splits: str) -> str:
         """16 hexadecimal digits that identify these lists: who is in them, with which label and which
         voxels."""
-        lists = [
-            [
-                (scan.id, scan.label, self.checksums[scan.mri], self.checksums[scan.pet])
-                for scan in getattr(self, split)
-            ]
-            for split in splits
-        ]  # in their order, which training follows
+        lists = []                                         # in their order, which training follows
+        for split in splits:
+            lists.append([(scan.id, scan.label, self.checksums[scan.mri], self.checksums[scan.pet])
+                          for scan in getattr(self, split)])
         return hashlib.blake2b(repr((lists, self.affine.round(2).tolist())).encode(),
                                digest_size=8).hexdigest()
 
@@ -360,11 +353,8 @@ def _check_voxels(paths: list[Path], problems: list[str],
 
     ranges = {}
     with abandoned_on_error(ThreadPoolExecutor(os.cpu_count())) as pool:
-        for path, found in zip(
-            paths,
-            progress_bar(pool.map(extremes, paths), total=len(paths), desc="check", unit="file"),
-            strict=True,
-        ):
+        read = progress_bar(pool.map(extremes, paths), total=len(paths), desc="check", unit="file")
+        for path, found in zip(paths, read, strict=True):
             if isinstance(found, str):
                 problems.append(found)
             elif found[0] == found[1]:
@@ -382,9 +372,8 @@ def _report(splits, affine, image_size, stored, ranges, scans, remarks) -> str:
     lines = [f"  {'list':12}{'subjects':>9}" + "".join(f"{'label ' + str(label):>9}" for label in labels)]
     for split in splits:
         counts = Counter(scan.label for scan in splits[split])
-        lines.append(
-            f"  {split:12}{len(splits[split]):9}" + "".join(f"{counts[label]:9}" for label in labels)
-        )
+        of_labels = "".join(f"{counts[label]:9}" for label in labels)
+        lines.append(f"  {split:12}{len(splits[split]):9}{of_labels}")
     voxel = " x ".join(f"{size:g}" for size in nib.affines.voxel_sizes(affine))
     lines.append(f"  grid        {' x '.join(map(str, image_size))} voxels of {voxel} mm, first at "
                  f"({', '.join(f'{c:g}' for c in affine[:3, 3])}) mm")
@@ -421,10 +410,8 @@ class VolumeDataset(Dataset):
             shift = np.random.default_rng(derived_seed(seed, scan.id)).integers(-margin, margin, size=3,
                                                                                 endpoint=True)
         box = Crop((margin,) * 3, self.cache.crop.size).slices(shift)
-        volumes = {
-            name: torch.from_numpy(self.cache.read(getattr(scan, name))[box][None].copy())
-            for name in self.modalities
-        }
+        volumes = {name: torch.from_numpy(self.cache.read(getattr(scan, name))[box][None].copy())
+                   for name in self.modalities}
         return {"id": scan.id, "label": scan.label, **volumes}
 
 
@@ -451,14 +438,11 @@ class EpochOrder(Sampler):
     def __iter__(self) -> Iterator[int | tuple[int, int]]:
         """The items of this rank in their order."""
         order = torch.randperm(self.length, generator=torch.Generator().manual_seed(self.seed))[self.first:]
-        order = (
-            order[: len(order) // self.step_items * self.step_items]
-            .reshape(-1, world_size(), self.batch)[:, rank()]
-            .flatten()
-            .tolist()
-        )
-        # with the item, the seed reaches any process
-        return iter([(index, self.seed) if self.jitter else index for index in order])
+        whole_steps = order[:len(order) // self.step_items * self.step_items]
+        own = whole_steps.reshape(-1, world_size(), self.batch)[:, rank()].flatten().tolist()
+        if not self.jitter:
+            return iter(own)
+        return iter([(index, self.seed) for index in own])     # with the item, the seed reaches any process
 
 
 def volume_loader(dataset: VolumeDataset, order: DistributedBatches | EpochOrder, num_workers: int,
@@ -467,11 +451,10 @@ def volume_loader(dataset: VolumeDataset, order: DistributedBatches | EpochOrder
 
     The processes that read live as long as the loader. pin_memory: for faster copies to a GPU.
     """
-    batches = (
-        {"batch_sampler": order}
-        if isinstance(order, DistributedBatches)
-        else {"sampler": order, "batch_size": order.batch}
-    )
+    if isinstance(order, DistributedBatches):
+        batches = {"batch_sampler": order}
+    else:
+        batches = {"sampler": order, "batch_size": order.batch}
     context = "fork" if num_workers and sys.platform == "linux" else None  # what is forked shares the cache
     return DataLoader(dataset, **batches, num_workers=num_workers, pin_memory=pin_memory,
                       persistent_workers=num_workers > 0, multiprocessing_context=context,
@@ -514,9 +497,8 @@ class LatentCache:
         path = self.folder / f"{scan.id}.nii.gz"
         try:
             header = read_header(path)
-            if header["descrip"].item() != self._note(scan).encode() or math.prod(
-                header.get_data_shape()
-            ) != math.prod(self.shape):
+            is_own = header["descrip"].item() == self._note(scan).encode()
+            if not is_own or math.prod(header.get_data_shape()) != math.prod(self.shape):
                 return None                                # before anything is read that might be large
             voxels, _ = read_voxels(path)                  # NaN is no latent
         except InputError:

@@ -161,8 +161,10 @@ class AAE(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Patch discriminator: [B, 1, D, H, W] -> one logit a patch [B, 1, D / 2**n, ...], n = len(channels) +
-    1."""
+    """Patch discriminator: [B, 1, D, H, W] -> one logit a patch [B, 1, D / 2**n, ...].
+
+    n is len(channels) + 1.
+    """
 
     def __init__(self, channels: tuple[int, ...] = (16, 32, 64, 128)):
         super().__init__()
@@ -226,9 +228,8 @@ class Pyramid(nn.Module):
         halvings = int(math.log2(downscale))
         first = [conv3(1, channels), *(down(channels, channels) for _ in range(halvings)),
                  ResBlock(channels, channels)]
-        further = [
-            nn.Sequential(down(channels, channels), ResBlock(channels, channels)) for _ in range(levels - 1)
-        ]
+        further = [nn.Sequential(down(channels, channels), ResBlock(channels, channels))
+                   for _ in range(levels - 1)]
         self.levels = nn.ModuleList([nn.Sequential(*first), *further])
 
     def forward(self, mri: Tensor) -> list[Tensor]:
@@ -390,11 +391,10 @@ class UNet(nn.Module):
         for layer in self.mid:
             h = layer(h, embedding)
         for layer in self.up:
-            h = (
-                layer(torch.cat([h, skips.pop()], dim=1), embedding)
-                if isinstance(layer, UNetBlock)
-                else layer(h)
-            )
+            if isinstance(layer, UNetBlock):
+                h = layer(torch.cat([h, skips.pop()], dim=1), embedding)
+            else:
+                h = layer(h)
         return self.out(h)                                                                   # [B, C, d, h, w]
 
 
@@ -544,8 +544,7 @@ class Diffusion(nn.Module):
         return {"ddpm": self.T - 1, "ddim": steps, "dpm": len(self._even_in_lambda(steps))}[sampler]
 
 
-# ---------------------------------------------------------------- latents, and the synthesis of a PET from
-# them
+# ---------------------------------------------------------------- latents, and the synthesis of a PET
 
 class LatentSpace:
     """The latents that the diffusion sees, z_0 = (E(x) - mean) / std, with the frozen autoencoder that they

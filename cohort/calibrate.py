@@ -37,14 +37,12 @@ STANDARD = ("SUVR_standard", "SUVR_std", "PiB_SUVR")
 class CalibrateSettings:
     """Settings of `python main.py calibrate`. Raises ValueError that lists all values out of range."""
 
-    table: str = setting(
-        "",
-        "table, a row a scan: ID; SUVR, by this pipeline; Centiloids of the standard, or "
-        "at level 2 SUVR_standard; at level 1 group (YC or AD), unless the IDs begin so",
-        section="calibration",
-    )
-    level: int = setting(1, "1: the standard's own PiB scans; 2: another tracer, or other scans that the "
-                            "standard measured too", low=1, high=2)
+    table: str = setting("",
+        "table, a row a scan: ID; SUVR, by this pipeline; Centiloids of the standard, or at level 2 "
+        "SUVR_standard; at level 1 group (YC or AD), unless the IDs begin so", section="calibration")
+    level: int = setting(1,
+        "1: the standard's own PiB scans; 2: another tracer, or other scans that the standard measured too",
+        low=1, high=2)
     out: str = setting("calibration", "folder for calibration.json and calibration.png")
 
     def __post_init__(self):
@@ -199,8 +197,8 @@ def level_1(pairs: Pairs) -> Conversion:
     slope, intercept = 100 / gap, -100 * float(young.mean()) / gap
     line = fit_line(pairs.standard, slope * pairs.suvr + intercept)
     found, expected = (len(young), len(patients)), (SCANS["YC"], SCANS["AD"])
-    limits = {"{} YC and {} AD, all of the reference data: {} and "
-              "{}".format(*expected, *found): found == expected,
+    limits = {f"{expected[0]} YC and {expected[1]} AD, all of the reference data: {found[0]} and {found[1]}":
+                  found == expected,
               f"slope of the regression on the standard's Centiloids, 0.98 to 1.02: {line[0]:.3f}":
                   0.98 <= line[0] <= 1.02,
               f"its intercept, -2 to 2 CL: {line[1]:.2f}": -2 <= line[1] <= 2,
@@ -251,8 +249,8 @@ def draw(path: Path, pairs: Pairs, conversion: Conversion) -> None:
     axes.scatter(pairs.standard, converted, s=14, color="#0072B2")
     axes.set_xlabel("Centiloids of the standard")
     axes.set_ylabel("Centiloids of this pipeline")
-    axes.set_title(f"level {conversion.level}, n = {conversion.n}, r2 = "
-                   f"{conversion.line[2]:.4f}", fontsize=10)
+    axes.set_title(f"level {conversion.level}, n = {conversion.n}, r2 = {conversion.line[2]:.4f}",
+                   fontsize=10)
     axes.legend(frameon=False)
     with atomic(path) as partial:
         figure.savefig(partial, dpi=150, bbox_inches="tight")

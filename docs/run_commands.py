@@ -53,16 +53,11 @@ def main() -> int:
     arguments = parser.parse_args()
     failed, done = [], set()
     for command in find_commands():
-        skipped = (
-            command.mark.startswith("needs")
-            or (command.mark == "long" and not arguments.long)
-            or command.text in done
-        )
+        too_long = command.mark == "long" and not arguments.long
+        skipped = too_long or command.mark.startswith("needs") or command.text in done
         if arguments.list or skipped:
-            print(
-                f"{'-' if skipped else ' '} {command.page}: {command.text}"
-                + (f"   ({command.mark})" if command.mark else "")
-            )
+            mark = f"   ({command.mark})" if command.mark else ""
+            print(f"{'-' if skipped else ' '} {command.page}: {command.text}{mark}")
             continue
         done.add(command.text)
         print(f"> {command.page}: {command.text}", flush=True)

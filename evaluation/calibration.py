@@ -87,12 +87,12 @@ def _statistic_of(frame: pd.DataFrame) -> Statistic:
 
 
 def calibration(groups: list[Group], order: tuple[str, ...], resamples: int) -> pd.DataFrame:
-    """Tidy table of the probabilities of all status classifiers that give one. order: of classifiers and
-    methods.
+    """Tidy table of the probabilities of all status classifiers that give one.
+
+    order: of classifiers and methods.
     """
-    changed = [
-        Group(group.name, group.section, [_probabilities(run) for run in group.runs]) for group in groups
-    ]
+    changed = [Group(group.name, group.section, [_probabilities(run) for run in group.runs])
+               for group in groups]
     rows = collect_rows(changed, "predictions", ("classifier", "method"), (*order, CALIBRATED))
     values = [values_of_lists(row.runs, CALIBRATION, _statistic_of, resamples)[0] for row in rows]
     return tidy_table(rows, ("classifier", "method"), values)
@@ -102,14 +102,10 @@ def _probabilities(run: Run) -> Run:
     """The run with the calibrated probability as a status classifier, and without those that give none."""
     if run.predictions is None:
         return run
-    parts = [
-        run.predictions.loc[
-            run.predictions["classifier"] != "suvr", ["classifier", "method", "ID", "label", "score"]
-        ]
-    ]
+    gives_one = run.predictions["classifier"] != "suvr"
+    parts = [run.predictions.loc[gives_one, ["classifier", "method", "ID", "label", "score"]]]
     if run.uncertainty is not None:
-        own = (
-            run.uncertainty[["ID", "label", "probability"]].dropna().rename(columns={"probability": "score"})
-        )
+        own = run.uncertainty[["ID", "label", "probability"]].dropna()
+        own = own.rename(columns={"probability": "score"})
         parts.append(own.assign(classifier=CALIBRATED, method="il_cldm"))
     return dataclasses.replace(run, predictions=pd.concat(parts, ignore_index=True))

@@ -84,10 +84,8 @@ class Measurement:
         if masks and all(mask is not None for mask in masks) and np.array_equal(*masks):
             problems.append("cortex_mask and reference_mask are the same region, so every SUVR would be 1")
         pool = pool_width(voxel_mm)
-        if (
-            brain is not None
-            and not (pool_volume(torch.from_numpy(brain).float()[None, None], pool) >= 0.5).any()
-        ):
+        shares = [] if brain is None else pool_volume(torch.from_numpy(brain).float()[None, None], pool)
+        if brain is not None and not (shares >= 0.5).any():
             problems.append(f"brain_mask {files.brain_mask}: too small or thin, no block of {pool}^3 voxels "
                             "lies half inside")
         if problems:
@@ -123,8 +121,7 @@ class Measurement:
     def suvr(self, pets: Tensor) -> Tensor:
         """The composite SUVR alone of PETs [n, 1, D, H, W]: [n] float64, NaN where the reference holds no
         uptake."""
-        # further regions take their time
-        composite = Regions(self.regions.cortex, self.regions.reference, {})
+        composite = Regions(self.regions.cortex, self.regions.reference, {})    # named ones would cost time
         return torch.tensor([composite.measure(pet)["SUVR"] for pet in pets[:, 0].cpu().numpy()],
                             dtype=torch.float64)
 
@@ -138,21 +135,14 @@ class Measurement:
         masks = {"brain": self.brain}
         if self.regions:
             masks |= {"cortex": self.regions.cortex, "reference": self.regions.reference}
-        return {
-            name: hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=4).hexdigest()
-            for name, mask in masks.items()
-        }
+        return {name: hashlib.blake2b(np.packbits(mask).tobytes(), digest_size=4).hexdigest()
+                for name, mask in masks.items()}
 
     def key(self) -> str:
         """16 hexadecimal digits that identify all that is measured."""
-        named = (
-            {name: np.packbits(mask).tobytes() for name, mask in self.regions.named.items()}
-            if self.regions
-            else {}
-        )
         digest = hashlib.blake2b(repr((self.mask_keys(), self.files.centiloid)).encode(), digest_size=8)
-        for name, mask in named.items():
-            digest.update(name.encode() + mask)
+        for name, mask in (self.regions.named if self.regions else {}).items():
+            digest.update(name.encode() + np.packbits(mask).tobytes())
         return digest.hexdigest()
 
     def remarks(self, affine: np.ndarray, crop: Crop) -> list[str]:

@@ -39,26 +39,18 @@ REFERENCES = {
 PREDICTIONS = {"eps": "the noise (Ho et al. 2020)", "v": "v (Salimans and Ho 2022)", "x0": "the clean latent"}
 SAMPLERS = {"ddpm": "ancestral sampling (Ho et al. 2020)", "ddim": "DDIM (Song et al. 2021)",
             "dpm": "DPM-Solver++(2M) (Lu et al. 2022)"}
-COMPARED = {
-    "mean_pet": "the mean training PET",
-    "oracle": "the PET that the simulation expects from the true anatomy",
-    "aae": "the reconstruction of the real PET by the autoencoder",
-}
-TO_FILL_IN = (
-    "[To be filled in: cohort, dates and centres, eligibility, scanners, tracers, preprocessing, definition "
-    "of the label, ethics approval.]"
-)
+COMPARED = {"mean_pet": "the mean training PET",
+            "oracle": "the PET that the simulation expects from the true anatomy",
+            "aae": "the reconstruction of the real PET by the autoencoder"}
+TO_FILL_IN = ("[To be filled in: cohort, dates and centres, eligibility, scanners, tracers, preprocessing, "
+              "definition of the label, ethics approval.]")
 
 
 def methods_text(run: Run, flow: Flow) -> str:
     """Paragraphs on data, training, synthesis, evaluation and software of a run, then the references that
     they cite."""
-    parts = {
-        "Data": _data,
-        "Networks and training": _training,
-        "Synthesis": _synthesis,
-        "Evaluation": _evaluation,
-    }
+    parts = {"Data": _data, "Networks and training": _training, "Synthesis": _synthesis,
+             "Evaluation": _evaluation}
     lines = [f"{title}. {' '.join(part(run, flow))}" for title, part in parts.items()]
     lines.append(f"Software. {' '.join(_software(run))}")
     text = "\n\n".join(lines)
@@ -88,8 +80,7 @@ def _data(run: Run, flow: Flow) -> Iterator[str]:
         yield TO_FILL_IN
     if flow.found:
         yield (f"Of {flow.found} with an MRI or a PET, {flow.all_left_out} were left out, and "
-               f"{flow.labelled} were "
-               "used.")
+               f"{flow.labelled} were used.")
     for split, count in flow.lists.items():
         labels = [f"{number} with label {label}" for label, number in flow.labels[split].items()]
         yield f"The {TITLES[split]} held {count} ({', '.join(labels)})."
@@ -123,16 +114,15 @@ def _training(run: Run, _: Flow) -> Iterator[str]:
 def _stage_2(settings: dict) -> Iterator[str]:
     """Sentences on the denoiser and its training."""
     label = {"suvr": "the amount of amyloid, where the SUVR of the subject's own PET lies between the mean "
-                     "SUVRs of "
-                     "the two labels", "true": "the subject's label"}.get(settings["label_in_training"])
+                     "SUVRs of the two labels",
+             "true": "the subject's label"}.get(settings["label_in_training"])
     given = [] if settings["conditioning"] == "none" else ["the MRI"]
     given += [label] if label else []
     zero = ", rescaled to zero terminal SNR (Lin et al. 2024)" if settings["zero_terminal_snr"] else ""
     low, high = settings["beta"]
     yield ("In stage 2, a UNet learned to predict " + PREDICTIONS[settings["prediction"]]
            + f" in a diffusion of these latents of {settings['timesteps']} steps (noise variances {low:g} to "
-             f"{high:g}, "
-             f"linear{zero})" + (f", given {' and '.join(given)}" if given else "")
+             f"{high:g}, linear{zero})" + (f", given {' and '.join(given)}" if given else "")
            + f": {_counted(settings['ldm_epochs'], 'epoch')} of AdamW, learning rate {settings['ldm_lr']:g}"
            + (", falling to 0 along half a cosine" if settings["ldm_lr_decay"] else "")
            + f", {_counted(settings['ldm_batch_size'], 'subject')} a step and process; the moving average of "
@@ -147,8 +137,7 @@ def _stage_2(settings: dict) -> Iterator[str]:
         yield f"The loss had Min-SNR weights with gamma {settings['min_snr']:g} (Hang et al. 2023)."
     if settings["image_loss"]:
         yield (f"An L1 loss between PET and decoded estimate was added, weighted by "
-               f"{settings['image_loss']:g} over the "
-               "standard deviation of the training PETs.")
+               f"{settings['image_loss']:g} over the standard deviation of the training PETs.")
     if settings["shuffle_labels"]:
         yield "As a null control, the labels of the training list changed places at random before stage 2."
 
@@ -159,10 +148,8 @@ def _synthesis(run: Run, _: Flow) -> Iterator[str]:
     settings = run.metadata["settings"]
     diffusion = Diffusion(settings["timesteps"], settings["beta"], settings["prediction"],
                           settings["zero_terminal_snr"])
-    each, samples = (
-        diffusion.evaluations(settings["sampler"], settings["sampling_steps"]),
-        settings["samples_per_scan"],
-    )
+    each = diffusion.evaluations(settings["sampler"], settings["sampling_steps"])
+    samples = settings["samples_per_scan"]
     kind = settings["label_at_sampling"]
     if kind == "none":
         yield "No label was given in sampling."
@@ -190,10 +177,9 @@ def _predicted_label(settings: dict) -> Iterator[str]:
                "had not seen (Wolpert 1992); a missing covariate was replaced by its mean over the training "
                "list, beside an indicator where that list lacks values too.")
     if what == "label":
-        yield (
-            "The prediction was turned into probabilities on cross-fitted subjects of the training list "
-            + ("(Platt 1999)." if settings["num_classes"] == 2 else "by a temperature (Guo et al. 2017).")
-        )
+        how = "(Platt 1999)" if settings["num_classes"] == 2 else "by a temperature (Guo et al. 2017)"
+        yield ("The prediction was turned into probabilities on cross-fitted subjects of the training list "
+               f"{how}.")
 
 
 # ---------------------------------------------------------------- evaluation
@@ -236,10 +222,8 @@ def _uptake(run: Run) -> Iterator[str]:
         regions = "the phantom's own cortex over its cerebellum" if run.metadata["phantom"] else ABOUT["mni"]
     else:
         regions = ABOUT[settings["regions"]]
-    cited = (
-        " (Klunk et al. 2015)" if not settings["cortex_mask"] and settings["regions"] == "centiloid" else ""
-    )
-    yield f"The SUVR was measured in {regions}{cited}."
+    is_centiloid = not settings["cortex_mask"] and settings["regions"] == "centiloid"
+    yield f"The SUVR was measured in {regions}{' (Klunk et al. 2015)' if is_centiloid else ''}."
     if settings["centiloid_slope"]:
         yield (f"Centiloids were computed as {settings['centiloid_slope']:g} SUVR "
                f"{settings['centiloid_intercept']:+g} (Klunk et al. 2015).")

@@ -111,11 +111,9 @@ def _read_prepared(info_dir: Path, ids: dict[str, list[str]]) -> dict[str, list[
     prepared = dict(zip(table["list"], table["scans"], strict=True))
     now = {split: str(len(ids[split])) for split in SPLITS}
     if {split: prepared.get(split) for split in SPLITS} != now:
-        raise InputError(
-            f"{info_dir / COHORT} is not used: it is about other lists ("
-            + ", ".join(f"{split} {prepared.get(split)} scans, now {now[split]}" for split in SPLITS)
-            + "); python main.py prepare writes it again"
-        )
+        differ = [f"{split} {prepared.get(split)} scans, now {now[split]}" for split in SPLITS]
+        raise InputError(f"{info_dir / COHORT} is not used: it is about other lists ({', '.join(differ)}); "
+                         "python main.py prepare writes it again")
     table = read_table(info_dir / LEFT_OUT, "ID", "reason", remarks=[])
     in_lists = {scan for scans in ids.values() for scan in scans}.intersection(table["ID"])
     if in_lists:

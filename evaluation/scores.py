@@ -97,9 +97,6 @@ def mean_over_scans(value_of: Callable[[dict], float], loader: DataLoader) -> fl
 def summarize(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation (n - 1) and n over subjects, a row a method and metric, in the order of the
     scores."""
-    table = (
-        scores.groupby("method", sort=False)[list(METRICS)]
-        .agg(["mean", "std", "count"])
-        .stack(level=0, future_stack=True)
-    )
+    table = scores.groupby("method", sort=False)[list(METRICS)].agg(["mean", "std", "count"])
+    table = table.stack(level=0, future_stack=True)
     return table.rename(columns={"count": "n"}).rename_axis(["method", "metric"]).reset_index()

@@ -126,9 +126,8 @@ def _value(tables: dict, number: str, resamples: int) -> Values:
 
 # ---------------------------------------------------------------- do the groups differ?
 
-def heterogeneity_p(
-    number: str, subjects: pd.DataFrame, names: pd.Series, permutations: int, seed: int
-) -> float:
+def heterogeneity_p(number: str, subjects: pd.DataFrame, names: pd.Series, permutations: int,
+                    seed: int) -> float:
     """p of "the number is the same in all groups"; NaN if fewer than two of them have LEAST subjects.
 
     subjects: columns as subject_values gives them. names: group of each subject.
@@ -191,19 +190,16 @@ def subgroups(groups: list[Group], resamples: int) -> pd.DataFrame:
         if runs:
             found = pd.DataFrame(_of_experiment(runs, resamples))
             tests = found[found["p"].notna()].drop_duplicates(["column", "metric"])
-            corrected = dict(
-                zip(zip(tests["column"], tests["metric"], strict=True), holm(tests["p"]), strict=True)
-            )
+            tested = zip(tests["column"], tests["metric"], strict=True)
+            corrected = dict(zip(tested, holm(tests["p"]), strict=True))
             keys = zip(found["column"], found["metric"], strict=True)
             records.append(found.assign(
                 section=group.section, experiment=group.name, seeds=len(runs), is_contender=False, best=False,
                 p_holm=[corrected.get(key, np.nan) for key in keys],
                 made_by=[list(dict.fromkeys(run.metadata["command"] for run in runs))] * len(found)))
-    return (
-        pd.concat(records, ignore_index=True).sort_values("section", kind="stable")
-        if records
-        else pd.DataFrame()
-    )
+    if not records:
+        return pd.DataFrame()
+    return pd.concat(records, ignore_index=True).sort_values("section", kind="stable")
 
 
 def _of_experiment(runs: list[Run], resamples: int) -> list[dict]:

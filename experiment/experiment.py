@@ -110,9 +110,8 @@ class Experiment:
         self.is_phantom = is_phantom(cfg.data_dir)
         self.notice = f"{PHANTOM_NOTICE}; {RESEARCH_NOTICE}" if self.is_phantom else RESEARCH_NOTICE
         self.latents_folder = from_rank_0(latents_folder, cfg)
-        self.num_workers, remark = readers_that_fit(
-            cfg.num_workers, self._batch_bytes(), free_shared_memory()
-        )
+        self.num_workers, remark = readers_that_fit(cfg.num_workers, self._batch_bytes(),
+                                                    free_shared_memory())
         if remark:
             say("check", remark)
         self.people = read_covariates(cfg.info_folder, [scan.id for scan in cohort.scans], cfg.covariates)
@@ -309,14 +308,8 @@ class Experiment:
         epochs the last checkpoints have.
         """
         cfg = self.cfg
-        first = next(
-            (
-                stage
-                for stage in ("aae", "encode", "ldm", "baselines", "test", "report")
-                if stage in cfg.stages
-            ),
-            None,
-        )
+        in_order = ("aae", "encode", "ldm", "baselines", "test", "report")
+        first = next((stage for stage in in_order if stage in cfg.stages), None)
         aae, ldm = self.networks.best_path("aae"), self.networks.best_path("ldm")
         for stage, path in (("aae", aae), ("ldm", ldm)):
             if cfg.pretrained_from(stage) and not path.exists():
@@ -326,11 +319,11 @@ class Experiment:
             raise InputError(f"{aae} is not there; run --stages aae first")
         if ("ldm" in needs or ("ldm" not in cfg.stages and "test" in cfg.stages)) and not ldm.exists():
             raise InputError(f"{ldm} is not there; run --stages encode ldm first")
-        if first == "report" and load_run(cfg.result_dir).metadata["cohort"] != self.cohort.fingerprint(
-            "test"
-        ):
-            raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages "
-                             "test report")
+        if first == "report":
+            scored = load_run(cfg.result_dir).metadata["cohort"]
+            if scored != self.cohort.fingerprint("test"):
+                raise InputError(f"{cfg.result_dir}: its scores are those of another test list; run --stages "
+                                 "test report")
         baselines = cfg.trainable_baselines if "baselines" in cfg.stages else ()
         self._refuse_sizes(baselines)
         for stage in (*CHECKPOINT, *baselines):

@@ -305,11 +305,8 @@ def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer,
     calibration on the validation list is on the test list. Prints that, and saves the calibration for new
     scans."""
     validation, test, real = scores.validation, scores.subjects["il_cldm"], scores.real
-    status = {
-        f"score_{name}": scores.classifiers[name].score(validation)
-        for name in CLASSIFIERS
-        if name in scores.classifiers
-    }
+    status = {f"score_{name}": scores.classifiers[name].score(validation)
+              for name in CLASSIFIERS if name in scores.classifiers}
     if not exp.measurement.regions:
         return {"validation_list": validation[["ID", "label", *METRICS]].assign(**status)}
     validation = validation.assign(SUVR_real=validation["ID"].map(real["validation"].set_index("ID")["SUVR"]))
@@ -380,9 +377,6 @@ def _stacked(tables: dict[str, pd.DataFrame], columns: list[str]) -> pd.DataFram
 
 def _shown(summary: pd.DataFrame, methods: list[str]) -> str:
     text = [f"{mean:.4f} +- {std:.4f}" for mean, std in zip(summary["mean"], summary["std"], strict=True)]
-    table = (
-        summary.assign(text=text)
-        .pivot(index="method", columns="metric", values="text")
-        .loc[methods, list(METRICS)]
-    )
+    table = summary.assign(text=text).pivot(index="method", columns="metric", values="text")
+    table = table.loc[methods, list(METRICS)]
     return table.rename_axis(index=None, columns=None).to_string()

@@ -185,11 +185,8 @@ def begin_training(exp: Experiment, run: StageRun, batches: DataLoader, epochs: 
     say(run.stage, f"{len(exp.cohort.train)} subjects, {batches.sampler.step_items} a step{processes}, "
                    f"{run.epoch} of {epochs} epochs{steps} done, writes {run.best_path}")
     if run.remarks:
-        say(
-            run.stage,
-            "continues under settings that may change its numbers, but not the method (saved -> now): "
-            + "; ".join(run.remarks),
-        )
+        say(run.stage, "continues under settings that may change its numbers, but not the method "
+                       f"(saved -> now): {'; '.join(run.remarks)}")
     if run.epochs_left(epochs) and is_rank_0():
         forget_run(exp.cfg.result_dir)
         for name in (COMPARISON, COST):
@@ -332,9 +329,8 @@ def report(exp: Experiment) -> None:
     further = [*settings.get("covariates", ()), *settings.get("subgroups", ())]
     participants = _participants(exp, people, further)
     cases, (level, where) = failure_cases(result, people, further), _compared_level(exp)
-    drawn = read_cases(
-        cases, {scan.id: scan for scan in exp.cohort.test}, folder / "synthesized", exp.crop, level
-    )
+    drawn = read_cases(cases, {scan.id: scan for scan in exp.cohort.test}, folder / "synthesized", exp.crop,
+                       level)
     if not drawn:
         say("report", f"no figure of failure cases: {folder}/synthesized lacks some of their PETs")
     methods = methods_text(result, participants.flow)
@@ -346,9 +342,8 @@ def report(exp: Experiment) -> None:
     for name, reason in left_out.items():
         say("report", f"{name} is left out: {reason}")
     shown = list(filter(None, [*make_tables(groups), external_table(groups, externals)]))
-    write_report(
-        folder / "report.html", result, shown, figures, participants, methods, subjects, exp.cohort.affine
-    )
+    write_report(folder / "report.html", result, shown, figures, participants, methods, subjects,
+                 exp.cohort.affine)
 
 
 def _participants(exp: Experiment, people: pd.DataFrame, further: list[str]) -> "Participants":

@@ -45,21 +45,23 @@ class SynthesisSettings:
     exp: str = setting("",
         "name of the trained experiment; its settings are read from result/<exp>/config.json",
         section="new scans")
-    mri: str = setting("", "T1 MRI, a NIfTI file in MNI space, or a folder of such files, or a BIDS "
-                           "derivative such as fMRIPrep's")
+    mri: str = setting("",
+        "T1 MRI, a NIfTI file in MNI space, or a folder of such files, or a BIDS derivative such as "
+        "fMRIPrep's")
     out: str = setting("",
         "folder for their synthetic PETs, beside which nothing else of this project lies; it becomes a BIDS "
         "derivative dataset")
     table: str = setting("",
-        "CSV or TSV with the covariates that the experiment was trained with (--covariates), a row a scan or "
-        "a subject, column ID or participant_id; values and whole columns may be missing")
+        "CSV or TSV with the covariates that the experiment was trained with (--covariates), a row a scan "
+        "or a subject, column ID or participant_id; values and whole columns may be missing")
     mri_percentile: float = setting(0.0,
-        "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave [0, 1]; "
-        "right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)
-    bids_run: int = setting(0, "of a BIDS dataset: number of the run to take where a visit has several "
-                               "T1 MRIs", low=0)
-    bids_choose: tuple[str, ...] = setting((), "of a BIDS dataset: entities that decide where a visit has "
-                                           "several T1 MRIs, such as acq-mprage", empty=True)
+        "percentile of a new MRI's voxels above 0 that becomes intensity 1, if its intensities leave "
+        "[0, 1]; right only if the cohort's MRIs were scaled so; 0: it is refused", low=0.0, high=100.0)
+    bids_run: int = setting(0,
+        "of a BIDS dataset: number of the run to take where a visit has several T1 MRIs", low=0)
+    bids_choose: tuple[str, ...] = setting((),
+        "of a BIDS dataset: entities that decide where a visit has several T1 MRIs, such as acq-mprage",
+        empty=True)
     overwrite: bool = setting(False,
         "replace synthetic PETs that are there, but were not made from the same MRI in the same way")
 
@@ -118,12 +120,8 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
         finally:
             write_table(out)
     if problems:
-        raise InputError(
-            "\n  ".join(
-                [f"{len(problems)} of {len(scans)} MRIs were not synthesized, the others are in {out}:",
-                 *problems.values()]
-            )
-        )
+        head = f"{len(problems)} of {len(scans)} MRIs were not synthesized, the others are in {out}:"
+        raise InputError("\n  ".join([head, *problems.values()]))
 
 
 # ---------------------------------------------------------------- before the first network evaluation
@@ -164,15 +162,9 @@ def _wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out
         elif differences or not all(path.exists() for path in files.values()):
             missing.append(scan)
     if problems:
-        raise InputError(
-            "\n  ".join(
-                [
-                    f"{len(problems)} file(s) are there already, but not made from the same MRI in the same "
-                    "way (there -> now); --overwrite replaces them, another --out keeps them:",
-                    *problems,
-                ]
-            )
-        )
+        head = (f"{len(problems)} file(s) are there already, but not made from the same MRI in the same way "
+                "(there -> now); --overwrite replaces them, another --out keeps them:")
+        raise InputError("\n  ".join([head, *problems]))
     return missing
 
 

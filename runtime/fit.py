@@ -49,11 +49,10 @@ def fit(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, flo
                 losses |= further
             run.finish_epoch(epoch, losses, scores)
             shown = "  ".join(f"{name} {value:.4f}" for name, value in losses.items())
-            validated = (
-                ""
-                if scores is None
-                else f"  validation PSNR {scores['PSNR'].mean():.2f} dB, SSIM {scores['SSIM'].mean():.4f}"
-            )
+            validated = ""
+            if scores is not None:
+                validated = (f"  validation PSNR {scores['PSNR'].mean():.2f} dB, "
+                             f"SSIM {scores['SSIM'].mean():.4f}")
             say(run.stage, f"epoch {epoch}/{epochs}  {shown}  waiting for data {waiting:.1%}{validated}")
 
 

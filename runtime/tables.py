@@ -107,10 +107,8 @@ def _without_bom(content: bytes) -> str:
     """Encoding of a text without byte order mark."""
     start = content[:200]
     half = len(start) // 2
-    for encoding, high, low in (
-        ("utf-16-le", start[1::2], start[::2]),
-        ("utf-16-be", start[::2], start[1::2]),
-    ):
+    even, odd = start[::2], start[1::2]
+    for encoding, high, low in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
         if half and high.count(0) > 0.7 * half and not low.count(0):
             return encoding
     for encoding in ("utf-8", "cp1252"):
@@ -206,9 +204,8 @@ def _split(path: Path, text: str, remarks: list[str]) -> tuple[str, list[tuple[i
     except csv.Error as error:
         raise InputError(f"{path}: cannot be read as a table: row {len(rows) + 1}: {brief(error)}") from error
     is_open = rows.pop()[1] != [END]
-    if separator == "\t" and (
-        is_open or any("\n" in cell and "\t" in cell for _, row in rows for cell in row)
-    ):
+    spans_lines = any("\n" in cell and "\t" in cell for _, row in rows for cell in row)
+    if separator == "\t" and (is_open or spans_lines):
         return separator, _rows_of_lines(text, remarks)
     if is_open:
         raise InputError(f'{path}: cannot be read as a table: a quote (") opens in row {opened} and does not '

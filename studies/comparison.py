@@ -119,16 +119,8 @@ def search_words(number: int) -> list[str]:
     first = "rates0_0"                                     # which trains the stage 1 of all
     pretrained = ["--aae_from", first] if number else []
     rates = [word for method in RATES for word in rate_words(method, FACTORS[number])]
-    return [
-        "--preset",
-        "benchmark",
-        *cohort_words(f"rates0_{number}", 0, benchmark_cohort(0, False)),
-        *SHORT,
-        *pretrained,
-        "--baselines",
-        *SYSTEMS,
-        *rates,
-    ]
+    own = cohort_words(f"rates0_{number}", 0, benchmark_cohort(0, False))
+    return ["--preset", "benchmark", *own, *SHORT, *pretrained, "--baselines", *SYSTEMS, *rates]
 
 
 def search_rates() -> None:

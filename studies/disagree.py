@@ -72,14 +72,8 @@ def words(seed: int, discordance: float, is_long: bool) -> list[str]:
     """The command line of an experiment, without its stages."""
     cohort = f"data/disagree{seed}_{discordance:g}"
     own = cohort_words(experiment_name(seed, discordance, is_long), seed, cohort)
-    return [
-        "--preset",
-        "benchmark",
-        *own,
-        "--phantom_discordant",
-        f"{discordance:g}",
-        *(LONG if is_long else []),
-    ]
+    longer = LONG if is_long else []
+    return ["--preset", "benchmark", *own, "--phantom_discordant", f"{discordance:g}", *longer]
 
 
 def measure(seed: int, discordance: float, is_long: bool) -> None:
@@ -91,9 +85,8 @@ def measure(seed: int, discordance: float, is_long: bool) -> None:
     exp = Experiment(cfg, check(cfg), pick_device(cfg.device))
     exp.refuse_conflicts(needs=("aae", "ldm"))
     synthesizer, _ = exp.networks.best_synthesizer()
-    measured_on = (
-        f"{weights_key(synthesizer.unet, synthesizer.space.decoder)}-{exp.cohort.fingerprint('test')}"
-    )
+    networks = weights_key(synthesizer.unet, synthesizer.space.decoder)
+    measured_on = f"{networks}-{exp.cohort.fingerprint('test')}"
     path = cfg.result_dir / "disagree.csv"
     table = pd.DataFrame({"row": [], "measured_on": []})
     if path.is_file():
@@ -125,29 +118,20 @@ def measure_row(exp: Experiment, synthesizer: Synthesizer, row: Row) -> pd.DataF
 
     def predict(batch: dict) -> Prediction:
         """The PETs of a batch, with the probability of positive status that the label's predictor gives."""
-        return Prediction(
-            sampler.synthesize(batch), {"p_label": sampler.label_probabilities(batch)[:, 1].tolist()}
-        )
+        return Prediction(sampler.synthesize(batch),
+                          {"p_label": sampler.label_probabilities(batch)[:, 1].tolist()})
 
     scans = exp.batches(test, "mri", "pet", batch=exp.cfg.scans_at_once)
     scores = evaluate(predict, scans, exp.measurement.all_measures, f"{exp.cfg.exp} {row.name}")
-    real = evaluate(
-        lambda batch: batch["pet"], exp.batches(test, "mri", "pet"), exp.measurement.readable, "real"
-    )
+    real = evaluate(lambda batch: batch["pet"], exp.batches(test, "mri", "pet"), exp.measurement.readable,
+                    "real")
     truth = pd.read_csv(Path(exp.cfg.data_dir) / "truth" / "truth.csv").set_index("ID")
-    return pd.DataFrame(
-        {
-            "ID": scores["ID"],
-            "label": scores["label"],
-            "discordant": truth.loc[scores["ID"], "discordant"].to_numpy(),
-            "PSNR_brain": scores["PSNR_brain"],
-            "SSIM_brain": scores["SSIM_brain"],
-            "SUVR": scores["SUVR"],
-            "SUVR_real": real.set_index("ID").loc[scores["ID"], "SUVR"].to_numpy(),
-            "p_label": scores["p_label"],
-            "p_status": status_without_pet(exp, scores, cells, row),
-        }
-    )
+    return pd.DataFrame({
+        "ID": scores["ID"], "label": scores["label"],
+        "discordant": truth.loc[scores["ID"], "discordant"].to_numpy(),
+        "PSNR_brain": scores["PSNR_brain"], "SSIM_brain": scores["SSIM_brain"], "SUVR": scores["SUVR"],
+        "SUVR_real": real.set_index("ID").loc[scores["ID"], "SUVR"].to_numpy(),
+        "p_label": scores["p_label"], "p_status": status_without_pet(exp, scores, cells, row)})
 
 
 def changed_cells(exp: Experiment, row: Row) -> pd.DataFrame | None:
@@ -163,23 +147,20 @@ def changed_cells(exp: Experiment, row: Row) -> pd.DataFrame | None:
     return cells
 
 
-def status_without_pet(
-    exp: Experiment, test: pd.DataFrame, cells: pd.DataFrame | None, row: Row
-) -> np.ndarray:
+def status_without_pet(exp: Experiment, test: pd.DataFrame, cells: pd.DataFrame | None,
+                       row: Row) -> np.ndarray:
     """Probability of positive status [n] by a status classifier of what the label is predicted from. test:
     list of subjects with pooled MRIs."""
     train, measurement, seed = exp.survey().of(exp.cohort.train), exp.measurement, exp.cfg.seed
     mri = None
     if row.with_mri:
         volumes = np.stack(train["mri"].to_list())[:, None]
-        mri = LabelClassifier.fit(
-            volumes, train["label"].to_numpy(), measurement.brain, measurement.pool, seed
-        )
+        mri = LabelClassifier.fit(volumes, train["label"].to_numpy(), measurement.brain, measurement.pool,
+                                  seed)
     if cells is None:
         return mri.of_pooled(np.stack(test["mri"].to_list())[:, None])[:, 1].numpy()
-    classifier = CovariateClassifier.fit(
-        with_cells(train, cells), seed, measurement.brain, measurement.pool, mri
-    )
+    classifier = CovariateClassifier.fit(with_cells(train, cells), seed, measurement.brain, measurement.pool,
+                                         mri)
     return classifier.score(with_cells(test, cells))
 
 
@@ -203,21 +184,14 @@ def main(argv: list[str]) -> int:
     """Run the study. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="main.py study disagree", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=list(SEEDS), choices=SEEDS, help="seeds to run"
-    )
-    parser.add_argument(
-        "--discordance",
-        type=float,
-        nargs="+",
-        default=list(DISCORDANCE),
-        choices=DISCORDANCE,
-        help="shares of subjects in whom atrophy has nothing to do with amyloid",
-    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), choices=SEEDS,
+                        help="seeds to run")
+    parser.add_argument("--discordance", type=float, nargs="+", default=list(DISCORDANCE),
+                        choices=DISCORDANCE,
+                        help="shares of subjects in whom atrophy has nothing to do with amyloid")
     parser.add_argument("--long", action="store_true", help="four times the updates of stage 2")
-    parser.add_argument(
-        "--tables", action="store_true", help="run nothing, write the tables of what is finished"
-    )
+    parser.add_argument("--tables", action="store_true",
+                        help="run nothing, write the tables of what is finished")
     arguments = parser.parse_args(argv)
 
     def work() -> None:

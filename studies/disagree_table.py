@@ -8,21 +8,10 @@ from evaluation.statistics import area_under_roc, bootstrap, interval
 RESAMPLES = 2000
 LEAST = 10                                                 # subjects of a group and seed that have a row
 SCORES = ("PSNR_brain", "SSIM_brain", "r", "slope", "AUC", "AUC_label", "AUC_status")
-TITLES = {
-    "discordance": "discordant",
-    "row": "label from",
-    "group": "subjects",
-    "n": "n",
-    "seeds": "seeds",
-    "PSNR_brain": "PSNR in brain",
-    "SSIM_brain": "SSIM in brain",
-    "r": "r",
-    "slope": "slope",
-    "AUC": "AUC",
-    "AUC_label": "AUC of the label",
-    "AUC_status": "AUC without PET",
-    "gain_AUC": "gain in AUC over mri",
-}
+TITLES = {"discordance": "discordant", "row": "label from", "group": "subjects", "n": "n", "seeds": "seeds",
+          "PSNR_brain": "PSNR in brain", "SSIM_brain": "SSIM in brain", "r": "r", "slope": "slope",
+          "AUC": "AUC", "AUC_label": "AUC of the label", "AUC_status": "AUC without PET",
+          "gain_AUC": "gain in AUC over mri"}
 
 
 def make_table(subjects: pd.DataFrame, order: list[str]) -> pd.DataFrame:
@@ -48,10 +37,8 @@ def groups_of(cohort: pd.DataFrame) -> dict[str, pd.DataFrame]:
     groups = {"all": cohort}
     counts = cohort[cohort["row"] == cohort["row"].iloc[0]].groupby(["seed", "discordant"]).size()
     if cohort["discordant"].nunique() == 2 and counts.min() >= LEAST:
-        groups |= {
-            name: cohort[cohort["discordant"] == value]
-            for name, value in (("concordant", 0), ("discordant", 1))
-        }
+        for name, value in (("concordant", 0), ("discordant", 1)):
+            groups[name] = cohort[cohort["discordant"] == value]
     return groups
 
 

@@ -178,9 +178,8 @@ def _cell(row: dict, score: str, digits: int) -> str:
         return value
     if score in AGAINST:
         return value + _interval_text(row, score, digits, "")
-    return (
-        f"{value} ({row[f'{score}_change']:+.{digits}f}{_interval_text(row, f'{score}_change', digits, '+')})"
-    )
+    change = f"{score}_change"
+    return f"{value} ({row[change]:+.{digits}f}{_interval_text(row, change, digits, '+')})"
 
 
 def _interval_text(row: dict, score: str, digits: int, sign: str) -> str:
