@@ -40,10 +40,17 @@ COHORT = (*ALL, "comparison")
 SAMPLING, SCORES, NEW_SCANS = ("synthesis",), ("scores", "comparison"), ("new_scans",)
 
 
-# ---------------------------------------------------------------- hyperparameters of the compared systems
+# ---------------------------------------------------------------- hyperparameters of baselines
 # Defaults are for 160x192x160. published: the value in the system's own paper or code, which no preset sets.
 
 IN_PREDICTION = ("prediction",)                            # may be changed after the training
+
+
+@dataclass(frozen=True)
+class ImageRegressionSettings:
+    """The UNet that regresses the PET on the MRI (baselines/image_regression.py)."""
+
+    channels: int = setting(16, "width of the first level; further levels as in unet_mults", low=1)
 
 
 @dataclass(frozen=True)
@@ -413,10 +420,10 @@ class Config:
         "the label of stage 2 too, and on latents its image loss, so that only the diffusion is missing), "
         f"and the systems of the paper's comparison, {', '.join(SYSTEMS)}; all: every one of them",
         section="baselines (--stages baselines)", choices=(*BASELINES, "all"))
-    regression_channels: int = setting(16,
-        "width of the first level of the UNet that regresses the PET on the MRI; further levels as in "
-        "unet_mults", affects=IMAGE_REGRESSIONS, low=1)
 
+    image_regression: ImageRegressionSettings = setting(ImageRegressionSettings(),
+        "size of the regressions on images; all else as in stage 2, the epochs of both stages",
+        section="baselines image_regression and labelled_image_regression", affects=IMAGE_REGRESSIONS)
     pix2pix: Pix2PixSettings = setting(Pix2PixSettings(),
         "hyperparameters of Pix2Pix; batch size and validation as in stage 2, the epochs of both stages",
         section="compared system Pix2Pix (Isola et al., CVPR 2017)", affects=("pix2pix",))
@@ -471,19 +478,14 @@ class Config:
         "NIfTI label image of further regions whose SUVR is measured", affects=NEW_SCANS)
     regions_table: str = setting("",
         "CSV of regions_image with the columns index and name", affects=NEW_SCANS)
-    centiloid_slope: float = setting(0.0,
-        "a of CL = a SUVR + b, valid only with its own pipeline, tracer and masks (docs/status.md); 0: no CL",
-        affects=(*SCORES, *NEW_SCANS), low=0.0, high=1000.0)
-    centiloid_intercept: float = setting(0.0,
-        "b of CL = a SUVR + b", affects=(*SCORES, *NEW_SCANS), low=-1000.0, high=1000.0)
+    centiloid: tuple[float, float] = setting((0.0, 0.0),
+        "a and b of CL = a SUVR + b, valid only with their own pipeline, tracer and masks (docs/status.md); "
+        "0 0: no CL", affects=(*SCORES, *NEW_SCANS), low=-1000.0, high=1000.0)
     subgroups: tuple[str, ...] = setting((),
         "further columns of data_info.csv by whose groups the scores of the test list are split, beside "
         "label, sex, age, site, tracer and diagnosis where they are known", empty=True)
     bootstrap_resamples: int = setting(2000,
         "resamples of subjects behind every 95 % interval", low=100, high=100_000)
-    shown_subjects: int = setting(2,
-        "subjects of each label, first in the test list, in pictures and in the viewer of the report",
-        low=1, high=8)
 
     def __post_init__(self):
         read_groups(self)
@@ -620,15 +622,27 @@ class Config:
         return json.dumps({"settings": settings, "versions": versions}, indent=2) + "\n"
 
 
+def with_present_names(saved: dict) -> dict:
+    """Settings as JSON saved them, under their present names (runtime.settings.RENAMED); what is no longer a
+    setting is left out."""
+    present = dict(saved)
+    present.pop("shown_subjects", None)
+    if "regression_channels" in present:
+        present["image_regression"] = {"channels": present.pop("regression_channels")}
+    if "centiloid_slope" in present:
+        present["centiloid"] = [present.pop("centiloid_slope"), present.pop("centiloid_intercept")]
+    return present
+
+
 def with_later_settings(saved: dict) -> dict:
-    """Settings as JSON saved them, with those that came later as they were before: the compared systems,
-    latent_dir, the phantom's discordance, marker and sites, covariates, further subgroups, and no SUVR
-    without masks."""
+    """Settings as JSON saved them, under their present names, with those that came later as they were before:
+    the compared systems, latent_dir, the phantom's discordance, marker and sites, covariates, further
+    subgroups, and no SUVR without masks."""
     added = (*SYSTEMS, "latent_dir", "phantom_discordant", "phantom_marker", "phantom_sites", "covariates",
              "subgroups")
     defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in added}
     knew_regions = saved.get("cortex_mask") or any(saved.get("phantom_subjects", ()))
-    return defaults | {"regions": "auto" if knew_regions else "none"} | saved
+    return defaults | {"regions": "auto" if knew_regions else "none"} | with_present_names(saved)
 
 
 # ---------------------------------------------------------------- values that do not fit together
@@ -718,8 +732,8 @@ def _region_misfits(cfg: Config):
     if cfg.cortex_mask and cfg.regions != "auto":
         yield (f"cortex_mask {cfg.cortex_mask} and regions {cfg.regions} both name the regions of the SUVR: "
                "give one of them (--regions auto takes the masks)")
-    if cfg.centiloid_intercept and not cfg.centiloid_slope:
-        yield f"centiloid_intercept {cfg.centiloid_intercept} needs a centiloid_slope"
+    if cfg.centiloid[0] <= 0 and any(cfg.centiloid):
+        yield f"centiloid {cfg.centiloid} needs a slope above 0 as its first number, or 0 0 for none"
 
 
 def _phantom_misfits(cfg: Config):
@@ -784,7 +798,8 @@ DEMO = {"data_dir": "data/phantom", "num_workers": 0, "phantom_subjects": (80, 1
         "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 16, 32), "aae_lr": 1e-3,
         "aae_epochs": 20, "unet_channels": 16, "unet_mults": (1, 2, 2), "unet_res_blocks": 1,
         "unet_norm_groups": 8, "ldm_lr": 1e-3, "ldm_epochs": 16, "ema_decay": 0.99, "ema_start": 100,
-        "validation_every": 4, "regression_channels": 8,
+        "validation_every": 4,
+        "image_regression": ImageRegressionSettings(channels=8),
         "pix2pix": Pix2PixSettings(downs=3, dropout_blocks=1, disc_layers=1),
         "fgan": FGANSettings(classifier_pools=2),          # TPA-GAN is the same at every size
         "resvit": ResvitSettings(width=16, downs=1, hidden=96, layers=4, heads=4, mlp=384, disc_width=16,

@@ -26,7 +26,7 @@ from utils import InputError
 YC_SUVR, AD_MINUS_YC = 1.009, 1.067          # of the standard: CL = 100 (SUVR - 1.009) / 1.067 (Klunk et al.)
 SCANS = {"YC": 34, "AD": 45}                 # of the standard's reference data
 LEAST_PAIRS = 3
-HIGHEST = 1000.0                             # of centiloid_slope, and of the size of centiloid_intercept
+HIGHEST = 1000.0                             # of the slope, and of the size of the intercept, as setting
 IDS = ("ID", "subject", "subject_id", "participant_id", "PTID")
 SUVRS = ("SUVR", "SUVR_own", "SUVR_local")
 CENTILOIDS = ("CENTILOIDS", "CENTILOID", "CL", "CL_standard")
@@ -81,7 +81,7 @@ class Conversion:
 
     def settings(self) -> str:
         """The settings that the other commands take."""
-        return f"--centiloid_slope {self.slope:.2f} --centiloid_intercept {self.intercept:.2f}"
+        return f"--centiloid {self.slope:.2f} {self.intercept:.2f}"
 
 
 def main(argv: list[str]) -> int:

@@ -26,7 +26,7 @@ def why_none(run: Run) -> str:
     if run.metadata["phantom"]:
         return f"a digital phantom has no Centiloids{INVENTED}"
     if run.uptake is None or "CL" not in run.uptake:
-        return f"no Centiloids of the real PETs are known (setting centiloid_slope){INVENTED}"
+        return f"no Centiloids of the real PETs are known (setting centiloid){INVENTED}"
     return ""
 
 

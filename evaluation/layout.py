@@ -44,8 +44,9 @@ def describe_section(section: str) -> str:
         regions = f"; cortex and cerebellum: {ABOUT[of['regions']]}"
     elif of["phantom"]:
         regions = "; cortex and cerebellum: the phantom's own"
-    if of["centiloid_slope"]:
-        regions += f"; CL = {of['centiloid_slope']:g} SUVR {of['centiloid_intercept']:+g}"
+    slope, intercept = of["centiloid"]
+    if slope:
+        regions += f"; CL = {slope:g} SUVR {intercept:+g}"
     key = hashlib.blake2b(section.encode(), digest_size=2).hexdigest()        # two sections never read alike
     return (f"{data}; split: {split}; box of {size} voxels from {start}; brain: {brain}{regions}; "
             f"data range 1; SSIM window 7, uniform [{key}]")

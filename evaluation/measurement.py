@@ -79,7 +79,7 @@ class Measurement:
             named = attempt(read_labels, Path(files.regions_image), Path(files.regions_table), affine, crop)
         voxel_mm = float(np.mean(voxel_sizes(affine)))
         if not masks and (files.regions_image or files.centiloid):
-            problems.append("regions_image and centiloid_slope need the regions of the SUVR: give "
+            problems.append("regions_image and centiloid need the regions of the SUVR: give "
                             "cortex_mask and reference_mask, or another value of regions than none")
         if masks and all(mask is not None for mask in masks) and np.array_equal(*masks):
             problems.append("cortex_mask and reference_mask are the same region, so every SUVR would be 1")

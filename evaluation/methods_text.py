@@ -224,9 +224,9 @@ def _uptake(run: Run) -> Iterator[str]:
         regions = ABOUT[settings["regions"]]
     is_centiloid = not settings["cortex_mask"] and settings["regions"] == "centiloid"
     yield f"The SUVR was measured in {regions}{' (Klunk et al. 2015)' if is_centiloid else ''}."
-    if settings["centiloid_slope"]:
-        yield (f"Centiloids were computed as {settings['centiloid_slope']:g} SUVR "
-               f"{settings['centiloid_intercept']:+g} (Klunk et al. 2015).")
+    slope, intercept = settings["centiloid"]
+    if slope:
+        yield f"Centiloids were computed as {slope:g} SUVR {intercept:+g} (Klunk et al. 2015)."
     table = run.uncertainty
     if table is not None and table["low"].notna().any():
         yield ("A 90 % interval of the SUVR was calibrated on the validation list by split conformal "

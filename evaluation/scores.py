@@ -24,6 +24,7 @@ class Prediction(NamedTuple):
 
 Predict = Callable[[dict], Tensor | Prediction]            # batch -> x_hat, or x_hat and further columns
 Measure = Callable[[Tensor, dict], dict]      # x_hat [D, H, W] and the volumes of a scan -> values of its row
+SHOWN_SUBJECTS = 2                           # of each label, first in the test list, in pictures and viewer
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from config import DENOISER, LABELLED, SCHEDULED, Config
 from dataset import (LATENTS, Cohort, EpochOrder, LatentCache, Scan, VolumeDataset, volume_loader)
 from evaluation.measurement import MaskFiles, Measurement
 from evaluation.results import load_run
+from evaluation.scores import SHOWN_SUBJECTS
 from experiment.networks import (CHECKPOINT, LatentSampler, Networks, build_aae, build_baseline,
                                  build_discriminator, build_unet, checkpoint_name)
 from experiment.survey import Survey, load_survey, make_survey, save_survey, survey_key
@@ -56,7 +57,7 @@ def mask_files(cfg: Config) -> MaskFiles:
         regions = {"cortex_mask": truth / "cortex.nii.gz", "reference_mask": truth / "cerebellum.nii.gz"}
     else:
         regions = automatic_regions(kind) if kind in AUTOMATIC else {}
-    centiloid = (cfg.centiloid_slope, cfg.centiloid_intercept) if cfg.centiloid_slope else None
+    centiloid = cfg.centiloid if any(cfg.centiloid) else None
     return MaskFiles(cfg.brain_mask, regions, cfg.regions_image, cfg.regions_table, centiloid, kind)
 
 
@@ -295,7 +296,7 @@ class Experiment:
         shown = []
         for label in range(self.cfg.num_classes - 1, -1, -1):
             alike = [scan for scan in self.cohort.test if scan.label == label]
-            shown += alike[:self.cfg.shown_subjects]
+            shown += alike[:SHOWN_SUBJECTS]
         return shown
 
     # ------------------------------------------------------------ what would stop a run later

@@ -69,8 +69,9 @@ def build_baseline(name: str, cfg: Config, device: torch.device, aae: AAE | None
     InputError where a system does not fit the size of the volumes.
     """
     if name in IMAGE_REGRESSIONS:
-        groups = math.gcd(cfg.unet_norm_groups, cfg.regression_channels)
-        unet = UNet(1, cfg.regression_channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim,
+        channels = cfg.image_regression.channels
+        groups = math.gcd(cfg.unet_norm_groups, channels)
+        unet = UNet(1, channels, cfg.unet_mults, res_blocks=1, time_dim=cfg.time_dim,
                     num_classes=cfg.num_classes, norm_groups=groups, downscale=1, regression=True)
         baseline = ImageRegression(place(unet, cfg, device), cfg.num_classes, regression_training(cfg),
                                    labels)

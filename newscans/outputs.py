@@ -10,7 +10,7 @@ from nibabel.affines import voxel_sizes
 from torch import Tensor
 
 from cohort.derivative import relative, shared_keys
-from config import VERSION
+from config import VERSION, with_present_names
 from evaluation.covariate_status import PREFIX
 from evaluation.status import NEEDS_PET, StatusClassifier, mean_level
 from evaluation.uncertainty import COVERAGE
@@ -211,7 +211,8 @@ def differences_of(sidecar: Path, made_from: dict) -> list[str]:
     content = read_sidecar(sidecar)
     if content is None:
         return ["not written by synthesize"]
-    there, now = _flat(content["MadeFrom"]), _flat(made_from)
+    settings = with_present_names(content["MadeFrom"].get("settings", {}))
+    there, now = _flat(content["MadeFrom"] | {"settings": settings}), _flat(made_from)
     return [
         f"{name}: {json.dumps(there.get(name))} -> {json.dumps(value)}"
         for name, value in now.items()

@@ -15,8 +15,8 @@ NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDNN_STATUS_A
              "CUBLAS_STATUS_ALLOC_FAILED")         # in the messages of errors that have no class of their own
 TRAINING_WITH_LESS = ("--recompute true takes less; so does --{0}_batch_size 1, as long as this stage has no "
                       "checkpoint, which is bound to it")
-BASELINES_WITH_LESS = ("--recompute true takes less; so does a smaller --regression_channels in "
-                       "image_regression")
+BASELINES_WITH_LESS = ("--recompute true takes less; so does a smaller --image_regression.channels in "
+                       "regressions on images")
 SAMPLING_WITH_LESS = "--sampling_batch 1 and --cache off take less"
 
 

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Iterator
 from runtime.logs import readable
 
 UNPUBLISHED = object()  # the published method has no such setting, or the same value
+# Names in earlier versions -> now, for who gives an old one, and for the settings that a checkpoint holds.
+RENAMED = {"regression_channels": "image_regression.channels", "centiloid_slope": "centiloid",
+           "centiloid_intercept": "centiloid"}
 
 
 def setting(default, explanation: str, *, section: str = "", affects: tuple[str, ...] = (), low=None,

@@ -28,11 +28,12 @@ from experiment.stage_2 import stage_2_metadata
 from labels.ridge import LabelPredictor
 from model import UNet
 from runtime.checkpoints import load_checkpoint
+from runtime.commandline import build
 from runtime.failures import explain
 
 PLAIN = tuple(name for name in REGRESSIONS if name not in LABELLED)
-SMALL = TINY | {"exp": "a", "regression_channels": 4, "regions": "auto", "cortex_mask": "cortex.nii.gz",
-                "reference_mask": "cerebellum.nii.gz"}
+SMALL = TINY | {"exp": "a", "image_regression.channels": 4, "regions": "auto",
+                "cortex_mask": "cortex.nii.gz", "reference_mask": "cerebellum.nii.gz"}
 FILES = [f"CHECKPOINT_{name}{last}.pth.tar" for name in REGRESSIONS for last in ("", "_last")]
 OF_THE_STAGES = [f"CHECKPOINT_{name}.pth.tar" for name in ("AAE", "AAE_last", "Unet", "Unet_last")]
 
@@ -78,7 +79,7 @@ def project(finished, tmp_path, monkeypatch):
 
 def experiment(**settings) -> Experiment:
     """The experiment `a` with other settings than its own."""
-    cfg = Config(**SMALL | settings)
+    cfg = build(Config, SMALL | settings)
     return Experiment(cfg, check(cfg), torch.device("cpu"))
 
 
@@ -238,7 +239,7 @@ def test_the_baselines_are_scored_beside_the_diffusion(finished):
 
 def test_scores_are_those_of_the_best_epochs_moving_average(finished, monkeypatch):
     monkeypatch.chdir(finished)
-    cfg, cpu, folder = Config(**SMALL), torch.device("cpu"), finished / "result" / "a"
+    cfg, cpu, folder = build(Config, SMALL), torch.device("cpu"), finished / "result" / "a"
     names = ("AAE", "Unet", *REGRESSIONS)
     saved = {name: load_checkpoint(folder / f"CHECKPOINT_{name}.pth.tar") for name in names}
     aae = build_aae(cfg, cpu)
@@ -385,8 +386,8 @@ def refused(project, capsys, *stages: str, **settings) -> str:
     return capsys.readouterr().err
 
 
-@pytest.mark.parametrize("settings", [{"regression_channels": 8}, {"ldm_lr": 0.5}, {"unet_mults": (1, 1)},
-                                      {"seed": 1}])
+@pytest.mark.parametrize("settings", [{"image_regression.channels": 8}, {"ldm_lr": 0.5},
+                                      {"unet_mults": (1, 1)}, {"seed": 1}])
 def test_a_changed_setting_is_refused(project, capsys, settings):
     remove(project, *OF_THE_STAGES)
     message = refused(project, capsys, "aae", "baselines", **settings)
@@ -401,12 +402,13 @@ def test_what_a_baseline_does_not_use_may_change(project):
               "label_in_training": "true"}
     assert run("baselines", baselines=PLAIN, **others) == 0
     assert {name: (project / "result" / "a" / name).stat().st_mtime_ns for name in FILES} == times
-    latent, image = (Config(**SMALL).settings_of(name) for name in PLAIN)
-    assert {"image_loss", "label_in_training", *latent} <= Config(**SMALL).settings_of(LABELLED[0]).keys()
-    assert Config(**SMALL).settings_of(LABELLED[1]).keys() - image == {"label_in_training", "shuffle_labels"}
+    cfg = build(Config, SMALL)
+    latent, image = (cfg.settings_of(name) for name in PLAIN)
+    assert {"image_loss", "label_in_training", *latent} <= cfg.settings_of(LABELLED[0]).keys()
+    assert cfg.settings_of(LABELLED[1]).keys() - image == {"label_in_training", "shuffle_labels"}
     both = {"unet_mults", "unet_norm_groups", "ldm_lr", "ldm_batch_size", "ema_decay", "volume_size"}
     assert {"timesteps", "conditioning", "unet_channels", "latent_scaling", *both} <= latent.keys()
-    assert {"regression_channels", *both} <= image.keys()
+    assert {"image_regression.channels", *both} <= image.keys()
     assert not {"unet_channels", "conditioning", "lambda_rec", *others} & image.keys()
     assert not {"lambda_rec", *others} & latent.keys()
 
@@ -430,7 +432,8 @@ def test_another_autoencoder_is_refused_and_its_row_left_out(project, capsys):
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_one_that_no_longer_fits_is_left_out_of_the_test(project, capsys, name):
     if name in IMAGE_REGRESSIONS:
-        settings, why, left_out = {"regression_channels": 8}, "regression_channels: 4 -> 8", IMAGE_REGRESSIONS
+        settings, left_out = {"image_regression.channels": 8}, IMAGE_REGRESSIONS
+        why = "image_regression.channels: 4 -> 8"
     else:
         settings, why, left_out = {}, "cannot be used as a checkpoint", (name,)
         (project / f"result/a/CHECKPOINT_{name}.pth.tar").write_bytes(b"damaged")

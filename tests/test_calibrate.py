@@ -38,7 +38,7 @@ def test_level_1_finds_the_line_that_made_the_pairs_and_keeps_all_limits(tmp_pat
     )
     assert found["valid"]
     assert found["n"] == 79
-    assert found["settings"] == "--centiloid_slope 90.00 --centiloid_intercept -85.00"
+    assert found["settings"] == "--centiloid 90.00 -85.00"
     assert (tmp_path / "out" / "calibration.png").stat().st_size > 5000
     assert "valid for the same tracer, preprocessing and masks alone" in capsys.readouterr().out
 

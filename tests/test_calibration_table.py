@@ -166,14 +166,8 @@ def test_without_predictions_there_is_no_table_of_calibration(tmp_path):
 
 # ---------------------------------------------------------------- the grey zone
 
-CL = {
-    "centiloid_slope": 100.0,
-    "centiloid_intercept": -100.0,
-    "cortex_mask": "c.nii",
-    "reference_mask": "r.nii",
-    "label_in_training": "true",
-    "label_at_sampling": "mixed",
-}
+CL = {"centiloid": (100.0, -100.0), "cortex_mask": "c.nii", "reference_mask": "r.nii",
+      "label_in_training": "true", "label_at_sampling": "mixed"}
 
 
 def with_centiloids(root, exp: str, levels: list[float]) -> None:
@@ -221,9 +215,9 @@ def test_one_label_outside_the_grey_zone_is_not_defined_and_no_crash(tmp_path):
 
 
 @pytest.mark.parametrize(("change", "why"), [
-    ({}, f"no Centiloids of the real PETs are known (setting centiloid_slope){INVENTED}"),
+    ({}, f"no Centiloids of the real PETs are known (setting centiloid){INVENTED}"),
     ({"phantom": True}, f"a digital phantom has no Centiloids{INVENTED}"),
-    ({"uptake": False}, f"no Centiloids of the real PETs are known (setting centiloid_slope){INVENTED}"),
+    ({"uptake": False}, f"no Centiloids of the real PETs are known (setting centiloid){INVENTED}"),
     ({"predictions": False}, "amyloid status was not read")])
 def test_why_there_is_no_grey_zone_is_said(tmp_path, change, why):
     make_run(tmp_path, "a")

@@ -94,6 +94,14 @@ def test_other_settings_are_listed_as_saved_and_now(tmp_path):
     assert " a:" not in str(error.value)
 
 
+def test_the_settings_of_an_earlier_version_are_compared_under_their_present_names(tmp_path):
+    StageRun(tmp_path, "r", "C", {}, {"regression_channels": 4, "lr": 1}, {}).finish_epoch(1, {}, None)
+    path = tmp_path / "C_last.pth.tar"
+    check_settings(path, load_checkpoint(path), {"image_regression.channels": 4, "lr": 1})
+    with pytest.raises(InputError, match="image_regression.channels: 4 -> 8"):
+        check_settings(path, load_checkpoint(path), {"image_regression.channels": 8, "lr": 1})
+
+
 def scores(psnr):
     """Scores of a validation list of one subject."""
     return pd.DataFrame({"PSNR": [psnr], "SSIM": [0.5]})

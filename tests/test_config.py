@@ -9,6 +9,7 @@ import main
 from config import (BENCHMARK, DEMO, PRESETS, PUBLISHED, SYSTEMS, Config, Pix2PixSettings, ResvitSettings,
                     with_later_settings)
 from conftest import arguments
+from experiment.saved import read_settings
 from runtime.commandline import build, parse
 from runtime.settings import is_group, options
 
@@ -62,9 +63,10 @@ def test_defaults_are_the_sizes_of_the_paper():
     assert (cfg.exp, cfg.downscale, cfg.latent_size) == ("default", 4, (40, 48, 40))
 
 
-def test_there_are_at_most_87_settings():
-    of_the_project = [field for field in dataclasses.fields(Config) if not is_group(field)]
-    assert len(of_the_project) <= 87                       # those of the compared systems are their authors'
+def test_there_are_at_most_85_settings():
+    names = [option.name for option in options(dataclasses.fields(Config))]
+    of_the_project = [name for name in names if name.split(".")[0] not in SYSTEMS]
+    assert len(of_the_project) <= 85                       # those of the compared systems are their authors'
 
 
 @pytest.mark.parametrize("more",
@@ -157,6 +159,33 @@ def test_settings_that_were_saved_before_there_were_automatic_regions_stay_what_
     assert with_later_settings(saved)["regions"] == regions
 
 
+# Of the demo with Centiloids and another number of pictures, as an earlier version saved them.
+EARLIER = {"regression_channels": 8, "centiloid_slope": 100.0, "centiloid_intercept": -90.0,
+           "shown_subjects": 4}
+
+
+def test_settings_under_the_names_of_an_earlier_version_are_read():
+    cfg = parse_config("--preset", "demo", "--centiloid", "100", "-90")
+    saved = json.loads(cfg.to_json())["settings"]
+    earlier = {name: saved[name] for name in saved.keys() - {"image_regression", "centiloid"}} | EARLIER
+    assert with_later_settings(earlier) == saved
+    assert with_later_settings(saved) == saved
+    assert earlier.keys() >= EARLIER.keys()                # the dict that is given stays as it is
+
+
+def test_an_experiment_of_an_earlier_version_can_be_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "result" / "a"
+    folder.mkdir(parents=True)
+    saved = json.loads(parse_config("--preset", "demo").to_json())
+    for name in ("image_regression", "centiloid"):
+        del saved["settings"][name]
+    saved["settings"] |= EARLIER | {"regression_channels": 4}
+    (folder / "config.json").write_text(json.dumps(saved))
+    cfg = Config(**read_settings("a"))
+    assert (cfg.image_regression.channels, cfg.centiloid) == (4, (100.0, -90.0))
+
+
 # ---------------------------------------------------------------- the command line
 
 def test_help_explains_every_field_with_its_default(capsys):
@@ -198,6 +227,15 @@ def test_words_that_are_not_settings_are_refused(capsys, word):
     assert refused(capsys, word).startswith(
         f"error: {'unknown setting ' + word if word[0] == '-' else repr(word) + ' belongs to no'}"
     )
+
+
+@pytest.mark.parametrize(("word", "now"), [
+    ("--regression_channels", "--image_regression.channels"),
+    ("--regression_channels=4", "--image_regression.channels"),
+    ("--centiloid_slope", "--centiloid"), ("--centiloid_intercept", "--centiloid")])
+def test_who_gives_a_name_of_an_earlier_version_is_told_the_present_one(capsys, word, now):
+    name = word.split("=")[0]
+    assert f"unknown setting {name}, which is {now} now (docs/changes.md)" in refused(capsys, word, "3")
 
 
 def test_every_unknown_setting_is_named_at_once(capsys):
@@ -263,7 +301,8 @@ def test_a_switch_is_given_with_or_without_a_word():
     (["--label_in_training", "none", "--label_at_sampling", "mixed"],
      "label_at_sampling mixed needs a UNet that was trained with labels"),
     (["--cortex_mask", "a.nii.gz"], "cortex_mask and reference_mask go together"),
-    (["--centiloid_intercept", "-10"], "centiloid_intercept -10.0 needs a centiloid_slope"),
+    (["--centiloid", "0", "-10"], "centiloid (0.0, -10.0) needs a slope above 0 as its first number"),
+    (["--centiloid", "-90", "100"], "centiloid (-90.0, 100.0) needs a slope above 0 as its first number"),
     (["--preset", "demo", "--phantom_voxel", "2"],
      "image_size (45, 54, 45) must be (90, 108, 90), the phantom's at phantom_voxel 2"),
     (["--phantom_subjects", "5", "5", "5"], "give the phantom another, such as --data_dir data/phantom"),
@@ -317,7 +356,7 @@ def test_json_holds_every_setting_and_the_versions():
 FREE = {"exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache",
         "precision", "deterministic", "recompute", "data_dir", "latent_dir", "info_dir",
         "subject_pattern",
-        "sampling_batch", "baselines", "subgroups", "bootstrap_resamples", "shown_subjects"}
+        "sampling_batch", "baselines", "subgroups", "bootstrap_resamples"}
 DATA = {"seed", "brain_mask", "image_size", "crop_start", "volume_size", "num_classes", "phantom_subjects",
         "phantom_voxel", "phantom_link", "phantom_seed"}
 
@@ -334,7 +373,7 @@ def test_every_setting_of_a_training_is_bound_to_it():
     assert Config().settings_of("ldm").keys() == DATA | stage_2 | {"latent_channels"}
     for baseline in ("latent_regression", "image_regression"):
         bound = Config().settings_of(baseline).keys()
-        assert DATA <= bound <= DATA | stage_2 | {"latent_channels", "regression_channels"}
+        assert DATA <= bound <= DATA | stage_2 | {"latent_channels", "image_regression.channels"}
         assert {"ldm_lr", "ldm_batch_size", "ema_decay", "unet_mults"} <= bound
 
 
@@ -417,7 +456,8 @@ def saved_settings(cfg: Config) -> dict:
 
 
 def test_every_system_is_a_group_of_settings():
-    assert {field.name for field in dataclasses.fields(Config) if is_group(field)} == set(SYSTEMS)
+    groups = {field.name for field in dataclasses.fields(Config) if is_group(field)}
+    assert groups == {"image_regression", *SYSTEMS}
 
 
 def test_settings_of_a_system_are_given_by_dotted_names():
@@ -440,7 +480,8 @@ def test_every_setting_of_a_system_can_be_given():
 
 def test_help_has_a_group_for_every_system():
     of_system = [names for names in sections().values() if "." in names[0]]
-    assert [set(names) for names in of_system] == [names_of_system(system) for system in SYSTEMS]
+    assert [set(names) for names in of_system] == [
+        names_of_system(group) for group in ("image_regression", *SYSTEMS)]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

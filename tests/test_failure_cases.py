@@ -242,12 +242,7 @@ DIFFERENT = [  # arguments of make_run, what is said, what is not
         ["Salimans"],
     ),
     (
-        {
-            "cortex_mask": "c.nii",
-            "reference_mask": "r.nii",
-            "centiloid_slope": 100.0,
-            "centiloid_intercept": -90.0,
-        },
+        {"cortex_mask": "c.nii", "reference_mask": "r.nii", "centiloid": (100.0, -90.0)},
         ["c.nii over r.nii", "Centiloids were computed as 100 SUVR -90", "Klunk"],
         ["MNI152 template"],
     ),

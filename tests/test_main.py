@@ -420,8 +420,8 @@ def test_uptake_is_measured_in_the_masks_that_are_given(project):
     region = np.pad(np.full((4, 4, 4), 5, np.uint8), ((9, 9), (17, 6), (9, 9)))
     write_volume(project / "labels.nii.gz", region)
     (project / "labels.csv").write_text("index,name\n5,precuneus\n")
-    further = {"regions_image": "labels.nii.gz", "regions_table": "labels.csv", "centiloid_slope": 188.22,
-               "centiloid_intercept": -189.16}
+    further = {"regions_image": "labels.nii.gz", "regions_table": "labels.csv",
+               "centiloid": (188.22, -189.16)}
     settings = masks(project) | TRUE_LABEL | further | {"exp": "a"}
     assert run("--stages", "test", "tables", **settings) == 0
     uptake = pd.read_csv(project / "result" / "a" / "uptake.csv")
@@ -459,11 +459,11 @@ def test_problems_of_all_masks_are_named_at_once_before_anything_is_written(root
 
 
 @pytest.mark.parametrize(("settings", "expected"), [
-    ({"centiloid_slope": 188.22}, "need the regions of the SUVR: give cortex_mask and reference_mask"),
+    ({"centiloid": (188.22, -189.16)}, "need the regions of the SUVR: give cortex_mask and reference_mask"),
     ({"regions": "auto", "cortex_mask": "cortex.nii.gz", "reference_mask": "cortex.nii.gz"},
      "are the same region, so every SUVR would be 1"),
     ({"regions": "auto", "cortex_mask": "cortex.nii.gz"}, "cortex_mask and reference_mask go together"),
-    ({"centiloid_intercept": 5.0}, "centiloid_intercept 5.0 needs a centiloid_slope")])
+    ({"centiloid": (0.0, 5.0)}, "centiloid (0.0, 5.0) needs a slope above 0 as its first number")])
 def test_settings_of_the_uptake_that_mean_nothing_are_refused(root, capsys, settings, expected):
     masks(root)
     assert expected in refused(capsys, **settings)

@@ -23,6 +23,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 import main
 from evaluation import figures
 from evaluation.results import MADE_FROM_THEM, forget_run, load_run
+from evaluation.scores import SHOWN_SUBJECTS
 
 EXP = "ph"
 PHANTOM = {
@@ -248,10 +249,11 @@ def test_a_report_without_some_synthetic_pets_has_no_picture_of_failure_cases(pr
     shutil.copytree(project / "data", tmp_path / "data")
     shutil.copytree(project / "result", tmp_path / "result")
     folder, test = tmp_path / "result" / EXP, project / "data" / "ph" / "data_info"
-    last = (test / "test.txt").read_text().split()[-2:]    # not among the first of each label
-    (folder / "synthesized" / f"{last[0]}.nii.gz").unlink()
+    labels = pd.read_csv(test / "data_info.csv").set_index("ID")["label"]
+    positive = [subject for subject in (test / "test.txt").read_text().split() if labels[subject] == 1]
+    (folder / "synthesized" / f"{positive[SHOWN_SUBJECTS]}.nii.gz").unlink()   # the first after those shown
     (test / "cohort.csv").unlink(missing_ok=True)
-    assert main.main([*arguments(TINY | PHANTOM), "--stages", "report", "--shown_subjects", "1"]) == 0
+    assert main.main([*arguments(TINY | PHANTOM), "--stages", "report"]) == 0
     assert not (folder / "figures" / "failure_cases.png").exists()
     assert len(pd.read_csv(folder / "failure_cases.csv")) == 6
 

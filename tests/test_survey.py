@@ -359,8 +359,7 @@ def test_a_survey_is_not_taken_for_that_of_other_masks_lists_or_volumes(root, ma
     assert contents[0] != contents[1] or change is swap_labels         # which do not stand in it
 
 
-@pytest.mark.parametrize("settings", [{"centiloid_slope": 100.0},
-                                      {"centiloid_slope": 100.0, "centiloid_intercept": -10.0},
+@pytest.mark.parametrize("settings", [{"centiloid": (100.0, 0.0)}, {"centiloid": (100.0, -10.0)},
                                       {"regions_image": "labels.nii.gz", "regions_table": "labels.csv"},
                                       {"crop_start": (2, 2, 3)}, {"brain_mask": "cortex_mask.nii.gz"}])
 def test_a_survey_is_not_taken_for_that_of_another_crop_or_other_measures(root, masks, settings):
@@ -368,7 +367,7 @@ def test_a_survey_is_not_taken_for_that_of_another_crop_or_other_measures(root, 
     before = experiment(**masks).survey()
     after = experiment(**masks, **settings).survey()
     assert len(surveys()) == 2
-    expected = {"centiloid_slope": {"CL"}, "regions_image": {"SUVR_left"}}.get(next(iter(settings)), set())
+    expected = {"centiloid": {"CL"}, "regions_image": {"SUVR_left"}}.get(next(iter(settings)), set())
     assert set(after.table.columns) - set(before.table.columns) == expected
 
 

@@ -446,6 +446,16 @@ def test_a_pet_made_in_another_way_or_by_another_hand_is_replaced_only_when_aske
     assert pd.read_csv(project / "out/synthesized.csv")["samples"].tolist() == [1]
 
 
+def test_a_pet_of_an_earlier_version_is_recognized_by_the_names_that_its_settings_had(project, capsys):
+    assert synthesize_new() == 0
+    sidecar = sidecar_of("out")
+    slope, intercept = sidecar["MadeFrom"]["settings"].pop("centiloid")
+    sidecar["MadeFrom"]["settings"] |= {"centiloid_slope": slope, "centiloid_intercept": intercept}
+    sidecar_path("out").write_text(json.dumps(sidecar))
+    assert synthesize_new() == 0
+    assert "0 of 1 MRIs are to be synthesized" in capsys.readouterr().out
+
+
 def test_a_replacement_that_was_interrupted_is_made_by_the_next_run(project, monkeypatch):
     def disk_is_full(*_):
         raise OSError(28, "No space left on device")
