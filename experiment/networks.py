@@ -187,10 +187,11 @@ class Networks:
         stage it uses."""
         return self.cfg.result_dir.parent / (self.cfg.pretrained_from(stage) or self.cfg.exp)
 
-    def best_aae(self) -> AAE:
-        """The autoencoder of the best epoch, frozen."""
+    def best_aae(self, saved: dict | None = None) -> AAE:
+        """The autoencoder of the best epoch, frozen. saved: its checkpoint, where that was read before."""
+        saved = saved or self.best_checkpoint("aae")
         aae = build_aae(self.cfg, self.device).eval().requires_grad_(False)
-        restore(aae, self.best_checkpoint("aae")["state"].get("aae"), self.best_path("aae"))
+        restore(aae, saved["state"].get("aae"), self.best_path("aae"))
         return aae
 
     def synthesizer(self, space: LatentSpace, unet: UNet) -> Synthesizer:
@@ -198,13 +199,16 @@ class Networks:
         return Synthesizer(space, unet, build_diffusion(self.cfg, self.device), self.cfg.sampling_batch,
                            self.cast)
 
-    def best_synthesizer(self) -> tuple[Synthesizer, LabelPredictor | None]:
+    def best_synthesizer(self, checkpoints: dict[str, dict] | None = None,
+                         ) -> tuple[Synthesizer, LabelPredictor | None]:
         """The best checkpoints of both stages, ready to synthesize, and the predictor of the label if
         sampling has one.
 
-        Raises InputError if they do not belong together, or if the denoiser holds no predictor.
+        checkpoints: stage -> its best checkpoint, where they were read before. Raises InputError if they do
+        not belong together, or if the denoiser holds no predictor.
         """
-        aae, saved = self.best_aae(), self.best_checkpoint("ldm")
+        checkpoints = checkpoints or {stage: self.best_checkpoint(stage) for stage in CHECKPOINT}
+        aae, saved = self.best_aae(checkpoints["aae"]), checkpoints["ldm"]
         check_settings(self.best_path("ldm"), saved, {"autoencoder": weights_key(aae)})
         metadata = saved["metadata"]
         if not {"latent_mean", "latent_std", "label_predictor"} <= metadata.keys():

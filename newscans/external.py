@@ -214,12 +214,11 @@ class ExternalRun:
         frames["people"] = people_of_test_list(external.info_dir, external.scans,
                                                (*cfg.covariates, *cfg.subgroups))
         note = scores_note(cfg, trained.measurement, about["notice"], len(external.scans))
-        lists = trained.networks.best_checkpoint("ldm")["settings"]["training and validation list"]
         origin = {"name": about["name"], "data_dir": str(external.data_dir),
                   "info_dir": str(external.info_dir), "place": str(external.data_dir.resolve()),
                   "taken": external.taken, "frozen": frozen_digests(cfg.result_dir)}
         metadata = {"phantom": external.is_phantom, "notice": about["notice"], "note": note,
-                    "cohort": external.cohort.fingerprint("test"), "training": lists,
+                    "cohort": external.cohort.fingerprint("test"), "training": trained.trained_on,
                     "masks": trained.measurement.mask_keys(), "external": origin, **json.loads(cfg.to_json()),
                     "command": about["command"]}
         metadata["settings"] |= {"precision": trained.networks.precision}

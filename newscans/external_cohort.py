@@ -55,8 +55,7 @@ class ExternalCohort:
 def find_training_lists(cfg: Config, trained: Trained) -> TrainingLists:
     """The training lists from the survey that lies beside the latents; without it their IDs, from the lists
     of the settings, if these are there."""
-    fingerprint = trained.networks.best_checkpoint("ldm")["settings"]["training and validation list"]
-    path = survey_path(latents_folder(cfg), cfg, fingerprint, trained.measurement)
+    path = survey_path(latents_folder(cfg), cfg, trained.trained_on, trained.measurement)
     survey = load_survey(path)
     if survey is not None:
         n = len(survey.mri)                                # the training list comes first

@@ -25,7 +25,8 @@ class Trained:
 
     grid: of the cohort's volumes. calibration: of the SUVR, by the test stage, or None. no_interval: why
     there is no calibrated interval, or nothing. networks_used: name -> file and key of the weights.
-    mri_percentile: setting of the tool. tracer: BIDS label of that of all training PETs, '' if not known.
+    trained_on: fingerprint of the training and validation list. mri_percentile: setting of the tool.
+    tracer: BIDS label of that of all training PETs, '' if not known.
     """
     cfg: Config
     networks: Networks
@@ -36,6 +37,7 @@ class Trained:
     calibration: Calibration | None
     no_interval: str
     networks_used: dict[str, dict]
+    trained_on: str
     notice: str
     mri_percentile: float
     tracer: str
@@ -59,13 +61,14 @@ class Trained:
 
 
 def load_trained(cfg: Config, mri_percentile: float) -> Trained:
-    """The experiment of the settings from its checkpoints, with the classifiers and the calibration of its
-    test stage if there are any.
+    """The experiment of the settings from its checkpoints, each of which is read once, with the classifiers
+    and the calibration of its test stage if there are any.
 
     Raises InputError if its parts do not fit together.
     """
     networks = Networks(cfg, pick_device(cfg.device))
-    metadata = _check_checkpoints(cfg, networks)
+    saved = _read_checkpoints(cfg, networks)
+    metadata, trained_on = saved["ldm"]["metadata"], saved["ldm"]["settings"]["training and validation list"]
     networks.check_device()
     grid = Grid(tuple(cfg.image_size), metadata["affine"].numpy())
     measurement = Measurement.read(mask_files(cfg), grid.affine, networks.crop)
@@ -73,33 +76,33 @@ def load_trained(cfg: Config, mri_percentile: float) -> Trained:
         raise InputError(f"label_at_sampling matched needs the regions of the SUVR, and {cfg.data_dir}/truth "
                          "is not there; give --cortex_mask and --reference_mask, or --label_at_sampling "
                          "mixed")
-    synthesizer, predictor = networks.best_synthesizer()
+    synthesizer, predictor = networks.best_synthesizer(saved)
     sampler = LatentSampler(cfg, synthesizer, predictor, measurement, cfg.sampler, cfg.sampling_steps,
                             range(cfg.samples_per_scan), cfg.label_at_sampling == "matched")
     used = {"autoencoder": {"file": networks.best_path("aae"), "weights": weights_key(synthesizer.space.aae)},
             "denoiser": {"file": networks.best_path("ldm"), "weights": weights_key(synthesizer.unet)}}
     calibration, no_interval = _read_calibration(cfg, measurement, synthesizer)
     notice = f"{'trained on a digital phantom, ' if metadata['phantom'] else ''}{RESEARCH_NOTICE}"
-    return Trained(cfg, networks, measurement, grid, sampler,
-                   _read_classifiers(cfg.result_dir, measurement, synthesizer, cfg.covariates), calibration,
-                   no_interval, used, notice, mri_percentile, tracer_label(metadata.get("tracer", "")))
+    classifiers = _read_classifiers(cfg.result_dir, measurement, synthesizer, cfg.covariates)
+    return Trained(cfg, networks, measurement, grid, sampler, classifiers, calibration, no_interval, used,
+                   trained_on, notice, mri_percentile, tracer_label(metadata.get("tracer", "")))
 
 
-def _check_checkpoints(cfg: Config, networks: Networks) -> dict:
-    """The metadata of the denoiser. Raises InputError if a checkpoint is missing or bound to other
-    settings."""
+def _read_checkpoints(cfg: Config, networks: Networks) -> dict[str, dict]:
+    """Stage -> its best checkpoint. Raises InputError if one is missing or bound to other settings."""
+    saved = {}
     for stage in CHECKPOINT:
         path = networks.best_path(stage)
         if not path.exists():
             trained = ", ".join(trained_experiments()) or "none"
             raise InputError(f"{path} is not there: new scans need a trained experiment; trained here: "
                              f"{trained}")
-        saved = networks.best_checkpoint(stage)
-        check_settings(path, saved, cfg.settings_of(stage))
-    if not {"affine", "phantom"} <= saved["metadata"].keys():
+        saved[stage] = networks.best_checkpoint(stage)
+        check_settings(path, saved[stage], cfg.settings_of(stage))
+    if not {"affine", "phantom"} <= saved["ldm"]["metadata"].keys():
         raise InputError(f"{path} does not say on which grid it was trained; restore it, or train stage 2 "
                          "again")
-    return saved["metadata"]
+    return saved
 
 
 def _read_classifiers(folder: Path, measurement: Measurement, synthesizer: Synthesizer,

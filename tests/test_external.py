@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import TINY, arguments
 from sklearn.metrics import brier_score_loss, roc_auc_score
-from test_synthesize import run
+from test_synthesize import CHECKPOINTS, count_reads, run
 
 from config import Config
 from dataset import Scan
@@ -451,7 +451,9 @@ def test_at_another_site_checkpoints_settings_thresholds_and_masks_are_enough(pr
         shutil.copy(project / "data/phantom/truth" / name, site)
     shutil.copytree(project / "data/other", site / "data/other")
     monkeypatch.chdir(site)
+    names = count_reads(monkeypatch)
     assert external(cortex_mask="cortex.nii.gz", reference_mask="cerebellum.nii.gz") == 0
+    assert sorted(names) == CHECKPOINTS                    # each is read once
     said = capsys.readouterr().out
     assert "whether somebody of the training or validation list is among them cannot be checked" in said
     for name in ("uptake.csv", "predictions.csv", "uncertainty.csv"):

@@ -254,6 +254,26 @@ def test_the_pet_is_0_outside_the_crop(project, new_mri):
     assert outside.any() and (pet.get_fdata().reshape(-1)[outside] == 0).all()
 
 
+CHECKPOINTS = ["CHECKPOINT_AAE.pth.tar", "CHECKPOINT_Unet.pth.tar"]
+
+
+def count_reads(monkeypatch) -> list[str]:
+    """The names of the checkpoints that are read from now on, one entry a time."""
+    names, load = [], torch.load
+
+    def counted(path, **others):
+        names.append(Path(path).name)
+        return load(path, **others)
+    monkeypatch.setattr(torch, "load", counted)
+    return names
+
+
+def test_every_checkpoint_is_read_once(project, monkeypatch):
+    names = count_reads(monkeypatch)
+    assert synthesize_new() == 0
+    assert sorted(names) == CHECKPOINTS
+
+
 def test_a_sidecar_says_what_the_pet_was_made_from(project, monkeypatch):
     monkeypatch.setattr(figures, "plot_overlay", PLOT_OVERLAY)
     assert synthesize_new(save_std="true") == 0
