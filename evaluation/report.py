@@ -19,17 +19,16 @@ from evaluation.figures import (
     plot_bland_altman,
     plot_bland_altman_systems,
     plot_calibration,
-    plot_cases,
     plot_curves,
     plot_roc,
     plot_suvr,
-    plot_volumes,
 )
 from evaluation.layout import Markup, display
 from evaluation.participants import Flow
 from evaluation.results import Run
 from evaluation.table_1 import CAPTION, for_reader
 from evaluation.tables import Table
+from evaluation.volume_figures import plot_cases, plot_volumes
 from imaging.grids import Crop
 from imaging.volumes import read_in_range
 from labels.linear import pool_volume

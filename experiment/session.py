@@ -205,7 +205,7 @@ def plot_history(exp: Experiment) -> None:
 def plot_shown_scans(exp: Experiment) -> None:
     """Draw real and synthetic PET of the first test scans of each label."""
     if _draws("the synthetic PETs"):
-        from evaluation.figures import plot_synthesized
+        from evaluation.volume_figures import plot_synthesized
 
         rows = [
             (f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan)) for scan in exp.shown_scans()
@@ -228,7 +228,7 @@ def plot_comparison(exp: Experiment, methods: dict[str, Predict], scores: pd.Dat
     level, where = _compared_level(exp)
     slices = _compared_slices(exp, methods, scans, level)
     if is_rank_0():
-        from evaluation.figures import plot_methods
+        from evaluation.volume_figures import plot_methods
         titles = [f"{scan.id}\nlabel {scan.label}\nMAE of IL-CLDM\n{place}: {value:.4f}"
                   for scan, value in zip(scans, shown[error], strict=True)]
         plot_methods(exp.cfg.result_dir / COMPARISON, titles, slices, where, exp.notice)

@@ -116,7 +116,7 @@ def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, st
     file. The sidecar first: without it nobody knows what a file is; with it, and all files there, the scan is
     done.
     """
-    from evaluation.figures import plot_overlay            # here, because it needs matplotlib
+    from evaluation.volume_figures import plot_overlay     # here, because it needs matplotlib
     files, note = scan.written(out), f"IL-CLDM, synthetic PET; {RESEARCH_NOTICE}"       # NIfTI holds 79 bytes
     make_folder(files["pet"].parent)
     for path in files.values():

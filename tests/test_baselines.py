@@ -300,7 +300,7 @@ def test_losses_and_validations_stand_beside_those_of_the_stages(finished, monke
     def note_titles(figure, *_):
         for axis in figure.axes:
             shown.append(axis.get_title())
-    monkeypatch.setattr(figures, "_save", note_titles)
+    monkeypatch.setattr(figures, "save_figure", note_titles)
     figures.plot_curves(folder, folder / "curves", "")
     assert shown[::2] == ["Stage 1, autoencoder", "Stage 2, denoiser", "Baseline, latent regression",
                           "Baseline, latent regression with label", "Baseline, image regression",

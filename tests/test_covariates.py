@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 import main
-from evaluation import figures
+from evaluation import volume_figures
 from evaluation.covariate_status import CovariateClassifier
 from evaluation.status import fit_status_classifiers, load_status_classifiers, save_status_classifiers
 from experiment.networks import cells_of
@@ -378,7 +378,7 @@ def project(tmp_path_factory) -> Path:
 def inside(project, monkeypatch) -> Path:
     """That folder as the working directory, without pictures."""
     monkeypatch.chdir(project)
-    monkeypatch.setattr(figures, "plot_overlay", lambda path, *_: path.touch())
+    monkeypatch.setattr(volume_figures, "plot_overlay", lambda path, *_: path.touch())
     return project
 
 

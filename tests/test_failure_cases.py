@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from config import DEMO, PUBLISHED, Config
-from evaluation import figures
+from evaluation import volume_figures
 from evaluation.failure_cases import Case, failure_cases, read_cases
 from evaluation.methods_text import REFERENCES, methods_text
 from evaluation.participants import Count, Flow
@@ -117,7 +117,7 @@ def test_without_a_synthetic_pet_there_is_no_picture(tmp_path):
 @pytest.mark.parametrize("n", [1, 2, 5, 8])
 def test_nothing_covers_anything_in_the_picture_and_all_is_on_it(n, tmp_path, monkeypatch):
     drawn, rng = [], np.random.default_rng(0)
-    monkeypatch.setattr(figures.pyplot(), "close", drawn.append)
+    monkeypatch.setattr(volume_figures.pyplot(), "close", drawn.append)
     text = [
         "sub-ADNI037S6046_ses-M",
         "012",
@@ -132,7 +132,7 @@ def test_nothing_covers_anything_in_the_picture_and_all_is_on_it(n, tmp_path, mo
     slices = {name: rng.random((40, 48)) for name in ("MRI", "real PET", "synthetic PET")}
     cases = [Case(f"median ({i + 10} of 20)", text, slices) for i in range(n)]
     notice = "digital phantom, not patient data; research only, not for clinical use"
-    figures.plot_cases(tmp_path / "cases", cases, "axial slices at z = 20 mm", notice)
+    volume_figures.plot_cases(tmp_path / "cases", cases, "axial slices at z = 20 mm", notice)
     [figure] = drawn
     figure.draw_without_rendering()
     artists = [*figure.texts]

@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import main
-from evaluation import figures
+from evaluation import figures, volume_figures
 from evaluation.results import MADE_FROM_THEM, forget_run, load_run
 from evaluation.scores import SHOWN_SUBJECTS
 
@@ -82,7 +82,7 @@ def text(browser, selector: str) -> list[str]:
 def test_the_modules_need_no_package_that_only_draws_or_writes_tables():
     root = Path(main.__file__).parent
     modules = [f"evaluation.{path.stem}" for path in (root / "evaluation").glob("*.py")]
-    assert "evaluation.figures" in modules
+    assert {"evaluation.figures", "evaluation.volume_figures"} <= set(modules)
     hidden = ["matplotlib", "jinja2", "markupsafe", "tabulate", "statsmodels", "nilearn"]
     code = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
     code += "\n".join(f"import {module}" for module in modules)
@@ -147,7 +147,8 @@ def test_nothing_covers_anything_in_the_figures_of_systems(tmp_path, monkeypatch
     titles = [f"sub-ADNI037S604{i}\nlabel 1\nMAE of IL-CLDM\nin the brain: 0.0200" for i in range(8)]
     for names in (list(figures.METHOD_TITLES), ["real", "il_cldm", "ddpm", "mean_pet"]):
         slices = {method: list(rng.random((8, 10, 12))) for method in names}
-        figures.plot_methods(tmp_path / "comparison.png", titles, slices, "axial slices at z = 20 mm", notice)
+        volume_figures.plot_methods(tmp_path / "comparison.png", titles, slices, "axial slices at z = 20 mm",
+                                    notice)
     assert len(drawn) == 5
     for figure in drawn:
         figure.draw_without_rendering()

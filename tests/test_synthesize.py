@@ -16,7 +16,7 @@ import torch
 from conftest import AFFINE, SHAPE, TINY, arguments, turned, write_volume
 
 import main
-from evaluation import figures
+from evaluation import volume_figures
 from imaging.grids import Grid, resample
 from imaging.volumes import RANGE_TOLERANCE, read_volume
 from model import UNet
@@ -27,7 +27,7 @@ from phantom.anatomy import load_template
 from phantom.cohort import draw_subject, simulate
 from utils import InputError, NotFiniteError
 
-PLOT_OVERLAY = figures.plot_overlay
+PLOT_OVERLAY = volume_figures.plot_overlay
 PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 2, 2), "phantom_voxel": 8, "regions": "auto"}
 PET = "sub-{0}/pet/sub-{0}_space-MNI152NLin2009aSym_res-{1}mm_desc-ilcldmSynthetic_pet.nii.gz"
 NEW = "new/scan.nii.gz"
@@ -75,7 +75,7 @@ def project(trained, tmp_path, monkeypatch) -> Path:
     files."""
     shutil.copytree(trained, tmp_path / "project", ignore=shutil.ignore_patterns("latent_Abeta"))
     monkeypatch.chdir(tmp_path / "project")
-    monkeypatch.setattr(figures, "plot_overlay", touch)
+    monkeypatch.setattr(volume_figures, "plot_overlay", touch)
     return tmp_path / "project"
 
 
@@ -275,7 +275,7 @@ def test_every_checkpoint_is_read_once(project, monkeypatch):
 
 
 def test_a_sidecar_says_what_the_pet_was_made_from(project, monkeypatch):
-    monkeypatch.setattr(figures, "plot_overlay", PLOT_OVERLAY)
+    monkeypatch.setattr(volume_figures, "plot_overlay", PLOT_OVERLAY)
     assert synthesize_new(save_std="true") == 0
     sidecar = sidecar_of("out")
     assert sidecar["MRI"]["SHA256"] == hashlib.sha256((project / NEW).read_bytes()).hexdigest()

@@ -20,7 +20,7 @@ import main
 from baselines import ddpm, fgan, pix2pix
 from baselines.baseline import Baseline
 from config import BASELINES, SYSTEMS, Config
-from evaluation import figures
+from evaluation import figures, volume_figures
 from evaluation.report import write_figures
 from evaluation.results import load_run
 from evaluation.scores import best_median_worst
@@ -143,7 +143,7 @@ def test_the_losses_of_every_phase_are_drawn(finished, monkeypatch):
         for axis in figure.axes:
             titles.append(axis.get_title())
             lines[axis.get_title()] = len(axis.lines)
-    monkeypatch.setattr(figures, "_save", note)
+    monkeypatch.setattr(figures, "save_figure", note)
     figures.plot_curves(folder, folder / "curves", "")
     assert titles[4::2] == ["Pix2Pix", "TPA-GAN", "FGAN", "ResViT (2D)", "DDPM (image space)"]
     assert [lines[title] for title in titles[4::2]] == [3, 6, 5, 3, 1]
@@ -214,7 +214,7 @@ def test_the_comparison_shows_the_pets_that_were_scored(project, monkeypatch):
         shown.update(slices, titles=titles, where=where, path=path)
     picture = project / "result" / "a" / "comparison.png"
     assert picture.stat().st_size > 50_000
-    monkeypatch.setattr(figures, "plot_methods", note)
+    monkeypatch.setattr(volume_figures, "plot_methods", note)
     monkeypatch.setattr(main, "plot_comparison", session.plot_comparison)
     assert run("test") == 0
     assert not picture.exists()                            # an old one is no picture of the new scores
@@ -264,7 +264,7 @@ def test_figures_of_systems_are_drawn_where_they_are_scored(finished, tmp_path, 
     def note(figure, stem, *_):
         lines[stem.name] = [[line.get_label() for line in axis.lines] for axis in figure.axes]
         figures.pyplot().close(figure)
-    monkeypatch.setattr(figures, "_save", note)
+    monkeypatch.setattr(figures, "save_figure", note)
     monkeypatch.setattr("evaluation.report.plot_volumes", do_nothing)
     monkeypatch.setattr("evaluation.report.plot_curves", do_nothing)
     write_figures(tmp_path, result, [], [], "")
