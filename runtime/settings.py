@@ -9,6 +9,9 @@ from runtime.logs import readable
 
 UNPUBLISHED = object()  # the published method has no such setting, or the same value
 
+# Settings that a training is bound to and that came later: a checkpoint without one was trained with this.
+ADDED = {"upsampling": "transposed"}
+
 
 def setting(default, explanation: str, *, section: str = "", affects: tuple[str, ...] = (), low=None,
             high=None, choices: tuple[str, ...] | None = None, published=UNPUBLISHED,

@@ -94,6 +94,14 @@ def test_other_settings_are_listed_as_saved_and_now(tmp_path):
     assert " a:" not in str(error.value)
 
 
+def test_a_checkpoint_without_a_setting_that_came_later_was_trained_with_what_there_was(tmp_path):
+    check_settings(tmp_path, {"settings": {}}, {"upsampling": "transposed"})
+    for saved, now in (({}, "blurred"), ({"upsampling": "blurred"}, "transposed")):
+        before = saved.get("upsampling", "transposed")
+        with pytest.raises(InputError, match=f'upsampling: "{before}" -> "{now}"'):
+            check_settings(tmp_path, {"settings": saved}, {"upsampling": now})
+
+
 def scores(psnr):
     """Scores of a validation list of one subject."""
     return pd.DataFrame({"PSNR": [psnr], "SSIM": [0.5]})
