@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from runtime.settings import UNPUBLISHED, dotted, plain, read_groups, refuse, setting, value_problems
+from runtime.settings import ADDED, UNPUBLISHED, dotted, plain, read_groups, refuse, setting, value_problems
 
 VERSION = "0.2.0"
 STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")
@@ -333,6 +333,10 @@ class Config:
     aae_block_norm: bool = setting(False,
         "GroupNorms in the residual blocks of encoder and decoder: no gain, and a step takes 1.6 times as "
         "long", affects=AAE, published=True)
+    upsampling: str = setting("transposed",
+        "how the decoder doubles the grid; transposed: by a transposed convolution alone, which leaves a "
+        "checkerboard in every PET, as published; blurred: with the filter [1, 2, 1] / 4 after it, which "
+        "takes that away", affects=AAE, choices=("transposed", "blurred"))
     disc_channels: tuple[int, ...] = setting((16, 32, 64, 128),
         "channels of the discriminator; paper", affects=AAE, low=1)
     lambda_rec: float = setting(100.0,
@@ -637,12 +641,12 @@ def with_present_names(saved: dict) -> dict:
 def with_later_settings(saved: dict) -> dict:
     """Settings as JSON saved them, under their present names, with those that came later as they were before:
     the compared systems, latent_dir, the phantom's discordance, marker and sites, covariates, further
-    subgroups, and no SUVR without masks."""
+    subgroups, what runtime.settings.ADDED lists, and no SUVR without masks."""
     added = (*SYSTEMS, "latent_dir", "phantom_discordant", "phantom_marker", "phantom_sites", "covariates",
              "subgroups")
     defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in added}
     knew_regions = saved.get("cortex_mask") or any(saved.get("phantom_subjects", ()))
-    return defaults | {"regions": "auto" if knew_regions else "none"} | with_present_names(saved)
+    return defaults | ADDED | {"regions": "auto" if knew_regions else "none"} | with_present_names(saved)
 
 
 # ---------------------------------------------------------------- values that do not fit together

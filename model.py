@@ -55,6 +55,34 @@ def up(channels: int) -> nn.ConvTranspose3d:
     return nn.ConvTranspose3d(channels, channels, 4, stride=2, padding=1)
 
 
+class BlurredUp(nn.ConvTranspose3d):
+    """up, followed by the binomial filter [1, 2, 1] / 4 along each axis.
+
+    A transposed convolution of stride 2 makes even and odd voxels with different weights, which shows as a
+    grid in its output (Odena et al. 2016, Distill). The filter is 0 at the Nyquist frequency, where that grid
+    lies; StyleGAN2 blurs in the same place (Karras et al. 2020, after Zhang 2019). Outside the faces the
+    outermost voxels repeat, so that what is constant stays constant.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 4, stride=2, padding=1)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """h [B, channels, d, h, w] -> [B, channels, 2 d, 2 h, 2 w]."""
+        for axis in (2, 3, 4):                             # F.pad's gradient is not deterministic on a GPU
+            h = torch.cat([h.narrow(axis, 0, 1), h, h.narrow(axis, -1, 1)], axis)
+        weight, bias = self.weight / 64, self.bias / 64    # the filter's 4 * 4 * 4, where it costs least
+        h = F.conv_transpose3d(h, weight, bias, stride=2, padding=2)         # [B, channels, 2 d + 2, ...]
+        for axis in (2, 3, 4):
+            n = h.shape[axis] - 2
+            before, here, after = (h.narrow(axis, start, n) for start in range(3))
+            h = torch.add(before + after, here, alpha=2)
+        return h
+
+
+UPSAMPLING: dict[str, Callable[[int], nn.Module]] = {"transposed": up, "blurred": BlurredUp}
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"none": lambda h: h, "relu": F.relu, "silu": F.silu}
 
 
@@ -130,10 +158,12 @@ class AAE(nn.Module):
     GroupNorm before the last convolution of encoder and decoder (published: True). It removes the absolute
     level of the features and with it the level of uptake, so the project's default leaves it out. block_norm:
     the GroupNorms of the residual blocks (published: True), which leave the level to the paths beside them.
+    upsampling: how the decoder doubles the grid, a key of UPSAMPLING (published: 'transposed').
     """
 
     def __init__(self, channels: tuple[int, ...] = (16, 32, 64), latent_channels: int = 1,
-                 output_norm: bool = True, norm_groups: int = 16, block_norm: bool = True):
+                 output_norm: bool = True, norm_groups: int = 16, block_norm: bool = True,
+                 upsampling: str = "transposed"):
         super().__init__()
 
         def block(in_channels: int, out_channels: int) -> ResBlock:
@@ -150,7 +180,7 @@ class AAE(nn.Module):
 
         decoder: list[nn.Module] = [conv3(latent_channels, last), block(last, last), block(last, last)]
         for width, next_width in zip(channels[:0:-1], channels[-2::-1], strict=True):
-            decoder += [block(width, next_width), up(next_width)]
+            decoder += [block(width, next_width), UPSAMPLING[upsampling](next_width)]
         decoder += [norm(first), nn.ReLU(), conv3(first, 1)]
 
         self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder)

@@ -19,7 +19,7 @@ from runtime.failures import is_out_of_memory
 from runtime.files import atomic, file_status, read_own_table, write_csv
 from runtime.logs import LOG
 from runtime.ranks import check_equal, is_rank_0, wait_for_save, world_size
-from runtime.settings import RENAMED
+from runtime.settings import ADDED, RENAMED
 from runtime.signals import Stopped, acknowledge_stop, defer_signals
 from utils import InputError, NotFiniteError, weights_key
 
@@ -149,6 +149,7 @@ def check_settings(path: Path, saved: dict, settings: dict) -> None:
 
 def _differences(saved: dict, now: dict) -> list[str]:
     """Lines `setting: saved -> now` for the present settings that differ from the saved ones."""
+    saved = ADDED | saved
     changed = [name for name, value in now.items() if saved.get(name) != value]
     return [f"{name}: {json.dumps(saved.get(name))} -> {json.dumps(now[name])}" for name in changed]
 

@@ -12,6 +12,9 @@ UNPUBLISHED = object()  # the published method has no such setting, or the same 
 RENAMED = {"regression_channels": "image_regression.channels", "centiloid_slope": "centiloid",
            "centiloid_intercept": "centiloid"}
 
+# Settings that a training is bound to and that came later: a checkpoint without one was trained with this.
+ADDED = {"upsampling": "transposed"}
+
 
 def setting(default, explanation: str, *, section: str = "", affects: tuple[str, ...] = (), low=None,
             high=None, choices: tuple[str, ...] | None = None, published=UNPUBLISHED,

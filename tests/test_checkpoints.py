@@ -102,6 +102,14 @@ def test_the_settings_of_an_earlier_version_are_compared_under_their_present_nam
         check_settings(path, load_checkpoint(path), {"image_regression.channels": 8, "lr": 1})
 
 
+def test_a_checkpoint_without_a_setting_that_came_later_was_trained_with_what_there_was(tmp_path):
+    check_settings(tmp_path, {"settings": {}}, {"upsampling": "transposed"})
+    for saved, now in (({}, "blurred"), ({"upsampling": "blurred"}, "transposed")):
+        before = saved.get("upsampling", "transposed")
+        with pytest.raises(InputError, match=f'upsampling: "{before}" -> "{now}"'):
+            check_settings(tmp_path, {"settings": saved}, {"upsampling": now})
+
+
 def scores(psnr):
     """Scores of a validation list of one subject."""
     return pd.DataFrame({"PSNR": [psnr], "SSIM": [0.5]})

@@ -19,7 +19,8 @@ ABOUT = "Trains and tests."
 PAPER = {"seed": 0, "precision": "fp32", "image_size": (181, 217, 181), "crop_start": (10, 18, 10),
          "volume_size": (160, 192, 160), "crop_jitter": 2, "num_classes": 2, "aae_channels": (16, 32, 64),
          "latent_channels": 1, "aae_norm_groups": 16, "aae_output_norm": True, "aae_block_norm": True,
-         "disc_channels": (16, 32, 64, 128), "lambda_rec": 100.0, "aae_lr": 1e-4, "aae_lr_decay": False,
+         "upsampling": "transposed", "disc_channels": (16, 32, 64, 128), "lambda_rec": 100.0,
+         "aae_lr": 1e-4, "aae_lr_decay": False,
          "aae_betas": (0.5, 0.999), "aae_batch_size": 2, "aae_epochs": 1000, "unet_channels": 128,
          "unet_mults": (1, 2, 2, 4), "unet_res_blocks": 2, "unet_attention_levels": (),
          "unet_norm_groups": 32, "time_dim": 128, "timesteps": 1000, "beta": (1e-4, 0.02),
@@ -63,10 +64,10 @@ def test_defaults_are_the_sizes_of_the_paper():
     assert (cfg.exp, cfg.downscale, cfg.latent_size) == ("default", 4, (40, 48, 40))
 
 
-def test_there_are_at_most_85_settings():
+def test_there_are_at_most_86_settings():
     names = [option.name for option in options(dataclasses.fields(Config))]
     of_the_project = [name for name in names if name.split(".")[0] not in SYSTEMS]
-    assert len(of_the_project) <= 85                       # those of the compared systems are their authors'
+    assert len(of_the_project) <= 86                       # those of the compared systems are their authors'
 
 
 @pytest.mark.parametrize("more",
@@ -184,6 +185,12 @@ def test_an_experiment_of_an_earlier_version_can_be_used(tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(saved))
     cfg = Config(**read_settings("a"))
     assert (cfg.image_regression.channels, cfg.centiloid) == (4, (100.0, -90.0))
+
+
+@pytest.mark.parametrize(("saved", "upsampling"),
+                         [({}, "transposed"), ({"upsampling": "blurred"}, "blurred")])
+def test_settings_that_were_saved_before_there_was_a_choice_had_the_published_upsampling(saved, upsampling):
+    assert with_later_settings(saved)["upsampling"] == upsampling
 
 
 # ---------------------------------------------------------------- the command line
