@@ -26,7 +26,7 @@ from runtime.checkpoints import load_checkpoint, tensor_bytes
 from runtime.files import atomic, make_folder, write_csv, write_text
 from runtime.logs import say
 from runtime.program import exit_code
-from studies.budget_measure import is_measured, measure, samplings, subjects_of
+from studies.budget_measure import evaluations_of, is_measured, measure, subjects_of
 from studies.budget_plan import (BUDGETS, BY_NAME, FRESH_NAME, METHODS, Experiment, fresh_name, fresh_words,
                                  planned, settings_of, stage_1_words, words_of)
 from studies.budget_table import (KEY, REFERENCES, SeedScores, best_budgets, make_best, make_criteria,
@@ -62,10 +62,8 @@ def say_hours(plan: list[Experiment], samples: int) -> None:
         if is_published not in costs:
             costs[is_published] = _timed(cfg)
         cost, regressions, evaluation = costs[is_published]
-        scans = cfg.phantom_subjects[1] + cfg.phantom_subjects[2]
-        own = sum(steps * max(counts) for _, steps, counts in samplings(cfg, samples))
-        evaluations += scans * own
-        hours["sampling"] += scans * own * evaluation / 3600
+        evaluations += evaluations_of(cfg, samples)
+        hours["sampling"] += evaluations_of(cfg, samples) * evaluation / 3600
         stage_2 = cost._replace(steps={"ldm": cost.steps["ldm"]})
         beside = {name: seconds for name, seconds in regressions.items() if name in experiment.regressions}
         hours["training and test"] += stage_2.hours(cfg) + cost._replace(steps=beside).hours(cfg, False)
@@ -74,20 +72,22 @@ def say_hours(plan: list[Experiment], samples: int) -> None:
             updates = cfg.aae_epochs * (cfg.phantom_subjects[0] // cfg.aae_batch_size)
             hours["stage 1"] += updates * cost.steps["aae"] / 3600
     shown = ", ".join(f"{name} {value:.1f}" for name, value in hours.items())
-    say("study", f"{len(plan)} experiments are left, {evaluations:,} network evaluations of their samplings; "
-                 f"about {sum(hours.values()):.1f} hours on this machine ({shown}), from steps timed here")
+    say("study", f"experiments left: {len(plan)}, with {evaluations:,} network evaluations of their "
+                 f"samplings; about {sum(hours.values()):.1f} hours here ({shown}), from a few steps")
 
 
 def _timed(cfg: Config) -> tuple[MethodCost, dict[str, float], float]:
     """The cost of a diffusion, seconds of a step of each regression, and of a network evaluation of one
-    sample. A regression on latents is a step of stage 2, without label also without image loss."""
+    sample among as many as go through the denoiser at once. A regression on latents is a step of stage 2,
+    without label also without image loss."""
     setup, cost = Setup(cfg, published=False), MethodCost.timed("il_cldm", cfg)
     without = Setup(dataclasses.replace(cfg, image_loss=0.0), published=False)
     on_images = seconds_of(training_step("image_regression", setup))
     regressions = {"latent_regression": seconds_of(stage_2_step(without)),
                    "labelled_latent_regression": cost.steps["ldm"],
                    "image_regression": on_images, "labelled_image_regression": on_images}
-    return cost, regressions, seconds_of(network_evaluation(setup))
+    full = Setup(dataclasses.replace(cfg, samples_per_scan=cfg.sampling_batch), published=False)
+    return cost, regressions, seconds_of(network_evaluation(full))
 
 
 # ---------------------------------------------------------------- the run
@@ -123,18 +123,30 @@ def _without_validations(cfg: Config) -> dict:
     return cfg.settings_of("ldm") | {"validation_every": None}
 
 
-def run_experiment(experiment: Experiment, samples: int) -> None:
-    """Run what is left of an experiment. Raises Failed if a command fails."""
-    cfg, title = settings_of(experiment), f"{experiment.method}, budget {experiment.budget}"
-    title = f"{title}, seed {experiment.seed}"
+def train(experiment: Experiment) -> None:
+    """Train and test an experiment, if that is not done, and score its regressions on the validation list.
+    Raises Failed if a command fails."""
+    cfg, title = settings_of(experiment), title_of(experiment)
     if not is_trained(experiment):
         say("study", title)
         run_stages(f"{title}, stage 1", cfg.aae_from, stage_1_words(experiment), [["check", "aae", "encode"]])
         begin_from_smaller(experiment)
         training = ["check", "ldm", *(["baselines"] if experiment.regressions else [])]
         run_stages(title, cfg.exp, words_of(experiment), [training, ["test"]])
-    if code := exit_code(partial(measure, cfg, experiment.regressions, samples)):
-        raise Failed(code, f"{title}: exit code {code} of its samplings; the same command goes on here")
+    sample(experiment, 0)
+
+
+def sample(experiment: Experiment, samples: int) -> None:
+    """Sample a trained diffusion in every way that is missing. Raises Failed if that fails."""
+    work = partial(measure, settings_of(experiment), experiment.regressions, samples)
+    if code := exit_code(work):
+        raise Failed(code, f"{title_of(experiment)}: exit code {code} of its samplings; the same command "
+                           "goes on here")
+
+
+def title_of(experiment: Experiment) -> str:
+    """An experiment, for a message."""
+    return f"{experiment.method}, budget {experiment.budget}, seed {experiment.seed}"
 
 
 def score_fresh(experiment: Experiment) -> None:
@@ -150,7 +162,8 @@ def score_fresh(experiment: Experiment) -> None:
 def fresh_run(cfg: Config) -> Run | None:
     """The results of an experiment on fresh phantoms, if it has some that are its own."""
     runs, _ = load_externals(cfg.result_dir, frozen_digests(cfg.result_dir))
-    return next((run for run in runs if run.metadata["external"]["name"] == FRESH_NAME), None)
+    own = [run for run in runs if run.metadata["external"]["name"] == FRESH_NAME]
+    return own[0] if own and own[0].uncertainty is not None else None
 
 
 # ---------------------------------------------------------------- the tables
@@ -210,8 +223,8 @@ def main(argv: list[str]) -> int:
                         help="budgets to run, in multiples of 960 updates of stage 2")
     parser.add_argument("--methods", nargs="+", default=list(BY_NAME), choices=list(BY_NAME),
                         help="methods to run; regressions are trained beside the default")
-    parser.add_argument("--samples", type=int, default=8, choices=range(2, 65), metavar="M",
-                        help="latent samples whose mean stands beside one sample; 8")
+    parser.add_argument("--samples", type=int, default=8, choices=(0, *range(2, 65)), metavar="M",
+                        help="latent samples whose mean stands beside one sample; 8; 0: no further samplings")
     parser.add_argument("--fresh", action="store_true",
                         help="run nothing else: score 200 fresh phantoms a seed by the default at its best "
                              "budget")
@@ -228,8 +241,12 @@ def main(argv: list[str]) -> int:
         if left:
             say_hours(left, arguments.samples)
         for experiment in left:
-            run_experiment(experiment, arguments.samples)
-        best = write_tables()
+            train(experiment)
+        best = write_tables()                              # before the samplings, which take long
+        for experiment in left:
+            sample(experiment, arguments.samples)
+        if left:
+            write_tables()
         for experiment in best if arguments.fresh else ():
             score_fresh(experiment)
         if arguments.fresh:

@@ -27,12 +27,22 @@ ONCE = {"sampler": "none", "steps": 1, "samples": 1, "passes": 1}       # a meth
 SCORES = ["PSNR_brain", "SSIM_brain", "SUVR"]
 
 
-def samplings(cfg: Config, samples: int) -> list[tuple[str, int, tuple[int, ...]]]:
-    """Sampler, network evaluations a latent sample, and numbers of latent samples of all samplings of a
-    diffusion; with the first seed also one ancestral sample."""
+def samplings(cfg: Config, samples: int) -> list[tuple[str, int, tuple[int, ...], tuple[str, ...]]]:
+    """Sampler, network evaluations a latent sample, numbers of latent samples, and lists of all samplings of
+    a diffusion; none with 0 samples. With the first seed also one ancestral sample, of the test list alone:
+    it is dear, and chooses nothing."""
+    if not samples:
+        return []
     longest = cfg.timesteps - 1
-    plan = [("ddim", steps, (1, samples)) for steps in STEPS if steps <= longest]
-    return [*plan, ("ddpm", longest, (1,))] if cfg.seed == 0 else plan
+    plan = [("ddim", steps, (1, samples), LISTS) for steps in STEPS if steps <= longest]
+    return [*plan, ("ddpm", longest, (1,), ("test",))] if cfg.seed == 0 else plan
+
+
+def evaluations_of(cfg: Config, samples: int) -> int:
+    """Network evaluations of all samplings of a diffusion."""
+    scans = dict(zip(LISTS, cfg.phantom_subjects[1:], strict=True))
+    return sum(steps * max(counts) * sum(scans[name] for name in lists)
+               for _, steps, counts, lists in samplings(cfg, samples))
 
 
 def measured(cfg: Config) -> pd.DataFrame:
@@ -54,9 +64,10 @@ def _missing(cfg: Config, regressions: tuple[str, ...], samples: int, table: pd.
     """The samplings and the regressions that have no rows yet, in the order in which they are measured."""
     there = set(table[["method", "sampler", "steps", "samples"]].itertuples(index=False, name=None))
     missing = [name for name in regressions if (name, "none", 1, 1) not in there]
-    for sampler, steps, counts in samplings(cfg, samples):
+    for sampling in samplings(cfg, samples):
+        sampler, steps, counts, _ = sampling
         if any(("il_cldm", sampler, steps, count) not in there for count in counts):
-            missing.append((sampler, steps, counts))
+            missing.append(sampling)
     return missing
 
 
@@ -66,7 +77,8 @@ def is_measured(cfg: Config, regressions: tuple[str, ...], samples: int) -> bool
 
 
 def measure(cfg: Config, regressions: tuple[str, ...], samples: int) -> None:
-    """Add to result/<exp>/budget.csv the rows that are missing, one sampling after the other.
+    """Add to result/<exp>/budget.csv the rows that are missing, one sampling after the other; samples: whose
+    mean stands beside one, or 0 for no sampling.
 
     A latent sample is drawn in one pass: the second pass of label_at_sampling matched is left out, as in the
     sweep, because it would follow the number of samples.
@@ -86,11 +98,11 @@ def measure(cfg: Config, regressions: tuple[str, ...], samples: int) -> None:
 
 
 def _of_sampling(exp: Experiment, networks: tuple, wanted: tuple) -> list[pd.DataFrame]:
-    """The rows of both lists with each number of latent samples of a sampling. networks: synthesizer, and
-    predictor of the label or None."""
-    sampler, steps, counts = wanted
+    """The rows with each number of latent samples of a sampling. networks: synthesizer, and predictor of the
+    label or None."""
+    sampler, steps, counts, lists = wanted
     tables = []
-    for name in LISTS:
+    for name in lists:
         scans = getattr(exp.cohort, name)
         for count, scores in score_samples(exp, *networks, sampler, steps, list(counts), scans):
             about = {"sampler": sampler, "steps": steps, "samples": count, "passes": 1}
@@ -113,13 +125,15 @@ def _of_regression(exp: Experiment, name: str) -> list[pd.DataFrame]:
 # ---------------------------------------------------------------- all subjects of an experiment
 
 def subjects_of(cfg: Config, run: Run) -> pd.DataFrame:
-    """A row for each method of an experiment, list, sampling and subject: the scores of its test stage, with
-    is_setting, and those of its budget.csv; seed, real SUVR, updates and seconds of training, machine.
+    """A row for each method of an experiment, list, sampling and subject: the scores of its test stage, and
+    of its budget.csv. is_setting: sampled as the settings say, or a method that draws nothing.
 
     A method is il_cldm, one of the regressions, mean_pet or oracle; these two on the test list alone.
     """
-    extra = measured(cfg)
-    table = pd.concat([*_of_test_stage(cfg, run), extra.assign(is_setting=extra["sampler"] == "none")])
+    tables, extra = _of_test_stage(cfg, run), measured(cfg)
+    if len(extra):
+        tables.append(extra.assign(is_setting=extra["sampler"] == "none"))
+    table = pd.concat(tables)
     real = of_method(run.uptake, "real")["SUVR"].to_dict()
     validation = run.validation_list.set_index("ID")["SUVR_real"].to_dict()
     costs = pd.read_csv(cfg.result_dir / COST).set_index("method")["training_s"]
