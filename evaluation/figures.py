@@ -39,11 +39,15 @@ CURVES = {
 PANELS = {"PSNR_brain": "PSNR in the brain (dB)", "SSIM_brain": "SSIM in the brain",
           "SUVR_r": "correlation of SUVR"}
 CHANGES = {"PSNR_brain": "PSNR in the brain (dB)", "SUVR_bias": "mean SUVR"}   # of disturbed MRIs
+BUDGET_PANELS = {"PSNR_brain": PANELS["PSNR_brain"], "SSIM_brain": PANELS["SSIM_brain"],
+                 "AUC": "AUC of the SUVR", "slope": "slope of the SUVR"}
+BUDGET_AXES = {"updates": "updates of the denoiser or regression", "training_s": "seconds of all training"}
 SAMPLERS = {"ddpm": ("", "s"), "ddim": ("-", "o"), "dpm": ("--", "^")}        # line style, marker
 
 # The colours of Okabe and Ito, which the colour-blind tell apart; shapes and line styles differ too.
 LABELS = {0: ("amyloid negative", "#0072B2", "o"), 1: ("amyloid positive", "#D55E00", "^")}
 COLOURS = ("#56B4E9", "#0072B2", "#000000", "#D55E00", "#CC79A7")
+BUDGET_COLOURS = ("#D55E00", "#CC79A7", "#0072B2", "#E69F00", "#009E73", "#56B4E9")
 STATUS_CLASSIFIERS = {                                     # (classifier, method) -> name, colour, line style
     ("pet", "real"): ("real PET", "#000000", "-"),
     ("pet", "il_cldm"): ("synthetic PET", "#D55E00", "-"),
@@ -170,6 +174,29 @@ def plot_robustness(table: pd.DataFrame, stem: Path, note: str) -> None:
         axis.grid(axis="x", color="0.9")
     axes[0, 0].set_yticks(places, rows["text"])
     axes[0, 0].invert_yaxis()                              # the first row at the top
+    save_figure(figure, stem, note)
+
+
+def plot_budget(curves: dict[str, pd.DataFrame], references: pd.DataFrame, stem: Path, note: str) -> None:
+    """Draw scores against updates and against seconds of training: a line a method, with 95 % intervals.
+
+    curves: name -> a row a budget, columns updates, training_s and each score of BUDGET_PANELS, with _low and
+    _high. references: a row each of mean PET and oracle, columns method and the scores: horizontal lines.
+    """
+    figure, axes = pyplot().subplots(2, len(BUDGET_PANELS), figsize=(16, 8.4), layout="constrained",
+                                     sharey="col")
+    lines = list(itertools.product(("-", "--"), BUDGET_COLOURS))
+    for row, (x, label) in zip(axes, BUDGET_AXES.items(), strict=True):
+        for axis, (score, title) in zip(row, BUDGET_PANELS.items(), strict=True):
+            for (name, rows), (line, colour) in zip(curves.items(), itertools.cycle(lines), strict=False):
+                ends = np.stack([rows[score] - rows[f"{score}_low"], rows[f"{score}_high"] - rows[score]])
+                axis.errorbar(rows[x], rows[score], yerr=ends.clip(min=0), fmt=f"o{line}", color=colour,
+                              markersize=4, capsize=2, linewidth=1.5, elinewidth=0.8, label=name)
+            for (_, known), line in zip(references.iterrows(), (":", "-."), strict=False):
+                axis.axhline(known[score], color="0.4", linestyle=line, label=METHOD_TITLES[known["method"]])
+            axis.set(xscale="log", xlabel=label, title=title)
+            axis.grid(axis="y", color="0.92")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     save_figure(figure, stem, note)
 
 

@@ -307,22 +307,22 @@ def _shown(table: pd.DataFrame, headings: dict[str, str], digits: int = 2) -> st
 def _texts(table: pd.DataFrame, name: str, digits: int) -> list:
     """The cells of a column, with what belongs to each."""
     if name == "gain":
-        return [_gain(*values) for values in table[["gain", "gain_low", "gain_high"]].to_numpy()]
+        return [gain_text(*values) for values in table[["gain", "gain_low", "gain_high"]].to_numpy()]
     if name == "reached":
         return ["yes" if reached else "no" for reached in table[name]]
     if f"{name}_sd" in table:
         digits = 0 if name.startswith("s_") else digits    # seconds
         both = zip(table[name], table[f"{name}_sd"], strict=True)
-        return [_mean_and_sd(mean, sd, digits) for mean, sd in both]
+        return [mean_and_sd(mean, sd, digits) for mean, sd in both]
     return table[name].tolist()
 
 
-def _gain(gain: float, low: float, high: float) -> str:
+def gain_text(gain: float, low: float, high: float) -> str:
     """A gain with its interval; empty for a row that has none."""
     return f"{gain:+.2f} [{low:+.2f}, {high:+.2f}]" if np.isfinite(gain) else ""
 
 
-def _mean_and_sd(mean: float, sd: float, digits: int) -> str:
+def mean_and_sd(mean: float, sd: float, digits: int) -> str:
     """Mean ± SD; without the SD where there is one seed, empty where there is no mean."""
     if not np.isfinite(mean):
         return ""

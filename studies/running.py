@@ -36,6 +36,9 @@ def run_study(work: Callable[[], None]) -> int:
             code, message = failure.args
             LOG.error("%s", message)
             return code
+        except InputError as error:                        # such as a damaged table of an earlier run
+            LOG.error("%s", error)
+            return 2
     return 0
 
 
@@ -72,13 +75,19 @@ def run_stages(title: str, name: str, words: list[str], parts: list[list[str]]) 
     title: of the experiment, for a message. words: its command line without stages.
     """
     for part in parts:
-        command = [sys.executable, str(MAIN), *words, "--stages", *part]
         started = time.perf_counter()
-        code = run_command(command)
-        note_seconds(name, "test" if part == ["test"] else "train", time.perf_counter() - started)
-        if code:
-            raise Failed(code, f"{title}: exit code {code} of\n  {shlex.join(command)}\n"
-                               "The same command goes on here")
+        try:
+            run_or_fail(title, [*words, "--stages", *part])
+        finally:
+            note_seconds(name, "test" if part == ["test"] else "train", time.perf_counter() - started)
+
+
+def run_or_fail(title: str, words: list[str]) -> None:
+    """Run main.py with these words. Raises Failed if it fails. title: for a message."""
+    command = [sys.executable, str(MAIN), *words]
+    if code := run_command(command):
+        raise Failed(code, f"{title}: exit code {code} of\n  {shlex.join(command)}\n"
+                           "The same command goes on here")
 
 
 def run_command(command: list[str]) -> int:

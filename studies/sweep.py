@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from config import Config
+from dataset import Scan
 from evaluation.scores import evaluate
 from experiment.experiment import Experiment
 from experiment.networks import LatentSampler
@@ -151,9 +152,19 @@ def _real_uptake(exp: Experiment) -> pd.DataFrame:
 
 def _score(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor | None, sampler: str,
            steps: int, counts: list[int], real: pd.DataFrame) -> Iterator[dict]:
-    """The mean scores with each number of latent samples, in rising order. More samples go on from fewer
-    ones, as a run with so many makes them."""
-    scans = exp.cohort.validation
+    """The mean scores over the validation list with each number of latent samples, in rising order."""
+    scored = score_samples(exp, synthesizer, predictor, sampler, steps, counts, exp.cohort.validation)
+    for count, scores in scored:
+        row = {"samples": count, "n": len(scores), **scores[list(METRICS)].mean()}
+        if exp.measurement.regions:
+            row["SUVR_r"] = scores["SUVR"].corr(real["SUVR"])
+        yield row
+
+
+def score_samples(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor | None, sampler: str,
+                  steps: int, counts: list[int], scans: list[Scan]) -> Iterator[tuple[int, pd.DataFrame]]:
+    """Each number of latent samples, in rising order, with a row a scan: image scores and, if there are
+    regions, SUVR. More samples go on from fewer ones, as a run with so many makes them."""
     samples: dict[str, list[Tensor]] = {scan.id: [] for scan in scans}         # ID -> [., C, d, h, w] each
 
     def predict(batch: dict) -> Tensor:
@@ -168,22 +179,16 @@ def _score(exp: Experiment, synthesizer: Synthesizer, predictor: LabelPredictor 
     first = 0
     for count in counts:
         title = f"sweep, {sampler} {steps}, {count} samples"
-        numbers = range(first, count)
-        latents = LatentSampler(exp.cfg, synthesizer, predictor, exp.measurement, sampler, steps, numbers,
-                                people=exp.people)
-        _add_samples(exp, latents, samples, title)
+        latents = LatentSampler(exp.cfg, synthesizer, predictor, exp.measurement, sampler, steps,
+                                range(first, count), people=exp.people)
+        _add_samples(exp, latents, scans, samples, title)
         first = count
-        scores = evaluate(predict, exp.batches(scans, "pet"), measure, title)
-        row = {"samples": count, "n": len(scores), **scores[list(METRICS)].mean()}
-        if exp.measurement.regions:
-            row["SUVR_r"] = scores["SUVR"].corr(real["SUVR"])
-        yield row
+        yield count, evaluate(predict, exp.batches(scans, "pet"), measure, title)
 
 
-def _add_samples(exp: Experiment, latents: LatentSampler, samples: dict[str, list[Tensor]],
-                 title: str) -> None:
-    """Add to the samples of every scan of the validation list those that `latents` makes of it."""
-    scans = exp.cohort.validation
+def _add_samples(exp: Experiment, latents: LatentSampler, scans: list[Scan],
+                 samples: dict[str, list[Tensor]], title: str) -> None:
+    """Add to the samples of every scan those that `latents` makes of it."""
     at_once = max(1, exp.cfg.sampling_batch // len(latents.samples))
     with progress_bar(desc=title, unit="scan", total=len(scans)) as bar:
         for batch in exp.batches(scans, "mri", batch=at_once):
