@@ -69,13 +69,13 @@ def load_trained(cfg: Config, mri_percentile: float) -> Trained:
     networks.check_device()
     grid = Grid(tuple(cfg.image_size), metadata["affine"].numpy())
     measurement = Measurement.read(mask_files(cfg), grid.affine, networks.crop)
-    if cfg.label_at_sampling == "matched" and not measurement.regions:
-        raise InputError(f"label_at_sampling matched needs the regions of the SUVR, and {cfg.data_dir}/truth "
-                         "is not there; give --cortex_mask and --reference_mask, or --label_at_sampling "
-                         "mixed")
+    if cfg.matches_suvr and not measurement.regions:
+        raise InputError(f"label_at_sampling {cfg.label_at_sampling} needs the regions of the SUVR, and "
+                         f"{cfg.data_dir}/truth is not there; give --cortex_mask and --reference_mask, or "
+                         "--label_at_sampling mixed")
     synthesizer, predictor = networks.best_synthesizer()
     sampler = LatentSampler(cfg, synthesizer, predictor, measurement, cfg.sampler, cfg.sampling_steps,
-                            range(cfg.samples_per_scan), cfg.label_at_sampling == "matched")
+                            range(cfg.samples_per_scan), cfg.matches_suvr, drawn=cfg.draws_label)
     used = {"autoencoder": {"file": networks.best_path("aae"), "weights": weights_key(synthesizer.space.aae)},
             "denoiser": {"file": networks.best_path("ldm"), "weights": weights_key(synthesizer.unet)}}
     calibration, no_interval = _read_calibration(cfg, measurement, synthesizer)
