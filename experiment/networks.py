@@ -275,7 +275,8 @@ class LatentSampler:
         if matched and predictor:
             self._refuse_other_regions()
         if drawn and predictor and predictor.why_no_draw:
-            raise InputError("label_at_sampling sampled draws the amount of amyloid, and this denoiser "
+            raise InputError("an amount of amyloid is to be drawn for each sample (label_at_sampling "
+                             "sampled, synthesize --samples), but this denoiser "
                              f"cannot: {predictor.why_no_draw}")
 
     def _refuse_other_regions(self) -> None:

@@ -115,8 +115,7 @@ class LabelPredictor:
         if self.levels is None or self.left_out is not None:
             return ""
         return ("its label predictor was fitted by an earlier version, which did not keep how far its "
-                "predictions were off; train stage 2 again under another --exp, or take another "
-                "--label_at_sampling")
+                "predictions were off; train stage 2 again under another --exp, or do without samples")
 
     def draw(self, volume: Tensor, u: Tensor, cells: pd.DataFrame | None = None) -> Draws:
         """What takes the place of the label for each of m latent samples of MRIs [B, 1, D, H, W], drawn from

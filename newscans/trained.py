@@ -26,6 +26,7 @@ class Trained:
     grid: of the cohort's volumes. calibration: of the SUVR, by the test stage, or None. no_interval: why
     there is no calibrated interval, or nothing. networks_used: name -> file and key of the weights.
     mri_percentile: setting of the tool. tracer: BIDS label of that of all training PETs, '' if not known.
+    samples: of the samples that are written beside the mean PET, or None.
     """
     cfg: Config
     networks: Networks
@@ -39,6 +40,7 @@ class Trained:
     notice: str
     mri_percentile: float
     tracer: str
+    samples: LatentSampler | None = None
 
     @property
     def synthesizer(self) -> Synthesizer:
