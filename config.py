@@ -460,9 +460,10 @@ class Config:
     label_at_sampling: str = setting("auto",
         "label of a scan in sampling, predicted from its MRI, never the true one; mixed: the predicted "
         "probabilities, or amount of amyloid, mix the label embeddings; matched: then once more, with what "
-        "the SUVR of the first synthetic PET lacks; none: no label; auto: matched if the label in training "
-        "is suvr, else mixed", affects=("validation", *SAMPLING),
-        choices=("auto", "matched", "mixed", "none"), published="none")
+        "the SUVR of the first synthetic PET lacks; sampled: drawn for each latent sample from what the MRI "
+        "leaves open, so that each is a PET that this person might have (docs/samples.md); none: no label; "
+        "auto: matched if the label in training is suvr, else mixed", affects=("validation", *SAMPLING),
+        choices=("auto", "matched", "mixed", "sampled", "none"), published="none")
     save_std: bool = setting(False,
         "also write the standard deviation of the decoded latent samples of each scan, <ID>_sd.nii.gz",
         affects=NEW_SCANS)
@@ -551,6 +552,17 @@ class Config:
     def predicts_label(self) -> bool:
         """Whether sampling conditions on a label predicted from the MRI."""
         return self.label_at_sampling != "none"
+
+    @property
+    def draws_label(self) -> bool:
+        """Whether each latent sample has a label of its own, drawn at random."""
+        return self.label_at_sampling == "sampled"
+
+    @property
+    def matches_suvr(self) -> bool:
+        """Whether samples are made twice, the second time with what the SUVR of the first lacks."""
+        is_amount = self.label_in_training == "suvr"
+        return self.label_at_sampling == "matched" or (self.draws_label and is_amount)
 
     @property
     def trainable_baselines(self) -> tuple[str, ...]:

@@ -611,9 +611,9 @@ class Synthesizer:
                steps: int) -> Tensor:
         """mri [B, 1, D, H, W] in [0, 1] -> m samples of each z_0, [B, m, C, d, h, w].
 
-        label: weights of the label embeddings of each scan [B, K], or None. noise[b][k] gives tensors [C, d,
-        h, w] for sample k of scan b, z_T first. sampler: 'ddpm' (T - 1 evaluations), 'ddim' or 'dpm' (`steps`
-        evaluations). The Extractor sees each MRI once.
+        label: weights of the label embeddings, of each scan [B, K] or of each sample [B, m, K], or None.
+        noise[b][k] gives tensors [C, d, h, w] for sample k of scan b, z_T first. sampler: 'ddpm' (T - 1
+        evaluations), 'ddim' or 'dpm' (`steps` evaluations). The Extractor sees each MRI once.
         """
         m, streams = len(noise[0]), []
         for scan in noise:
@@ -622,7 +622,8 @@ class Synthesizer:
             condition = self.unet.condition(mri)
         condition = [one.float().repeat_interleave(m, dim=0) for one in condition]           # [B m, ...] each
         if label is not None:
-            label = label.to(mri.device).repeat_interleave(m, dim=0)                         # [B m, K]
+            of_samples = label if label.dim() == 3 else label[:, None].expand(-1, m, -1)     # [B, m, K]
+            label = of_samples.to(mri.device).flatten(0, 1)                                  # [B m, K]
         z_0 = []
         for first in range(0, len(streams), self.batch):
             part = slice(first, first + self.batch)

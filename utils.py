@@ -94,6 +94,13 @@ def draw_noise(seed: int, subject: str, draw: int, shape: tuple[int, ...]) -> It
         yield torch.randn(shape, generator=generator)
 
 
+def draw_uniform(seed: int, subject: str, draw: int) -> float:
+    """A number in [0, 1) that depends on seed, subject and number of the draw alone, independent of their
+    noise."""
+    generator = torch.Generator().manual_seed(derived_seed(seed, subject, draw, "label"))
+    return torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
 class EMA:
     """Exponential moving average of a module's weights, in .module; a plain copy for the first `start`
     steps."""

@@ -162,11 +162,12 @@ def _links(dataset: Path) -> dict[str, str]:
     return links if isinstance(links, dict) else {}
 
 
-def write_dataset(dataset: Path, title: str, readme: str, sources: Iterable[Path]) -> None:
+def write_dataset(dataset: Path, title: str, readme: str, sources: Iterable[Path],
+                  ignored: Iterable[str] = ()) -> None:
     """Write description, README.md and .bidsignore of a dataset, and link it with those of its sources.
 
     Keys and lines that users have added, and a README.md that is there, stay. The folder must be there.
-    sources: files that the volumes are made from.
+    sources: files that the volumes are made from. ignored: further lines of .bidsignore.
     """
     path = dataset / DESCRIPTION
     known, links = _read(path) if path.exists() else {}, _links(dataset)
@@ -184,7 +185,7 @@ def write_dataset(dataset: Path, title: str, readme: str, sources: Iterable[Path
         write_text(dataset / "README.md", readme)
     ignore = dataset / ".bidsignore"
     lines = read_text(ignore).splitlines() if ignore.exists() else []
-    write_if_new(ignore, "".join(f"{line}\n" for line in dict.fromkeys([*lines, *IGNORED])))
+    write_if_new(ignore, "".join(f"{line}\n" for line in dict.fromkeys([*lines, *IGNORED, *ignored])))
 
 
 def _free_name(links: dict[str, str]) -> str:

@@ -11,12 +11,14 @@ from newscans.external import ExternalSettings
 from newscans.synthesize import SynthesisSettings
 from runtime.settings import UNPUBLISHED, is_group, options
 from studies.robustness import RobustnessSettings
+from studies.samples import SamplesSettings
 from studies.sweep import SweepSettings
 
 PAGE = Path(__file__).with_suffix(".md")
 TOOLS = {"python main.py": Config, "python main.py synthesize": SynthesisSettings,
          "python main.py external": ExternalSettings, "python main.py sweep": SweepSettings,
-         "python main.py study robustness": RobustnessSettings, "python main.py prepare": PrepareSettings,
+         "python main.py study robustness": RobustnessSettings,
+         "python main.py study samples": SamplesSettings, "python main.py prepare": PrepareSettings,
          "python main.py preprocess": PreprocessSettings, "python main.py calibrate": CalibrateSettings}
 
 
@@ -26,9 +28,9 @@ def page() -> str:
         "# Settings",
         "",
         "Written by `python -m docs.settings` from the code; a test compares. Edit a default in",
-        "`config.py`, or pass `--field value`. `synthesize`, `external`, `sweep` and `study robustness` also",
-        "take the settings of the experiment that its training is not bound to, such as",
-        "`--samples_per_scan`. A dotted name is a setting of a compared system: `--pix2pix.lambda_l1 50`",
+        "`config.py`, or pass `--field value`. `synthesize`, `external`, `sweep`, `study robustness` and",
+        "`study samples` also take the settings of the experiment that its training is not bound to, such as",
+        "`--samples_per_scan`. A dotted name is a setting of a baseline: `--pix2pix.lambda_l1 50`",
         "changes the training of Pix2Pix alone. Published is then the value in the system's own paper or",
         "code, which no preset sets.",
     ]

@@ -33,6 +33,8 @@ REFERENCES = {
     "Klunk et al. 2015": "Klunk et al. The Centiloid Project: Standardizing quantitative amyloid plaque "
                          "estimation by PET. Alzheimers Dement 11:1-15, 2015. doi:10.1016/j.jalz.2014.07.003",
     "Wolpert 1992": "Wolpert. Stacked Generalization. Neural Networks 5:241-259, 1992.",
+    "Hall et al. 1999": "Hall, Wolff, Yao. Methods for Estimating a Conditional Distribution Function. J Am "
+                        "Stat Assoc 94:154-163, 1999.",
     "Wang et al. 2004": "Wang, Bovik, Sheikh, Simoncelli. Image Quality Assessment: From Error Visibility to "
                         "Structural Similarity. IEEE Trans Image Process 13:600-612, 2004.",
     "Holm 1979": "Holm. A Simple Sequentially Rejective Multiple Test Procedure. Scand J Stat 6:65-70, 1979."}
@@ -155,12 +157,19 @@ def _synthesis(run: Run, _: Flow) -> Iterator[str]:
         yield "No label was given in sampling."
     else:
         yield from _predicted_label(settings)
-    total = each * samples * (2 if kind == "matched" else 1)
+    is_drawn = kind == "sampled"
+    is_matched = kind == "matched" or (is_drawn and settings["label_in_training"] == "suvr")
+    total = each * samples * (2 if is_matched else 1)
     yield (f"{_counted(samples, 'latent sample')} a scan {'was' if samples == 1 else 'were'} drawn by "
            f"{SAMPLERS[settings['sampler']]} with {_counted(each, 'network evaluation')} each.")
-    if kind == "matched":
-        yield ("They were drawn twice: the second time, the label was corrected by what the SUVR of the "
-               "first synthetic PET lacked.")
+    if is_drawn:
+        yield ("Each had a label of its own, drawn from " + (
+            "that prediction and its cross-fitted residuals at like predictions of the training list (Hall "
+            "et al. 1999)." if is_matched else "those probabilities."))
+    if is_matched:
+        first = "its first" if is_drawn else "the first"
+        yield ("They were drawn twice: the second time, the label was corrected by what the SUVR of "
+               f"{first} synthetic PET lacked.")
     decoded = "It was decoded" if samples == 1 else "Their mean was decoded"
     yield f"{decoded} to the synthetic PET, {_counted(total, 'network evaluation')} a scan in all."
 

@@ -151,6 +151,32 @@ def plot_methods(path: Path, titles: list[str], slices: dict[str, list[np.ndarra
     save_figure(figure, path.with_suffix(""), notice, (".png",), y=1 - 0.1 / figure.get_figheight())
 
 
+def plot_samples(path: Path, rows: dict[str, list[tuple[str, np.ndarray]]], where: str, notice: str) -> None:
+    """Draw a PNG with a row a subject: PETs with a text above each, all in one scale.
+
+    rows: title of the subject -> (text, axial slice [D, H]) of as many PETs each. where: place of the slices.
+    """
+    slices = np.stack([[pet for _, pet in row] for row in rows.values()])                 # [n, PETs, D, H]
+    each, shape = 1.35, slices.shape[3] / slices.shape[2]  # inches, height over width
+    left, right, head, below, text = 1.15, 0.1, 0.35, 0.75, 0.62
+    width = left + slices.shape[1] * each + right
+    height = head + len(rows) * (each * shape + text) + below
+    margins = {"left": left / width, "right": 1 - right / width, "bottom": below / height,
+               "top": 1 - (head + text) / height, "wspace": 0.04, "hspace": text / (each * shape)}
+    figure, axes = pyplot().subplots(len(rows), slices.shape[1], figsize=(width, height), gridspec_kw=margins,
+                                     squeeze=False)
+    for line, (title, row) in zip(axes, rows.items(), strict=True):
+        line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
+        for axis, (about, pet) in zip(line, row, strict=True):
+            image = _axial(axis, pet, "inferno", slices.max())
+            axis.set_title(about, fontsize=8)
+    bar = figure.add_axes((0.35, 0.5 / height, 0.3, 0.1 / height))
+    figure.colorbar(image, cax=bar, orientation="horizontal")
+    bar.set_xlabel(f"uptake, as stored in [0, 1]; {where}; left is the subject's left", fontsize=8)
+    bar.tick_params(labelsize=8)
+    save_figure(figure, path.with_suffix(""), notice, (".png",), y=1 - 0.08 / height)
+
+
 def plot_cases(stem: Path, cases: "list[Case]", where: str, notice: str) -> None:
     """Draw failure cases, a column each: MRI, real PET, synthetic PET and signed error, and what is known
     beneath.

@@ -274,7 +274,7 @@ class Experiment:
         """The latent sampler that the settings describe, for the test list and new scans."""
         cfg = self.cfg
         return LatentSampler(cfg, synthesizer, predictor, self.measurement, cfg.sampler, cfg.sampling_steps,
-                             range(cfg.samples_per_scan), cfg.label_at_sampling == "matched", self.people)
+                             range(cfg.samples_per_scan), cfg.matches_suvr, self.people, cfg.draws_label)
 
     def scores_note(self, n: int) -> str:
         """What every score of this experiment has to be read with."""

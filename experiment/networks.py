@@ -21,11 +21,13 @@ from baselines.tpa_gan import TPAGAN
 from config import BASELINES, IMAGE_REGRESSIONS, REGRESSIONS, Config
 from evaluation.measurement import Measurement
 from imaging.grids import Crop
+from labels.draws import Draws
 from labels.ridge import LabelPredictor
 from model import AAE, Diffusion, Discriminator, LatentSpace, Synthesizer, UNet, recompute_activations
 from runtime import gpu
 from runtime.checkpoints import check_settings, load_checkpoint, restore
-from utils import InputError, NotFiniteError, autocast, draw_noise, has_bf16, pick_precision, weights_key
+from utils import (InputError, NotFiniteError, autocast, draw_noise, draw_uniform, has_bf16, pick_precision,
+                   weights_key)
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -264,26 +266,31 @@ class LatentSampler:
     sampler, steps: 'ddpm', 'ddim' or 'dpm' and its network evaluations. samples: numbers of the samples of a
     scan; the noise of a sample depends on seed, ID and its number alone. matched: sample twice, the second
     time with what the SUVR of the first synthetic PET lacks. people: covariates of scans as text, indexed by
-    ID; a scan or column that is not there counts as missing.
+    ID; a scan or column that is not there counts as missing. drawn: each sample has a label of its own, drawn
+    from what the MRI leaves open, and is matched by itself. Raises InputError if the predictor cannot.
     """
 
     def __init__(self, cfg: Config, synthesizer: Synthesizer, predictor: LabelPredictor | None,
                  measurement: Measurement, sampler: str, steps: int, samples: range, matched: bool = False,
-                 people: pd.DataFrame | None = None):
+                 people: pd.DataFrame | None = None, drawn: bool = False):
         self.cfg, self.synthesizer, self.predictor, self.measurement = (cfg, synthesizer, predictor,
                                                                         measurement)
         self.sampler, self.steps, self.samples, self.matched = sampler, steps, samples, matched
-        self.people = people
+        self.people, self.drawn = people, drawn
         if matched and predictor:
             self._refuse_other_regions()
+        if drawn and predictor and predictor.why_no_draw:
+            raise InputError("an amount of amyloid is to be drawn for each sample (label_at_sampling "
+                             "sampled, synthesize --samples), but this denoiser "
+                             f"cannot: {predictor.why_no_draw}")
 
     def _refuse_other_regions(self) -> None:
         """Raise InputError if an SUVR is to be corrected in other regions than the denoiser was trained
         with."""
         if self.predictor.regions and self.predictor.regions != self.measurement.region_key():
-            raise InputError("label_at_sampling matched: this denoiser was trained with the SUVR of other "
-                             "regions than those of these settings; give the masks or the --regions of its "
-                             "training, or --label_at_sampling mixed")
+            raise InputError(f"label_at_sampling {self.cfg.label_at_sampling}: this denoiser was trained "
+                             "with the SUVR of other regions than those of these settings; give the masks or "
+                             "the --regions of its training, or --label_at_sampling mixed")
 
     @property
     def evaluations(self) -> int:
@@ -302,12 +309,28 @@ class LatentSampler:
         """z_0 of a batch {id, mri}: [B, m, C, d, h, w]. Raises NotFiniteError that names the subjects."""
         if not self.predictor:
             return self._sample(batch, None)
-        label = self.predictor.label(batch["mri"], cells_of(self.people, batch["id"]))       # [B, K]
+        if self.drawn:
+            label = self.draws(batch).label                                                  # [B, m, K]
+        else:
+            label = self.predictor.label(batch["mri"], cells_of(self.people, batch["id"]))   # [B, K]
         z_0 = self._sample(batch, label)
-        if not self.matched:
-            return z_0
-        pets = self.synthesizer.decode(z_0.mean(dim=1))                                      # [B, 1, D, H, W]
-        return self._sample(batch, self.predictor.corrected(label, self.measurement.suvr(pets).float()))
+        return self._sample(batch, self._corrected(label, z_0)) if self.matched else z_0
+
+    def draws(self, batch: dict) -> Draws:
+        """The label that is drawn for each sample of a batch {id, mri}."""
+        u = [[draw_uniform(self.cfg.seed, subject, k) for k in self.samples] for subject in batch["id"]]
+        return self.predictor.draw(batch["mri"], torch.tensor(u, dtype=torch.float64),
+                                   cells_of(self.people, batch["id"]))
+
+    def _corrected(self, label: Tensor, z_0: Tensor) -> Tensor:
+        """The labels with what the SUVR of the PETs lacks that were sampled with them: of scans [B, K], whose
+        PET is that of the mean of their samples z_0 [B, m, ...], or of single samples [B, m, K]."""
+        if not self.drawn:
+            pets = self.synthesizer.decode(z_0.mean(dim=1))                                  # [B, 1, D, H, W]
+            return self.predictor.corrected(label, self.measurement.suvr(pets).float())
+        corrected = [self.predictor.corrected(own, self.measurement.suvr(self.synthesizer.decode(z)).float())
+                     for own, z in zip(label, z_0, strict=True)]                             # B of [m, K]
+        return torch.stack(corrected)
 
     def synthesize(self, batch: dict) -> Tensor:
         """A predict function for evaluate: MRI -> PET decoded from the mean of its samples, [B, 1, D, H, W]
@@ -315,7 +338,7 @@ class LatentSampler:
         return self.synthesizer.decode(self(batch).mean(dim=1))
 
     def _sample(self, batch: dict, label: Tensor | None) -> Tensor:
-        """Samples with this soft label [B, K]."""
+        """Samples with this soft label, [B, K] or of each sample [B, m, K]."""
         cfg, noise = self.cfg, []
         shape = (cfg.latent_channels, *cfg.latent_size)
         for subject in batch["id"]:

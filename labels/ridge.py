@@ -14,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from labels.covariates import CovariateCoder
+from labels.draws import Draws, draw_amounts, draw_labels
 from labels.linear import pool_volume
 from utils import InputError
 
@@ -36,15 +37,18 @@ class LabelPredictor:
     voxels, along an axis, that become one. levels: [2], mean SUVR of the training list with each label, or
     None if no SUVR made the soft labels. regions: key of the masks of that SUVR, or nothing. coder: of the P
     covariates, or None. second: [K, K + P + 1], the second step: weights of the MRI's prediction and of the
-    covariates, and the intercept.
+    covariates, and the intercept. left_out: [2, n], where levels are known: how much of the second label
+    fits that did not see them predict for the n subjects of the training list, and their own soft labels say;
+    None in states of earlier versions.
     """
 
     def __init__(self, coef: Tensor, intercept: Tensor, span: Tensor, voxels: Tensor, calibration: Tensor,
                  pool: int, levels: Tensor | None = None, regions: str = "",
-                 coder: CovariateCoder | None = None, second: Tensor | None = None):
+                 coder: CovariateCoder | None = None, second: Tensor | None = None,
+                 left_out: Tensor | None = None):
         self.coef, self.intercept, self.span, self.voxels = coef, intercept, span, voxels
         self.calibration, self.pool, self.levels, self.regions = calibration, pool, levels, regions
-        self.coder, self.second = coder, second
+        self.coder, self.second, self.left_out = coder, second, left_out
 
     @classmethod
     def cross_fit(cls, mri: Tensor, labels: np.ndarray, soft_labels: np.ndarray, brain: Tensor, pool: int,
@@ -71,8 +75,9 @@ class LabelPredictor:
             second = torch.from_numpy(np.concatenate([weights, shift[:, None]], axis=1))
         span = torch.tensor([soft_labels.min(), soft_labels.max()])
         calibration = calibrate(torch.from_numpy(logits).float(), labels)
+        left_out = None if levels is None else torch.from_numpy(np.stack([logits, soft_labels])[..., 1])
         return cls(torch.from_numpy(coef), torch.from_numpy(intercept), span, voxels, calibration, pool,
-                   levels, coder=coder, second=second)
+                   levels, coder=coder, second=second, left_out=left_out)
 
     @property
     def covariates(self) -> tuple[str, ...]:
@@ -94,6 +99,25 @@ class LabelPredictor:
         made those that it was fitted to, else probabilities. cells: as above."""
         predict = self.probabilities if self.levels is None else self.soft_labels
         return predict(volume, cells)
+
+    @property
+    def why_no_draw(self) -> str:
+        """Why no amount can be drawn, or nothing."""
+        if self.levels is None or self.left_out is not None:
+            return ""
+        return ("its label predictor was fitted by an earlier version, which did not keep how far its "
+                "predictions were off; train stage 2 again under another --exp, or do without samples")
+
+    def draw(self, volume: Tensor, u: Tensor, cells: pd.DataFrame | None = None) -> Draws:
+        """What takes the place of the label for each of m latent samples of MRIs [B, 1, D, H, W], drawn from
+        what the MRI leaves open: an amount of amyloid, as far from its prediction as those of the training
+        list are, or a label by its probability.
+
+        u: [B, m], uniform in [0, 1). cells: as above. There must be no why_no_draw.
+        """
+        if self.levels is None:
+            return draw_labels(self.probabilities(volume, cells), u)
+        return draw_amounts(self._regress(volume, cells)[:, 1], self.left_out, u)
 
     def corrected(self, soft_labels: Tensor, suvr: Tensor) -> Tensor:
         """Soft labels [B, 2] with what the SUVR [B] of the PETs that were synthesized with them lacks.

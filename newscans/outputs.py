@@ -119,7 +119,7 @@ def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, st
     from evaluation.volume_figures import plot_overlay     # here, because it needs matplotlib
     files, note = scan.written(out), f"IL-CLDM, synthetic PET; {RESEARCH_NOTICE}"       # NIfTI holds 79 bytes
     make_folder(files["pet"].parent)
-    for path in files.values():
+    for path in (*files.values(), *scan.samples_there(out)):
         path.unlink(missing_ok=True)
     content = describe(trained, scan, volume, row, source, out)
     write_text(files["sidecar"], json.dumps(content, indent=2) + "\n")

@@ -1,4 +1,5 @@
 """New MRIs: finding them, checking that they can be used, and bringing them onto the grid of the cohort."""
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -63,6 +64,17 @@ class NewScan:
         return {"sidecar": home / f"{self.name}.json", "pet": home / f"{self.name}.nii.gz",
                 "std_sidecar": home / f"{std}.json", "std": home / f"{std}.nii.gz",
                 "picture": home / f"{self.name}.png"}
+
+    def sample(self, out: Path, number: int) -> dict[str, Path]:
+        """Paths of the files of its sample of this number, from 1, in the dataset `out`."""
+        stem = home_of(out, self.entities, "pet") / f"{self.name.removesuffix('_pet')}Sample{number:02d}_pet"
+        return {"sidecar": stem.with_name(f"{stem.name}.json"), "pet": stem.with_name(f"{stem.name}.nii.gz")}
+
+    def samples_there(self, out: Path) -> list[Path]:
+        """The files of all its samples that are in the dataset `out`."""
+        pattern = rf"{re.escape(self.name.removesuffix('_pet'))}Sample\d+_pet\.(json|nii\.gz)"
+        home = home_of(out, self.entities, "pet")
+        return [path for path in sorted(home.glob("*Sample*")) if re.fullmatch(pattern, path.name)]
 
 
 # ---------------------------------------------------------------- files

@@ -6,7 +6,8 @@ experiment.
 Header and voxels are checked, the MRI is brought onto the crop of the cohort's grid, its label is predicted,
 latents are sampled (experiment/networks.py:LatentSampler; 4 samples of 2 DDIM steps, twice where regions are
 known: 16 network evaluations, else 8), their mean is decoded and clamped, and the PET is written on the MRI's
-own grid with its sidecar. The folder is a BIDS derivative dataset.
+own grid with its sidecar; with --samples beside it samples, PETs that this person might have. The folder is a
+BIDS derivative dataset.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from imaging.remarks import Remarks
 from model import std_over_samples
 from newscans.covariates import people_of, with_covariates
 from newscans.outputs import README, TABLE, TITLE, differences_of, measure, write_scan, write_table
+from newscans.samples import SAMPLE_TABLE, with_samples, write_sample_table, write_samples
 from newscans.scans import (NewScan, complete_names, find_scans, header_problem, made_from, onto_crop,
                             place_problem,
                             read_mri, refuse_place, sha256)
@@ -62,6 +64,9 @@ class SynthesisSettings:
     bids_choose: tuple[str, ...] = setting((),
         "of a BIDS dataset: entities that decide where a visit has several T1 MRIs, such as acq-mprage",
         empty=True)
+    samples: int = setting(0,
+        "also write so many samples of each scan, PETs that this person might have (docs/samples.md), and "
+        "samples.csv; the written PET stays the mean", low=0, high=1000)
     overwrite: bool = setting(False,
         "replace synthetic PETs that are there, but were not made from the same MRI in the same way")
 
@@ -101,6 +106,7 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
     predictor = trained.sampler.predictor
     named = with_covariates(named, settings.table, predictor, cfg.subject_pattern)
     trained.sampler.people = people_of(named, cfg.covariates)
+    trained = with_samples(trained, settings.samples)
     with FolderLock(out) as lock:
         sources = {scan.id: sha256(scan.mri) for scan in named}
         missing = _wanted(named, sources, trained, out, settings.overwrite)
@@ -114,11 +120,13 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
         make_folder(out)
         lock.acquire()
         remove_leftovers(out, everyones=True)
-        write_dataset(out, TITLE, README, [scan.mri for scan in usable])
+        ignored = (f"/{SAMPLE_TABLE}",) if trained.samples else ()
+        write_dataset(out, TITLE, README, [scan.mri for scan in usable], ignored)
         try:
             _synthesize(trained, usable, sources, problems, out)
         finally:
             write_table(out)
+            write_sample_table(out)
     if problems:
         head = f"{len(problems)} of {len(scans)} MRIs were not synthesized, the others are in {out}:"
         raise InputError("\n  ".join([head, *problems.values()]))
@@ -154,6 +162,8 @@ def _wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out
         files = scan.written(out)
         if not trained.cfg.save_std:
             files = {name: path for name, path in files.items() if not name.startswith("std")}
+        for k in trained.samples.samples if trained.samples else ():
+            files |= {f"{name} {k}": path for name, path in scan.sample(out, k + 1).items()}
         there = [path for path in scan.written(out).values() if path.exists()]
         made_now = {**made_from(scan, sources[scan.id]), **trained.made_with}
         differences = differences_of(files["sidecar"], made_now) if there else []
@@ -188,9 +198,12 @@ def _announce(trained: Trained, found: int, usable: int, problems: dict[str, str
     cfg = trained.cfg
     for remark in trained.measurement.remarks(trained.grid.affine, trained.networks.crop):
         say("synth", remark)
+    samples = trained.samples
+    further = f"{len(samples.samples)} samples beside the mean, " if samples else ""
+    evaluations = trained.sampler.evaluations + (samples.evaluations if samples else 0)
     say("synth", f"{usable} of {found} MRIs are to be synthesized ({found - usable - len(problems)} are "
                  f"there already), {cfg.samples_per_scan} latent samples by {cfg.sampler}, "
-                 f"{trained.sampler.evaluations} network evaluations a scan, on {trained.networks.device}, "
+                 f"{further}{evaluations} network evaluations a scan, on {trained.networks.device}, "
                  f"{trained.notice}; writes {out}")
     if old := len(list(out.glob("sub-*_pet.json"))):
         say("synth", f"{out}: {old} PET(s) of an earlier version lie in the folder itself; they stay, but "
@@ -252,3 +265,5 @@ def _synthesize_batch(trained: Trained, batch: dict, sources: dict[str, str], ou
             say("synth", f"{scan.id}: {row['remark']}")
         write_scan(trained, scan, batch["volumes"][i], x_hats[i, 0], std_over_samples(decoded[None])[0],
                    {"ID": scan.id, **row}, sources[scan.id], out)
+    if trained.samples:
+        write_samples(trained, batch, out)

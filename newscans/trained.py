@@ -26,7 +26,8 @@ class Trained:
     grid: of the cohort's volumes. calibration: of the SUVR, by the test stage, or None. no_interval: why
     there is no calibrated interval, or nothing. networks_used: name -> file and key of the weights.
     trained_on: fingerprint of the training and validation list. mri_percentile: setting of the tool.
-    tracer: BIDS label of that of all training PETs, '' if not known.
+    tracer: BIDS label of that of all training PETs, '' if not known. samples: of the samples that are written
+    beside the mean PET, or None.
     """
     cfg: Config
     networks: Networks
@@ -41,6 +42,7 @@ class Trained:
     notice: str
     mri_percentile: float
     tracer: str
+    samples: LatentSampler | None = None
 
     @property
     def synthesizer(self) -> Synthesizer:
@@ -72,13 +74,13 @@ def load_trained(cfg: Config, mri_percentile: float) -> Trained:
     networks.check_device()
     grid = Grid(tuple(cfg.image_size), metadata["affine"].numpy())
     measurement = Measurement.read(mask_files(cfg), grid.affine, networks.crop)
-    if cfg.label_at_sampling == "matched" and not measurement.regions:
-        raise InputError(f"label_at_sampling matched needs the regions of the SUVR, and {cfg.data_dir}/truth "
-                         "is not there; give --cortex_mask and --reference_mask, or --label_at_sampling "
-                         "mixed")
+    if cfg.matches_suvr and not measurement.regions:
+        raise InputError(f"label_at_sampling {cfg.label_at_sampling} needs the regions of the SUVR, and "
+                         f"{cfg.data_dir}/truth is not there; give --cortex_mask and --reference_mask, or "
+                         "--label_at_sampling mixed")
     synthesizer, predictor = networks.best_synthesizer(saved)
     sampler = LatentSampler(cfg, synthesizer, predictor, measurement, cfg.sampler, cfg.sampling_steps,
-                            range(cfg.samples_per_scan), cfg.label_at_sampling == "matched")
+                            range(cfg.samples_per_scan), cfg.matches_suvr, drawn=cfg.draws_label)
     used = {"autoencoder": {"file": networks.best_path("aae"), "weights": weights_key(synthesizer.space.aae)},
             "denoiser": {"file": networks.best_path("ldm"), "weights": weights_key(synthesizer.unet)}}
     calibration, no_interval = _read_calibration(cfg, measurement, synthesizer)

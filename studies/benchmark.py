@@ -125,8 +125,8 @@ def measure_system(name: str, part: str, cfg: Config, quick: bool) -> dict:
 # ---------------------------------------------------------------- network evaluations, and the cost of a run
 
 def passes(cfg: Config) -> int:
-    """How often the latent samples of a scan are drawn: label_at_sampling matched draws them twice."""
-    return 2 if cfg.label_at_sampling == "matched" else 1
+    """How often the latent samples of a scan are drawn: twice where their SUVR is matched."""
+    return 2 if cfg.matches_suvr else 1
 
 
 def sample_nfe(cfg: Config, sampler: str, steps: int) -> int:
@@ -186,7 +186,8 @@ def describe(size: str, cfg: Config, dtype: str, device: torch.device) -> str:
              f"one scan: {cfg.samples_per_scan} latent samples x {steps} of {cfg.sampler} x passes "
              f"{passes(cfg)} = {scan_nfe(cfg)} network evaluations; as published {published_nfe(cfg)}"]
     if passes(cfg) > 1:
-        lines.append("its seconds here are twice those of one pass: label_at_sampling matched takes two")
+        lines.append("its seconds here are twice those of one pass: label_at_sampling "
+                     f"{cfg.label_at_sampling} takes two")
     lines.append(f"  {'':24}{'as published':>14}{'here':>14}{'ratio':>11}{'memory as published, here':>27}")
     return "\n".join(lines)
 
