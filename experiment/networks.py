@@ -54,7 +54,8 @@ def build_discriminator(cfg: Config, device: torch.device) -> Discriminator:
 def build_unet(cfg: Config, device: torch.device) -> UNet:
     """The denoiser with its Extractor and Projector."""
     unet = UNet(cfg.latent_channels, cfg.unet_channels, cfg.unet_mults, cfg.unet_res_blocks, cfg.time_dim,
-                cfg.num_classes, cfg.unet_norm_groups, cfg.unet_attention_levels, cfg.downscale,
+                cfg.num_classes + len(cfg.covariates), cfg.unet_norm_groups, cfg.unet_attention_levels,
+                cfg.downscale,
                 image_conditioning=cfg.conditioning != "none", multiscale=cfg.conditioning == "multiscale")
     return place(unet, cfg, device)
 
@@ -297,12 +298,21 @@ class LatentSampler:
         """z_0 of a batch {id, mri}: [B, m, C, d, h, w]. Raises NotFiniteError that names the subjects."""
         if not self.predictor:
             return self._sample(batch, None)
-        label = self.predictor.label(batch["mri"], cells_of(self.people, batch["id"]))       # [B, K]
-        z_0 = self._sample(batch, label)
+        cells = cells_of(self.people, batch["id"])
+        label = self.predictor.label(batch["mri"], cells)                                    # [B, K]
+        z_0 = self._sample(batch, self._with_covariates(label, cells))
         if not self.matched:
             return z_0
         pets = self.synthesizer.decode(z_0.mean(dim=1))                                      # [B, 1, D, H, W]
-        return self._sample(batch, self.predictor.corrected(label, self.measurement.suvr(pets).float()))
+        corrected = self.predictor.corrected(label, self.measurement.suvr(pets).float())
+        return self._sample(batch, self._with_covariates(corrected, cells))
+
+    def _with_covariates(self, label: Tensor, cells: pd.DataFrame | None) -> Tensor:
+        """What the denoiser is conditioned on: the soft label [B, K], and the covariates if there are some,
+        [B, K + P]."""
+        if not self.predictor.coder:
+            return label
+        return torch.cat([label, self.predictor.encoded(cells)], dim=1)
 
     def synthesize(self, batch: dict) -> Tensor:
         """A predict function for evaluate: MRI -> PET decoded from the mean of its samples, [B, 1, D, H, W]

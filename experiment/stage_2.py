@@ -100,6 +100,9 @@ def _labels(exp: Experiment, survey: Survey) -> tuple[Tensor, dict | None]:
         return soft_labels, None
     cells = None if exp.people is None else exp.people.loc[[scan.id for scan in train]]
     predictor = fit_label_predictor(exp, survey, labels[order], soft_labels[:len(train)], levels, cells)
+    if predictor.coder:                                    # the denoiser sees the covariates too
+        both = exp.people.loc[[scan.id for scan in train + validation]]
+        soft_labels = torch.cat([soft_labels, predictor.encoded(both)], dim=1)               # [n, K + P]
     return soft_labels, predictor.state()
 
 

@@ -113,6 +113,11 @@ class LabelPredictor:
         lack = soft_labels[:, 1] - (suvr - negative) / (positive - negative)
         return soft_labels + torch.stack([-lack, lack], dim=1).nan_to_num(0.0)
 
+    def encoded(self, cells: pd.DataFrame | None) -> Tensor:
+        """The covariates of B subjects as numbers [B, P] float32, which the denoiser is given beside the soft
+        label."""
+        return torch.from_numpy(self.coder.encode(cells)).float()
+
     def _regress(self, volume: Tensor, cells: pd.DataFrame | None) -> Tensor:
         """The regression of MRIs [B, 1, D, H, W] and covariates, not calibrated: [B, K] float32."""
         features = features_of(pool_volume(volume, self.pool), self.voxels)                  # [B, F]
