@@ -333,10 +333,10 @@ class Config:
     aae_block_norm: bool = setting(False,
         "GroupNorms in the residual blocks of encoder and decoder: no gain, and a step takes 1.6 times as "
         "long", affects=AAE, published=True)
-    upsampling: str = setting("transposed",
-        "how the decoder doubles the grid; transposed: by a transposed convolution alone, which leaves a "
-        "checkerboard in every PET, as published; blurred: with the filter [1, 2, 1] / 4 after it, which "
-        "takes that away", affects=AAE, choices=("transposed", "blurred"))
+    upsampling: str = setting("blurred",
+        "how the decoder doubles the grid; blurred: by a transposed convolution and the filter [1, 2, 1] / 4 "
+        "after it; transposed: without the filter, which leaves a checkerboard in every PET", affects=AAE,
+        choices=("blurred", "transposed"), published="transposed")
     disc_channels: tuple[int, ...] = setting((16, 32, 64, 128),
         "channels of the discriminator; paper", affects=AAE, low=1)
     lambda_rec: float = setting(100.0,
