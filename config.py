@@ -630,7 +630,7 @@ def with_present_names(saved: dict) -> dict:
     if "regression_channels" in present:
         present["image_regression"] = {"channels": present.pop("regression_channels")}
     if "centiloid_slope" in present:
-        present["centiloid"] = [present.pop("centiloid_slope"), present.pop("centiloid_intercept")]
+        present["centiloid"] = [present.pop("centiloid_slope"), present.pop("centiloid_intercept", 0.0)]
     return present
 
 
