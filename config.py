@@ -234,8 +234,10 @@ class DDPMSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """Every setting of an experiment. Raises ValueError that lists all values which are out of range or do
-    not fit together."""
+    """Every setting of an experiment.
+
+    Raises ValueError that lists all values which are out of range or do not fit together.
+    """
 
     exp: str = setting("default", "name of the experiment; outputs go to result/<exp>", section="the run")
     aae_from: str = setting("",
@@ -576,8 +578,7 @@ class Config:
 
     @property
     def least_of_each_label(self) -> int:
-        """Subjects that the training list must have with every label: the predictor of the label is
-        cross-fitted."""
+        """Subjects of each label that training needs: the predictor of the label is cross-fitted."""
         return 2 if self.predicts_label else 0
 
     @property
@@ -617,8 +618,7 @@ class Config:
         return self.settings_of("synthesis") | named
 
     def noted_settings(self, stage: str) -> dict:
-        """The settings that may change while the stage is trained, as JSON values: what a run notes when it
-        continues."""
+        """Settings that may change while the stage is trained, as JSON values, for a run to note."""
         noted = {}
         for f in dataclasses.fields(self):
             affects, extendable = f.metadata["affects"], f.metadata["extendable"]
@@ -646,7 +646,7 @@ def with_present_names(saved: dict) -> dict:
     if "regression_channels" in present:
         present["image_regression"] = {"channels": present.pop("regression_channels")}
     if "centiloid_slope" in present:
-        present["centiloid"] = [present.pop("centiloid_slope"), present.pop("centiloid_intercept")]
+        present["centiloid"] = [present.pop("centiloid_slope"), present.pop("centiloid_intercept", 0.0)]
     return present
 
 

@@ -11,8 +11,8 @@ from the reconstruction alone, then from D as well, then from T instead of D. On
 
 The gate has two 1x1x1 convolutions, as in the code (the figure draws three). All convolutions of the
 residual units are one and the same kernel, as in the code (`shared_kernel`); whether the paper means that is
-not known.
-The weights that the authors released are those of a generator without the pyramid, and do not fit this one.
+not known. The weights that the authors released are those of a generator without the pyramid, and do not fit
+this one.
 
 Departures from the published code, and why:
 - The output paddings of G's transposed convolutions follow from the volume, as other sizes need others. At

@@ -30,7 +30,7 @@ def page() -> str:
         "Written by `python -m docs.settings` from the code; a test compares. Edit a default in",
         "`config.py`, or pass `--field value`. `synthesize`, `external`, `sweep`, `study robustness` and",
         "`study samples` also take the settings of the experiment that its training is not bound to, such as",
-        "`--samples_per_scan`. A dotted name is a setting of a baseline: `--pix2pix.lambda_l1 50`",
+        "`--samples_per_scan`. A dotted name is a setting of one baseline: `--pix2pix.lambda_l1 50`",
         "changes the training of Pix2Pix alone. Published is then the value in the system's own paper or",
         "code, which no preset sets.",
     ]

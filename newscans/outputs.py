@@ -211,8 +211,10 @@ def differences_of(sidecar: Path, made_from: dict) -> list[str]:
     content = read_sidecar(sidecar)
     if content is None:
         return ["not written by synthesize"]
-    settings = with_present_names(content["MadeFrom"].get("settings", {}))
-    there, now = _flat(content["MadeFrom"] | {"settings": settings}), _flat(made_from)
+    there = dict(content["MadeFrom"])
+    if isinstance(there.get("settings"), dict):
+        there["settings"] = with_present_names(there["settings"])
+    there, now = _flat(there), _flat(made_from)
     return [
         f"{name}: {json.dumps(there.get(name))} -> {json.dumps(value)}"
         for name, value in now.items()

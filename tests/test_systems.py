@@ -202,6 +202,7 @@ def test_two_best_four_around_the_median_and_two_worst_are_chosen():
 def test_every_scored_method_has_a_title_and_every_system_a_line_of_its_own(finished):
     scored = {*methods(finished), *BASELINES, "ddpm_mean", "real", "oracle"}
     assert figures.METHOD_TITLES.keys() == scored - {"aae"}
+    assert figures.CURVES.keys() == {"aae", "ldm", *BASELINES}
     assert list(figures.SYSTEM_TITLES) == METHODS
     assert list(figures.SYSTEM_LINES) == ["real", "il_cldm", *METHODS]
     assert len({colour for colour, _ in figures.SYSTEM_LINES.values()}) == len(figures.SYSTEM_LINES)

@@ -245,7 +245,7 @@ LABELS = {"label_in_training": "true", "label_at_sampling": "mixed"}          # 
 @pytest.mark.parametrize(("settings", "is_one_row"), [
     ({}, True), ({"cache": "off"}, True), ({"device": "cpu"}, True), ({"num_workers": 0}, True),
     ({"device": "cpu", "num_workers": 4, "cache": "ram", "recompute": True, "sampling_batch": 1}, True),
-    ({"bootstrap_resamples": 200, "save_std": True, "resume": "yes"}, True),
+    ({"deterministic": True, "save_std": True, "resume": "yes"}, True),
     ({"sampler": "dpm"}, False), ({"samples_per_scan": 2}, False), ({"precision": "fp32"}, False),
     ({"conditioning": "input"}, False), ({"aae_epochs": 500}, False), ({"ldm_lr": 1e-3}, False),
     ({"aae_norm_groups": 8}, False), ({"label_at_sampling": "none"}, False), (REGIONS | LABELS, False)])
