@@ -29,8 +29,8 @@ def page() -> str:
         "",
         "Written by `python -m docs.settings` from the code; a test compares. Edit a default in "
         "`config.py`, or pass",
-        "`--field value`. `synthesize`, `external`, `sweep`, `study robustness` and `study samples` also take "
-        "the settings of the experiment that its",
+        "`--field value`. `synthesize`, `external`, `sweep`, `study robustness` and `study samples` also "
+        "take the settings of the experiment that its",
         "training is not bound to, such as `--samples_per_scan`. A dotted name is a setting of a compared "
         "system: `--pix2pix.lambda_l1 50`",
         "changes the training of Pix2Pix alone. Published is then the value in the system's own paper or "

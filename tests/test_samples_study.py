@@ -94,7 +94,7 @@ def test_parcels_are_six_parts_of_the_cortex_on_their_sides_from_back_to_front()
     assert (sum(part.astype(int) for part in found.values()) == cortex).all()
     assert not found["left_back"][3:].any()
     assert found["left_back"][0, 1].all() and found["right_front"][5, 8].all()
-    assert {int(part.sum()) for part in found.values()} == {24, 36}        # 8 rows cannot be cut into equal thirds
+    assert {int(part.sum()) for part in found.values()} == {24, 36}        # 8 rows have no equal thirds
     one_side = samples.parcels(cortex & (np.arange(6) < 3)[:, None, None], affine)
     assert list(one_side) == ["left_back", "left_middle", "left_front"]
 
