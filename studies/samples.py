@@ -73,7 +73,7 @@ def study(cfg: Config, settings: SamplesSettings) -> None:
     SUVR, or has no predictor of the label that can draw."""
     exp = Experiment(cfg, check(cfg), pick_device(cfg.device))
     exp.refuse_conflicts(needs=("aae", "ldm"))
-    _refuse_without_uptake(exp)
+    refuse_without_uptake(exp)
     exp.measurement = with_parcels(exp.measurement, exp.crop.affine(exp.cohort.affine))
     synthesizer, predictor = exp.networks.best_synthesizer()
     samplers = samplers_of(exp, synthesizer, predictor, settings.samples)
@@ -86,7 +86,7 @@ def study(cfg: Config, settings: SamplesSettings) -> None:
     say("study", f"wrote {TABLE}, {SUBJECTS}, samples.md and {PAGE} to {cfg.result_dir}")
 
 
-def _refuse_without_uptake(exp: Experiment) -> None:
+def refuse_without_uptake(exp: Experiment) -> None:
     """Raise InputError if there is nothing to measure, or no label to draw."""
     if not exp.measurement.regions:
         raise InputError("study samples scores the SUVR, and no regions are known; give --cortex_mask and "

@@ -3,6 +3,7 @@ phantom."""
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from experiment.session import check
 from studies import samples
 from studies.samples_page import subjects_of_page
 from studies.samples_table import judge, make_table, to_markdown
-from utils import derived_seed
+from utils import InputError, derived_seed
 
 PHANTOM = {"regions": "auto", "data_dir": "data/phantom", "phantom_subjects": (8, 6, 4), "phantom_voxel": 8,
            "aae_epochs": 1, "ldm_epochs": 1, "exp": "a"}
@@ -189,12 +190,15 @@ def test_the_page_shows_the_first_subject_of_either_status(project):
     assert subjects_of_page([scans[0]]) == [scans[0]]
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"label_at_sampling": "none"}, "sampled without one"), ({"regions": "none"}, "no regions are known")])
-def test_what_cannot_be_studied_is_refused(project, capsys, settings, message):
-    assert run_study(**settings) == 2
-    captured = capsys.readouterr()
-    assert message in captured.out + captured.err
+def test_an_experiment_that_is_sampled_without_a_label_is_refused(project, capsys):
+    assert run_study(label_at_sampling="none") == 2
+    assert "sampled without one" in capsys.readouterr().err
+
+
+def test_an_experiment_without_an_suvr_is_refused():
+    exp = SimpleNamespace(measurement=SimpleNamespace(regions=None), cfg=Config(**TINY))
+    with pytest.raises(InputError, match="no regions are known"):
+        samples.refuse_without_uptake(exp)
 
 
 def test_an_own_cohort_has_no_fresh_phantoms(project, capsys):
