@@ -42,7 +42,7 @@ from studies.samples_table import METHODS, judge, make_table, to_markdown
 from utils import InputError, pick_device
 
 TABLE, SUBJECTS, PAGE = "samples.csv", "samples_subjects.csv", "samples.png"
-FRESH_SEED = 9000                                          # added to phantom_seed; all of ours are lower
+FRESH_SEED = 9000                                          # added to phantom_seed; ours are all lower
 NO_PET = "amount"                                          # the row that needs no PET
 
 
@@ -73,7 +73,7 @@ def study(cfg: Config, settings: SamplesSettings) -> None:
     SUVR, or has no predictor of the label that can draw."""
     exp = Experiment(cfg, check(cfg), pick_device(cfg.device))
     exp.refuse_conflicts(needs=("aae", "ldm"))
-    _refuse_without_uptake(exp)
+    refuse_without_uptake(exp)
     exp.measurement = with_parcels(exp.measurement, exp.crop.affine(exp.cohort.affine))
     synthesizer, predictor = exp.networks.best_synthesizer()
     samplers = samplers_of(exp, synthesizer, predictor, settings.samples)
@@ -86,7 +86,7 @@ def study(cfg: Config, settings: SamplesSettings) -> None:
     say("study", f"wrote {TABLE}, {SUBJECTS}, samples.md and {PAGE} to {cfg.result_dir}")
 
 
-def _refuse_without_uptake(exp: Experiment) -> None:
+def refuse_without_uptake(exp: Experiment) -> None:
     """Raise InputError if there is nothing to measure, or no label to draw."""
     if not exp.measurement.regions:
         raise InputError("study samples scores the SUVR, and no regions are known; give --cortex_mask and "
@@ -111,7 +111,8 @@ def study_lists(exp: Experiment, samplers: dict[str, LatentSampler], lists: dict
         ensembles = {method: ensembles[method] for method in METHODS if method in ensembles}
         tables.append(judge(ensembles, real, cfg.seed).assign(list=name))
     subjects = pd.concat(tables, ignore_index=True)
-    table = make_table(subjects, calibrated_on(exp, errors), cfg.bootstrap_resamples, cfg.seed)
+    table = make_table(subjects, calibrated_on(exp, errors, NO_PET in ensembles), cfg.bootstrap_resamples,
+                       cfg.seed)
     write_csv(cfg.result_dir / SUBJECTS, subjects[["list", *subjects.columns.drop("list")]])
     write_csv(cfg.result_dir / TABLE, table)
     note = exp.scores_note(len(exp.cohort.test))
@@ -239,8 +240,10 @@ def validation_errors(exp: Experiment, name: str, predict: Predict) -> dict[str,
     return {column: real[column].to_numpy() - found[column].to_numpy() for column in uptake_columns(real)}
 
 
-def calibrated_on(exp: Experiment, errors: dict[str, dict[str, ndarray]]) -> dict[str, int]:
+def calibrated_on(exp: Experiment, errors: dict[str, dict[str, ndarray]],
+                  draws_amounts: bool) -> dict[str, int]:
     """Method -> number of subjects whose errors its distribution is made of; none for one that knows no
     errors."""
     numbers = {method: int(np.isfinite(own["SUVR"]).sum()) for method, own in errors.items()}
-    return numbers | dict.fromkeys(("sampled", NO_PET), len(exp.cohort.train))
+    drawn = ("sampled", NO_PET) if draws_amounts else ()
+    return numbers | dict.fromkeys(drawn, len(exp.cohort.train))

@@ -3,6 +3,7 @@ phantom."""
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from experiment.session import check
 from studies import samples
 from studies.samples_page import subjects_of_page
 from studies.samples_table import judge, make_table, to_markdown
-from utils import derived_seed
+from utils import InputError, derived_seed
 
 PHANTOM = {"regions": "auto", "data_dir": "data/phantom", "phantom_subjects": (8, 6, 4), "phantom_voxel": 8,
            "aae_epochs": 1, "ldm_epochs": 1, "exp": "a"}
@@ -94,7 +95,7 @@ def test_parcels_are_six_parts_of_the_cortex_on_their_sides_from_back_to_front()
     assert (sum(part.astype(int) for part in found.values()) == cortex).all()
     assert not found["left_back"][3:].any()
     assert found["left_back"][0, 1].all() and found["right_front"][5, 8].all()
-    assert {int(part.sum()) for part in found.values()} == {24, 36}        # 8 rows cannot be cut into equal thirds
+    assert {int(part.sum()) for part in found.values()} == {24, 36}        # 8 rows have no equal thirds
     one_side = samples.parcels(cortex & (np.arange(6) < 3)[:, None, None], affine)
     assert list(one_side) == ["left_back", "left_middle", "left_front"]
 
@@ -189,12 +190,15 @@ def test_the_page_shows_the_first_subject_of_either_status(project):
     assert subjects_of_page([scans[0]]) == [scans[0]]
 
 
-@pytest.mark.parametrize(("settings", "message"), [
-    ({"label_at_sampling": "none"}, "sampled without one"), ({"regions": "none"}, "no regions are known")])
-def test_what_cannot_be_studied_is_refused(project, capsys, settings, message):
-    assert run_study(**settings) == 2
-    captured = capsys.readouterr()
-    assert message in captured.out + captured.err
+def test_an_experiment_that_is_sampled_without_a_label_is_refused(project, capsys):
+    assert run_study(label_at_sampling="none") == 2
+    assert "sampled without one" in capsys.readouterr().err
+
+
+def test_an_experiment_without_an_suvr_is_refused():
+    exp = SimpleNamespace(measurement=SimpleNamespace(regions=None), cfg=Config(**TINY))
+    with pytest.raises(InputError, match="no regions are known"):
+        samples.refuse_without_uptake(exp)
 
 
 def test_an_own_cohort_has_no_fresh_phantoms(project, capsys):
