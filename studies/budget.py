@@ -150,9 +150,11 @@ def title_of(experiment: Experiment) -> str:
 
 
 def score_fresh(experiment: Experiment) -> None:
-    """Score fresh phantoms by an experiment, as external ones with its own calibration. Raises Failed if a
-    command fails."""
+    """Score fresh phantoms by an experiment, as external ones with its own calibration, if that is not done.
+    Raises Failed if a command fails."""
     name, cfg = fresh_name(experiment.seed), settings_of(experiment)
+    if fresh_run(cfg):
+        return
     title = f"fresh phantoms, seed {experiment.seed}"
     run_stages(title, name, fresh_words(experiment), [["check"]])
     run_or_fail(title, ["external", "--exp", cfg.exp, "--test_data", f"data/{name}", "--name", FRESH_NAME,
@@ -200,7 +202,8 @@ def write_tables() -> list[Experiment]:
         own[experiment.seed] = runs[experiment[:3]]
         if run := fresh_run(settings_of(experiment)):
             fresh[experiment.seed] = run
-    at_best = scores.table[scores.table["is_setting"] & scores.table["budget"].isin([0, budget])]
+    at_best = scores.table[scores.table["is_setting"] & scores.table["budget"].isin([0, budget])
+                           & scores.table["seed"].isin(own)]
     criteria = make_criteria(at_best, own, fresh) if own else pd.DataFrame()
     write_csv(FOLDER / "budget_subjects.csv", subjects)
     write_csv(FOLDER / "budget.csv", table)
@@ -247,8 +250,8 @@ def main(argv: list[str]) -> int:
             sample(experiment, arguments.samples)
         if left:
             write_tables()
-        for experiment in best if arguments.fresh else ():
-            score_fresh(experiment)
         if arguments.fresh:
+            for experiment in best:
+                score_fresh(experiment)
             write_tables()
     return run_study(work)

@@ -241,6 +241,8 @@ def test_fresh_phantoms_are_scored_as_an_external_cohort_by_the_best_budget(proj
     assert run("--fresh") == 0
     assert [words[0] if words[0] == "external" else words[-1] for words in tiny] == ["check", "external"]
     found = budget.fresh_run(settings_of(Experiment("default", 1, 0)))
+    tiny.clear()
+    assert run("--fresh") == 0 and not tiny
     known = pd.read_csv(project / "data/benchmark0/truth/truth.csv")
     fresh = pd.read_csv(project / "data/fresh0/truth/truth.csv")
     assert len(found.test.query("method == 'il_cldm'")) == 6 and len(fresh) == 14
