@@ -178,7 +178,8 @@ def plot_robustness(table: pd.DataFrame, stem: Path, note: str) -> None:
 
 
 def plot_budget(curves: dict[str, pd.DataFrame], references: pd.DataFrame, stem: Path, note: str) -> None:
-    """Draw scores against updates and against seconds of training: a line a method, with 95 % intervals.
+    """Draw scores against updates and against seconds of training: a line a method, with 95 %
+    intervals, a little apart.
 
     curves: name -> a row a budget, columns updates, training_s and each score of BUDGET_PANELS, with _low and
     _high. references: a row each of mean PET and oracle, columns method and the scores: horizontal lines.
@@ -188,10 +189,12 @@ def plot_budget(curves: dict[str, pd.DataFrame], references: pd.DataFrame, stem:
     lines = list(itertools.product(("-", "--"), BUDGET_COLOURS))
     for row, (x, label) in zip(axes, BUDGET_AXES.items(), strict=True):
         for axis, (score, title) in zip(row, BUDGET_PANELS.items(), strict=True):
-            for (name, rows), (line, colour) in zip(curves.items(), itertools.cycle(lines), strict=False):
+            for number, (name, rows) in enumerate(curves.items()):
+                line, colour = lines[number % len(lines)]
+                beside = 1.02 ** (number - len(curves) / 2)            # so that no interval hides another
                 ends = np.stack([rows[score] - rows[f"{score}_low"], rows[f"{score}_high"] - rows[score]])
-                axis.errorbar(rows[x], rows[score], yerr=ends.clip(min=0), fmt=f"o{line}", color=colour,
-                              markersize=4, capsize=2, linewidth=1.5, elinewidth=0.8, label=name)
+                axis.errorbar(beside * rows[x], rows[score], yerr=ends.clip(min=0), fmt=f"o{line}",
+                              color=colour, markersize=4, capsize=2, elinewidth=0.8, label=name)
             for (_, known), line in zip(references.iterrows(), (":", "-."), strict=False):
                 axis.axhline(known[score], color="0.4", linestyle=line, label=METHOD_TITLES[known["method"]])
             axis.set(xscale="log", xlabel=label, title=title)
