@@ -15,7 +15,8 @@ from imaging.regions import ABOUT
 from runtime.files import make_folder, write_csv, write_text
 
 LEVEL = 0.05                                               # of significance, after Holm's correction
-DIGITS = {"PSNR": 2, "PSNR_brain": 2, "MAE": 4, "MAE_brain": 4}               # 3 of all others
+DIGITS = {"PSNR": 2, "PSNR_brain": 2, "MAE": 4, "MAE_brain": 4, "spectrum_brain": 2,
+          "nyquist": 1, "nyquist_real": 1}                 # 3 of all others
 SUFFIXES = {"value": "", "spread": "_sd", "low": "_low", "high": "_high", "p": "_p",
             "p_holm": "_p_holm"}                           # in the CSV
 TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{",
@@ -121,6 +122,8 @@ def display(table: Table, markup: Markup) -> list[Section]:
             commands = list(dict.fromkeys(tidy["made_by"].explode()))
             rows = tidy.groupby(["experiment", *table.keys], sort=False)
             text = pd.DataFrame([_row_text(row, table.keys, commands, markup) for _, row in rows])
+            text["made by"] = text.pop("made by")          # the last, whatever the first row lacks
+            text = text.fillna("not measured")             # by the version that scored the row
         sections.append(Section(describe_section(section), text, commands))
     return sections
 

@@ -2,6 +2,7 @@
 masks behind them."""
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from nibabel.affines import voxel_sizes
 from torch import Tensor
 
+from evaluation.spectrum import RadialSpectrum, nyquist_share
 from imaging.grids import Crop
 from imaging.regions import ABOUT, COVERED, MaskSource, Regions, read_labels, read_mask, share_inside
 from labels.linear import pool_volume, pool_width
@@ -46,12 +48,13 @@ class Measurement:
     """Masks on the crop, and what is measured through them.
 
     brain: [D, H, W] bool. regions: of the SUVR, or None. voxel_mm: mean size of a voxel. files: where the
-    masks come from.
+    masks come from. sides_mm: of a voxel along each axis; None: all are voxel_mm.
     """
     brain: np.ndarray
     regions: Regions | None
     voxel_mm: float
     files: MaskFiles
+    sides_mm: tuple[float, float, float] | None = None
 
     @classmethod
     def read(cls, files: MaskFiles, affine: np.ndarray, crop: Crop) -> "Measurement":
@@ -77,7 +80,8 @@ class Measurement:
         named = {}
         if files.regions_image:
             named = attempt(read_labels, Path(files.regions_image), Path(files.regions_table), affine, crop)
-        voxel_mm = float(np.mean(voxel_sizes(affine)))
+        sides_mm = tuple(voxel_sizes(affine).tolist())
+        voxel_mm = float(np.mean(sides_mm))
         if not masks and (files.regions_image or files.centiloid):
             problems.append("regions_image and centiloid need the regions of the SUVR: give "
                             "cortex_mask and reference_mask, or another value of regions than none")
@@ -90,7 +94,8 @@ class Measurement:
                             "lies half inside")
         if problems:
             raise InputError("\n".join(problems))
-        return cls(brain, Regions(*masks, named, files.centiloid) if masks else None, voxel_mm, files)
+        regions = Regions(*masks, named, files.centiloid) if masks else None
+        return cls(brain, regions, voxel_mm, files, sides_mm)
 
     @property
     def pool(self) -> int:
@@ -110,8 +115,21 @@ class Measurement:
         return {"mri": mri, "pet": pet, **self.uptake(x_hat)}
 
     def all_measures(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
-        """A measure for evaluate: image_scores and readable together."""
-        return self.image_scores(x_hat, volumes) | self.readable(x_hat, volumes)
+        """A measure for evaluate: image_scores, spectral_scores and readable together."""
+        return (self.image_scores(x_hat, volumes) | self.spectral_scores(x_hat, volumes)
+                | self.readable(x_hat, volumes))
+
+    def spectral_scores(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict[str, float]:
+        """A measure for evaluate: the texture of x_hat [D, H, W] against that of volumes["pet"]
+        (evaluation/spectrum.py:SPECTRAL)."""
+        x_hat, x = x_hat.cpu().numpy(), volumes["pet"].cpu().numpy()
+        return {"spectrum_brain": self.spectrum.error(x_hat, x), "nyquist": nyquist_share(x_hat),
+                "nyquist_real": nyquist_share(x)}
+
+    @cached_property
+    def spectrum(self) -> RadialSpectrum:
+        """The power spectrum inside the brain; made once, because it takes a second."""
+        return RadialSpectrum(self.brain, self.sides_mm or (self.voxel_mm,) * 3)
 
     def uptake(self, x_hat: Tensor) -> dict[str, float]:
         """SUVR, CL if asked for and SUVR_<name> of further regions, of a PET [D, H, W]; empty without

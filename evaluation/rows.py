@@ -217,11 +217,12 @@ def _is_shared(row: Row, other: Row) -> bool:
 
 
 def _equal(one: pd.DataFrame, other: pd.DataFrame) -> bool:
-    """Whether two tables hold the same values of the same subjects, but for rounding."""
+    """Whether two tables hold the same values of the same subjects, but for rounding, in the columns that
+    both have."""
     if not one.index.equals(other.index):
         return False
-    numbers = one.select_dtypes("number")
-    return np.allclose(numbers, other[numbers.columns], rtol=1e-6, atol=1e-9, equal_nan=True)
+    common = one.select_dtypes("number").columns.intersection(other.columns)
+    return np.allclose(one[common], other[common], rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
 def _keep_common_subjects(row: Row, cohort: str) -> None:

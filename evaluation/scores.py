@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from evaluation.spectrum import SPECTRAL
 from runtime.logs import progress_bar
 from runtime.ranks import gather_batches, is_shared, stop_together
 from runtime.signals import stop_if_requested, stop_requested
@@ -97,7 +98,8 @@ def mean_over_scans(value_of: Callable[[dict], float], loader: DataLoader) -> fl
 
 def summarize(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation (n - 1) and n over subjects, a row a method and metric, in the order of the
-    scores."""
-    table = scores.groupby("method", sort=False)[list(METRICS)].agg(["mean", "std", "count"])
+    scores. Those that an earlier version did not measure are left out."""
+    metrics = [*METRICS, *(name for name in SPECTRAL if name in scores)]
+    table = scores.groupby("method", sort=False)[metrics].agg(["mean", "std", "count"])
     table = table.stack(level=0, future_stack=True)
     return table.rename(columns={"count": "n"}).rename_axis(["method", "metric"]).reset_index()

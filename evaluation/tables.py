@@ -39,9 +39,10 @@ METHODS = ("mean_pet", *COMPARED, "il_cldm", "oracle", "aae")                # i
 CLASSIFIERS = ("majority", "age_sex", "covariates", "mri", "covariates_mri", "pet", "suvr",
                "mri_pet")                                  # in the order of the tables
 
-LOWER_IS_BETTER = ("MAE", "MAE_brain", "RMSE", "Brier")
+LOWER_IS_BETTER = ("MAE", "MAE_brain", "spectrum_brain", "RMSE", "Brier")
 TARGETS = {"bias": 0.0, "slope": 1.0}                      # the nearest is best
-UNRATED = ("LoA_low", "LoA_high", "SEN", "SPE", "PPV", "NPV")   # one decision for everybody wins one of two
+UNRATED = ("LoA_low", "LoA_high", "SEN", "SPE", "PPV", "NPV",   # one decision for everybody wins one of two
+           "nyquist", "nyquist_real")                      # the smoothest picture has the least
 
 
 # ---------------------------------------------------------------- the tables, tidy: a record a row and metric
@@ -50,9 +51,18 @@ def image_quality(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the image scores, and the comparisons of all contenders."""
     rows = collect_rows(groups, "test", ("method",), METHODS)
     tests = {name: partial(_compare_values, value=itemgetter(name)) for name in METRICS}
-    pairs = itertools.combinations([row for row in rows if row.is_contender], 2)
+    pairs = list(itertools.combinations([row for row in rows if row.is_contender], 2))
     tidy = tidy_table(rows, ("method",), [image_values(row.runs) for row in rows])
-    return tidy, _compare("image_quality", pairs, tests)
+    comparisons = _compare("image_quality", pairs, tests)
+    later = "spectrum_brain"                               # not scored by an earlier version
+    pairs = [(a, b) for a, b in pairs if _has(a, later) and _has(b, later)]
+    return tidy, comparisons + _compare("image_quality", pairs,
+                                        {later: partial(_compare_values, value=itemgetter(later))})
+
+
+def _has(row: Row, column: str) -> bool:
+    """Whether all runs of the row have the column."""
+    return all(column in frame for frame in row.runs.values())
 
 
 def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, list[dict]]:
@@ -147,9 +157,13 @@ def _compare(table: str, pairs: Iterable[tuple[Row, Row]], tests: dict[str, Test
 CAPTIONS = {
     "image_quality":
         "Image quality on the test list: mean ± SD over subjects, or over the seeds where there are several. "
-        "MAE, PSNR (dB) and SSIM on the box and, with _brain, inside the brain mask. Bold: best of what "
-        "needs no PET. †: differs from mean_pet (paired Wilcoxon over subjects, Holm-corrected, p < 0.05). "
-        "aae and oracle see the PET or the truth: upper bounds.",
+        "MAE, PSNR (dB) and SSIM on the box and, with _brain, inside the brain mask. spectrum_brain: mean "
+        "over bins of frequency of |10 log10 (synthetic / real power)| inside the brain, whose outer 20 mm "
+        "fade out, in dB; 0: the texture of the real PET. nyquist: share of the power at the highest "
+        "frequency of an axis, in millionths; above that of the real PET, nyquist_real, there is a grid in "
+        "the picture, below it is smoother. Bold: best of what needs no PET. †: differs from mean_pet "
+        "(paired Wilcoxon over subjects, Holm-corrected, p < 0.05). aae and oracle see the PET or the truth: "
+        "upper bounds.",
     "amyloid_status":
         "Amyloid status on the test list, with 95 % bootstrap intervals over subjects ({resamples} "
         "resamples; ± SD over seeds where there are several). Every status classifier is fitted on the "

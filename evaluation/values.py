@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from evaluation.spectrum import SPECTRAL
 from evaluation.statistics import (
     AGREEMENT,
     STATUS_METRICS,
@@ -43,10 +44,12 @@ def _over_seeds(values: list[float], std_over_subjects: float = np.nan) -> Value
 
 
 def image_values(runs: Runs) -> dict[str, Values]:
-    """Every image score."""
+    """Every image score that all runs have: an earlier version measured no spectrum."""
     frames = list(runs.values())
     values = {}
-    for name in METRICS:
+    for name in (*METRICS, *SPECTRAL):
+        if not all(name in frame for frame in frames):
+            continue
         values[name] = _over_seeds([frame[name].mean() for frame in frames], frames[0][name].std())
     return values
 

@@ -18,6 +18,7 @@ from evaluation.covariate_status import PREFIX, with_cells
 from evaluation.power import expected_widths
 from evaluation.results import forget_run, save_run
 from evaluation.scores import Predict, Prediction, evaluate, summarize
+from evaluation.spectrum import SPECTRAL
 from evaluation.status import (
     CLASSIFIERS,
     OF_COVARIATES,
@@ -308,7 +309,7 @@ def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer,
     status = {f"score_{name}": scores.classifiers[name].score(validation)
               for name in CLASSIFIERS if name in scores.classifiers}
     if not exp.measurement.regions:
-        return {"validation_list": validation[["ID", "label", *METRICS]].assign(**status)}
+        return {"validation_list": validation[["ID", "label", *METRICS, *SPECTRAL]].assign(**status)}
     validation = validation.assign(SUVR_real=validation["ID"].map(real["validation"].set_index("ID")["SUVR"]))
     test = test.assign(SUVR_real=test["ID"].map(real["test"].set_index("ID")["SUVR"]))
     calibration = calibrate(validation, exp.cfg.num_classes == 2)
@@ -317,7 +318,7 @@ def measure_uncertainty(exp: Experiment, synthesizer: Synthesizer,
     assessed = assess(calibration, test)
     say("test", describe(calibration, assessed))
     predicted = ["p_mri"] if "p_mri" in test else []       # of the label, from the MRI
-    columns = ["ID", "label", *METRICS, "SUVR", "SUVR_sd", "SUVR_real", *predicted]
+    columns = ["ID", "label", *METRICS, *SPECTRAL, "SUVR", "SUVR_sd", "SUVR_real", *predicted]
     return {"validation_list": validation[columns].assign(**status),
             "uncertainty": assessed.join(test[predicted])}
 
@@ -351,7 +352,7 @@ def score_frames(subjects: dict[str, pd.DataFrame], real: pd.DataFrame,
 
     subjects: method -> a row a subject of one list, with all measures. real: the rows of their real PETs.
     """
-    frames = {"test": _stacked(subjects, ["ID", "label", *METRICS])}
+    frames = {"test": _stacked(subjects, ["ID", "label", *METRICS, *SPECTRAL])}
     people = real[[name for name in real if name in ("ID", "age", "sex") or name.startswith(PREFIX)]]
     readable = {"real": real} | {method: table.merge(people, on="ID") for method, table in subjects.items()}
     uptake = [name for name in real if name == "CL" or name.startswith("SUVR")]
@@ -378,5 +379,5 @@ def _stacked(tables: dict[str, pd.DataFrame], columns: list[str]) -> pd.DataFram
 def _shown(summary: pd.DataFrame, methods: list[str]) -> str:
     text = [f"{mean:.4f} +- {std:.4f}" for mean, std in zip(summary["mean"], summary["std"], strict=True)]
     table = summary.assign(text=text).pivot(index="method", columns="metric", values="text")
-    table = table.loc[methods, list(METRICS)]
+    table = table.loc[methods, list(dict.fromkeys(summary["metric"]))]
     return table.rename_axis(index=None, columns=None).to_string()

@@ -27,7 +27,8 @@ CSVS = ("loss_curve.csv", "validation.csv", "test.csv", "predictions.csv", "summ
         "validation_list.csv")
 CHECKPOINTS = ("CHECKPOINT_AAE", "CHECKPOINT_AAE_last", "CHECKPOINT_Unet", "CHECKPOINT_Unet_last")
 ONE_EPOCH = {"aae_epochs": 1, "ldm_epochs": 1}              # of each stage, where more say no more
-COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain"]
+COLUMNS = ["method", "ID", "label", "PSNR", "SSIM", "MAE", "PSNR_brain", "SSIM_brain", "MAE_brain",
+           "spectrum_brain", "nyquist", "nyquist_real"]
 
 
 def run(*argv: str, **settings) -> int:

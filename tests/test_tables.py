@@ -15,7 +15,7 @@ from config import PRESETS, Config
 from evaluation import results
 from evaluation.layout import to_csv, write_tables
 from evaluation.results import Run, load_run, load_runs, save_run
-from evaluation.rows import ROW_SETTINGS, SECTION_SETTINGS, SEEDS, group_runs
+from evaluation.rows import ROW_SETTINGS, SECTION_SETTINGS, SEEDS, Table, group_runs
 from evaluation.statistics import (
     STATUS_METRICS,
     agreement,
@@ -649,3 +649,53 @@ def test_seeds_of_a_baseline_are_all_kept(tmp_path):
     table = image_quality(group_runs(load_runs(tmp_path / "result")[0])[0])[0].query("metric == 'PSNR'")
     assert row(table, method="latent_regression")["seeds"] == 2
     assert row(table, method="mean_pet")["seeds"] == 1
+
+
+def add_spectra(root, exp: str, errors: dict[str, float]) -> None:
+    """Give every subject of a method this error of its spectrum, and a grid, as this version measures
+    them."""
+    run = load_run(root / "result" / exp)
+    ranks = run.test.groupby("method").cumcount()
+    test = run.test.assign(spectrum_brain=run.test["method"].map(errors) + 0.01 * ranks,
+                           nyquist=run.test["method"].map({"mean_pet": 3.0, "il_cldm": 170.0}),
+                           nyquist_real=7.6)
+    resave(root, exp, {"test": test, "uptake": run.uptake, "predictions": run.predictions})
+
+
+def made_tables(root) -> dict[str, Table]:
+    """The tables of all runs under root, by name."""
+    return {table.name: table for table in make_tables(group_runs(load_runs(root / "result")[0])[0])}
+
+
+def test_the_least_error_of_the_spectrum_is_best_and_a_grid_is_never(tmp_path):
+    make_run(tmp_path, "a", better=1.0)
+    add_spectra(tmp_path, "a", {"mean_pet": 6.0, "il_cldm": 2.0})
+    tables = made_tables(tmp_path)
+    tidy, compared = tables["image_quality"].tidy, tables["comparisons"].tidy
+    assert row(tidy, method="mean_pet", metric="spectrum_brain")["value"] == pytest.approx(6.055)
+    best = tidy.query("best").groupby("metric")["method"].agg(list)
+    assert best["spectrum_brain"] == ["il_cldm"]
+    assert not {"nyquist", "nyquist_real"} & set(best.index)
+    assert row(compared, metric="spectrum_brain", a="mean_pet")["difference"] == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_results_of_an_earlier_version_are_compared_in_what_it_measured(tmp_path, order):
+    """The method that both have, mean_pet, stays one row."""
+    earlier, later = order
+    make_run(tmp_path, earlier, better=0.5)
+    make_run(tmp_path, later, better=1.0, ldm_lr=1e-3)
+    add_spectra(tmp_path, later, {"mean_pet": 6.0, "il_cldm": 2.0})
+    tables = made_tables(tmp_path)
+    found = to_csv(tables["image_quality"])
+    assert row(found, experiment="all")["method"] == "mean_pet"
+    assert row(found, experiment=later)["spectrum_brain"] == pytest.approx(2.055)
+    assert np.isnan(row(found, experiment=earlier)["spectrum_brain"])
+    assert np.isfinite(row(found, experiment=earlier)["PSNR"])
+    assert set(tables["comparisons"].tidy["metric"]) >= set(METRICS)
+    write_tables(tmp_path / "tables", [tables["image_quality"]])
+    text = (tmp_path / "tables" / "image_quality.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    assert "not measured" in "".join(line for line in lines if f"| {earlier} " in line)
+    assert "not measured" not in "".join(line for line in lines if f"| {later} " in line)
+    assert lines[0].split("|")[-2].strip() == "made by"

@@ -12,6 +12,7 @@ import torch
 from conftest import TINY, arguments
 
 import main
+from evaluation.spectrum import SPECTRAL
 from evaluation.uncertainty import (
     Calibration,
     assess,
@@ -258,8 +259,8 @@ def test_the_test_stage_writes_both_tables(tested):
     folder = tested / "result/a"
     listed, uncertain = pd.read_csv(folder / "validation_list.csv"), pd.read_csv(folder / "uncertainty.csv")
     assert listed.columns.tolist() == [
-        "ID", "label", *METRICS, "SUVR", "SUVR_sd", "SUVR_real", "p_mri", "score_mri", "score_mri_pet",
-        "score_pet"]
+        "ID", "label", *METRICS, *SPECTRAL, "SUVR", "SUVR_sd", "SUVR_real", "p_mri", "score_mri",
+        "score_mri_pet", "score_pet"]
     assert uncertain.columns.tolist() == [
         "ID", "label", "SUVR_real", "SUVR", "SUVR_sd", "low", "high", "covered", "probability", "p_mri"]
     assert listed["p_mri"].between(0, 1).all()
