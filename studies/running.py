@@ -1,4 +1,5 @@
 """Experiments of a study, run one after another as commands of their own, and the seconds that they took."""
+import dataclasses
 import shlex
 import signal
 import subprocess
@@ -9,11 +10,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from config import SYSTEMS, Config
+from config import Config
 from evaluation.results import Run, load_run
 from runtime.files import make_folder, write_csv
 from runtime.logs import LOG, logging_run
-from runtime.settings import plain
+from runtime.settings import is_group, plain
 from utils import InputError
 
 MAIN = Path(__file__).parents[1] / "main.py"
@@ -62,7 +63,9 @@ def load_finished(cfg: Config, *results: str) -> Run | None:
         return None
     bound = cfg.settings_of("aae", "ldm", *results, "synthesis", "scores")
     wanted = {name: value for name, value in bound.items() if "." not in name}
-    wanted |= {name: plain(getattr(cfg, name)) for name in SYSTEMS if name in results}
+    for field in filter(is_group, dataclasses.fields(cfg)):
+        if set(field.metadata["affects"]) & set(results):
+            wanted[field.name] = plain(getattr(cfg, field.name))
     wanted |= {"aae_epochs": cfg.aae_epochs, "ldm_epochs": cfg.ldm_epochs}
     found = run.metadata["settings"]
     return run if all(found[name] == value for name, value in wanted.items()) else None

@@ -12,7 +12,7 @@ from scipy.stats import norm
 from test_main import do_nothing
 
 import main
-from config import ALL, BASELINES, PRESETS, SYSTEMS, Config
+from config import ALL, BASELINES, PRESETS, SYSTEMS, Config, ImageRegressionSettings
 from evaluation.statistics import holm
 from experiment import baselines
 from runtime.files import write_csv
@@ -314,6 +314,9 @@ def test_results_of_other_settings_of_a_system_are_not_taken_for_its_own(monkeyp
         other = dataclasses.replace(cfg, ddpm=dataclasses.replace(cfg.ddpm, **changed))
         assert running.load_finished(other, "ddpm") is None
         assert running.load_finished(other, "resvit")       # which did not change
+    other = dataclasses.replace(cfg, image_regression=ImageRegressionSettings(channels=4))
+    assert running.load_finished(other, "labelled_image_regression") is None
+    assert running.load_finished(other, "latent_regression")
 
 
 def test_the_ancestral_row_without_the_main_one_is_refused(tiny, capsys, monkeypatch):
