@@ -114,7 +114,8 @@ def test_a_scan_has_a_pet_and_the_network_evaluations_of_one_pass(monkeypatch):
         unet.out.register_forward_hook(lambda _module, _inputs, output: evaluated.append(len(output)))
         return unet
     monkeypatch.setattr(parts, "build_unet", counted)
-    action, _ = parts.scan_pass(parts.Setup(CFG, False))
+    cfg = dataclasses.replace(CFG, upsampling="transposed")    # untrained, the other one gives zeros alone
+    action, _ = parts.scan_pass(parts.Setup(cfg, False))
     x_hat = action()
     assert x_hat.shape == (1, 1, *CFG.volume_size) and x_hat.std() > 0
     assert sum(evaluated) == benchmark.scan_nfe(CFG) == CFG.samples_per_scan * CFG.sampling_steps

@@ -18,7 +18,7 @@ from cohort.derivative import (bids_uri, derived_entities, home_of, refuse_forei
                                shared_keys, subjects_dataset, write_dataset)
 from cohort.tracers import tracer_label
 from config import VERSION
-from evaluation import figures
+from evaluation import volume_figures
 from utils import InputError
 
 trained, project = test_synthesize.trained, test_synthesize.project        # fixtures
@@ -70,7 +70,7 @@ def out(trained, tmp_path_factory) -> Path:
     os.chdir(root)
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(figures, "plot_overlay", lambda path, *_: path.touch())
+            patch.setattr(volume_figures, "plot_overlay", lambda path, *_: path.touch())
             for mri in (raw / "sub-01/ses-2/anat", prepared / "sub-02/anat", root / "plain", root / "plain"):
                 assert synthesize_new(str(mri), save_std="true") == 0
     finally:

@@ -269,6 +269,8 @@ ALLOWED = {                            # file, function and call -> why it may g
     "model.py Diffusion.__init__ torch.ones": "becomes part of a buffer",
     "model.py Diffusion.ddim torch.linspace": "becomes a list of times",
     "utils.py draw_noise torch.randn": "on the CPU, so that every device has the same noise",
+    "utils.py draw_uniform torch.rand": "on the CPU, so that every device has the same draws",
+    "experiment/networks.py LatentSampler.draws torch.tensor": "labels are predicted and drawn on the CPU",
     "utils.py score_volume x_hat.numpy": "on the CPU: volumes elsewhere are left to score_on_device",
     "utils.py score_volume x.numpy": "of the loader, on the CPU",
     "experiment/stage_2.py fit_label_predictor soft_labels.numpy": "made of labels on the CPU",
