@@ -3,7 +3,6 @@ leaves.
 
 PSNR and SSIM hardly see either: a mean of many PETs is too smooth, and a grid of single voxels too faint.
 """
-
 import numpy as np
 from scipy.fft import fftfreq, rfftfreq, rfftn
 from scipy.ndimage import distance_transform_edt

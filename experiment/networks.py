@@ -305,12 +305,15 @@ class LatentSampler:
             return None
         return self.predictor.probabilities(batch["mri"], cells_of(self.people, batch["id"]))
 
-    def __call__(self, batch: dict) -> Tensor:
-        """z_0 of a batch {id, mri}: [B, m, C, d, h, w]. Raises NotFiniteError that names the subjects."""
+    def __call__(self, batch: dict, draws: Draws | None = None) -> Tensor:
+        """z_0 of a batch {id, mri}: [B, m, C, d, h, w]. draws: its drawn labels, where they are known.
+
+        Raises NotFiniteError that names the subjects.
+        """
         if not self.predictor:
             return self._sample(batch, None)
         if self.drawn:
-            label = self.draws(batch).label                                                  # [B, m, K]
+            label = (draws or self.draws(batch)).label                                       # [B, m, K]
         else:
             label = self.predictor.label(batch["mri"], cells_of(self.people, batch["id"]))   # [B, K]
         z_0 = self._sample(batch, label)

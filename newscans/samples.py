@@ -43,8 +43,8 @@ def with_samples(trained: Trained, number: int) -> Trained:
 def write_samples(trained: Trained, batch: dict, out: Path) -> None:
     """Sample and write the samples of a batch of scans whose mean PETs are written."""
     sampler = trained.samples
-    z_0 = sampler(batch)                                                                  # [B, N, C, d, h, w]
     draws = sampler.draws(batch) if sampler.drawn else None
+    z_0 = sampler(batch, draws)                                                           # [B, N, C, d, h, w]
     for i, scan in enumerate(batch["scans"]):
         content = json.loads(read_text(scan.written(out)["sidecar"]))
         for k, z in enumerate(z_0[i]):

@@ -203,11 +203,12 @@ def sample_ensembles(exp: Experiment, samplers: dict[str, LatentSampler],
         batches = exp.batches(exp.cohort.test, "mri")
         for batch in progress_bar(batches, desc=f"{title} list, {name}", unit="batch"):
             stop_if_requested()
-            for z_0 in sampler(batch):                                                       # [m, C, d, h, w]
+            draws = sampler.draws(batch) if sampler.drawn else None
+            for z_0 in sampler(batch, draws):                                                # [m, C, d, h, w]
                 pets = sampler.synthesizer.decode(z_0)                                       # [m, 1, D, H, W]
                 rows.append([exp.measurement.uptake(pet[0]) for pet in pets])
-            if sampler.drawn and sampler.predictor.levels is not None:
-                amounts.append(sampler.draws(batch).value)
+            if draws and sampler.predictor.levels is not None:
+                amounts.append(draws.value)
         ensembles[name] = {column: np.array([[one[column] for one in scan] for scan in rows])
                            for column in rows[0][0] if column.startswith("SUVR")}
         if amounts:

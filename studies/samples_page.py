@@ -37,7 +37,8 @@ def shown_slices(exp: Experiment, samplers: dict[str, LatentSampler], scan: Scan
     the most, evenly spaced among the ordered ones."""
     [batch] = exp.batches([scan], "mri", "pet", batch=1)
     sampler, written = samplers["sampled"], samplers["written"].synthesize(batch)
-    pets, draws = sampler.synthesizer.decode(sampler(batch)[0]), sampler.draws(batch)        # [m, 1, D, H, W]
+    draws = sampler.draws(batch)
+    pets = sampler.synthesizer.decode(sampler(batch, draws)[0])                              # [m, 1, D, H, W]
     suvr = exp.measurement.suvr(pets).tolist()
     shown = []
     for title, pet in (("real PET", batch["pet"]), ("written mean", written)):
