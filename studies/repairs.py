@@ -13,7 +13,6 @@ On the benchmark phantom. The default and its null controls are run with three s
 its own; all other rows with the first seed. Writes result/study/.
 """
 import argparse
-from typing import NamedTuple
 
 import pandas as pd
 
@@ -23,6 +22,7 @@ from runtime.commandline import parse
 from runtime.files import write_csv, write_text
 from runtime.logs import say
 from studies import budget, comparison, disagree, regions, robustness, samples, sites
+from studies.repairs_rows import BY_NAME, ROWS, Row, change_of
 from studies.repairs_table import gains_of, make_criteria, make_table, score_run, to_markdown
 from studies.running import (FOLDER, SEEDS, Failed, benchmark_cohort, cohort_words, load_finished,
                              read_seconds, run_stages, run_study)
@@ -30,73 +30,11 @@ from studies.running import (FOLDER, SEEDS, Failed, benchmark_cohort, cohort_wor
 TRAINING_STAGES = {"aae": ["check", "aae", "encode", "ldm"], "ldm": ["check", "ldm"], "nothing": []}
 
 
-class Row(NamedTuple):
-    """A row of the study.
-
-    change: the settings that differ from those of the row `of`; without `of`, from those of the preset.
-    source: whose idea it is, or that it is a control or an ablation.
-    trains: what it trains itself, 'aae' both stages, 'ldm' the second, 'nothing' where it samples the
-    networks of the row `of` in another way.
-    always: run with every seed; other rows with the first, unless they are named.
-    """
-    name: str
-    change: str
-    source: str = ""
-    trains: str = "ldm"
-    of: str = "default"
-    always: bool = False
-
-
-ROWS = (
-    Row("default", "", trains="aae", of="", always=True),
-    Row("published", "--preset benchmark published --sampler ddim --sampling_steps 50", "Ou et al. 2025",
-        "aae", ""),
-    Row("fallback", "--label_in_training true --label_at_sampling mixed", "default without regions"),
-    # null controls
-    Row("shuffled", "--shuffle_labels", "control", always=True),
-    Row("link_0", "--phantom_link 0", "control", "aae", "", always=True),
-    Row("link_0_shuffled", "--shuffle_labels", "control", of="link_0", always=True),
-    # the loss
-    Row("no_image_loss", "--image_loss 0", "Ou et al. 2025"),
-    Row("eps", "--prediction eps --validation_steps 20 --sampling_steps 20", "Ho et al. 2020"),
-    Row("x0", "--prediction x0", "Salimans and Ho 2022"),
-    Row("even_times", "--time_shift 1", "Ou et al. 2025"),
-    Row("min_snr", "--min_snr 5", "Hang et al. 2023"),
-    Row("zero_snr", "--zero_terminal_snr", "Lin et al. 2024"),
-    Row("falling_rate", "--ldm_lr_decay"),
-    # the MRI and the label
-    Row("one_channel", "--conditioning input", "Ou et al. 2025"),
-    Row("no_mri", "--conditioning none", "ablation"),
-    Row("no_label", "--label_in_training none", "ablation"),
-    Row("mixed", "--label_at_sampling mixed", "", "nothing"),
-    Row("true_none", "--label_at_sampling none", "Ou et al. 2025", "nothing", "fallback"),
-    # the latents
-    Row("unscaled", "--latent_scaling false", "Ou et al. 2025"),
-    Row("latents_1", "--latent_channels 1", "Ou et al. 2025", "aae"),
-    Row("output_norm", "--aae_output_norm true", "Ou et al. 2025", "aae"),
-    Row("block_norm", "--aae_block_norm true", "Ou et al. 2025", "aae"),
-    Row("aae_constant_rate", "--aae_lr_decay false", "Ou et al. 2025", "aae"),
-    # sampling
-    Row("samples_1", "--samples_per_scan 1", "", "nothing"),
-    Row("samples_16", "--samples_per_scan 16", "", "nothing"),
-    Row("steps_1", "--sampling_steps 1", "", "nothing"),
-    Row("steps_5", "--sampling_steps 5", "", "nothing"),
-    Row("steps_20", "--sampling_steps 20", "", "nothing"),
-)
-BY_NAME = {row.name: row for row in ROWS}
-
-
 # ---------------------------------------------------------------- the settings of a row
 
 def experiment_name(seed: int, row: str) -> str:
     """Name of the experiment of a row and seed."""
     return f"study{seed}_{row}"
-
-
-def change_of(row: Row) -> list[str]:
-    """The settings that differ from those of the preset, as words of a command line."""
-    before = change_of(BY_NAME[row.of]) if row.of else []
-    return before + row.change.split()
 
 
 def words(row: Row, seed: int) -> list[str]:

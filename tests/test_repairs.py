@@ -18,7 +18,8 @@ from config import ALL, PRESETS, PUBLISHED, Config
 from runtime.commandline import parse
 from studies import repairs as study
 from studies import running
-from studies.repairs import BY_NAME, ROWS, SEEDS, Row, settings_of
+from studies.repairs import SEEDS, settings_of
+from studies.repairs_rows import BY_NAME, ROWS, Row
 from studies.repairs_table import (
     gains_of,
     make_criteria,
