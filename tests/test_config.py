@@ -109,6 +109,21 @@ def test_every_preset_is_a_run_whose_folder_is_its_own(preset):
     assert parse_config("--preset", preset).exp == {"benchmark": "phantom_benchmark"}.get(preset, preset)
 
 
+def test_the_fine_preset_shows_what_the_demo_shows_in_smaller_voxels():
+    """The same people and the same latent grid; crops differ by less than a voxel of the demo at either end."""
+    fine, demo = parse_config("--preset", "fine"), parse_config("--preset", "demo")
+    assert (fine.phantom_voxel, demo.phantom_voxel) == (2, 4)
+    assert (fine.phantom_subjects, fine.phantom_seed) == (demo.phantom_subjects, demo.phantom_seed)
+    assert fine.unet_channels == demo.unet_channels and fine.latent_channels == demo.latent_channels
+    for axis in range(3):
+        assert (fine.volume_size[axis] // 2 ** (len(fine.aae_channels) - 1)
+                == demo.volume_size[axis] // 2 ** (len(demo.aae_channels) - 1))
+        ends = [(2 * start, 2 * (start + size)) for start, size in
+                ((fine.crop_start[axis], fine.volume_size[axis]),
+                 (2 * demo.crop_start[axis], 2 * demo.volume_size[axis]))]
+        assert max(abs(one - other) for one, other in zip(*ends, strict=True)) < 4       # mm
+
+
 @pytest.mark.parametrize("exp", ["tables", "benchmark", "study"])
 def test_folders_that_all_experiments_share_are_not_an_experiment(capsys, exp):
     assert f"exp '{exp}' is a folder of result/" in refused(capsys, "--exp", exp)
