@@ -3,6 +3,7 @@
 
     python main.py study budget             all of it, hours first; the same command goes on
     python main.py study budget --quick     seed 0, today's updates and four times as many
+    python main.py study budget --repairs   the choices of the default taken back, at its best budget
     python main.py study budget --fresh     200 fresh phantoms a seed, by the default at its best budget
     python main.py study budget --tables    runs nothing; the tables of what is finished
 
@@ -27,10 +28,10 @@ from runtime.files import atomic, make_folder, write_csv, write_text
 from runtime.logs import say
 from runtime.program import exit_code
 from studies.budget_measure import evaluations_of, is_measured, measure, subjects_of
-from studies.budget_plan import (BUDGETS, BY_NAME, FRESH_NAME, METHODS, Experiment, fresh_name, fresh_words,
-                                 planned, settings_of, stage_1_words, words_of)
+from studies.budget_plan import (BUDGETS, BY_NAME, FRESH_NAME, METHODS, REPAIRS, Experiment, fresh_name,
+                                 fresh_words, planned, settings_of, stage_1_words, words_of)
 from studies.budget_table import (KEY, REFERENCES, SeedScores, best_budgets, make_best, make_criteria,
-                                  make_curves, make_table, to_markdown)
+                                  make_curves, make_repairs, make_table, to_markdown)
 from studies.comparison import MethodCost, seconds_of
 from studies.parts import Setup, network_evaluation, stage_2_step
 from studies.running import FOLDER, SEEDS, Failed, load_finished, run_or_fail, run_stages, run_study
@@ -101,7 +102,7 @@ def begin_from_smaller(experiment: Experiment) -> None:
     """
     cfg = settings_of(experiment)
     last = cfg.result_dir / f"{checkpoint_name('ldm')}_last.pth.tar"
-    if last.is_file() or cfg.ldm_lr_decay:                 # a rate that depends on the epochs to come
+    if last.is_file() or cfg.ldm_lr_decay or cfg.ldm_from:  # a rate that depends on the epochs to come
         return
     for budget in sorted((budget for budget in BUDGETS if budget < experiment.budget), reverse=True):
         smaller = settings_of(Experiment(experiment.method, budget, experiment.seed))
@@ -132,7 +133,8 @@ def train(experiment: Experiment) -> None:
         run_stages(f"{title}, stage 1", cfg.aae_from, stage_1_words(experiment), [["check", "aae", "encode"]])
         begin_from_smaller(experiment)
         training = ["check", "ldm", *(["baselines"] if experiment.regressions else [])]
-        run_stages(title, cfg.exp, words_of(experiment), [training, ["test"]])
+        parts = [["test"]] if cfg.ldm_from else [training, ["test"]]
+        run_stages(title, cfg.exp, words_of(experiment), parts)
     sample(experiment, 0)
 
 
@@ -175,7 +177,7 @@ def finished() -> tuple[pd.DataFrame, dict[tuple[str, int, int], Run]]:
     sampling, list and subject; and (method, budget, seed) -> results of the diffusions. Raises Failed if
     there are none."""
     subjects, runs = [], {}
-    for method in METHODS:
+    for method in BY_NAME.values():
         for budget, seeds in method.runs.items():
             for seed in () if method.name in REGRESSIONS else seeds:
                 cfg = settings_of(Experiment(method.name, budget, seed))
@@ -205,14 +207,31 @@ def write_tables() -> list[Experiment]:
     at_best = scores.table[scores.table["is_setting"] & scores.table["budget"].isin([0, budget])
                            & scores.table["seed"].isin(own)]
     criteria = make_criteria(at_best, own, fresh) if own else pd.DataFrame()
+    is_repair = table["method"].isin([method.name for method in REPAIRS])
+    repairs = make_repairs(table[is_repair], table, {key: run.validation_list for key, run in runs.items()})
+    ladder = table[~is_repair]
     write_csv(FOLDER / "budget_subjects.csv", subjects)
     write_csv(FOLDER / "budget.csv", table)
-    write_text(FOLDER / "budget.md", to_markdown(make_best(scores, table), table, criteria))
+    write_text(FOLDER / "budget.md", to_markdown(make_best(scores, ladder), ladder, criteria, repairs))
     note = f"digital phantom, not patient data; test lists, {len(runs)} experiments"
-    plot_budget(make_curves(table), table[table["method"].isin(REFERENCES)], FOLDER / "budget", note)
+    plot_budget(make_curves(ladder), table[table["method"].isin(REFERENCES)], FOLDER / "budget", note)
     say("study", f"wrote {FOLDER}/budget.md, budget.csv, budget_subjects.csv (every subject), budget.png and "
                  ".pdf")
     return best
+
+
+def run_plan(plan: list[Experiment], samples: int) -> list[Experiment]:
+    """Run what is not finished of a plan, and write the tables. Returns the experiments of the default at its
+    best budget. Raises Failed if a command fails, or if nothing is finished."""
+    left = [experiment for experiment in plan if not is_finished(experiment, samples)]
+    if left:
+        say_hours(left, samples)
+    for experiment in left:
+        train(experiment)
+    best = write_tables()                                  # before the samplings, which take long
+    for experiment in left:
+        sample(experiment, samples)
+    return write_tables() if left and samples else best
 
 
 def main(argv: list[str]) -> int:
@@ -224,10 +243,14 @@ def main(argv: list[str]) -> int:
                         help="seeds to run")
     parser.add_argument("--budgets", type=int, nargs="+", default=list(BUDGETS), choices=BUDGETS,
                         help="budgets to run, in multiples of 960 updates of stage 2")
-    parser.add_argument("--methods", nargs="+", default=list(BY_NAME), choices=list(BY_NAME),
-                        help="methods to run; regressions are trained beside the default")
+    parser.add_argument("--methods", nargs="+", default=[method.name for method in METHODS],
+                        choices=list(BY_NAME), help="methods to run; regressions are trained beside the "
+                        "default; rows of the study of repairs only where they are named")
     parser.add_argument("--samples", type=int, default=8, choices=(0, *range(2, 65)), metavar="M",
                         help="latent samples whose mean stands beside one sample; 8; 0: no further samplings")
+    parser.add_argument("--repairs", action="store_true",
+                        help="run nothing else: the rows of the study of repairs at the best budget of the "
+                             "default, seed 0")
     parser.add_argument("--fresh", action="store_true",
                         help="run nothing else: score 200 fresh phantoms a seed by the default at its best "
                              "budget")
@@ -238,18 +261,13 @@ def main(argv: list[str]) -> int:
 
     def work() -> None:
         """Run what is not finished, and write the tables."""
-        nothing = arguments.tables or arguments.fresh
-        plan = [] if nothing else planned(arguments.methods, budgets, seeds)
-        left = [experiment for experiment in plan if not is_finished(experiment, arguments.samples)]
-        if left:
-            say_hours(left, arguments.samples)
-        for experiment in left:
-            train(experiment)
-        best = write_tables()                              # before the samplings, which take long
-        for experiment in left:
-            sample(experiment, arguments.samples)
-        if left:
-            write_tables()
+        nothing = arguments.tables or arguments.fresh or arguments.repairs
+        best = run_plan([] if nothing else planned(arguments.methods, budgets, seeds), arguments.samples)
+        if (arguments.repairs or arguments.fresh) and not best:
+            raise Failed(2, "the default is not finished at any budget; python main.py study budget runs it")
+        if arguments.repairs:
+            repairs = [method.name for method in REPAIRS]
+            run_plan(planned(repairs, [best[0].budget], list(SEEDS[:1])), 0)
         if arguments.fresh:
             for experiment in best:
                 score_fresh(experiment)

@@ -3,6 +3,8 @@ from typing import NamedTuple
 
 from config import PRESETS, REGRESSIONS, Config
 from runtime.commandline import parse
+from studies.repairs_rows import BY_NAME as ROWS
+from studies.repairs_rows import Row
 from studies.running import SEEDS, Failed, benchmark_cohort, cohort_words
 
 BASE = PRESETS["benchmark"]                                # the settings of budget 1
@@ -20,13 +22,21 @@ class Method(NamedTuple):
 
     change: the settings that differ from those of the preset benchmark. runs: budget -> seeds it is run with.
     stage_1: the method whose stage 1 it uses; of a regression the diffusion in whose experiment it is
-    trained, with the same settings. scaled: whether its moving average is scaled to the budget.
+    trained, with the same settings. scaled: whether its moving average is scaled to the budget. samples_of:
+    the method whose trained stage 2 it samples in another way; none: it trains its own.
     """
     name: str
     change: str
     stage_1: str
     runs: dict[int, tuple[int, ...]]
     scaled: bool = True
+    samples_of: str = ""
+
+
+def _repair(row: Row) -> Method:
+    """A row of the study of repairs, tried again with longer training."""
+    return Method(row.name, row.change, row.name if row.trains == "aae" else row.of, FIRST | LONGEST,
+                  samples_of=row.of if row.trains == "nothing" else "")
 
 
 METHODS = (
@@ -41,7 +51,13 @@ METHODS = (
     Method("labelled_latent_regression", "", "default", FIRST),
     Method("labelled_image_regression", "", "default", FIRST),
 )
-BY_NAME = {method.name: method for method in METHODS}
+# Rows of the study of repairs that differ from the default, but those with other numbers of evaluations
+# and of latent samples, because every diffusion is sampled so (studies/budget_measure.py).
+REPAIRS = tuple(_repair(ROWS[name]) for name in (
+    "fallback", "no_image_loss", "eps", "x0", "even_times", "min_snr", "zero_snr", "falling_rate",
+    "one_channel", "no_label", "mixed", "unscaled", "latents_1", "output_norm", "block_norm",
+    "aae_constant_rate"))
+BY_NAME = {method.name: method for method in (*METHODS, *REPAIRS)}
 
 
 class Experiment(NamedTuple):
@@ -69,12 +85,17 @@ def stage_1_name(method: str, seed: int) -> str:
     return f"budget{seed}_{BY_NAME[method].stage_1}_stage_1"
 
 
+def experiment_name(method: str, budget: int, seed: int) -> str:
+    """Name of the experiment of a method, budget and seed."""
+    return f"budget{seed}_{method}_{budget}"
+
+
 def words(method: str, budget: int, seed: int) -> list[str]:
     """The command line of a diffusion's experiment, without its stages and the name of its stage 1."""
     change = BY_NAME[method].change.split()
     preset = [] if "--preset" in change else ["--preset", "benchmark"]
     average = average_words(budget) if BY_NAME[method].scaled else []
-    own = cohort_words(f"budget{seed}_{method}_{budget}", seed, benchmark_cohort(seed, False))
+    own = cohort_words(experiment_name(method, budget, seed), seed, benchmark_cohort(seed, False))
     return [*preset, *own, *change, *average, "--ldm_epochs", str(budget * BASE["ldm_epochs"]),
             "--validation_every", str(budget * BASE["validation_every"])]
 
@@ -83,7 +104,9 @@ def words_of(experiment: Experiment) -> list[str]:
     """The command line of an experiment, without its stages."""
     method, budget, seed, regressions = experiment
     beside = ["--baselines", *regressions] if regressions else []
-    return [*words(method, budget, seed), "--aae_from", stage_1_name(method, seed), *beside]
+    source = BY_NAME[method].samples_of
+    trained = ["--ldm_from", experiment_name(source, budget, seed)] if source else []
+    return [*words(method, budget, seed), "--aae_from", stage_1_name(method, seed), *trained, *beside]
 
 
 def stage_1_words(experiment: Experiment) -> list[str]:
@@ -120,7 +143,7 @@ def planned(names: list[str], budgets: list[int], seeds: list[int]) -> list[Expe
         for seed in seeds:
             wanted = [name for name in names if seed in BY_NAME[name].runs.get(budget, ())]
             regressions = tuple(name for name in wanted if name in REGRESSIONS)
-            for method in METHODS:
+            for method in BY_NAME.values():
                 if method.name == "default" and regressions:
                     plan.append(Experiment("default", budget, seed, regressions))
                 elif method.name in wanted and method.name not in REGRESSIONS:

@@ -8,7 +8,7 @@ from evaluation.results import Run
 from evaluation.statistics import area_under_roc, bootstrap, correlation, interval
 from evaluation.uncertainty import COVERAGE
 from studies.budget_measure import SAMPLING
-from studies.repairs_table import auc, gain_text, mean_and_sd, mean_squared_error, uptake_scores
+from studies.repairs_table import auc, gain_text, gains_of, mean_and_sd, mean_squared_error, uptake_scores
 
 RESAMPLES = 2000                                           # of subjects, behind every 95 % interval
 SCORES = ("PSNR_brain", "SSIM_brain", "r", "slope", "AUC")  # with an interval each
@@ -154,6 +154,25 @@ def _gain_over(scores: SeedScores, key: tuple, other: tuple | None) -> dict[str,
     return {"gain": one.mean() - two.mean(), "gain_low": float(low), "gain_high": float(high)}
 
 
+def make_repairs(repairs: pd.DataFrame, table: pd.DataFrame, lists: dict[tuple[str, int, int], pd.DataFrame]
+                 ) -> pd.DataFrame:
+    """Rows of make_table of the repairs and, at the same budgets, of the default, as their settings sample
+    them.
+
+    gain, gain_low, gain_high: PSNR in the brain over that of the default at that budget, on the validation
+    list, by which choices are made. lists: (method, budget, seed) -> validation list.
+    """
+    found = []
+    for budget, own in repairs[repairs["is_setting"]].groupby("budget"):
+        of_default = table[(table["method"] == "default") & (table["budget"] == budget) & table["is_setting"]]
+        names = ["default", *own["method"]]
+        known = {(name, seed): rows for (name, at, seed), rows in lists.items()
+                 if at == budget and name in names}
+        gains = gains_of(known, dict.fromkeys(names, "default"))
+        found.append(pd.concat([of_default, own]).join(gains, on="method"))
+    return pd.concat(found) if found else pd.DataFrame()
+
+
 # ---------------------------------------------------------------- what the default is to reach
 
 def coverage_range(calibration: int, test: int) -> tuple[float, float]:
@@ -213,8 +232,10 @@ def make_curves(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 # ---------------------------------------------------------------- Markdown
 
-def to_markdown(best: pd.DataFrame, table: pd.DataFrame, criteria: pd.DataFrame) -> str:
-    """The tables: each method at its best budget, all budgets, all samplings, and the criteria."""
+def to_markdown(best: pd.DataFrame, table: pd.DataFrame, criteria: pd.DataFrame, repairs: pd.DataFrame
+                ) -> str:
+    """The tables: each method at its best budget, all budgets, all samplings, the criteria, and the
+    repairs."""
     is_setting = table["is_setting"] & ~table["method"].isin(REFERENCES)
     drawn = table[table["sampler"] != "none"]
     text = {"Each method at its own best budget, chosen on the validation list; test list:":
@@ -226,6 +247,10 @@ def to_markdown(best: pd.DataFrame, table: pd.DataFrame, criteria: pd.DataFrame)
     if len(criteria):
         answers = {True: "yes", False: "no"}
         text["The default at its best budget:"] = criteria.assign(reached=criteria["reached"].map(answers))
+    if len(repairs):
+        gains = _gains(repairs, "gain over default, validation (dB) [95 %]")
+        text["The choices of the default taken back, one at a time:"] = pd.concat(
+            [_about(repairs), _shown(repairs), gains], axis=1)
     return "\n".join(f"**{title}**\n\n{part.to_markdown(index=False, disable_numparse=True)}\n"
                      for title, part in text.items())
 
@@ -267,7 +292,7 @@ def _with_interval(mean: float, sd: float, low: float, high: float, digits: int)
     return mean_and_sd(mean, sd, digits) + ends
 
 
-def _gains(table: pd.DataFrame) -> pd.DataFrame:
-    """The gain over the default."""
+def _gains(table: pd.DataFrame, heading: str = "gain over default (dB) [95 %]") -> pd.DataFrame:
+    """The gain over the default, under a heading."""
     gains = [gain_text(*three) for three in table[["gain", "gain_low", "gain_high"]].to_numpy()]
-    return pd.DataFrame({"gain over default (dB) [95 %]": gains}, index=table.index)
+    return pd.DataFrame({heading: gains}, index=table.index)

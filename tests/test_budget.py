@@ -16,11 +16,12 @@ from config import PRESETS, REGRESSIONS, Config
 from experiment import baselines
 from runtime.checkpoints import load_checkpoint
 from runtime.logs import logging_run
-from studies import budget, budget_measure, budget_plan, running
-from studies.budget_plan import BUDGETS, BY_NAME, METHODS, Experiment, planned, settings_of
+from studies import budget, budget_measure, budget_plan, repairs, running
+from studies.budget_plan import BUDGETS, BY_NAME, METHODS, REPAIRS, Experiment, planned, settings_of
 from studies.budget_table import (SeedScores, best_budgets, coverage_range, make_best, make_criteria,
-                                  make_curves, make_table, to_markdown)
+                                  make_curves, make_repairs, make_table, to_markdown)
 from studies.comparison import MethodCost
+from studies.repairs_rows import BY_NAME as ROWS
 from studies.running import SEEDS, Failed
 
 BASE = Config(**PRESETS["benchmark"])
@@ -73,7 +74,7 @@ def test_methods_differ_in_what_they_name_alone():
 
 
 def test_the_plan_is_what_the_page_says():
-    plan = planned(list(BY_NAME), list(BUDGETS), list(SEEDS))
+    plan = planned([method.name for method in METHODS], list(BUDGETS), list(SEEDS))
     assert len({settings_of(one).exp for one in plan}) == len(plan) == 3 * 9 + 2 + 2
     assert [one.budget for one in plan] == sorted(one.budget for one in plan)
     assert {(one.method, one.seed) for one in plan if one.budget == 64} == {("default", 0), ("published", 0)}
@@ -83,6 +84,22 @@ def test_the_plan_is_what_the_page_says():
     assert planned(["image_regression"], [1], [2]) == [Experiment("default", 1, 2, ("image_regression",))]
     with pytest.raises(Failed, match="has no long_stage_1 at budget 4 with seed 0"):
         planned(["long_stage_1"], [4], [0])
+
+
+def test_a_repair_differs_from_the_default_of_the_same_budget_as_its_row_of_the_other_study_does():
+    """Each uses the default's stage 1, but those that change it; mixed samples the default's stage 2."""
+    names = BASE.__dataclass_fields__
+    for method in REPAIRS:
+        own, default = (settings_of(Experiment(name, 16, 0)) for name in (method.name, "default"))
+        found = {name for name in names if getattr(own, name) != getattr(default, name)}
+        row, other = (repairs.settings_of(ROWS[name], 0) for name in (method.name, "default"))
+        expected = {name for name in names if getattr(row, name) != getattr(other, name)}
+        assert found - {"aae_from"} == expected - {"aae_from"}, method.name
+        stage_1 = method.name if ROWS[method.name].trains == "aae" else "default"
+        assert own.aae_from == f"budget0_{stage_1}_stage_1"
+    assert settings_of(Experiment("mixed", 16, 0)).ldm_from == "budget0_default_16"
+    plan = planned([method.name for method in REPAIRS], [16], list(SEEDS))
+    assert [one.method for one in plan] == [method.name for method in REPAIRS]   # the first seed
 
 
 @pytest.mark.parametrize("words", [("--budgets", "3"), ("--methods", "ddpm"), ("--samples", "1"),
@@ -97,6 +114,7 @@ def test_tables_of_nothing_and_a_plan_of_nothing_end_with_a_sentence(tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert run("--tables") == 2
     assert "no experiment of the budgets is finished" in capsys.readouterr().err
+    assert run("--repairs") == 2
     assert run("--methods", "long_stage_1", "--seeds", "1") == 2
     assert "docs/study_budget.md lists" in capsys.readouterr().err
 
@@ -249,6 +267,25 @@ def test_fresh_phantoms_are_scored_as_an_external_cohort_by_the_best_budget(proj
     assert not set(known["load"]) & set(fresh["load"])     # other people
 
 
+def test_repairs_are_tried_at_the_best_budget_of_the_default(project, tiny, monkeypatch):
+    """One trains, one samples the default's networks in another way; a second time nothing is run."""
+    chosen = tuple(method for method in REPAIRS if method.name in ("no_image_loss", "mixed"))
+    monkeypatch.setattr(budget, "REPAIRS", chosen)
+    tiny.clear()
+    assert run("--repairs") == 0
+    stages, stage_1 = [words[words.index("--stages") + 1:] for words in tiny], ["check", "aae", "encode"]
+    assert stages == [stage_1, ["check", "ldm"], ["test"], stage_1, ["test"]]            # stage 1 is there
+    lists = {name: pd.read_csv(project / f"result/budget0_{name}_1/validation_list.csv")
+             for name in ("default", "no_image_loss")}
+    gain = (lists["no_image_loss"]["PSNR_brain"] - lists["default"]["PSNR_brain"]).mean()
+    text = (project / "result/study/budget.md").read_text()
+    part = text[text.index("taken back"):]
+    assert f"{gain:+.2f} [" in next(line for line in part.splitlines() if "no_image_loss" in line)
+    assert "no_image_loss" not in text[:text.index("taken back")]
+    tiny.clear()
+    assert run("--repairs") == 0 and not tiny
+
+
 # ---------------------------------------------------------------- a longer training from a shorter one
 
 def test_a_training_that_begins_from_a_smaller_budget_is_the_same_to_the_last_bit(project):
@@ -360,8 +397,22 @@ def test_budgets_and_samplings_are_chosen_on_validation_and_on_the_same_seeds(sc
     assert np.isnan(best.loc[0, "gain"]) and best.loc[1, "gain"] == pytest.approx(-1.0)
     assert best.loc[2, ["gain", "gain_low", "gain_high"]].tolist() == pytest.approx([1.5] * 3)  # all alike
     assert best.loc[[3, 4], "gap_share"].tolist() == pytest.approx([0, 1])
-    text = to_markdown(best, make_table(scores, list(BY_NAME)), pd.DataFrame())
+    text = to_markdown(best, make_table(scores, list(BY_NAME)), pd.DataFrame(), pd.DataFrame())
     assert "+1.50 [+1.50, +1.50]" in text and "ddim 2, 2 passes" in text and "nan" not in text
+
+
+def test_the_gain_of_a_repair_is_paired_by_the_subjects_of_the_validation_list(scores):
+    """Against the default of the same budget, not of its best one."""
+    parts = [made_up("default", 4, 0, 1.0), made_up("default", 16, 0, 0.5), made_up("min_snr", 4, 0, 1.3)]
+    table = make_table(SeedScores(pd.concat([*parts, *(
+        made_up(name, 0, 0, gain, sampler="none") for name, gain in (("mean_pet", 3.0), ("oracle", -4.0)))])),
+        list(BY_NAME))
+    lists = {(part["method"].iloc[0], part["budget"].iloc[0], 0): part.query("list == 'validation'")
+             for part in parts}
+    found = make_repairs(table[table["method"] == "min_snr"], table, lists)
+    assert found[["method", "budget"]].to_numpy().tolist() == [["default", 4], ["min_snr", 4]]
+    assert found[["gain", "gain_low", "gain_high"]].iloc[1].tolist() == pytest.approx([0.3] * 3)
+    assert found["gain"].isna().tolist() == [True, False]
 
 
 def test_a_curve_is_a_method_as_its_settings_say_or_the_mean_of_its_samples(scores):
