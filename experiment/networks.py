@@ -115,8 +115,9 @@ def regression_training(cfg: Config) -> Training:
 
 def latent_scale(cfg: Config, latents: dict[str, Tensor] | None,
                  metadata: dict | None) -> tuple[float, float]:
-    """Mean and standard deviation of latents: those of a checkpoint, or of E(x) [C, d, h, w] of the training
-    list, or 0 and 1 where the settings take latents as they come."""
+    """Mean and standard deviation of latents, one number each for all channels and voxels: those of a
+    checkpoint, or of E(x) [C, d, h, w] of the training list, or 0 and 1 where the settings take latents as
+    they come."""
     if metadata:
         return metadata["latent_mean"], metadata["latent_std"]
     if not cfg.latent_scaling or not latents:

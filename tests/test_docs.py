@@ -65,6 +65,21 @@ def test_code_that_the_pages_name_is_there():
     assert found >= 8
 
 
+def test_code_that_the_sources_name_is_there():
+    """`file.py:name` in docstrings and comments, where a reader jumps to from main.py."""
+    found = 0
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]:
+        if path.parent.name in ("docs", "tests"):
+            continue
+        for file, name in re.findall(r"([\w/]+\.py):([A-Za-z_][\w.]*\w)", path.read_text()):
+            thing = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+            for part in name.split("."):
+                assert hasattr(thing, part), f"{path.relative_to(ROOT)}: {file}:{name}"
+                thing = getattr(thing, part)
+            found += 1
+    assert found >= 15
+
+
 def test_files_that_the_pages_name_are_there():
     for page in PAGES:
         if page.name in (*FROZEN, "changes.md", "mutants.md"):
