@@ -1,8 +1,7 @@
 """What every method that IL-CLDM is compared with has in common.
 
-To add one: a subclass in a file of its own here; its settings and its name, in SYSTEMS, in config.py; its
-construction in experiment/networks.py:build_baseline. Training, checkpoints, scores, tables and pictures
-follow (docs/comparison.md).
+To add one: a subclass of Baseline in a file of its own here. Every further place to touch (settings,
+construction, titles and colours, tests) is listed in docs/comparison.md, "Adding a baseline".
 """
 from collections.abc import Callable
 from contextlib import nullcontext

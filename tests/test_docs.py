@@ -88,7 +88,7 @@ def test_files_that_the_pages_name_are_there():
             assert (ROOT / file).exists(), f"{page.name}: {file}"
 
 
-def test_the_sixth_system_of_the_page_learns():
+def test_the_baseline_that_the_page_adds_learns():
     """The class that docs/comparison.md shows, word for word."""
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/comparison.md").read_text(), flags=re.DOTALL)
     assert len(code.splitlines()) <= 40
