@@ -213,7 +213,7 @@ class Cohort:
 def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], num_classes: int,
                  subject_pattern: str, smallest_training_list: int = 1, least_of_each_label: int = 0,
                  covariates: tuple[str, ...] = (), subgroups: tuple[str, ...] = ()) -> Cohort:
-    """Read the whole cohort once and vouch for it: headers first, then every voxel, in parallel.
+    """Read and check the whole cohort once: headers first, then every voxel, in parallel.
 
     image_size: voxels of every volume in RAS order. Intensities must lie in [0, 1]. least_of_each_label:
     subjects that the training list must have with every label, so that labels can be predicted from the MRI.
@@ -247,8 +247,8 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
 
 
 def check_external(reader: CohortReader, scans: list[Scan], grid: Grid) -> Cohort:
-    """Vouch for scans of an external cohort, all of whose volumes must lie on the grid of the networks: a
-    cohort whose test list they are.
+    """Check scans of an external cohort, all of whose volumes must lie on the grid of the networks. They are
+    the test list of the Cohort.
 
     reader: that gave the scans; what others found stands in its .problems too. Raises InputError that lists
     every problem found.

@@ -596,7 +596,8 @@ class LatentSpace:
 
 
 class Synthesizer:
-    """From MRIs to their PETs: sample latents, average them, decode.
+    """From MRIs to their PETs: sample latents, decode. Label and noise come from its caller, in a run
+    experiment/networks.py:LatentSampler.
 
     batch: latent samples that go through the denoiser at once. cast: gives the context, such as autocast, in
     which the networks compute.

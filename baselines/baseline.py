@@ -51,8 +51,9 @@ class Baseline:
         return 1
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set the phase and the learning rates of an epoch, counted from 1, of so many. Whatever is set here
-        follows from these two numbers alone, so that a training that was cut goes on the same."""
+        """Set the phase and the learning rates of an epoch, counted from 1, in a training of `epochs` epochs.
+        Whatever is set here follows from these two numbers alone, so that an interrupted training continues
+        as if it had not been."""
         raise NotImplementedError
 
     def step(self, batch: dict, number: int, cast: Callable = nullcontext) -> dict[str, float]:

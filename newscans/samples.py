@@ -23,7 +23,7 @@ SAMPLE_TABLE = "samples.csv"
 
 
 def with_samples(trained: Trained, number: int) -> Trained:
-    """The trained experiment with the sampler of so many samples a scan; itself for 0.
+    """The trained experiment with a sampler of `number` samples a scan; itself for 0.
 
     Each sample has an amount of amyloid of its own, drawn from what the MRI leaves open, where the denoiser
     was trained with amounts; else the label that the settings give. Raises InputError if its predictor is of
