@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from baselines.baseline import Baseline
-from config import PRESETS, Config
+from config import PRESETS, PUBLISHED, Config
 from docs import settings
 from docs.run_commands import find_commands
 from runtime.commandline import parse
@@ -119,6 +119,22 @@ def test_every_command_is_one(command):
             continue
         if "--help" not in rest:
             parse(Config, rest, "main.py", "", PRESETS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/published.md"])
+def test_the_page_lists_every_setting_in_which_the_default_departs_from_the_paper(page):
+    """Row by row, with the published value in the second column and the default in the third."""
+    rows, default = {}, Config()
+    for line in (ROOT / page).read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) >= 4 and (found := re.match(r"`(\w+)`", cells[0])):
+            rows.setdefault(found[1], cells[1:3])          # the first table of the page that has it
+    rows["validation_steps"] = rows["validation_sampler"]  # one row
+    for name, published in PUBLISHED.items():
+        for value, cell in zip((published, getattr(default, name)), rows[name], strict=True):
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            text = text.lower() if isinstance(value, bool) else text
+            assert re.search(rf"(?<![\w.]){re.escape(text)}(?![\w.])", cell), f"{name}: {text}, not {cell}"
 
 
 def test_both_losses_of_the_readme_have_the_weights_of_the_defaults():
