@@ -24,8 +24,8 @@ class Baseline:
 
     name: its stage, its checkpoint and its method in the tables.
     modalities: the volumes that its training needs, 'mri' and 'pet'. uses_labels: whether its training sees
-    the labels; prediction never does. shifts_crop: whether its training shifts the crop at random, as stage 1
-    does.
+    the labels, as config.SEEING_LABELS says too; prediction never does. shifts_crop: whether its training
+    shifts the crop at random, as stage 1 does.
     parts: name -> network or optimizer, everything that a checkpoint keeps, first the network that predicts;
     'ema' is a moving average of it.
 
