@@ -121,6 +121,13 @@ def test_every_command_is_one(command):
             parse(Config, rest, "main.py", "", PRESETS)
 
 
+def test_a_command_with_a_placeholder_is_marked_as_needing_something():
+    """NAME or NEW is for the reader to fill in, and docs/run_commands.py cannot run it."""
+    for command in COMMANDS:
+        to_fill_in = [word for word in shlex.split(command.text) if re.fullmatch(r"[A-Z]{3,}", word)]
+        assert not to_fill_in or command.mark.startswith("needs"), f"{command.page}: {command.text}"
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/published.md"])
 def test_the_page_lists_every_setting_in_which_the_default_departs_from_the_paper(page):
     """Row by row, with the published value in the second column and the default in the third."""
