@@ -151,6 +151,13 @@ def test_both_losses_of_the_readme_have_the_weights_of_the_defaults():
     assert f"time_shift = {cfg.time_shift:g}" in text
 
 
+def test_the_crop_of_the_readme_is_that_of_the_default():
+    cfg = Config()
+    box = ", ".join(f"{start}:{start + n}" for start, n in zip(cfg.crop_start, cfg.volume_size, strict=True))
+    size = " x ".join(map(str, cfg.volume_size))
+    assert f"[{box}]: {size} voxels" in (ROOT / "README.md").read_text()
+
+
 def test_the_network_evaluations_of_the_readme_are_those_of_the_default():
     text, cfg = (ROOT / "README.md").read_text(), Config()
     evaluations = cfg.sampling_steps * cfg.samples_per_scan
