@@ -213,7 +213,7 @@ class Cohort:
 def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], num_classes: int,
                  subject_pattern: str, smallest_training_list: int = 1, least_of_each_label: int = 0,
                  covariates: tuple[str, ...] = (), subgroups: tuple[str, ...] = ()) -> Cohort:
-    """Read the whole cohort once and vouch for it: headers first, then every voxel, in parallel.
+    """Read and check the whole cohort once: headers first, then every voxel, in parallel.
 
     image_size: voxels of every volume in RAS order. Intensities must lie in [0, 1]. least_of_each_label:
     subjects that the training list must have with every label, so that labels can be predicted from the MRI.
@@ -247,8 +247,8 @@ def check_cohort(data_dir: Path, info_dir: Path, image_size: tuple[int, ...], nu
 
 
 def check_external(reader: CohortReader, scans: list[Scan], grid: Grid) -> Cohort:
-    """Vouch for scans of an external cohort, all of whose volumes must lie on the grid of the networks: a
-    cohort whose test list they are.
+    """Check scans of an external cohort, all of whose volumes must lie on the grid of the networks. They are
+    the test list of the Cohort.
 
     reader: that gave the scans; what others found stands in its .problems too. Raises InputError that lists
     every problem found.
@@ -468,7 +468,8 @@ LATENT_FORMAT = 2                                 # raise it when what a latent 
 
 
 class LatentCache:
-    """Latents as NIfTI files <home>/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
+    """Latents E(x) as NIfTI files <home>/<autoencoder>/<ID>.nii.gz, each bound to what it was made from.
+    model.py:LatentSpace.scale makes z_0 of them.
 
     home: folder of the latents of all autoencoders. autoencoder: key of the weights and of the precision that
     they encode in. checksums: of the voxels of every PET, as they were checked. A file's header names the key
@@ -486,14 +487,15 @@ class LatentCache:
         made_from = f"{self.autoencoder} {self.crop} {self.checksums[scan.pet]}".encode()
         return f"latent {LATENT_FORMAT} of {hashlib.blake2b(made_from, digest_size=12).hexdigest()}"
 
-    def save(self, scan: Scan, z_0: Tensor) -> None:
-        """Write z_0 [C, d, h, w], channels as the file's fourth dimension, where it lies in space."""
-        voxels = z_0.permute(1, 2, 3, 0).numpy()                                             # [d, h, w, C]
+    def save(self, scan: Scan, latent: Tensor) -> None:
+        """Write E(x) [C, d, h, w], not scaled yet, channels as the file's fourth dimension, where it lies in
+        space."""
+        voxels = latent.permute(1, 2, 3, 0).numpy()                                          # [d, h, w, C]
         affine = self.crop.affine(self.affine, self.crop.size[0] // self.shape[1])
         save_nifti(self.folder / f"{scan.id}.nii.gz", voxels, affine, self._note(scan))
 
     def load(self, scan: Scan) -> Tensor | None:
-        """z_0 [C, d, h, w], or None if there is none of this autoencoder, crop and PET file."""
+        """E(x) [C, d, h, w], or None if there is none of this autoencoder, crop and PET file."""
         path = self.folder / f"{scan.id}.nii.gz"
         try:
             header = read_header(path)
@@ -503,5 +505,6 @@ class LatentCache:
             voxels, _ = read_voxels(path)                  # NaN is no latent
         except InputError:
             return None
-        z_0 = torch.from_numpy(voxels.reshape(*voxels.shape[:3], -1)).permute(3, 0, 1, 2).contiguous()
-        return z_0 if tuple(z_0.shape) == self.shape and bool(z_0.isfinite().all()) else None
+        latent = torch.from_numpy(voxels.reshape(*voxels.shape[:3], -1)).permute(3, 0, 1, 2).contiguous()
+        is_whole = tuple(latent.shape) == self.shape and bool(latent.isfinite().all())
+        return latent if is_whole else None

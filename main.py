@@ -67,8 +67,9 @@ def train_aae(exp: Experiment) -> None:
     opt_d = Adam(disc.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True)
     run = exp.stage_run("aae", {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d})
 
-    # Read (and brought to RAS) by imaging/volumes.py:read_in_range, cropped by imaging/cache.py:VolumeCache,
-    # shifted by dataset.py:VolumeDataset; no intensity is scaled beyond the file's own scale factors.
+    # A PET is read and brought to RAS by imaging/volumes.py:read_in_range, cropped with a margin by
+    # imaging/cache.py:VolumeCache.read, and shifted within it by dataset.py:VolumeDataset. Its settings are
+    # crop_start, volume_size and crop_jitter. No intensity is scaled, but by the file's own scale factors.
     volumes = exp.training_batches(cfg.aae_batch_size, "pet", jitter=True)
     validation = exp.batches(exp.cohort.validation, "pet", divided=True)
 
@@ -132,8 +133,11 @@ def ldm_loss(unet: UNet, stage_2: Stage2, batch: LatentBatch, t: Tensor, eps: Te
 
     mse: squared error of its prediction of v, or of eps as published (Ho et al. 2020, Eq. 14), which min_snr
     weighs; with 0 all weights are 1. image: L1 between the decoded estimate of z_0 and the PET, in units of
-    pet_std; its gradient reaches the denoiser through the frozen decoder. The label of the batch is described
-    in experiment/stage_2.py:LatentBatch.
+    pet_std; its gradient reaches the denoiser through the frozen decoder.
+
+    Where its inputs come from: z_0 by model.py:LatentSpace.scale; t by model.py:Diffusion.draw_times; the
+    MRI's features by model.py:UNet.condition; the label by labels/soft_labels.py:suvr_soft_labels, or one_hot
+    for the class, embedded by model.py:Projector. experiment/stage_2.py:LatentBatches brings them together.
     """
     diffusion = stage_2.diffusion
     z_t = diffusion.q_sample(batch.z_0, t, eps)
@@ -152,7 +156,8 @@ def ldm_loss(unet: UNet, stage_2: Stage2, batch: LatentBatch, t: Tensor, eps: Te
 
 def ldm_step(unet: UNet, opt: Optimizer, stage_2: Stage2, batch: LatentBatch,
              cast: Callable = nullcontext) -> dict[str, float]:
-    """Update the denoiser on a batch at random steps and noise. Returns the terms of its loss."""
+    """Update the denoiser on a batch at random steps and noise, which draw_rows draws alike for any number of
+    processes. Returns the terms of its loss."""
     z_0 = batch.z_0
     t = draw_rows(stage_2.diffusion.draw_times, len(z_0), stage_2.time_shift)   # [B], in 1 .. T - 1
     eps = draw_rows(torch.randn, *z_0.shape, device=z_0.device)

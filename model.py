@@ -59,8 +59,8 @@ class BlurredUp(nn.ConvTranspose3d):
     """up, followed by the binomial filter [1, 2, 1] / 4 along each axis.
 
     A transposed convolution of stride 2 makes even and odd voxels with different weights, which shows as a
-    grid in its output (Odena et al. 2016, Distill). The filter is 0 at the Nyquist frequency, where that grid
-    lies; StyleGAN2 blurs in the same place (Karras et al. 2020, after Zhang 2019). Outside the faces the
+    checkerboard in its output (Odena et al. 2016, Distill). The filter is 0 at the Nyquist frequency, where
+    that lies; StyleGAN2 blurs in the same place (Karras et al. 2020, after Zhang 2019). Outside the faces the
     outermost voxels repeat, so that what is constant stays constant.
     """
 
@@ -596,7 +596,8 @@ class LatentSpace:
 
 
 class Synthesizer:
-    """From MRIs to their PETs: sample latents, average them, decode.
+    """From MRIs to their PETs: sample latents, decode. Label and noise come from its caller, in a run
+    experiment/networks.py:LatentSampler.
 
     batch: latent samples that go through the denoiser at once. cast: gives the context, such as autocast, in
     which the networks compute.

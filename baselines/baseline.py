@@ -1,8 +1,7 @@
 """What every method that IL-CLDM is compared with has in common.
 
-To add one: a subclass in a file of its own here; its settings and its name, in SYSTEMS, in config.py; its
-construction in experiment/networks.py:build_baseline. Training, checkpoints, scores, tables and pictures
-follow (docs/comparison.md).
+To add one: a subclass of Baseline in a file of its own here. Every further place to touch (settings,
+construction, titles and colours, tests) is listed in docs/comparison.md, "Adding a baseline".
 """
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -25,8 +24,8 @@ class Baseline:
 
     name: its stage, its checkpoint and its method in the tables.
     modalities: the volumes that its training needs, 'mri' and 'pet'. uses_labels: whether its training sees
-    the labels; prediction never does. shifts_crop: whether its training shifts the crop at random, as stage 1
-    does.
+    the labels, as config.SEEING_LABELS says too; prediction never does. shifts_crop: whether its training
+    shifts the crop at random, as stage 1 does.
     parts: name -> network or optimizer, everything that a checkpoint keeps, first the network that predicts;
     'ema' is a moving average of it.
 
@@ -52,8 +51,9 @@ class Baseline:
         return 1
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set the phase and the learning rates of an epoch, counted from 1, of so many. Whatever is set here
-        follows from these two numbers alone, so that a training that was cut goes on the same."""
+        """Set the phase and the learning rates of an epoch, counted from 1, in a training of `epochs` epochs.
+        Whatever is set here follows from these two numbers alone, so that an interrupted training continues
+        as if it had not been."""
         raise NotImplementedError
 
     def step(self, batch: dict, number: int, cast: Callable = nullcontext) -> dict[str, float]:

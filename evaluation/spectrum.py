@@ -1,7 +1,8 @@
-"""Texture of a synthetic PET: its power spectrum against that of the real one, and the grid that upsampling
-leaves.
+"""Texture of a synthetic PET: its power spectrum against that of the real one, and the checkerboard that
+upsampling leaves.
 
-PSNR and SSIM hardly see either: a mean of many PETs is too smooth, and a grid of single voxels too faint.
+PSNR and SSIM hardly see either: a mean of many PETs is too smooth, and a checkerboard of single voxels too
+faint.
 """
 import numpy as np
 from scipy.fft import fftfreq, rfftfreq, rfftn

@@ -25,14 +25,14 @@ from utils import InputError, seed_everything, weights_key
 
 
 def _bound_to(name: str, aae: AAE | None) -> dict:
-    """What else than its settings a checkpoint belongs to: an autoencoder, if it works on latents."""
+    """What a checkpoint is bound to beside its settings: an autoencoder, if the baseline works on latents."""
     return {"autoencoder": weights_key(aae)} if name in DENOISER else {}
 
 
 # ---------------------------------------------------------------- training
 
 def train_baselines(exp: Experiment) -> None:
-    """Train the baselines of the settings, each in as many epochs as config.py:epochs_of says."""
+    """Train the baselines of the settings, each in as many epochs as config.py:Config.epochs_of says."""
     cfg, aae, latents, training = exp.cfg, None, {}, {}
     if cfg.baselines_need_stage_1:
         aae = exp.networks.best_aae()

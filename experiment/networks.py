@@ -1,5 +1,5 @@
-"""The networks of the settings: untrained, and those of an experiment's best checkpoints, ready to
-synthesize."""
+"""The networks of the settings: untrained (build_unet and others) and those of an experiment's best
+checkpoints (Networks), and what samples latents of MRIs with them (LatentSampler)."""
 import math
 from pathlib import Path
 from typing import TypeVar
@@ -115,8 +115,9 @@ def regression_training(cfg: Config) -> Training:
 
 def latent_scale(cfg: Config, latents: dict[str, Tensor] | None,
                  metadata: dict | None) -> tuple[float, float]:
-    """Mean and standard deviation of latents: those of a checkpoint, or of E(x) [C, d, h, w] of the training
-    list, or 0 and 1 where the settings take latents as they come."""
+    """Mean and standard deviation of latents, one number each for all channels and voxels: those of a
+    checkpoint, or of E(x) [C, d, h, w] of the training list, or 0 and 1 where the settings take latents as
+    they come."""
     if metadata:
         return metadata["latent_mean"], metadata["latent_std"]
     if not cfg.latent_scaling or not latents:
@@ -261,7 +262,7 @@ def cells_of(people: pd.DataFrame | None, ids: list[str]) -> pd.DataFrame | None
 
 class LatentSampler:
     """Latent samples of MRIs, with the label that the settings give them in sampling (setting
-    label_at_sampling).
+    label_at_sampling). The sampling itself is model.py:Synthesizer.sample.
 
     sampler, steps: 'ddpm', 'ddim' or 'dpm' and its network evaluations. samples: numbers of the samples of a
     scan; the noise of a sample depends on seed, ID and its number alone. matched: sample twice, the second

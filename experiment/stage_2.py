@@ -22,9 +22,10 @@ from utils import InputError
 class LatentBatch(NamedTuple):
     """A batch of stage 2.
 
-    z_0: [B, C, d, h, w]. mri: [B, 1, D, H, W]. label: [B, K], weights of the label embeddings; with regions,
-    where the SUVR of the PET lies between the means of the two labels, else 1 for the label
-    (labels/soft_labels.py). pet: [B, 1, D, H, W], or None where no image is compared.
+    z_0: [B, C, d, h, w]. mri: [B, 1, D, H, W]. label: [B, K], soft labels: weights of the K label embeddings.
+    With regions of the SUVR they say where the PET's SUVR lies between the mean SUVR of label 0 and that of
+    label 1; without, the subject's own label has weight 1 (labels/soft_labels.py). pet: [B, 1, D, H, W], or
+    None without image_loss.
     """
     z_0: Tensor
     mri: Tensor

@@ -1,5 +1,5 @@
-"""Soft labels: the weights of the label embeddings that the denoiser is trained with, and how uncertain or
-how large the amyloid is."""
+"""Soft labels: weights of the label embeddings, which the denoiser is trained with. They give the amount of
+amyloid (suvr_soft_labels) or the class (one_hot)."""
 import numpy as np
 import torch
 from torch import Tensor
@@ -8,8 +8,8 @@ from utils import InputError, derived_seed
 
 
 def label_order(n: int, seed: int, shuffled: bool) -> np.ndarray:
-    """Whose label each of n subjects of the training list has, [n]: his own, or in the null control that of
-    another."""
+    """Whose label each of n subjects of the training list has, [n]: their own, or in the null control that of
+    another subject."""
     own = np.arange(n)
     return np.random.default_rng(derived_seed(seed, "shuffled labels")).permutation(own) if shuffled else own
 

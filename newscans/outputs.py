@@ -112,9 +112,9 @@ def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, st
                source: str, out: Path) -> None:
     """Write sidecar, PET, standard deviation with its sidecar, and picture of a scan.
 
-    volume: voxels, affine and intensity ceiling of its MRI, as read_mri gives. source: checksum of the MRI's
-    file. The sidecar first: without it nobody knows what a file is; with it, and all files there, the scan is
-    done.
+    volume: voxels and affine of its MRI and the intensity that became 1, as read_mri gives. source: checksum
+    of the MRI's file. The sidecar first: without it nobody knows what a file is; with it, and all files
+    there, the scan is done.
     """
     from evaluation.volume_figures import plot_overlay     # here, because it needs matplotlib
     files, note = scan.written(out), f"IL-CLDM, synthetic PET; {RESEARCH_NOTICE}"       # NIfTI holds 79 bytes
@@ -146,7 +146,7 @@ def describe_std(content: dict, pet: Path) -> dict:
 
 def describe(trained: Trained, scan: NewScan, volume: tuple, row: dict, source: str, out: Path) -> dict:
     """The content of a scan's sidecar."""
-    cfg, (voxels, affine, ceiling) = trained.cfg, volume
+    cfg, (voxels, affine, upper_bound) = trained.cfg, volume
     same = Grid(voxels.shape, affine).same(trained.grid)
     networks = {
         name: {"File": relative(used["file"], out), "Weights": used["weights"]}
@@ -163,8 +163,8 @@ def describe(trained: Trained, scan: NewScan, volume: tuple, row: dict, source: 
                  "the meaning",
         **shared_keys(scan.entities, voxel_sizes(affine), [scan.mri], out),
         "MRI": {"File": relative(scan.mri, out), "SHA256": source, "Grid": describe_grid(scan.mri),
-                "Intensity": f"as stored; up to {RINGING:g} outside [0, 1] is clipped" if ceiling == 1
-                else f"divided by {ceiling:g}, clipped to [0, 1]"},
+                "Intensity": f"as stored; up to {RINGING:g} outside [0, 1] is clipped" if upper_bound == 1
+                else f"divided by {upper_bound:g}, clipped to [0, 1]"},
         "Resampling": "none: the MRI lies on the cohort's grid"
         if same
         else "MRI to the cohort's grid and PET back through the affines: mean, over each new voxel, of "

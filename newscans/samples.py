@@ -23,7 +23,7 @@ SAMPLE_TABLE = "samples.csv"
 
 
 def with_samples(trained: Trained, number: int) -> Trained:
-    """The trained experiment with the sampler of so many samples a scan; itself for 0.
+    """The trained experiment with a sampler of `number` samples a scan; itself for 0.
 
     Each sample has an amount of amyloid of its own, drawn from what the MRI leaves open, where the denoiser
     was trained with amounts; else the label that the settings give. Raises InputError if its predictor is of
@@ -34,15 +34,15 @@ def with_samples(trained: Trained, number: int) -> Trained:
     cfg, of_mean = trained.cfg, trained.sampler
     is_amount = of_mean.predictor is not None and of_mean.predictor.levels is not None
     is_matched = is_amount and trained.measurement.regions is not None
-    samples = LatentSampler(cfg, of_mean.synthesizer, of_mean.predictor, trained.measurement, cfg.sampler,
+    sampler = LatentSampler(cfg, of_mean.synthesizer, of_mean.predictor, trained.measurement, cfg.sampler,
                             cfg.sampling_steps, range(number), is_matched, of_mean.people,
                             drawn=is_amount or cfg.draws_label)
-    return dataclasses.replace(trained, samples=samples)
+    return dataclasses.replace(trained, extra_sampler=sampler)
 
 
 def write_samples(trained: Trained, batch: dict, out: Path) -> None:
     """Sample and write the samples of a batch of scans whose mean PETs are written."""
-    sampler = trained.samples
+    sampler = trained.extra_sampler
     draws = sampler.draws(batch) if sampler.drawn else None
     z_0 = sampler(batch, draws)                                                           # [B, N, C, d, h, w]
     for i, scan in enumerate(batch["scans"]):
@@ -58,9 +58,9 @@ def _drawn(trained: Trained, draws: Draws | None, scan: int, k: int) -> dict[str
     if draws is None:
         return {}
     value, or_more = draws.value[scan, k].item(), draws.or_more[scan, k].item()
-    if trained.samples.predictor.levels is None:
+    if trained.extra_sampler.predictor.levels is None:
         return {"drawn_label": int(value), "p_or_more": or_more}
-    negative, positive = trained.samples.predictor.levels.tolist()
+    negative, positive = trained.extra_sampler.predictor.levels.tolist()
     return {"drawn_SUVR": negative + (positive - negative) * value, "p_or_more": or_more}
 
 
@@ -82,7 +82,7 @@ def _write_sample(trained: Trained, scan: NewScan, pet: Tensor, row: dict, conte
 
 def describe_sample(trained: Trained, content: dict, pet: Path, row: dict) -> dict:
     """The content of the sidecar of a sample, from that of its mean PET. row: its numbers."""
-    sampler = trained.samples
+    sampler = trained.extra_sampler
     if "drawn_SUVR" in row:
         drawn = ("Its amount of amyloid was drawn at random from what the MRI leaves open (drawn_SUVR; "
                  "p_or_more is the chance to draw as much or more), then its picture from a diffusion model "

@@ -3,11 +3,21 @@ experiment.
 
     python main.py synthesize --exp NAME --mri FILE_OR_FOLDER --out FOLDER
 
-Header and voxels are checked, the MRI is brought onto the crop of the cohort's grid, its label is predicted,
-latents are sampled (experiment/networks.py:LatentSampler; 4 samples of 2 DDIM steps, twice where regions are
-known: 16 network evaluations, else 8), their mean is decoded and clamped, and the PET is written on the MRI's
-own grid with its sidecar; with --samples beside it samples, PETs that this person might have. The folder is a
-BIDS derivative dataset.
+From an MRI to its PET:
+
+1. newscans/scans.py:find_scans finds the MRIs. read_mri there reads one as those of a cohort are read, and
+   place_problem refuses what is not a brain in MNI space.
+2. newscans/trained.py:load_trained reads the networks of the experiment.
+3. newscans/scans.py:onto_crop cuts the crop on the cohort's grid; an MRI on another grid is interpolated.
+4. experiment/networks.py:LatentSampler predicts the label and samples latents by
+   model.py:Synthesizer.sample: 4 samples of 2 DDIM steps, twice if the label was an SUVR in training, so 16
+   network evaluations by default, else 8 (LatentSampler.evaluations).
+5. model.py:Synthesizer.decode decodes the mean of the samples, clamped to [0, 1].
+6. newscans/outputs.py:write_scan writes the PET on the MRI's own grid, 0 outside the crop, and its sidecar:
+   <out>/sub-<ID>/pet/sub-<ID>_..._desc-ilcldmSynthetic_pet.nii.gz (newscans/scans.py:NewScan.written).
+
+With --samples, PETs that this person might have lie beside it (newscans/samples.py). The folder is a BIDS
+derivative dataset.
 """
 from dataclasses import dataclass
 from functools import partial
@@ -120,7 +130,7 @@ def synthesize_scans(cfg: Config, settings: SynthesisSettings) -> None:
         make_folder(out)
         lock.acquire()
         remove_leftovers(out, everyones=True)
-        ignored = (f"/{SAMPLE_TABLE}",) if trained.samples else ()
+        ignored = (f"/{SAMPLE_TABLE}",) if trained.extra_sampler else ()
         write_dataset(out, TITLE, README, [scan.mri for scan in usable], ignored)
         try:
             _synthesize(trained, usable, sources, problems, out)
@@ -162,7 +172,7 @@ def _wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out
         files = scan.written(out)
         if not trained.cfg.save_std:
             files = {name: path for name, path in files.items() if not name.startswith("std")}
-        for k in trained.samples.samples if trained.samples else ():
+        for k in trained.extra_sampler.samples if trained.extra_sampler else ():
             files |= {f"{name} {k}": path for name, path in scan.sample(out, k + 1).items()}
         there = [path for path in scan.written(out).values() if path.exists()]
         made_now = {**made_from(scan, sources[scan.id]), **trained.made_with}
@@ -198,9 +208,10 @@ def _announce(trained: Trained, found: int, usable: int, problems: dict[str, str
     cfg = trained.cfg
     for remark in trained.measurement.remarks(trained.grid.affine, trained.networks.crop):
         say("synth", remark)
-    samples = trained.samples
-    further = f"{len(samples.samples)} samples beside the mean, " if samples else ""
-    evaluations = trained.sampler.evaluations + (samples.evaluations if samples else 0)
+    evaluations, further = trained.sampler.evaluations, ""
+    if trained.extra_sampler:
+        evaluations += trained.extra_sampler.evaluations
+        further = f"{len(trained.extra_sampler.samples)} samples beside the mean, "
     say("synth", f"{usable} of {found} MRIs are to be synthesized ({found - usable - len(problems)} are "
                  f"there already), {cfg.samples_per_scan} latent samples by {cfg.sampler}, "
                  f"{further}{evaluations} network evaluations a scan, on {trained.networks.device}, "
@@ -236,7 +247,7 @@ def _read_batch(trained: Trained, scans: list[NewScan], sources: dict[str, str],
     batch = {"id": [], "mri": [], "scans": [], "volumes": []}
     for scan in scans:
         try:
-            voxels, affine, ceiling = read_mri(scan.mri, trained.mri_percentile, scan.mask)
+            voxels, affine, upper_bound = read_mri(scan.mri, trained.mri_percentile, scan.mask)
             if sha256(scan.mri) != sources[scan.id]:
                 raise InputError(f"{scan.mri}: has changed since it was checked")
         except (InputError, OSError) as error:
@@ -246,7 +257,7 @@ def _read_batch(trained: Trained, scans: list[NewScan], sources: dict[str, str],
         batch["id"].append(scan.id)
         batch["mri"].append(torch.from_numpy(crop.copy())[None])
         batch["scans"].append(scan)
-        batch["volumes"].append((voxels, affine, ceiling))
+        batch["volumes"].append((voxels, affine, upper_bound))
     return batch | {"mri": torch.stack(batch["mri"]) if batch["mri"] else None}
 
 
@@ -265,5 +276,5 @@ def _synthesize_batch(trained: Trained, batch: dict, sources: dict[str, str], ou
             say("synth", f"{scan.id}: {row['remark']}")
         write_scan(trained, scan, batch["volumes"][i], x_hats[i, 0], std_over_samples(decoded[None])[0],
                    {"ID": scan.id, **row}, sources[scan.id], out)
-    if trained.samples:
+    if trained.extra_sampler:
         write_samples(trained, batch, out)

@@ -24,10 +24,10 @@ class Trained:
     """A trained experiment whose cohort is not at hand.
 
     grid: of the cohort's volumes. calibration: of the SUVR, by the test stage, or None. no_interval: why
-    there is no calibrated interval, or nothing. networks_used: name -> file and key of the weights.
+    there is no calibrated interval, else ''. networks_used: name -> file and key of the weights.
     trained_on: fingerprint of the training and validation list. mri_percentile: setting of the tool.
-    tracer: BIDS label of that of all training PETs, '' if not known. samples: of the samples that are written
-    beside the mean PET, or None.
+    tracer: BIDS label of that of all training PETs, '' if not known. extra_sampler: of the samples that are
+    written beside the mean PET (--samples), or None.
     """
     cfg: Config
     networks: Networks
@@ -42,7 +42,7 @@ class Trained:
     notice: str
     mri_percentile: float
     tracer: str
-    samples: LatentSampler | None = None
+    extra_sampler: LatentSampler | None = None
 
     @property
     def synthesizer(self) -> Synthesizer:

@@ -26,10 +26,10 @@ def fit(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, flo
         validate: Callable[[str], tuple[dict[str, float], pd.DataFrame]], validate_every: int = 1) -> None:
     """Take the epochs of a training that are left.
 
-    step: updates on a batch, and returns its losses. begin_epoch: sets learning rates, and whatever else an
-    epoch, counted from 1, of so many has for itself. validate: takes a title, and returns further losses of
-    the epoch and the scores of the validation list, a row a subject with the columns PSNR and SSIM; asked
-    every validate_every epochs, and after the last.
+    step: updates on a batch, and returns its losses. begin_epoch(epoch, epochs): sets learning rates, and
+    whatever else changes from epoch to epoch, of which the first is 1. validate: takes a title, and returns
+    further losses of the epoch and the scores of the validation list, a row a subject with the columns PSNR
+    and SSIM; asked every validate_every epochs, and after the last.
     All that is random in an epoch follows from seed, stage and its number alone. Raises NotFiniteError with
     epoch, step and subjects, and Stopped after a signal, when what was done is saved.
     """

@@ -8,6 +8,7 @@
     python main.py study sites          another one: a site that training has not seen (studies/sites.py)
     python main.py study robustness     another one: disturbed MRIs (studies/robustness.py)
     python main.py study samples        another one: what latent samples are worth (studies/samples.py)
+    python main.py study regions        another one: automatic regions of the SUVR (studies/regions.py)
 
 On the benchmark phantom. The default and its null controls are run with three seeds, each with a cohort of
 its own; all other rows with the first seed. Writes result/study/.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from baselines.baseline import Baseline
-from config import PRESETS, Config
+from config import PRESETS, PUBLISHED, Config
 from docs import settings
 from docs.run_commands import find_commands
 from runtime.commandline import parse
@@ -65,6 +65,21 @@ def test_code_that_the_pages_name_is_there():
     assert found >= 8
 
 
+def test_code_that_the_sources_name_is_there():
+    """`file.py:name` in docstrings and comments, where a reader jumps to from main.py."""
+    found = 0
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]:
+        if path.parent.name in ("docs", "tests"):
+            continue
+        for file, name in re.findall(r"([\w/]+\.py):([A-Za-z_][\w.]*\w)", path.read_text()):
+            thing = importlib.import_module(file.removesuffix(".py").replace("/", "."))
+            for part in name.split("."):
+                assert hasattr(thing, part), f"{path.relative_to(ROOT)}: {file}:{name}"
+                thing = getattr(thing, part)
+            found += 1
+    assert found >= 15
+
+
 def test_files_that_the_pages_name_are_there():
     for page in PAGES:
         if page.name in (*FROZEN, "changes.md", "mutants.md"):
@@ -73,7 +88,7 @@ def test_files_that_the_pages_name_are_there():
             assert (ROOT / file).exists(), f"{page.name}: {file}"
 
 
-def test_the_sixth_system_of_the_page_learns():
+def test_the_baseline_that_the_page_adds_learns():
     """The class that docs/comparison.md shows, word for word."""
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/comparison.md").read_text(), flags=re.DOTALL)
     assert len(code.splitlines()) <= 40
@@ -106,11 +121,41 @@ def test_every_command_is_one(command):
             parse(Config, rest, "main.py", "", PRESETS)
 
 
+def test_a_command_with_a_placeholder_is_marked_as_needing_something():
+    """NAME or NEW is for the reader to fill in, and docs/run_commands.py cannot run it."""
+    for command in COMMANDS:
+        to_fill_in = [word for word in shlex.split(command.text) if re.fullmatch(r"[A-Z]{3,}", word)]
+        assert not to_fill_in or command.mark.startswith("needs"), f"{command.page}: {command.text}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/published.md"])
+def test_the_page_lists_every_setting_in_which_the_default_departs_from_the_paper(page):
+    """Row by row, with the published value in the second column and the default in the third."""
+    rows, default = {}, Config()
+    for line in (ROOT / page).read_text().splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(cells) >= 4 and (found := re.match(r"`(\w+)`", cells[0])):
+            rows.setdefault(found[1], cells[1:3])          # the first table of the page that has it
+    rows["validation_steps"] = rows["validation_sampler"]  # one row
+    for name, published in PUBLISHED.items():
+        for value, cell in zip((published, getattr(default, name)), rows[name], strict=True):
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            text = text.lower() if isinstance(value, bool) else text
+            assert re.search(rf"(?<![\w.]){re.escape(text)}(?![\w.])", cell), f"{name}: {text}, not {cell}"
+
+
 def test_both_losses_of_the_readme_have_the_weights_of_the_defaults():
     text, cfg = (ROOT / "README.md").read_text(), Config()
     assert f"lambda_rec = {cfg.lambda_rec:g}" in text
     assert f"image_loss = {cfg.image_loss:g}" in text
     assert f"time_shift = {cfg.time_shift:g}" in text
+
+
+def test_the_crop_of_the_readme_is_that_of_the_default():
+    cfg = Config()
+    box = ", ".join(f"{start}:{start + n}" for start, n in zip(cfg.crop_start, cfg.volume_size, strict=True))
+    size = " x ".join(map(str, cfg.volume_size))
+    assert f"[{box}]: {size} voxels" in (ROOT / "README.md").read_text()
 
 
 def test_the_network_evaluations_of_the_readme_are_those_of_the_default():

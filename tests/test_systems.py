@@ -19,7 +19,7 @@ from test_ranks import in_ranks
 import main
 from baselines import ddpm, fgan, pix2pix
 from baselines.baseline import Baseline
-from config import BASELINES, SYSTEMS, Config
+from config import BASELINES, SEEING_LABELS, SYSTEMS, Config
 from evaluation import figures, volume_figures
 from evaluation.report import write_figures
 from evaluation.results import load_run
@@ -166,6 +166,13 @@ def test_costs_stand_beside_every_trained_method(finished, monkeypatch):
     last = load_checkpoint(finished / "result" / "a" / "CHECKPOINT_fgan_last.pth.tar")
     assert cost.loc["fgan", "training_s"] == pytest.approx(last["seconds"], abs=0.06)
     assert (cost[["training_s", "scan_s"]] > 0).all(axis=None)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_system_whose_training_sees_labels_is_bound_to_their_order(name):
+    """uses_labels of its class, and config.SEEING_LABELS, from which shuffle_labels has its mark."""
+    system = build_baseline(name, config(), torch.device("cpu"), None)
+    assert system.uses_labels == (name in SEEING_LABELS)
 
 
 def test_with_shuffled_labels_training_sees_those_of_others(project, monkeypatch):
