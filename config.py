@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from runtime.settings import ADDED, UNPUBLISHED, dotted, plain, read_groups, refuse, setting, value_problems
+from runtime.settings import (ADDED, UNPUBLISHED, dotted, merged, plain, read_groups, refuse, setting,
+                              value_problems, with_present_names)
 
 VERSION = "0.2.0"
 STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")
@@ -491,8 +492,6 @@ class Config:
     subgroups: tuple[str, ...] = setting((),
         "further columns of data_info.csv by whose groups the scores of the test list are split, beside "
         "label, sex, age, site, tracer and diagnosis where they are known", empty=True)
-    bootstrap_resamples: int = setting(2000,
-        "resamples of subjects behind every 95 % interval", low=100, high=100_000)
 
     def __post_init__(self):
         read_groups(self)
@@ -638,18 +637,6 @@ class Config:
         return json.dumps({"settings": settings, "versions": versions}, indent=2) + "\n"
 
 
-def with_present_names(saved: dict) -> dict:
-    """Settings as JSON saved them, under their present names (runtime.settings.RENAMED); what is no longer a
-    setting is left out."""
-    present = dict(saved)
-    present.pop("shown_subjects", None)
-    if "regression_channels" in present:
-        present["image_regression"] = {"channels": present.pop("regression_channels")}
-    if "centiloid_slope" in present:
-        present["centiloid"] = [present.pop("centiloid_slope"), present.pop("centiloid_intercept", 0.0)]
-    return present
-
-
 def with_later_settings(saved: dict) -> dict:
     """Settings as JSON saved them, under their present names, with those that came later as they were before:
     the compared systems, latent_dir, the phantom's discordance, marker and sites, covariates, further
@@ -658,7 +645,8 @@ def with_later_settings(saved: dict) -> dict:
              "subgroups")
     defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in added}
     knew_regions = saved.get("cortex_mask") or any(saved.get("phantom_subjects", ()))
-    return defaults | ADDED | {"regions": "auto" if knew_regions else "none"} | with_present_names(saved)
+    defaults |= ADDED | {"regions": "auto" if knew_regions else "none"}
+    return merged(Config, defaults, with_present_names(saved))
 
 
 # ---------------------------------------------------------------- values that do not fit together

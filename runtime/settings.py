@@ -8,12 +8,28 @@ from collections.abc import Iterable, Iterator
 from runtime.logs import readable
 
 UNPUBLISHED = object()  # the published method has no such setting, or the same value
-# Names in earlier versions -> now, for who gives an old one, and for the settings that a checkpoint holds.
+# Names in earlier versions -> now, for who gives an old one; with_present_names turns what was saved.
 RENAMED = {"regression_channels": "image_regression.channels", "centiloid_slope": "centiloid",
            "centiloid_intercept": "centiloid"}
 
+# Settings of earlier versions that are none any more -> what holds now, for who gives one; one that was saved
+# is left out.
+GONE = {"shown_subjects": "two subjects of each label are shown",
+        "bootstrap_resamples": "all intervals have the same number of resamples"}
+
 # Settings that a training is bound to and that came later: a checkpoint without one was trained with this.
 ADDED = {"upsampling": "transposed"}
+
+
+def with_present_names(saved: dict) -> dict:
+    """Settings as JSON or a checkpoint holds them, under their present names, dotted for one that belongs to
+    a group now; those that are gone are left out."""
+    present = {name: value for name, value in saved.items() if name not in GONE}
+    if "regression_channels" in present:
+        present["image_regression.channels"] = present.pop("regression_channels")
+    if "centiloid_slope" in present:
+        present["centiloid"] = [present.pop("centiloid_slope"), present.pop("centiloid_intercept", 0.0)]
+    return present
 
 
 def setting(default, explanation: str, *, section: str = "", affects: tuple[str, ...] = (), low=None,

@@ -64,10 +64,10 @@ def test_defaults_are_the_sizes_of_the_paper():
     assert (cfg.exp, cfg.downscale, cfg.latent_size) == ("default", 4, (40, 48, 40))
 
 
-def test_there_are_at_most_86_settings():
+def test_there_are_at_most_85_settings():
     names = [option.name for option in options(dataclasses.fields(Config))]
     of_the_project = [name for name in names if name.split(".")[0] not in SYSTEMS]
-    assert len(of_the_project) <= 86                       # those of the compared systems are their authors'
+    assert len(of_the_project) <= 85                       # those of the compared systems are their authors'
 
 
 @pytest.mark.parametrize("more",
@@ -160,9 +160,9 @@ def test_settings_that_were_saved_before_there_were_automatic_regions_stay_what_
     assert with_later_settings(saved)["regions"] == regions
 
 
-# Of the demo with Centiloids and another number of pictures, as an earlier version saved them.
+# Of the demo with Centiloids and another number of pictures and resamples, as an earlier version saved them.
 EARLIER = {"regression_channels": 8, "centiloid_slope": 100.0, "centiloid_intercept": -90.0,
-           "shown_subjects": 4}
+           "shown_subjects": 4, "bootstrap_resamples": 500}
 
 
 def test_settings_under_the_names_of_an_earlier_version_are_read():
@@ -243,6 +243,15 @@ def test_words_that_are_not_settings_are_refused(capsys, word):
 def test_who_gives_a_name_of_an_earlier_version_is_told_the_present_one(capsys, word, now):
     name = word.split("=")[0]
     assert f"unknown setting {name}, which is {now} now (docs/changes.md)" in refused(capsys, word, "3")
+
+
+@pytest.mark.parametrize(("word", "instead"), [
+    ("--bootstrap_resamples", "all intervals have the same number of resamples"),
+    ("--bootstrap_resamples=500", "all intervals have the same number of resamples"),
+    ("--shown_subjects", "two subjects of each label are shown")])
+def test_who_gives_a_setting_that_is_gone_is_told_what_holds_instead(capsys, word, instead):
+    name = word.split("=")[0]
+    assert f"unknown setting {name}, which is gone: {instead} (docs/changes.md)" in refused(capsys, word, "3")
 
 
 def test_every_unknown_setting_is_named_at_once(capsys):
@@ -363,7 +372,7 @@ def test_json_holds_every_setting_and_the_versions():
 FREE = {"exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache",
         "precision", "deterministic", "recompute", "data_dir", "latent_dir", "info_dir",
         "subject_pattern",
-        "sampling_batch", "baselines", "subgroups", "bootstrap_resamples"}
+        "sampling_batch", "baselines", "subgroups"}
 DATA = {"seed", "brain_mask", "image_size", "crop_start", "volume_size", "num_classes", "phantom_subjects",
         "phantom_voxel", "phantom_link", "phantom_seed"}
 

@@ -250,7 +250,7 @@ def test_too_little_memory_is_explained(root, capsys):
 def test_the_demo_goes_through_every_stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--preset", "demo", "--device", "cuda", "--phantom_subjects", "12", "4", "4",
-             "--aae_epochs", "2", "--ldm_epochs", "4", "--bootstrap_resamples", "100"]
+             "--aae_epochs", "2", "--ldm_epochs", "4"]
     stages = ["--stages", "check", "aae", "encode", "ldm", "baselines", "test"]
     assert main.main([*words, "--exp", "demo", *stages]) == 0
     table = pd.read_csv(tmp_path / "result/demo/test.csv")
