@@ -482,10 +482,9 @@ class Config:
         "regions of the SUVR without these two; centiloid: the Centiloid project's, of the package amypet "
         "(docs/status.md); mni: plain ones made from the MNI152 template; none: no SUVR; auto: a phantom's "
         "own, else mni", affects=("scores",), choices=("auto", "centiloid", "mni", "none"))
-    regions_image: str = setting("",
-        "NIfTI label image of further regions whose SUVR is measured", affects=NEW_SCANS)
-    regions_table: str = setting("",
-        "CSV of regions_image with the columns index and name", affects=NEW_SCANS)
+    atlas: tuple[str, ...] = setting((),
+        "NIfTI label image of further regions whose SUVR is measured, and the table of their names, CSV or "
+        "TSV with the columns index and name, such as atlas.nii.gz atlas.csv", affects=NEW_SCANS, empty=True)
     centiloid: tuple[float, float] = setting((0.0, 0.0),
         "a and b of CL = a SUVR + b, valid only with their own pipeline, tracer and masks (docs/status.md); "
         "0 0: no CL", affects=(*SCORES, *NEW_SCANS), low=-1000.0, high=1000.0)
@@ -730,9 +729,11 @@ def _sampling_misfits(cfg: Config):
 
 
 def _region_misfits(cfg: Config):
-    for one, other in (("cortex_mask", "reference_mask"), ("regions_image", "regions_table")):
-        if bool(getattr(cfg, one)) != bool(getattr(cfg, other)):
-            yield f"{one} and {other} go together: give both or none"
+    if bool(cfg.cortex_mask) != bool(cfg.reference_mask):
+        yield "cortex_mask and reference_mask go together: give both or none"
+    if cfg.atlas and (len(cfg.atlas) != 2 or not all(cfg.atlas)):
+        yield (f"atlas {cfg.atlas} must be two files: a NIfTI label image, and the table of its regions, CSV "
+               "or TSV with the columns index and name")
     if cfg.cortex_mask and cfg.regions != "auto":
         yield (f"cortex_mask {cfg.cortex_mask} and regions {cfg.regions} both name the regions of the SUVR: "
                "give one of them (--regions auto takes the masks)")

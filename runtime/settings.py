@@ -10,7 +10,7 @@ from runtime.logs import readable
 UNPUBLISHED = object()  # the published method has no such setting, or the same value
 # Names in earlier versions -> now, for who gives an old one; with_present_names turns what was saved.
 RENAMED = {"regression_channels": "image_regression.channels", "centiloid_slope": "centiloid",
-           "centiloid_intercept": "centiloid"}
+           "centiloid_intercept": "centiloid", "regions_image": "atlas", "regions_table": "atlas"}
 
 # Settings of earlier versions that are none any more -> what holds now, for who gives one; one that was saved
 # is left out.
@@ -29,6 +29,9 @@ def with_present_names(saved: dict) -> dict:
         present["image_regression.channels"] = present.pop("regression_channels")
     if "centiloid_slope" in present:
         present["centiloid"] = [present.pop("centiloid_slope"), present.pop("centiloid_intercept", 0.0)]
+    if "regions_image" in present:
+        files = [present.pop("regions_image"), present.pop("regions_table", "")]
+        present["atlas"] = files if any(files) else []
     return present
 
 

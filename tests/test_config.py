@@ -64,10 +64,10 @@ def test_defaults_are_the_sizes_of_the_paper():
     assert (cfg.exp, cfg.downscale, cfg.latent_size) == ("default", 4, (40, 48, 40))
 
 
-def test_there_are_at_most_85_settings():
+def test_there_are_at_most_84_settings():
     names = [option.name for option in options(dataclasses.fields(Config))]
     of_the_project = [name for name in names if name.split(".")[0] not in SYSTEMS]
-    assert len(of_the_project) <= 85                       # those of the compared systems are their authors'
+    assert len(of_the_project) <= 84                       # those of the compared systems are their authors'
 
 
 @pytest.mark.parametrize("more",
@@ -160,15 +160,19 @@ def test_settings_that_were_saved_before_there_were_automatic_regions_stay_what_
     assert with_later_settings(saved)["regions"] == regions
 
 
-# Of the demo with Centiloids and another number of pictures and resamples, as an earlier version saved them.
+# Of the demo with Centiloids, an atlas and other numbers of pictures and resamples, as an earlier version
+# saved them.
 EARLIER = {"regression_channels": 8, "centiloid_slope": 100.0, "centiloid_intercept": -90.0,
-           "shown_subjects": 4, "bootstrap_resamples": 500}
+           "regions_image": "atlas.nii.gz", "regions_table": "names.tsv", "shown_subjects": 4,
+           "bootstrap_resamples": 500}
+PRESENT = {"image_regression", "centiloid", "atlas"}       # what these are now
 
 
 def test_settings_under_the_names_of_an_earlier_version_are_read():
-    cfg = parse_config("--preset", "demo", "--centiloid", "100", "-90")
+    cfg = parse_config("--preset", "demo", "--centiloid", "100", "-90", "--atlas", "atlas.nii.gz",
+                       "names.tsv")
     saved = json.loads(cfg.to_json())["settings"]
-    earlier = {name: saved[name] for name in saved.keys() - {"image_regression", "centiloid"}} | EARLIER
+    earlier = {name: saved[name] for name in saved.keys() - PRESENT} | EARLIER
     assert with_later_settings(earlier) == saved
     assert with_later_settings(saved) == saved
     assert earlier.keys() >= EARLIER.keys()                # the dict that is given stays as it is
@@ -179,12 +183,17 @@ def test_an_experiment_of_an_earlier_version_can_be_used(tmp_path, monkeypatch):
     folder = tmp_path / "result" / "a"
     folder.mkdir(parents=True)
     saved = json.loads(parse_config("--preset", "demo").to_json())
-    for name in ("image_regression", "centiloid"):
+    for name in PRESENT:
         del saved["settings"][name]
     saved["settings"] |= EARLIER | {"regression_channels": 4}
     (folder / "config.json").write_text(json.dumps(saved))
     cfg = Config(**read_settings("a"))
     assert (cfg.image_regression.channels, cfg.centiloid) == (4, (100.0, -90.0))
+    assert cfg.atlas == ("atlas.nii.gz", "names.tsv")
+
+
+def test_an_experiment_of_an_earlier_version_without_further_regions_has_no_atlas():
+    assert with_later_settings({"regions_image": "", "regions_table": ""})["atlas"] == []
 
 
 @pytest.mark.parametrize(("saved", "upsampling"),
@@ -239,7 +248,8 @@ def test_words_that_are_not_settings_are_refused(capsys, word):
 @pytest.mark.parametrize(("word", "now"), [
     ("--regression_channels", "--image_regression.channels"),
     ("--regression_channels=4", "--image_regression.channels"),
-    ("--centiloid_slope", "--centiloid"), ("--centiloid_intercept", "--centiloid")])
+    ("--centiloid_slope", "--centiloid"), ("--centiloid_intercept", "--centiloid"),
+    ("--regions_image", "--atlas"), ("--regions_table", "--atlas")])
 def test_who_gives_a_name_of_an_earlier_version_is_told_the_present_one(capsys, word, now):
     name = word.split("=")[0]
     assert f"unknown setting {name}, which is {now} now (docs/changes.md)" in refused(capsys, word, "3")
@@ -317,6 +327,9 @@ def test_a_switch_is_given_with_or_without_a_word():
     (["--label_in_training", "none", "--label_at_sampling", "mixed"],
      "label_at_sampling mixed needs a UNet that was trained with labels"),
     (["--cortex_mask", "a.nii.gz"], "cortex_mask and reference_mask go together"),
+    (["--atlas", "a.nii.gz"], "atlas ('a.nii.gz',) must be two files: a NIfTI label image, and the table"),
+    (["--atlas", "a.nii.gz", ""], "atlas ('a.nii.gz', '') must be two files"),
+    (["--atlas", "a.nii.gz", "b.csv", "c.csv"], "atlas ('a.nii.gz', 'b.csv', 'c.csv') must be two files"),
     (["--centiloid", "0", "-10"], "centiloid (0.0, -10.0) needs a slope above 0 as its first number"),
     (["--centiloid", "-90", "100"], "centiloid (-90.0, 100.0) needs a slope above 0 as its first number"),
     (["--preset", "demo", "--phantom_voxel", "2"],

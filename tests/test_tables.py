@@ -258,7 +258,7 @@ def test_runs_are_one_row_if_nothing_but_the_seed_affects_its_numbers(tmp_path, 
 
 def test_runs_with_other_further_regions_are_two_rows(tmp_path):
     make_run(tmp_path, "a", **REGIONS)
-    make_run(tmp_path, "b", seed=1, regions_image="x.nii", regions_table="x.csv", **REGIONS)
+    make_run(tmp_path, "b", seed=1, atlas=("x.nii", "x.csv"), **REGIONS)
     assert groups_of(tmp_path) == [["a"], ["b"]]
 
 
