@@ -330,12 +330,11 @@ class Config:
         "channels C of the latent: more of the PET survives the autoencoder", affects=(*AAE, *DENOISER),
         low=1, published=1)
     aae_norm_groups: int = setting(16, "groups of every GroupNorm; paper: 16", affects=AAE, low=1)
-    aae_output_norm: bool = setting(False,
-        "GroupNorm before the last convolution of encoder and decoder: it hides the absolute level of "
-        "uptake, and that level is the diagnosis", affects=AAE, published=True)
-    aae_block_norm: bool = setting(False,
-        "GroupNorms in the residual blocks of encoder and decoder: no gain, and a step takes 1.6 times as "
-        "long", affects=AAE, published=True)
+    aae_norms: tuple[str, ...] = setting((),
+        "where encoder and decoder have GroupNorms; blocks: in the residual blocks, no gain, and a step "
+        "takes 1.6 times as long; output: before the last convolution, which hides the absolute level of "
+        "uptake, and that level is the diagnosis", affects=AAE, choices=("blocks", "output"),
+        published=("blocks", "output"), empty=True)
     upsampling: str = setting("blurred",
         "how the decoder doubles the grid; blurred: by a transposed convolution and the filter [1, 2, 1] / 4 "
         "after it; transposed: without the filter, which leaves a checkerboard in every PET", affects=AAE,
@@ -496,10 +495,15 @@ class Config:
         read_groups(self)
         problems = value_problems(self)
         if not problems:
+            self._sort_norms()
             self._resolve_baselines()
             self._resolve_labels()
             problems = list(_misfits(self))
         refuse(problems)
+
+    def _sort_norms(self) -> None:
+        """Name each place of aae_norms once and in one order, because checkpoints compare them."""
+        object.__setattr__(self, "aae_norms", tuple(sorted(set(self.aae_norms))))
 
     def _resolve_baselines(self) -> None:
         """Put the names of all baselines in the place of all."""

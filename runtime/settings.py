@@ -10,7 +10,8 @@ from runtime.logs import readable
 UNPUBLISHED = object()  # the published method has no such setting, or the same value
 # Names in earlier versions -> now, for who gives an old one; with_present_names turns what was saved.
 RENAMED = {"regression_channels": "image_regression.channels", "centiloid_slope": "centiloid",
-           "centiloid_intercept": "centiloid", "regions_image": "atlas", "regions_table": "atlas"}
+           "centiloid_intercept": "centiloid", "regions_image": "atlas", "regions_table": "atlas",
+           "aae_block_norm": "aae_norms", "aae_output_norm": "aae_norms"}
 
 # Settings of earlier versions that are none any more -> what holds now, for who gives one; one that was saved
 # is left out.
@@ -32,6 +33,9 @@ def with_present_names(saved: dict) -> dict:
     if "regions_image" in present:
         files = [present.pop("regions_image"), present.pop("regions_table", "")]
         present["atlas"] = files if any(files) else []
+    if "aae_output_norm" in present:
+        norms = {"blocks": present.pop("aae_block_norm", False), "output": present.pop("aae_output_norm")}
+        present["aae_norms"] = [place for place, is_there in norms.items() if is_there]
     return present
 
 

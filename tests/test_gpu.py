@@ -29,7 +29,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SMALL = dataclasses.replace(Config(), **{name: DEMO[name] for name in (
     "image_size", "crop_start", "volume_size", "crop_jitter", "aae_channels", "aae_norm_groups",
     "disc_channels", "unet_channels", "unet_mults", "unet_res_blocks", "unet_norm_groups")})
-PUBLISHED = dataclasses.replace(SMALL, conditioning="input", aae_output_norm=True, aae_block_norm=True,
+PUBLISHED = dataclasses.replace(SMALL, conditioning="input", aae_norms=("blocks", "output"),
                                 latent_channels=1, prediction="eps", image_loss=0.0)
 
 
