@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from runtime.settings import ADDED, UNPUBLISHED, dotted, plain, read_groups, refuse, setting, value_problems
+from runtime.settings import (ADDED, UNPUBLISHED, dotted, merged, plain, read_groups, refuse, setting,
+                              value_problems, with_present_names)
 
 VERSION = "0.2.0"
 STAGES = ("check", "aae", "encode", "ldm", "test", "report", "tables")
@@ -329,12 +330,11 @@ class Config:
         "channels C of the latent: more of the PET survives the autoencoder", affects=(*AAE, *DENOISER),
         low=1, published=1)
     aae_norm_groups: int = setting(16, "groups of every GroupNorm; paper: 16", affects=AAE, low=1)
-    aae_output_norm: bool = setting(False,
-        "GroupNorm before the last convolution of encoder and decoder: it hides the absolute level of "
-        "uptake, and that level is the diagnosis", affects=AAE, published=True)
-    aae_block_norm: bool = setting(False,
-        "GroupNorms in the residual blocks of encoder and decoder: no gain, and a step takes 1.6 times as "
-        "long", affects=AAE, published=True)
+    aae_norms: tuple[str, ...] = setting((),
+        "where encoder and decoder have GroupNorms; blocks: in the residual blocks, no gain, and a step "
+        "takes 1.6 times as long; output: before the last convolution, which hides the absolute level of "
+        "uptake, and that level is the diagnosis", affects=AAE, choices=("blocks", "output"),
+        published=("blocks", "output"), empty=True)
     upsampling: str = setting("blurred",
         "how the decoder doubles the grid; blurred: by a transposed convolution and the filter [1, 2, 1] / 4 "
         "after it; transposed: without the filter, which leaves a checkerboard in every PET", affects=AAE,
@@ -481,27 +481,29 @@ class Config:
         "regions of the SUVR without these two; centiloid: the Centiloid project's, of the package amypet "
         "(docs/status.md); mni: plain ones made from the MNI152 template; none: no SUVR; auto: a phantom's "
         "own, else mni", affects=("scores",), choices=("auto", "centiloid", "mni", "none"))
-    regions_image: str = setting("",
-        "NIfTI label image of further regions whose SUVR is measured", affects=NEW_SCANS)
-    regions_table: str = setting("",
-        "CSV of regions_image with the columns index and name", affects=NEW_SCANS)
+    atlas: tuple[str, ...] = setting((),
+        "NIfTI label image of further regions whose SUVR is measured, and the table of their names, CSV or "
+        "TSV with the columns index and name, such as atlas.nii.gz atlas.csv", affects=NEW_SCANS, empty=True)
     centiloid: tuple[float, float] = setting((0.0, 0.0),
         "a and b of CL = a SUVR + b, valid only with their own pipeline, tracer and masks (docs/status.md); "
         "0 0: no CL", affects=(*SCORES, *NEW_SCANS), low=-1000.0, high=1000.0)
     subgroups: tuple[str, ...] = setting((),
         "further columns of data_info.csv by whose groups the scores of the test list are split, beside "
         "label, sex, age, site, tracer and diagnosis where they are known", empty=True)
-    bootstrap_resamples: int = setting(2000,
-        "resamples of subjects behind every 95 % interval", low=100, high=100_000)
 
     def __post_init__(self):
         read_groups(self)
         problems = value_problems(self)
         if not problems:
+            self._sort_norms()
             self._resolve_baselines()
             self._resolve_labels()
             problems = list(_misfits(self))
         refuse(problems)
+
+    def _sort_norms(self) -> None:
+        """Name each place of aae_norms once and in one order, because checkpoints compare them."""
+        object.__setattr__(self, "aae_norms", tuple(sorted(set(self.aae_norms))))
 
     def _resolve_baselines(self) -> None:
         """Put the names of all baselines in the place of all."""
@@ -638,18 +640,6 @@ class Config:
         return json.dumps({"settings": settings, "versions": versions}, indent=2) + "\n"
 
 
-def with_present_names(saved: dict) -> dict:
-    """Settings as JSON saved them, under their present names (runtime.settings.RENAMED); what is no longer a
-    setting is left out."""
-    present = dict(saved)
-    present.pop("shown_subjects", None)
-    if "regression_channels" in present:
-        present["image_regression"] = {"channels": present.pop("regression_channels")}
-    if "centiloid_slope" in present:
-        present["centiloid"] = [present.pop("centiloid_slope"), present.pop("centiloid_intercept", 0.0)]
-    return present
-
-
 def with_later_settings(saved: dict) -> dict:
     """Settings as JSON saved them, under their present names, with those that came later as they were before:
     the compared systems, latent_dir, the phantom's discordance, marker and sites, covariates, further
@@ -658,7 +648,8 @@ def with_later_settings(saved: dict) -> dict:
              "subgroups")
     defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in added}
     knew_regions = saved.get("cortex_mask") or any(saved.get("phantom_subjects", ()))
-    return defaults | ADDED | {"regions": "auto" if knew_regions else "none"} | with_present_names(saved)
+    defaults |= ADDED | {"regions": "auto" if knew_regions else "none"}
+    return merged(Config, defaults, with_present_names(saved))
 
 
 # ---------------------------------------------------------------- values that do not fit together
@@ -742,9 +733,11 @@ def _sampling_misfits(cfg: Config):
 
 
 def _region_misfits(cfg: Config):
-    for one, other in (("cortex_mask", "reference_mask"), ("regions_image", "regions_table")):
-        if bool(getattr(cfg, one)) != bool(getattr(cfg, other)):
-            yield f"{one} and {other} go together: give both or none"
+    if bool(cfg.cortex_mask) != bool(cfg.reference_mask):
+        yield "cortex_mask and reference_mask go together: give both or none"
+    if cfg.atlas and (len(cfg.atlas) != 2 or not all(cfg.atlas)):
+        yield (f"atlas {cfg.atlas} must be two files: a NIfTI label image, and the table of its regions, CSV "
+               "or TSV with the columns index and name")
     if cfg.cortex_mask and cfg.regions != "auto":
         yield (f"cortex_mask {cfg.cortex_mask} and regions {cfg.regions} both name the regions of the SUVR: "
                "give one of them (--regions auto takes the masks)")

@@ -154,23 +154,23 @@ class AAE(nn.Module):
     level.
 
     aae(x) reconstructs x: [B, 1, D, H, W] in [0, 1] -> the same shape, not clamped. aae.encoder(x) is the
-    latent [B, C, d, h, w] with d = D / 2**(len(channels) - 1); aae.decoder turns it back. output_norm: the
-    GroupNorm before the last convolution of encoder and decoder (published: True). It removes the absolute
-    level of the features and with it the level of uptake, so the project's default leaves it out. block_norm:
-    the GroupNorms of the residual blocks (published: True), which leave the level to the paths beside them.
-    upsampling: how the decoder doubles the grid, a key of UPSAMPLING (published: 'transposed').
+    latent [B, C, d, h, w] with d = D / 2**(len(channels) - 1); aae.decoder turns it back. norms: where both
+    have GroupNorms (published: 'blocks' and 'output'; the project's default: nowhere). 'output': before the
+    last convolution; it removes the absolute level of the features and with it the level of uptake. 'blocks':
+    in the residual blocks, which leave the level to the paths beside them. upsampling: how the decoder
+    doubles the grid, a key of UPSAMPLING (published: 'transposed').
     """
 
     def __init__(self, channels: tuple[int, ...] = (16, 32, 64), latent_channels: int = 1,
-                 output_norm: bool = True, norm_groups: int = 16, block_norm: bool = True,
+                 norms: tuple[str, ...] = ("blocks", "output"), norm_groups: int = 16,
                  upsampling: str = "transposed"):
         super().__init__()
 
         def block(in_channels: int, out_channels: int) -> ResBlock:
-            return ResBlock(in_channels, out_channels, norm_groups if block_norm else 0)
+            return ResBlock(in_channels, out_channels, norm_groups if "blocks" in norms else 0)
 
         def norm(width: int) -> nn.Module:
-            return GroupNorm(norm_groups, width, eps=1e-6) if output_norm else nn.Identity()
+            return GroupNorm(norm_groups, width, eps=1e-6) if "output" in norms else nn.Identity()
 
         first, last = channels[0], channels[-1]
         encoder: list[nn.Module] = [conv3(1, first)]

@@ -86,7 +86,7 @@ def _statistic_of(frame: pd.DataFrame) -> Statistic:
     return statistic
 
 
-def calibration(groups: list[Group], order: tuple[str, ...], resamples: int) -> pd.DataFrame:
+def calibration(groups: list[Group], order: tuple[str, ...]) -> pd.DataFrame:
     """Tidy table of the probabilities of all status classifiers that give one.
 
     order: of classifiers and methods.
@@ -94,7 +94,7 @@ def calibration(groups: list[Group], order: tuple[str, ...], resamples: int) -> 
     changed = [Group(group.name, group.section, [_probabilities(run) for run in group.runs])
                for group in groups]
     rows = collect_rows(changed, "predictions", ("classifier", "method"), (*order, CALIBRATED))
-    values = [values_of_lists(row.runs, CALIBRATION, _statistic_of, resamples)[0] for row in rows]
+    values = [values_of_lists(row.runs, CALIBRATION, _statistic_of)[0] for row in rows]
     return tidy_table(rows, ("classifier", "method"), values)
 
 

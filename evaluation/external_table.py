@@ -90,8 +90,7 @@ def headline(runs: list[Run], method: str) -> dict[str, Values]:
     if pairs := _uptake_pairs(runs, method):
         found |= _some(uptake_values(pairs), UPTAKE)
     if status := _status(runs, method):
-        resamples = max(run.metadata["settings"]["bootstrap_resamples"] for run in runs)
-        found |= _some(status_values(status, True, resamples)[0], STATUS)
+        found |= _some(status_values(status, True)[0], STATUS)
     if method == "il_cldm":
         found |= uncertainty_values([run.uncertainty for run in runs if run.uncertainty is not None])
     if not found:

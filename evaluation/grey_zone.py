@@ -41,7 +41,7 @@ def reasons(groups: list[Group]) -> list[str]:
             for why, who in names.items()]
 
 
-def grey_zone(groups: list[Group], order: tuple[str, ...], resamples: int) -> pd.DataFrame:
+def grey_zone(groups: list[Group], order: tuple[str, ...]) -> pd.DataFrame:
     """Tidy table of the status metrics of everyone and outside the grey zone. order: of classifiers and
     methods.
     """
@@ -51,7 +51,7 @@ def grey_zone(groups: list[Group], order: tuple[str, ...], resamples: int) -> pd
             known.append(Group(group.name, group.section, [_with_subjects(run) for run in group.runs]))
     keys = ("classifier", "subjects", "method")
     rows = collect_rows(known, "predictions", keys, (*order, EVERYONE, OUTSIDE))
-    values = [status_values(row.runs, row.key[0] != "suvr", resamples)[0] for row in rows]
+    values = [status_values(row.runs, row.key[0] != "suvr")[0] for row in rows]
     return tidy_table(rows, keys, values)
 
 

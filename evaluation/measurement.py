@@ -22,13 +22,13 @@ class MaskFiles:
     """Where the masks lie, as the settings name them; empty paths for what is not given.
 
     regions: setting -> source (imaging/regions.py:read_mask), of the SUVR's cortex_mask and reference_mask,
-    or none. centiloid: slope and intercept, or None. kind: of the regions, as the setting `regions` names
-    them, "own" for the user's, "phantom" for a phantom's, "none".
+    or none. atlas: label image of further regions and its table, or nothing. centiloid: slope and intercept,
+    or None. kind: of the regions, as the setting `regions` names them, "own" for the user's, "phantom" for a
+    phantom's, "none".
     """
     brain_mask: str
     regions: dict[str, MaskSource]
-    regions_image: str = ""
-    regions_table: str = ""
+    atlas: tuple[str, ...] = ()
     centiloid: tuple[float, float] | None = None
     kind: str = "none"
 
@@ -78,12 +78,13 @@ class Measurement:
             what = files.named(name) if files.kind in ABOUT else name        # of an image, not of a file
             masks.append(attempt(read_mask, source, affine, crop, what))
         named = {}
-        if files.regions_image:
-            named = attempt(read_labels, Path(files.regions_image), Path(files.regions_table), affine, crop)
+        if files.atlas:
+            image, table = files.atlas
+            named = attempt(read_labels, Path(image), Path(table), affine, crop)
         sides_mm = tuple(voxel_sizes(affine).tolist())
         voxel_mm = float(np.mean(sides_mm))
-        if not masks and (files.regions_image or files.centiloid):
-            problems.append("regions_image and centiloid need the regions of the SUVR: give "
+        if not masks and (files.atlas or files.centiloid):
+            problems.append("atlas and centiloid need the regions of the SUVR: give "
                             "cortex_mask and reference_mask, or another value of regions than none")
         if masks and all(mask is not None for mask in masks) and np.array_equal(*masks):
             problems.append("cortex_mask and reference_mask are the same region, so every SUVR would be 1")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 
 from config import BASELINES
+from evaluation import statistics
 from evaluation.participants import TITLES, Flow
 from evaluation.results import Run
 from imaging.regions import ABOUT
@@ -213,7 +214,7 @@ def _evaluation(run: Run, _: Flow) -> Iterator[str]:
         yield ("Amyloid status was read by classifiers fitted on the training list (of volumes: logistic "
                "regression on principal components of voxels of about 8 mm), with thresholds of the best "
                "balanced accuracy on the validation list's real volumes; 95 % intervals are percentile "
-               f"bootstrap intervals over subjects ({settings['bootstrap_resamples']} resamples).")
+               f"bootstrap intervals over subjects ({statistics.RESAMPLES} resamples).")
     if "mean_pet" in methods:
         tests = "Wilcoxon's signed-rank test"
         if run.predictions is not None:

@@ -41,7 +41,7 @@ def _row_settings() -> list[str]:
 SEEDS = ("seed", "phantom_seed")
 # Not marked as affecting the test list: a network may be used in another precision than it was trained in,
 # and further regions may be added later. But precision rounds the numbers, and uptake.csv holds the regions.
-UNMARKED = ("precision", "regions_image", "regions_table")
+UNMARKED = ("precision", "atlas")
 ROW_SETTINGS = _row_settings()
 SECTION_SETTINGS = settings_affecting({"comparison"})      # in which all rows of a section agree
 

@@ -11,6 +11,7 @@ from numpy import ndarray
 
 STATUS_METRICS = ("AUC", "ACC", "balanced_ACC", "SEN", "SPE", "PPV", "NPV", "F1", "MCC", "Brier")
 AGREEMENT = ("bias", "MAE", "RMSE", "Pearson", "CCC", "ICC", "LoA_low", "LoA_high", "slope")
+RESAMPLES = 2000               # of subjects, behind every 95 % interval and permutation test of the results
 DEFINED = 0.95                                             # least share of the replicates
 
 

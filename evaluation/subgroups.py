@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import scipy.stats
 
+from evaluation import statistics
 from evaluation.results import Run
 from evaluation.rows import Group
 from evaluation.statistics import area_under_roc, correlation, holm
@@ -15,7 +16,6 @@ from utils import derived_seed
 
 LEAST = 10                                                 # subjects of a group that has numbers
 FEW = 6                                                    # values of a column whose every value is a group
-PERMUTATIONS = 2000                                        # at most
 AGE_BANDS = ("< 65", "65-74", ">= 75")                     # years; fixed, to be the same in every cohort
 NAMES = ("label", "sex", "site", "tracer", "diagnosis")    # columns whose numbers are names
 UNKNOWN = "not known"
@@ -115,12 +115,12 @@ def _statistic_of(frame: pd.DataFrame, number: str) -> Statistic:
     return statistic
 
 
-def _value(tables: dict, number: str, resamples: int) -> Values:
+def _value(tables: dict, number: str) -> Values:
     """A number of one group. tables: (cohort, seed) -> its subjects, as subject_values gives them."""
     known = {name: table.dropna(subset=columns_of(number)) for name, table in tables.items()}
     if min(map(len, known.values())) < LEAST:
         return Values(np.nan)
-    values, _ = values_of_lists(known, (number,), partial(_statistic_of, number=number), resamples)
+    values, _ = values_of_lists(known, (number,), partial(_statistic_of, number=number))
     return values[number]
 
 
@@ -182,13 +182,13 @@ def permutation_p(function: Callable, a: np.ndarray, b: np.ndarray, names: np.nd
 
 # ---------------------------------------------------------------- the table
 
-def subgroups(groups: list[Group], resamples: int) -> pd.DataFrame:
+def subgroups(groups: list[Group]) -> pd.DataFrame:
     """Tidy table of the groups of the test lists, of all experiments whose runs say who was in them."""
     records = []
     for group in groups:
         runs = [run for run in group.runs if run.people is not None]
         if runs:
-            found = pd.DataFrame(_of_experiment(runs, resamples))
+            found = pd.DataFrame(_of_experiment(runs))
             tests = found[found["p"].notna()].drop_duplicates(["column", "metric"])
             tested = zip(tests["column"], tests["metric"], strict=True)
             corrected = dict(zip(tested, holm(tests["p"]), strict=True))
@@ -202,7 +202,7 @@ def subgroups(groups: list[Group], resamples: int) -> pd.DataFrame:
     return pd.concat(records, ignore_index=True).sort_values("section", kind="stable")
 
 
-def _of_experiment(runs: list[Run], resamples: int) -> list[dict]:
+def _of_experiment(runs: list[Run]) -> list[dict]:
     """A record a column, group and number of the runs, which differ in their seeds alone."""
     tables = {(run.metadata["cohort"], run.seed): subject_values(run) for run in runs}
     lists = {run.metadata["cohort"]: run.people.set_index("ID") for run in runs}
@@ -211,18 +211,18 @@ def _of_experiment(runs: list[Run], resamples: int) -> list[dict]:
     present = set.intersection(*(set(table) for table in tables.values()))
     numbers = [number for number in NUMBERS if present.issuperset(columns_of(number))]
     everyone = pd.Series("all", people.index)
-    records = _of_column("all", everyone, ["all"], tables, pooled, numbers, resamples)
+    records = _of_column("all", everyone, ["all"], tables, pooled, numbers)
     for column in people:
         names, order = split(column, people[column])
         if len({*order} - {UNKNOWN}) > 1:
-            records += _of_column(column, names, order, tables, pooled, numbers, resamples)
+            records += _of_column(column, names, order, tables, pooled, numbers)
     return records
 
 
 def _of_column(column: str, names: pd.Series, order: list[str], tables: dict, pooled: pd.DataFrame,
-               numbers: list[str], resamples: int) -> list[dict]:
+               numbers: list[str]) -> list[dict]:
     """The records of a column. names: (cohort, ID) -> group. order: its groups."""
-    p = {number: heterogeneity_p(number, pooled, names, min(resamples, PERMUTATIONS),
+    p = {number: heterogeneity_p(number, pooled, names, statistics.RESAMPLES,
                                  derived_seed("subgroups", column, number)) for number in numbers}
     records = []
     for name in order:
@@ -233,5 +233,5 @@ def _of_column(column: str, names: pd.Series, order: list[str], tables: dict, po
             parts[cohort, seed] = table.loc[table.index.isin(inside)]
         for number in numbers:
             records.append({"column": column, "group": name, "n": len(members), "metric": number,
-                            **vars(_value(parts, number, resamples)), "p": p[number]})
+                            **vars(_value(parts, number)), "p": p[number]})
     return records

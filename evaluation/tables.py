@@ -12,6 +12,7 @@ from operator import itemgetter
 import numpy as np
 import pandas as pd
 
+from evaluation import statistics
 from evaluation.calibration import CAPTION as CALIBRATION_CAPTION
 from evaluation.calibration import calibration
 from evaluation.grey_zone import CAPTION as GREY_ZONE_CAPTION
@@ -65,16 +66,16 @@ def _has(row: Row, column: str) -> bool:
     return all(column in frame for frame in row.runs.values())
 
 
-def amyloid_status(groups: list[Group], resamples: int) -> tuple[pd.DataFrame, list[dict]]:
+def amyloid_status(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
     """Tidy table of the status metrics, and comparisons of contenders.
 
     Every contender is compared with the classifier of the MRI alone, and the synthetic PET with every other.
     """
     order = (*CLASSIFIERS, "none", *METHODS, "real")
     rows = collect_rows(groups, "predictions", ("classifier", "method"), order)
-    values, replicates = {}, {}                            # of each row: metric -> value, and -> [resamples]
+    values, replicates = {}, {}                            # of each row: metric -> value, and -> [RESAMPLES]
     for row in rows:
-        values[row], replicates[row] = status_values(row.runs, row.key[0] != "suvr", resamples)
+        values[row], replicates[row] = status_values(row.runs, row.key[0] != "suvr")
     contenders = []
     for row in rows:
         if row.is_contender and row.key[0] != "majority" and row.method != "mean_pet":
@@ -193,9 +194,9 @@ CAPTIONS = {
 
 def make_tables(groups: list[Group]) -> list[Table]:
     """The tables that the runs have data for; comparisons last, if there are any."""
-    resamples = max(run.metadata["settings"]["bootstrap_resamples"] for group in groups for run in group.runs)
+    resamples = statistics.RESAMPLES
     parts = [("image_quality", ("method",), "mean_pet", image_quality(groups)),
-             ("amyloid_status", ("classifier", "method"), "mri none", amyloid_status(groups, resamples)),
+             ("amyloid_status", ("classifier", "method"), "mri none", amyloid_status(groups)),
              ("quantification", ("measure", "method"), "SUVR mean_pet", quantification(groups))]
     tables, comparisons = [], []
     for name, keys, reference, (tidy, records) in parts:
@@ -208,13 +209,9 @@ def make_tables(groups: list[Group]) -> list[Table]:
     order = (*CLASSIFIERS, "none", *METHODS, "real")
     unmarked = {"best": False, "p_holm": np.nan}
     for name, keys, tidy in (
-        ("calibration", ("classifier", "method"), calibration(groups, order, resamples).assign(**unmarked)),
-        (
-            "grey_zone",
-            ("classifier", "subjects", "method"),
-            grey_zone(groups, order, resamples).assign(**unmarked),
-        ),
-        ("subgroups", ("column", "group"), subgroups(groups, resamples)),
+        ("calibration", ("classifier", "method"), calibration(groups, order).assign(**unmarked)),
+        ("grey_zone", ("classifier", "subjects", "method"), grey_zone(groups, order).assign(**unmarked)),
+        ("subgroups", ("column", "group"), subgroups(groups)),
     ):
         if len(tidy):
             tables.append(Table(name, tidy, keys, CAPTIONS[name].format(resamples=resamples)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from evaluation import statistics
 from evaluation.spectrum import SPECTRAL
 from evaluation.statistics import (
     AGREEMENT,
@@ -72,18 +73,19 @@ def uptake_values(runs: Runs) -> dict[str, Values]:
 Statistic = Callable[[np.ndarray], np.ndarray]             # indices of subjects [..., n] -> [metrics, ...]
 
 
-def values_of_lists(runs: Runs, names: tuple[str, ...], statistic_of: Callable[[pd.DataFrame], Statistic],
-                    resamples: int) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
-    """Metrics of lists as a whole with their intervals, and their bootstrap replicates [resamples].
+def values_of_lists(runs: Runs, names: tuple[str, ...], statistic_of: Callable[[pd.DataFrame], Statistic]
+                    ) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
+    """Metrics of lists as a whole with their intervals, and their bootstrap replicates [RESAMPLES].
 
     names: of what the statistic of a run's subjects gives. Values and replicates are averaged over the seeds,
     so that the replicates of two rows of one list stay paired.
     """
-    scores, replicates = [], []                            # of each run: [metrics] and [metrics, resamples]
+    scores, replicates = [], []                            # of each run: [metrics] and [metrics, RESAMPLES]
     for (cohort, _), frame in runs.items():
         statistic = statistic_of(frame)
         scores.append(statistic(np.arange(len(frame))))
-        replicates.append(bootstrap(statistic, len(frame), resamples, derived_seed("bootstrap", cohort)))
+        seed = derived_seed("bootstrap", cohort)
+        replicates.append(bootstrap(statistic, len(frame), statistics.RESAMPLES, seed))
     mean_replicates = np.mean(replicates, axis=0)
     low, high = interval(mean_replicates)
     values = {}
@@ -93,9 +95,8 @@ def values_of_lists(runs: Runs, names: tuple[str, ...], statistic_of: Callable[[
     return values, dict(zip(names, mean_replicates, strict=True))
 
 
-def status_values(runs: Runs, is_probability: bool,
-                  resamples: int) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
-    """Every status metric with its interval, and its bootstrap replicates [resamples].
+def status_values(runs: Runs, is_probability: bool) -> tuple[dict[str, Values], dict[str, np.ndarray]]:
+    """Every status metric with its interval, and its bootstrap replicates [RESAMPLES].
 
     is_probability: whether the column score is one.
     """
@@ -106,7 +107,7 @@ def status_values(runs: Runs, is_probability: bool,
         def metrics(index: np.ndarray) -> np.ndarray:
             return status_metrics(label[index], score[index], positive[index], is_probability)
         return metrics
-    return values_of_lists(runs, STATUS_METRICS, statistic_of, resamples)
+    return values_of_lists(runs, STATUS_METRICS, statistic_of)
 
 
 # ---------------------------------------------------------------- paired tests of two rows

@@ -58,7 +58,7 @@ def mask_files(cfg: Config) -> MaskFiles:
     else:
         regions = automatic_regions(kind) if kind in AUTOMATIC else {}
     centiloid = cfg.centiloid if any(cfg.centiloid) else None
-    return MaskFiles(cfg.brain_mask, regions, cfg.regions_image, cfg.regions_table, centiloid, kind)
+    return MaskFiles(cfg.brain_mask, regions, cfg.atlas, centiloid, kind)
 
 
 def is_phantom(data_dir: str) -> bool:

@@ -43,8 +43,7 @@ def checkpoint_name(stage: str) -> str:
 
 def build_aae(cfg: Config, device: torch.device) -> AAE:
     """The autoencoder E, D."""
-    aae = AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_output_norm, cfg.aae_norm_groups,
-              cfg.aae_block_norm, cfg.upsampling)
+    aae = AAE(cfg.aae_channels, cfg.latent_channels, cfg.aae_norms, cfg.aae_norm_groups, cfg.upsampling)
     return place(aae, cfg, device)
 
 

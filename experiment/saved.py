@@ -10,7 +10,7 @@ from experiment.networks import CHECKPOINT
 from runtime.commandline import build, given, leave
 
 Settings = TypeVar("Settings")
-OF_A_RUN = ("exp", "stages", "resume", "aae_from", "ldm_from", "gpus", "bootstrap_resamples")
+OF_A_RUN = ("exp", "stages", "resume", "aae_from", "ldm_from", "gpus")
 
 
 def parse_for_experiment(kind: type[Settings], argv: list[str], prog: str,

@@ -85,7 +85,7 @@ def _above_half(stored: np.ndarray, what: str) -> np.ndarray:
         raise InputError(f"{what}: holds {len(values)} different integers; expected two, outside and inside. "
                          "Of a label image give the numbers of the region behind a colon, such as "
                          "aseg.nii.gz:7,8,46-47 (docs/status.md); further regions of one with a table are "
-                         "given as --regions_image and --regions_table")
+                         "given as --atlas IMAGE TABLE")
     return stored >= 0.5 * stored.max()
 
 
@@ -157,32 +157,32 @@ def share_inside(source: MaskSource, affine: np.ndarray, crop: Crop) -> float:
 def read_labels(image_path: Path, table_path: Path, affine: np.ndarray, crop: Crop) -> dict[str, np.ndarray]:
     """Read the regions of a label image: name -> mask [D, H, W] bool, in the order of the table.
 
-    table_path: CSV with the columns index (integer in the image, 1 to 9999999) and name (letters, digits
-    and '_'). affine: of the cohort's RAS volumes.
+    table_path: CSV or TSV with the columns index (integer in the image, 1 to 9999999) and name (letters,
+    digits and '_'). affine: of the cohort's RAS volumes.
     Raises InputError that lists all problems.
     """
     try:
         table = read_table(table_path, "index", "name")
     except InputError as error:
-        raise InputError(f"regions_table {error}") from error
-    image = _read_image(image_path, "regions_image")
+        raise InputError(f"atlas table {error}") from error
+    image = _read_image(image_path, "atlas image")
     labels = _onto_crop(image, affine, crop)               # float32, exact up to 16777216
     present = set(np.unique(labels).tolist())
     problems, masks = [], {}
     for index, name in zip(table["index"].str.strip(), table["name"].str.strip(), strict=True):
         if not re.fullmatch(r"[A-Za-z0-9_]{1,80}", name) or not re.fullmatch(r"[1-9][0-9]{0,6}", index):
-            problems.append(f"regions_table {table_path}: row {brief(repr(index))}, {brief(repr(name))}; "
+            problems.append(f"atlas table {table_path}: row {brief(repr(index))}, {brief(repr(name))}; "
                             "expected an integer from 1 to 9999999 and a name of at most 80 letters, digits "
                             "and '_'")
         elif name in masks:
-            problems.append(f"regions_table {table_path}: the name {name} stands twice")
+            problems.append(f"atlas table {table_path}: the name {name} stands twice")
         elif int(index) not in present:
-            problems.append(f"regions_image {image_path}: no voxel of region {index} ({name}) "
+            problems.append(f"atlas image {image_path}: no voxel of region {index} ({name}) "
                             "lies inside the crop")
         else:
             masks[name] = labels == int(index)
     if table.empty:
-        problems.append(f"regions_table {table_path}: holds no region")
+        problems.append(f"atlas table {table_path}: holds no region")
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problem(s) in the regions:", *problems]))
     return masks

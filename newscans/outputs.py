@@ -10,7 +10,7 @@ from nibabel.affines import voxel_sizes
 from torch import Tensor
 
 from cohort.derivative import relative, shared_keys
-from config import VERSION, with_present_names
+from config import VERSION
 from evaluation.covariate_status import PREFIX
 from evaluation.status import NEEDS_PET, StatusClassifier, mean_level
 from evaluation.uncertainty import COVERAGE
@@ -20,6 +20,7 @@ from imaging.volumes import RINGING, save_synthesis
 from newscans.scans import NewScan, describe_grid, made_from
 from newscans.trained import Trained
 from runtime.files import make_folder, read_text, write_csv, write_text
+from runtime.settings import with_present_names
 from utils import InputError
 
 KIND = "IL-CLDM synthetic PET"                             # the name that our sidecars give themselves

@@ -19,7 +19,7 @@ from runtime.failures import is_out_of_memory
 from runtime.files import atomic, file_status, read_own_table, write_csv
 from runtime.logs import LOG
 from runtime.ranks import check_equal, is_rank_0, wait_for_save, world_size
-from runtime.settings import ADDED, RENAMED
+from runtime.settings import ADDED, with_present_names
 from runtime.signals import Stopped, acknowledge_stop, defer_signals
 from utils import InputError, NotFiniteError, weights_key
 
@@ -55,7 +55,7 @@ def load_checkpoint(path: Path) -> dict:
     if not _is_checkpoint(saved):
         raise InputError(f"{path} is not a checkpoint of this project; one of the published code is loaded "
                          "by model.load_published")
-    saved["settings"] = {RENAMED.get(name, name): value for name, value in saved["settings"].items()}
+    saved["settings"] = with_present_names(saved["settings"])
     return saved
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import NoReturn, TypeVar
 
-from runtime.settings import RENAMED, element_type, merged, options
+from runtime.settings import GONE, RENAMED, element_type, merged, options
 
 Settings = TypeVar("Settings")
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -105,7 +105,10 @@ def _refuse_words(words: list[str], known: list[str], prog: str) -> NoReturn:
 
 def _suggestion(name: str, known: list[str]) -> str:
     """The setting that was probably meant, or all settings of the group that the name begins with."""
-    renamed = f"--{RENAMED.get(name.removeprefix('--'))}"
+    old = name.removeprefix("--")
+    if old in GONE:
+        return f", which is gone: {GONE[old]} (docs/changes.md)"
+    renamed = f"--{RENAMED.get(old)}"
     if renamed in known:
         return f", which is {renamed} now (docs/changes.md)"
     group, _, inner = name.partition(".")

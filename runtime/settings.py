@@ -8,12 +8,35 @@ from collections.abc import Iterable, Iterator
 from runtime.logs import readable
 
 UNPUBLISHED = object()  # the published method has no such setting, or the same value
-# Names in earlier versions -> now, for who gives an old one, and for the settings that a checkpoint holds.
+# Names in earlier versions -> now, for who gives an old one; with_present_names turns what was saved.
 RENAMED = {"regression_channels": "image_regression.channels", "centiloid_slope": "centiloid",
-           "centiloid_intercept": "centiloid"}
+           "centiloid_intercept": "centiloid", "regions_image": "atlas", "regions_table": "atlas",
+           "aae_block_norm": "aae_norms", "aae_output_norm": "aae_norms"}
+
+# Settings of earlier versions that are none any more -> what holds now, for who gives one; one that was saved
+# is left out.
+GONE = {"shown_subjects": "two subjects of each label are shown",
+        "bootstrap_resamples": "all intervals have the same number of resamples"}
 
 # Settings that a training is bound to and that came later: a checkpoint without one was trained with this.
 ADDED = {"upsampling": "transposed"}
+
+
+def with_present_names(saved: dict) -> dict:
+    """Settings as JSON or a checkpoint holds them, under their present names, dotted for one that belongs to
+    a group now; those that are gone are left out."""
+    present = {name: value for name, value in saved.items() if name not in GONE}
+    if "regression_channels" in present:
+        present["image_regression.channels"] = present.pop("regression_channels")
+    if "centiloid_slope" in present:
+        present["centiloid"] = [present.pop("centiloid_slope"), present.pop("centiloid_intercept", 0.0)]
+    if "regions_image" in present:
+        files = [present.pop("regions_image"), present.pop("regions_table", "")]
+        present["atlas"] = files if any(files) else []
+    if "aae_output_norm" in present:
+        norms = {"blocks": present.pop("aae_block_norm", False), "output": present.pop("aae_output_norm")}
+        present["aae_norms"] = [place for place, is_there in norms.items() if is_there]
+    return present
 
 
 def setting(default, explanation: str, *, section: str = "", affects: tuple[str, ...] = (), low=None,

@@ -45,8 +45,8 @@ ROWS = (
     # the latents
     Row("unscaled", "--latent_scaling false", "Ou et al. 2025"),
     Row("latents_1", "--latent_channels 1", "Ou et al. 2025", "aae"),
-    Row("output_norm", "--aae_output_norm true", "Ou et al. 2025", "aae"),
-    Row("block_norm", "--aae_block_norm true", "Ou et al. 2025", "aae"),
+    Row("output_norm", "--aae_norms output", "Ou et al. 2025", "aae"),
+    Row("block_norm", "--aae_norms blocks", "Ou et al. 2025", "aae"),
     Row("aae_constant_rate", "--aae_lr_decay false", "Ou et al. 2025", "aae"),
     # sampling
     Row("samples_1", "--samples_per_scan 1", "", "nothing"),

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from config import Config
 from dataset import Scan
+from evaluation import statistics
 from evaluation.scores import Prediction, evaluate
 from evaluation.status import load_status_classifiers
 from evaluation.uncertainty import load_calibration
@@ -89,7 +90,7 @@ def study(cfg: Config, settings: RobustnessSettings) -> None:
     measured = measure_all(exp, sampler, plan, folder / SUBJECTS)
     subjects = judge(measured, frozen)
     write_csv(folder / SUBJECTS, subjects)
-    table = make_table(subjects, {one.name: one.text for one in plan}, cfg.bootstrap_resamples, cfg.seed)
+    table = make_table(subjects, {one.name: one.text for one in plan}, statistics.RESAMPLES, cfg.seed)
     note = exp.scores_note(len(exp.cohort.test))
     write_csv(folder / TABLE, table)
     write_text(folder / "robustness.md", to_markdown(table, note))

@@ -21,6 +21,7 @@ from numpy import ndarray
 
 from config import Config
 from dataset import Scan
+from evaluation import statistics
 from evaluation.measurement import Measurement
 from evaluation.samples import with_errors
 from evaluation.scores import Predict, evaluate
@@ -111,7 +112,7 @@ def study_lists(exp: Experiment, samplers: dict[str, LatentSampler], lists: dict
         ensembles = {method: ensembles[method] for method in METHODS if method in ensembles}
         tables.append(judge(ensembles, real, cfg.seed).assign(list=name))
     subjects = pd.concat(tables, ignore_index=True)
-    table = make_table(subjects, calibrated_on(exp, errors, NO_PET in ensembles), cfg.bootstrap_resamples,
+    table = make_table(subjects, calibrated_on(exp, errors, NO_PET in ensembles), statistics.RESAMPLES,
                        cfg.seed)
     write_csv(cfg.result_dir / SUBJECTS, subjects[["list", *subjects.columns.drop("list")]])
     write_csv(cfg.result_dir / TABLE, table)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
+from evaluation import statistics
+
 SHAPE = (22, 27, 22)                                       # the paper's field of view at 8 mm
 AFFINE = np.array([[8.0, 0, 0, -86.5], [0, 8, 0, -122.5], [0, 0, 8, -68.5], [0, 0, 0, 1]])
 LISTS = {"train": ["s01", "s02", "s03", "s04", "s05", "s06"], "validation": ["s07", "s08"],
@@ -22,7 +24,7 @@ TINY = {
     "aae_channels": (8, 16), "aae_norm_groups": 8, "disc_channels": (8, 8), "aae_epochs": 2, "aae_lr": 1e-3,
     "unet_channels": 8, "unet_mults": (1, 2), "unet_res_blocks": 1, "unet_norm_groups": 4, "ldm_epochs": 2,
     "ldm_lr": 1e-3, "timesteps": 20, "ema_start": 2, "ema_decay": 0.5, "validation_steps": 2,
-    "sampling_steps": 3, "samples_per_scan": 2, "bootstrap_resamples": 100, "regions": "none",
+    "sampling_steps": 3, "samples_per_scan": 2, "regions": "none",
 }
 TINY_SYSTEMS = {  # the compared systems on these volumes
     "pix2pix.downs": 2,
@@ -82,6 +84,15 @@ def pytest_terminal_summary(terminalreporter):
     if lines:
         terminalreporter.section("trust")
         terminalreporter.write("".join(f"{line}\n" for line in lines))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def resamples():
+    """Few resamples behind every interval, to save time. Gives the number that a run takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        of_a_run = statistics.RESAMPLES
+        patch.setattr(statistics, "RESAMPLES", 200)
+        yield of_a_run
 
 
 @pytest.fixture

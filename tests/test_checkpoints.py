@@ -102,6 +102,15 @@ def test_the_settings_of_an_earlier_version_are_compared_under_their_present_nam
         check_settings(path, load_checkpoint(path), {"image_regression.channels": 8, "lr": 1})
 
 
+def test_a_checkpoint_of_an_earlier_version_has_its_norms_where_they_were(tmp_path):
+    earlier = {"aae_output_norm": True, "aae_block_norm": False, "lr": 1}
+    StageRun(tmp_path, "aae", "C", {}, earlier, {}).finish_epoch(1, {}, None)
+    path = tmp_path / "C_last.pth.tar"
+    check_settings(path, load_checkpoint(path), {"aae_norms": ["output"], "lr": 1})
+    with pytest.raises(InputError, match=r'aae_norms: \["output"\] -> \["blocks"\]'):
+        check_settings(path, load_checkpoint(path), {"aae_norms": ["blocks"], "lr": 1})
+
+
 def test_a_checkpoint_without_a_setting_that_came_later_was_trained_with_what_there_was(tmp_path):
     check_settings(tmp_path, {"settings": {}}, {"upsampling": "transposed"})
     for saved, now in (({}, "blurred"), ({"upsampling": "blurred"}, "transposed")):

@@ -18,7 +18,7 @@ ABOUT = "Trains and tests."
 # The published method, written down from its description alone and not from config.py.
 PAPER = {"seed": 0, "precision": "fp32", "image_size": (181, 217, 181), "crop_start": (10, 18, 10),
          "volume_size": (160, 192, 160), "crop_jitter": 2, "num_classes": 2, "aae_channels": (16, 32, 64),
-         "latent_channels": 1, "aae_norm_groups": 16, "aae_output_norm": True, "aae_block_norm": True,
+         "latent_channels": 1, "aae_norm_groups": 16, "aae_norms": ("blocks", "output"),
          "upsampling": "transposed", "disc_channels": (16, 32, 64, 128), "lambda_rec": 100.0,
          "aae_lr": 1e-4, "aae_lr_decay": False,
          "aae_betas": (0.5, 0.999), "aae_batch_size": 2, "aae_epochs": 1000, "unet_channels": 128,
@@ -64,10 +64,10 @@ def test_defaults_are_the_sizes_of_the_paper():
     assert (cfg.exp, cfg.downscale, cfg.latent_size) == ("default", 4, (40, 48, 40))
 
 
-def test_there_are_at_most_86_settings():
+def test_there_are_at_most_83_settings():
     names = [option.name for option in options(dataclasses.fields(Config))]
     of_the_project = [name for name in names if name.split(".")[0] not in SYSTEMS]
-    assert len(of_the_project) <= 86                       # those of the compared systems are their authors'
+    assert len(of_the_project) <= 83                       # those of the compared systems are their authors'
 
 
 @pytest.mark.parametrize("more",
@@ -175,15 +175,19 @@ def test_settings_that_were_saved_before_there_were_automatic_regions_stay_what_
     assert with_later_settings(saved)["regions"] == regions
 
 
-# Of the demo with Centiloids and another number of pictures, as an earlier version saved them.
+# Of the demo with Centiloids, an atlas and other numbers of pictures and resamples, as an earlier version
+# saved them.
 EARLIER = {"regression_channels": 8, "centiloid_slope": 100.0, "centiloid_intercept": -90.0,
-           "shown_subjects": 4}
+           "regions_image": "atlas.nii.gz", "regions_table": "names.tsv", "aae_output_norm": False,
+           "aae_block_norm": True, "shown_subjects": 4, "bootstrap_resamples": 500}
+PRESENT = {"image_regression", "centiloid", "atlas", "aae_norms"}  # what these are now
 
 
 def test_settings_under_the_names_of_an_earlier_version_are_read():
-    cfg = parse_config("--preset", "demo", "--centiloid", "100", "-90")
+    cfg = parse_config("--preset", "demo", "--centiloid", "100", "-90", "--atlas", "atlas.nii.gz",
+                       "names.tsv", "--aae_norms", "blocks")
     saved = json.loads(cfg.to_json())["settings"]
-    earlier = {name: saved[name] for name in saved.keys() - {"image_regression", "centiloid"}} | EARLIER
+    earlier = {name: saved[name] for name in saved.keys() - PRESENT} | EARLIER
     assert with_later_settings(earlier) == saved
     assert with_later_settings(saved) == saved
     assert earlier.keys() >= EARLIER.keys()                # the dict that is given stays as it is
@@ -194,12 +198,31 @@ def test_an_experiment_of_an_earlier_version_can_be_used(tmp_path, monkeypatch):
     folder = tmp_path / "result" / "a"
     folder.mkdir(parents=True)
     saved = json.loads(parse_config("--preset", "demo").to_json())
-    for name in ("image_regression", "centiloid"):
+    for name in PRESENT:
         del saved["settings"][name]
     saved["settings"] |= EARLIER | {"regression_channels": 4}
     (folder / "config.json").write_text(json.dumps(saved))
     cfg = Config(**read_settings("a"))
     assert (cfg.image_regression.channels, cfg.centiloid) == (4, (100.0, -90.0))
+    assert (cfg.atlas, cfg.aae_norms) == (("atlas.nii.gz", "names.tsv"), ("blocks",))
+
+
+def test_an_experiment_of_an_earlier_version_without_further_regions_has_no_atlas():
+    assert with_later_settings({"regions_image": "", "regions_table": ""})["atlas"] == []
+
+
+@pytest.mark.parametrize(("output", "block", "norms"), [
+    (False, False, []), (True, False, ["output"]), (False, True, ["blocks"]),
+    (True, True, ["blocks", "output"])])
+def test_the_norms_of_an_earlier_version_are_where_they_were(output, block, norms):
+    saved = {"aae_output_norm": output, "aae_block_norm": block}
+    assert with_later_settings(saved)["aae_norms"] == norms
+
+
+def test_the_places_of_norms_may_be_named_in_any_order():
+    for words in (["output", "blocks"], ["blocks", "output", "blocks"]):
+        assert parse_config("--aae_norms", *words).aae_norms == ("blocks", "output")
+    assert parse_config("--preset", "published", "--aae_norms").aae_norms == ()
 
 
 @pytest.mark.parametrize(("saved", "upsampling"),
@@ -254,10 +277,21 @@ def test_words_that_are_not_settings_are_refused(capsys, word):
 @pytest.mark.parametrize(("word", "now"), [
     ("--regression_channels", "--image_regression.channels"),
     ("--regression_channels=4", "--image_regression.channels"),
-    ("--centiloid_slope", "--centiloid"), ("--centiloid_intercept", "--centiloid")])
+    ("--centiloid_slope", "--centiloid"), ("--centiloid_intercept", "--centiloid"),
+    ("--regions_image", "--atlas"), ("--regions_table", "--atlas"),
+    ("--aae_output_norm", "--aae_norms"), ("--aae_block_norm", "--aae_norms")])
 def test_who_gives_a_name_of_an_earlier_version_is_told_the_present_one(capsys, word, now):
     name = word.split("=")[0]
     assert f"unknown setting {name}, which is {now} now (docs/changes.md)" in refused(capsys, word, "3")
+
+
+@pytest.mark.parametrize(("word", "instead"), [
+    ("--bootstrap_resamples", "all intervals have the same number of resamples"),
+    ("--bootstrap_resamples=500", "all intervals have the same number of resamples"),
+    ("--shown_subjects", "two subjects of each label are shown")])
+def test_who_gives_a_setting_that_is_gone_is_told_what_holds_instead(capsys, word, instead):
+    name = word.split("=")[0]
+    assert f"unknown setting {name}, which is gone: {instead} (docs/changes.md)" in refused(capsys, word, "3")
 
 
 def test_every_unknown_setting_is_named_at_once(capsys):
@@ -323,6 +357,10 @@ def test_a_switch_is_given_with_or_without_a_word():
     (["--label_in_training", "none", "--label_at_sampling", "mixed"],
      "label_at_sampling mixed needs a UNet that was trained with labels"),
     (["--cortex_mask", "a.nii.gz"], "cortex_mask and reference_mask go together"),
+    (["--aae_norms", "input"], "aae_norms 'input' must be one of blocks, output"),
+    (["--atlas", "a.nii.gz"], "atlas ('a.nii.gz',) must be two files: a NIfTI label image, and the table"),
+    (["--atlas", "a.nii.gz", ""], "atlas ('a.nii.gz', '') must be two files"),
+    (["--atlas", "a.nii.gz", "b.csv", "c.csv"], "atlas ('a.nii.gz', 'b.csv', 'c.csv') must be two files"),
     (["--centiloid", "0", "-10"], "centiloid (0.0, -10.0) needs a slope above 0 as its first number"),
     (["--centiloid", "-90", "100"], "centiloid (-90.0, 100.0) needs a slope above 0 as its first number"),
     (["--preset", "demo", "--phantom_voxel", "2"],
@@ -378,7 +416,7 @@ def test_json_holds_every_setting_and_the_versions():
 FREE = {"exp", "aae_from", "ldm_from", "stages", "resume", "device", "gpus", "num_workers", "cache",
         "precision", "deterministic", "recompute", "data_dir", "latent_dir", "info_dir",
         "subject_pattern",
-        "sampling_batch", "baselines", "subgroups", "bootstrap_resamples"}
+        "sampling_batch", "baselines", "subgroups"}
 DATA = {"seed", "brain_mask", "image_size", "crop_start", "volume_size", "num_classes", "phantom_subjects",
         "phantom_voxel", "phantom_link", "phantom_seed"}
 

@@ -259,7 +259,7 @@ def test_a_data_info_of_any_content_is_read_or_refused(cohort, count, record_pro
     record_property("trust", summary("data_info.csv", found))
 
 
-def test_a_regions_table_of_any_content_is_read_or_refused(tmp_path, count, record_property):
+def test_the_table_of_an_atlas_of_any_content_is_read_or_refused(tmp_path, count, record_property):
     labels, table = tmp_path / "labels.nii.gz", tmp_path / "table.csv"
     write_volume(labels, np.arange(80).reshape(GRID).astype(np.int16))
 
@@ -273,7 +273,7 @@ def test_a_regions_table_of_any_content_is_read_or_refused(tmp_path, count, reco
         lambda rows: "index,name\n" + "".join(f"{index},{name}\n" for index, name in rows)).map(str.encode)
     found = draw(st.one_of(tables("index,name", "name,index,index"), right), count(60, 1500), try_one)
     assert set(found) == {"read", "refused"}
-    record_property("trust", summary("regions_table", found))
+    record_property("trust", summary("the table of an atlas", found))
 
 
 # ---------------------------------------------------------------- tables as spreadsheets might write them

@@ -29,7 +29,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SMALL = dataclasses.replace(Config(), **{name: DEMO[name] for name in (
     "image_size", "crop_start", "volume_size", "crop_jitter", "aae_channels", "aae_norm_groups",
     "disc_channels", "unet_channels", "unet_mults", "unet_res_blocks", "unet_norm_groups")})
-PUBLISHED = dataclasses.replace(SMALL, conditioning="input", aae_output_norm=True, aae_block_norm=True,
+PUBLISHED = dataclasses.replace(SMALL, conditioning="input", aae_norms=("blocks", "output"),
                                 latent_channels=1, prediction="eps", image_loss=0.0)
 
 
@@ -250,7 +250,7 @@ def test_too_little_memory_is_explained(root, capsys):
 def test_the_demo_goes_through_every_stage(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = ["--preset", "demo", "--device", "cuda", "--phantom_subjects", "12", "4", "4",
-             "--aae_epochs", "2", "--ldm_epochs", "4", "--bootstrap_resamples", "100"]
+             "--aae_epochs", "2", "--ldm_epochs", "4"]
     stages = ["--stages", "check", "aae", "encode", "ldm", "baselines", "test"]
     assert main.main([*words, "--exp", "demo", *stages]) == 0
     table = pd.read_csv(tmp_path / "result/demo/test.csv")

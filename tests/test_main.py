@@ -421,8 +421,7 @@ def test_uptake_is_measured_in_the_masks_that_are_given(project):
     region = np.pad(np.full((4, 4, 4), 5, np.uint8), ((9, 9), (17, 6), (9, 9)))
     write_volume(project / "labels.nii.gz", region)
     (project / "labels.csv").write_text("index,name\n5,precuneus\n")
-    further = {"regions_image": "labels.nii.gz", "regions_table": "labels.csv",
-               "centiloid": (188.22, -189.16)}
+    further = {"atlas": ("labels.nii.gz", "labels.csv"), "centiloid": (188.22, -189.16)}
     settings = masks(project) | TRUE_LABEL | further | {"exp": "a"}
     assert run("--stages", "test", "tables", **settings) == 0
     uptake = pd.read_csv(project / "result" / "a" / "uptake.csv")
@@ -453,9 +452,9 @@ def test_problems_of_all_masks_are_named_at_once_before_anything_is_written(root
     (root / "table.csv").write_text("index,name\n")
     (root / "bad.nii.gz").write_bytes(b"no NIfTI")
     message = refused(capsys, regions="auto", brain_mask="bad.nii.gz", cortex_mask="nowhere.nii",
-                      reference_mask="bad.nii.gz", regions_image="nowhere.nii", regions_table="table.csv")
+                      reference_mask="bad.nii.gz", atlas=("nowhere.nii", "table.csv"))
     for part in ("bad.nii.gz: cannot be read as NIfTI", "cortex_mask nowhere.nii: not there",
-                 "regions_image nowhere.nii: not there"):
+                 "atlas image nowhere.nii: not there"):
         assert part in message
 
 

@@ -83,7 +83,7 @@ OTHERS = [
      "conditioning": "input", "label_in_training": "true", "label_at_sampling": "mixed", "ldm_lr_decay": True,
      "aae_lr_decay": False, "latent_channels": 2, "shuffle_labels": True},
     {"image_loss": 0.5, "conditioning": "none", "latent_scaling": False, "label_in_training": "suvr",
-     "label_at_sampling": "matched", "aae_block_norm": True, "aae_output_norm": True, "sampler": "dpm",
+     "label_at_sampling": "matched", "aae_norms": ("output", "blocks"), "sampler": "dpm",
      "validation_sampler": "dpm", "save_std": True},
 ]
 

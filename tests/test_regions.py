@@ -196,8 +196,19 @@ def test_all_problems_of_regions_are_named_at_once(tmp_path, labels):
         assert part in str(error.value)
     with pytest.raises(InputError, match="holds no region"):
         labels(b"index,name\n")
-    with pytest.raises(InputError, match="regions_table .*index missing, found number, name"):
+    with pytest.raises(InputError, match="atlas table .*table.csv.*index missing, found number, name"):
         labels(b"number,name\n3,a\n")
+
+
+def test_an_atlas_whose_files_are_not_there_or_change_places_says_which_was_looked_for(tmp_path, labels):
+    labels(b"index,name\n3,a\n")
+    image, table = tmp_path / "labels.nii.gz", tmp_path / "table.csv"
+    for files, problem in (((tmp_path / "no.nii", table), f"atlas image {tmp_path / 'no.nii'}: not there"),
+                           ((image, tmp_path / "no.csv"), f"atlas table {tmp_path / 'no.csv'}: "),
+                           ((table, image), f"atlas table {image}: ")):
+        with pytest.raises(InputError) as error:
+            read_labels(*files, AFFINE, CROP)
+        assert str(error.value).startswith(problem)
 
 
 def test_a_hostile_table_of_regions_makes_no_long_message(tmp_path, labels):

@@ -32,7 +32,6 @@ PHANTOM = {
     "phantom_subjects": (8, 4, 6),
     "phantom_voxel": 8,
     "data_dir": "data/ph",
-    "bootstrap_resamples": 100,
 }
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",

@@ -194,7 +194,7 @@ def test_demographics_and_dates_go_through_the_same_reader(tmp_path, monkeypatch
         assert part in shown
 
 
-def test_a_regions_table_of_bids_with_tabs_is_read(tmp_path):
+def test_the_table_of_an_atlas_of_bids_with_tabs_is_read(tmp_path):
     (tmp_path / "dseg.tsv").write_text("Index\tName\tcolor\n1\tcortex\t#ffffff\n2\twhole_cerebellum\tn/a\n")
     found = read_table(tmp_path / "dseg.tsv", "index", "name")
     assert found[["index", "name"]].to_numpy().tolist() == [["1", "cortex"], ["2", "whole_cerebellum"]]

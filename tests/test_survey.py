@@ -360,20 +360,20 @@ def test_a_survey_is_not_taken_for_that_of_other_masks_lists_or_volumes(root, ma
 
 
 @pytest.mark.parametrize("settings", [{"centiloid": (100.0, 0.0)}, {"centiloid": (100.0, -10.0)},
-                                      {"regions_image": "labels.nii.gz", "regions_table": "labels.csv"},
+                                      {"atlas": ("labels.nii.gz", "labels.csv")},
                                       {"crop_start": (2, 2, 3)}, {"brain_mask": "cortex_mask.nii.gz"}])
 def test_a_survey_is_not_taken_for_that_of_another_crop_or_other_measures(root, masks, settings):
     write_label_image(root)
     before = experiment(**masks).survey()
     after = experiment(**masks, **settings).survey()
     assert len(surveys()) == 2
-    expected = {"centiloid": {"CL"}, "regions_image": {"SUVR_left"}}.get(next(iter(settings)), set())
+    expected = {"centiloid": {"CL"}, "atlas": {"SUVR_left"}}.get(next(iter(settings)), set())
     assert set(after.table.columns) - set(before.table.columns) == expected
 
 
 def test_regions_that_differ_in_their_names_or_in_their_voxels_have_surveys_of_their_own(root, masks):
     write_label_image(root)
-    further = {"regions_image": "labels.nii.gz", "regions_table": "labels.csv"}
+    further = {"atlas": ("labels.nii.gz", "labels.csv")}
     experiment(**masks, **further).survey()
     for table in ("index,name\n2,left\n", "index,name\n1,right\n", "index,name\n1,left\n2,right\n"):
         Path("labels.csv").write_text(table)

@@ -470,10 +470,31 @@ def test_a_pet_of_an_earlier_version_is_recognized_by_the_names_that_its_setting
     assert synthesize_new() == 0
     sidecar = sidecar_of("out")
     slope, intercept = sidecar["MadeFrom"]["settings"].pop("centiloid")
-    sidecar["MadeFrom"]["settings"] |= {"centiloid_slope": slope, "centiloid_intercept": intercept}
+    assert sidecar["MadeFrom"]["settings"].pop("atlas") == []
+    sidecar["MadeFrom"]["settings"] |= {"centiloid_slope": slope, "centiloid_intercept": intercept,
+                                        "regions_image": "", "regions_table": ""}
     sidecar_path("out").write_text(json.dumps(sidecar))
     assert synthesize_new() == 0
     assert "0 of 1 MRIs are to be synthesized" in capsys.readouterr().out
+
+
+def test_an_experiment_of_an_earlier_version_is_used_as_it_was_trained(project):
+    affine = nib.load(project / "data/phantom/whole_MRI/phantom001.nii.gz").affine
+    write_volume(project / "labels.nii.gz", np.full(SHAPE, 4, np.uint8), affine)
+    (project / "names.csv").write_text("index,name\n4,everywhere\n")
+    path, norms = project / "result/a/config.json", {"aae_output_norm": False, "aae_block_norm": False}
+    saved = json.loads(path.read_text())
+    assert saved["settings"].pop("atlas") == saved["settings"].pop("aae_norms") == []
+    saved["settings"] |= norms | {"regions_image": "labels.nii.gz", "regions_table": "names.csv",
+                                  "bootstrap_resamples": 500}
+    path.write_text(json.dumps(saved))
+    path = project / "result/a/CHECKPOINT_AAE.pth.tar"
+    saved = torch.load(path, weights_only=True)
+    assert saved["settings"].pop("aae_norms") == []
+    saved["settings"] |= norms
+    torch.save(saved, path)
+    assert synthesize_new() == 0
+    assert "SUVR_everywhere" in pd.read_csv(project / "out/synthesized.csv")
 
 
 def test_a_replacement_that_was_interrupted_is_made_by_the_next_run(project, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 
 from config import PRESETS, Config
-from evaluation import results
+from evaluation import results, statistics
 from evaluation.layout import to_csv, write_tables
 from evaluation.results import Run, load_run, load_runs, save_run
 from evaluation.rows import ROW_SETTINGS, SECTION_SETTINGS, SEEDS, Table, group_runs
@@ -29,7 +29,6 @@ from evaluation.tables import image_quality, make_tables
 from utils import METRICS, InputError
 
 N = 12
-RESAMPLES = 200
 
 
 def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 0.0, ids=range(N), label=None,
@@ -49,7 +48,7 @@ def make_run(root, exp: str, seed: int = 0, cohort: str = "c0", better: float = 
     frames = {"test": made_up_scores(people, shared, own, better, baseline),
               "uptake": made_up_uptake(people, shared, own),
               "predictions": made_up_predictions(people, shared, own)}
-    cfg = Config(exp=exp, seed=seed, bootstrap_resamples=RESAMPLES, **settings)
+    cfg = Config(exp=exp, seed=seed, **settings)
     metadata = {"phantom": False, "notice": "research only", "note": "", "cohort": cohort,
                 "training": training, "masks": {"brain": brain},
                 "command": command or f"python main.py --exp {exp} --seed {seed}",
@@ -259,7 +258,7 @@ def test_runs_are_one_row_if_nothing_but_the_seed_affects_its_numbers(tmp_path, 
 
 def test_runs_with_other_further_regions_are_two_rows(tmp_path):
     make_run(tmp_path, "a", **REGIONS)
-    make_run(tmp_path, "b", seed=1, regions_image="x.nii", regions_table="x.csv", **REGIONS)
+    make_run(tmp_path, "b", seed=1, atlas=("x.nii", "x.csv"), **REGIONS)
     assert groups_of(tmp_path) == [["a"], ["b"]]
 
 
@@ -290,7 +289,6 @@ def test_every_setting_that_training_or_synthesis_depends_on_must_be_equal_in_a_
         "save_std",
         "baselines",
         "subgroups",
-        "bootstrap_resamples",
     }
 
 
@@ -391,6 +389,21 @@ def interval_width(label: np.ndarray, score: np.ndarray) -> float:
     """Width of the 95 % interval of the AUC of one list."""
     low, high = interval(bootstrap(lambda index: area_under_roc(label[index], score[index]), N, 2000, seed=0))
     return high - low
+
+
+def test_intervals_are_of_the_number_of_resamples_that_page_and_caption_say(tmp_path, monkeypatch, resamples):
+    page = Path(__file__).parents[1] / "docs" / "results.md"
+    assert f"of {resamples} resamples" in page.read_text(encoding="utf-8")
+    make_run(tmp_path, "a")
+    intervals = []
+    for number in (20, 100):
+        monkeypatch.setattr(statistics, "RESAMPLES", number)
+        tables = make_tables(group_runs(load_runs(tmp_path / "result")[0])[0])
+        [table] = [table for table in tables if table.name == "amyloid_status"]
+        assert f"({number} resamples" in table.caption
+        status = row(to_csv(table), classifier="mri")
+        intervals.append((status["AUC_low"], status["AUC_high"]))
+    assert intervals[0] != intervals[1]
 
 
 def test_experiments_whose_names_begin_alike_stay_apart(tmp_path):
