@@ -110,7 +110,7 @@ def test_every_preset_is_a_run_whose_folder_is_its_own(preset):
 
 
 def test_the_fine_preset_shows_what_the_demo_shows_in_smaller_voxels():
-    """The same people and the same latent grid; crops differ by less than a voxel of the demo at either end."""
+    """The same people and latent grid; crops differ by less than a voxel of the demo at either end."""
     fine, demo = parse_config("--preset", "fine"), parse_config("--preset", "demo")
     assert (fine.phantom_voxel, demo.phantom_voxel) == (2, 4)
     assert (fine.phantom_subjects, fine.phantom_seed) == (demo.phantom_subjects, demo.phantom_seed)
