@@ -23,12 +23,13 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from runtime import environment  # noqa: E402, F401, I001
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 from torch.utils._pytree import tree_flatten_with_path  # noqa: E402
 
 from runtime import files  # noqa: E402
 import main  # noqa: E402
 from runtime.checkpoints import load_checkpoint  # noqa: E402
-from conftest import TINY, arguments, write_cohort  # noqa: E402
+from conftest import TINY, arguments, sketch, write_cohort  # noqa: E402
 from runtime.signals import AGAIN, CTRL_C, exit_on_signal  # noqa: E402
 
 STAGES = ["--stages", "check", "aae", "encode", "ldm", "test"]
@@ -52,6 +53,7 @@ def start(project: Path, **settings) -> int:
         time.sleep(WRITING)
         sync(path)
     files.sync = slow_sync                                 # so that many kills meet a half-written file
+    Figure.savefig = sketch
     os._exit(main.main(arguments(TINY | settings) + STAGES))
 
 

@@ -25,6 +25,7 @@ from evaluation import figures, volume_figures
 from evaluation.results import MADE_FROM_THEM, forget_run, load_run
 from evaluation.scores import SHOWN_SUBJECTS
 
+DRAWS = True
 EXP = "ph"
 PHANTOM = {
     "exp": EXP,
