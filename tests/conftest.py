@@ -1,6 +1,7 @@
 """Helpers of all tests: a tiny cohort in MNI space, settings small enough for it, numbers of random cases."""
 import threads  # noqa: F401  first: numpy and torch read the number of threads once
 import hashlib
+import importlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +115,15 @@ def arguments(settings: dict) -> list[str]:
         words.append(f"--{name}")
         words += [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
     return words
+
+
+def import_beforehand() -> None:
+    """Import what a run imports only when it comes to it, so that processes which are forked from this one
+    need not do it again, each for seconds."""
+    for name in ("torch._dynamo", "nilearn.datasets", "matplotlib.pyplot", "evaluation.figures"):
+        importlib.import_module(name)
+    with torch.device("meta"):                             # its first random weights import sympy
+        torch.nn.Embedding(1, 1)
 
 
 def write_volume(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
