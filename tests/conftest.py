@@ -223,6 +223,12 @@ def drawn(monkeypatch) -> None:
     monkeypatch.setattr(Figure, "savefig", SAVEFIG)
 
 
+@pytest.fixture
+def sketched(monkeypatch) -> None:
+    """Sketches for one test of a file that draws."""
+    monkeypatch.setattr(Figure, "savefig", sketch)
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Compute in one thread: tiny volumes are faster so, and two runs are compared bit for bit."""
