@@ -196,7 +196,7 @@ def sketch(figure: Figure, path: Path, **_) -> None:
     """Write what a figure shows, its titles and the numbers of its lines, points and images, as a short text.
 
     Stands in for Figure.savefig: the figure is built, but laid out and drawn it is not, which takes more than
-    half of a tiny run. Two sketches are alike if and only if the numbers are.
+    half of a tiny run. Two sketches are alike if and only if these are; bars and other texts are left out.
     """
     shown = []
     for axis in figure.axes:
