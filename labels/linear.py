@@ -1,6 +1,5 @@
 """A linear classifier of the amyloid label from volumes, which reads their status, and the pooling that makes
 volumes coarse."""
-import tempfile
 import warnings
 
 import numpy as np
@@ -9,7 +8,8 @@ import torch.nn.functional as F
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.metrics import get_scorer
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
@@ -78,16 +78,31 @@ class LabelClassifier:
 def _fit_pipeline(features: np.ndarray, labels: np.ndarray, seed: int) -> Pipeline:
     """Scaler, PCA and logistic regression, fitted to features [n, M F] and labels [n]."""
     folds = min(5, int(np.bincount(labels)[np.unique(labels)].min()))
-    with tempfile.TemporaryDirectory() as components, warnings.catch_warnings():
-        pipeline = make_pipeline(StandardScaler(), PCA(COMPONENTS, svd_solver="full"),
-                                 LogisticRegression(C=STRENGTHS[0], max_iter=1000),
-                                 memory=components)        # so that a fold's PCA serves all strengths
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)      # of the weakest penalties of the search
-        if folds < 2:
-            return pipeline.fit(features, labels)
-        search = GridSearchCV(pipeline, {"logisticregression__C": STRENGTHS}, scoring="neg_log_loss",
-                              cv=StratifiedKFold(folds, shuffle=True, random_state=seed))
-        return search.fit(features, labels).best_estimator_
+        strength = _best_strength(features, labels, folds, seed) if folds > 1 else STRENGTHS[0]
+        return make_pipeline(StandardScaler(), _components(), _regression(strength)).fit(features, labels)
+
+
+def _best_strength(features: np.ndarray, labels: np.ndarray, folds: int, seed: int) -> float:
+    """The first of STRENGTHS with the best cross-validated likelihood. A fold's PCA serves all of them."""
+    score = get_scorer("neg_log_loss")
+    scores = []
+    for train, held_out in StratifiedKFold(folds, shuffle=True, random_state=seed).split(features, labels):
+        coarse = make_pipeline(StandardScaler(), _components())
+        seen = coarse.fit_transform(features[train])
+        unseen = coarse.transform(features[held_out])
+        regressions = [_regression(strength).fit(seen, labels[train]) for strength in STRENGTHS]
+        scores.append([score(regression, unseen, labels[held_out]) for regression in regressions])
+    return STRENGTHS[int(np.mean(scores, axis=0).argmax())]
+
+
+def _components() -> PCA:
+    return PCA(COMPONENTS, svd_solver="full")
+
+
+def _regression(strength: float) -> LogisticRegression:
+    return LogisticRegression(C=strength, max_iter=1000)
 
 
 def pool_volume(volume: Tensor, pool: int) -> Tensor:

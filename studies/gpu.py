@@ -131,7 +131,7 @@ def parity(cfg: Config, precision: str) -> dict:
     """Networks of the demo's size on this device and on the CPU: relative difference of what they give."""
     device, found = pick_device(cfg.device), {}
     cfg = dataclasses.replace(cfg, **{name: DEMO[name] for name in TINY})
-    dtype = pick_precision(precision, device)
+    dtype = pick_precision(precision if device.type == "cuda" else "fp32", device)   # as in setup_of
     networks = {"autoencoder": (build_aae, _aae_inputs), "denoiser": (build_unet, _unet_inputs)}
     for name, (build, inputs) in networks.items():
         torch.manual_seed(0)

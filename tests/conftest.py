@@ -1,7 +1,9 @@
 """Helpers of all tests: a tiny cohort in MNI space, settings small enough for it, numbers of random cases."""
 import threads  # noqa: F401  first: numpy and torch read the number of threads once
+import hashlib
+import importlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nibabel as nib
@@ -9,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from evaluation import statistics
 
+SAVEFIG = Figure.savefig
 SHAPE = (22, 27, 22)                                       # the paper's field of view at 8 mm
 AFFINE = np.array([[8.0, 0, 0, -86.5], [0, 8, 0, -122.5], [0, 0, 8, -68.5], [0, 0, 0, 1]])
 LISTS = {"train": ["s01", "s02", "s03", "s04", "s05", "s06"], "validation": ["s07", "s08"],
@@ -26,6 +30,9 @@ TINY = {
     "ldm_lr": 1e-3, "timesteps": 20, "ema_start": 2, "ema_decay": 0.5, "validation_steps": 2,
     "sampling_steps": 3, "samples_per_scan": 2, "regions": "none",
 }
+LONGEST = ("test_newcomer", "test_ranks", "test_disk", "test_systems", "test_synthesize", "test_main",
+           "test_interruption", "test_comparison", "test_preprocess", "test_baselines", "test_benchmark",
+           "test_report", "test_pretrained", "test_failures", "test_repairs", "test_budget", "test_disagree")
 TINY_SYSTEMS = {  # the compared systems on these volumes
     "pix2pix.downs": 2,
     "pix2pix.width": 4,
@@ -74,6 +81,12 @@ def pytest_addoption(parser):
                      help="draw many more random cases of damage and of hostile input")
 
 
+def pytest_collection_modifyitems(items):
+    """Files that take longest come first, so that the processes end together: a file is not divided."""
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
 def pytest_terminal_summary(terminalreporter):
     """Print what tests recorded as "trust": the number of random cases they drew, and what became of them."""
     lines = []
@@ -113,6 +126,15 @@ def arguments(settings: dict) -> list[str]:
         words.append(f"--{name}")
         words += [str(part) for part in value] if isinstance(value, tuple) else [str(value)]
     return words
+
+
+def import_beforehand() -> None:
+    """Import what a run imports only when it comes to it, so that processes which are forked from this one
+    need not do it again, each for seconds."""
+    for name in ("torch._dynamo", "nilearn.datasets", "matplotlib.pyplot", "evaluation.figures"):
+        importlib.import_module(name)
+    with torch.device("meta"):                             # its first random weights import sympy
+        torch.nn.Embedding(1, 1)
 
 
 def write_volume(path: Path, voxels: np.ndarray, affine: np.ndarray = AFFINE) -> None:
@@ -179,6 +201,43 @@ def root(tmp_path, monkeypatch, cohort_folder) -> Path:
     shutil.copytree(cohort_folder, tmp_path, dirs_exist_ok=True, copy_function=shutil.copyfile)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def sketch(figure: Figure, path: Path, **_) -> None:
+    """Write what a figure shows, its titles and the numbers of its lines, points and images, as a short text.
+
+    Stands in for Figure.savefig: the figure is built, but laid out and drawn it is not, which takes more than
+    half of a tiny run. Two sketches are alike if and only if these are; bars and other texts are left out.
+    """
+    shown = []
+    for axis in figure.axes:
+        arrays = [line.get_xydata() for line in axis.lines]
+        arrays += [points.get_offsets() for points in axis.collections]
+        arrays += [image.get_array() for image in axis.images]
+        digests = [hashlib.sha256(np.ma.getdata(array).tobytes()).hexdigest() for array in arrays]
+        shown.append(f"{axis.get_title()!r}: {' '.join(digests)}\n")
+    Path(path).write_text("".join(shown), encoding="utf-8")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sketches(request) -> Iterator[pytest.MonkeyPatch]:
+    """Sketches in the place of pictures, but in files that look at pictures and say DRAWS = True."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not getattr(request.module, "DRAWS", False):
+            patch.setattr(Figure, "savefig", sketch)
+        yield patch
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> None:
+    """Real pictures for one test of a file that sketches them."""
+    monkeypatch.setattr(Figure, "savefig", SAVEFIG)
+
+
+@pytest.fixture
+def sketched(monkeypatch) -> None:
+    """Sketches for one test of a file that draws."""
+    monkeypatch.setattr(Figure, "savefig", sketch)
 
 
 @pytest.fixture(autouse=True)

@@ -23,12 +23,13 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 from runtime import environment  # noqa: E402, F401, I001
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 from torch.utils._pytree import tree_flatten_with_path  # noqa: E402
 
 from runtime import files  # noqa: E402
 import main  # noqa: E402
 from runtime.checkpoints import load_checkpoint  # noqa: E402
-from conftest import TINY, arguments, write_cohort  # noqa: E402
+from conftest import TINY, arguments, import_beforehand, sketch, write_cohort  # noqa: E402
 from runtime.signals import AGAIN, CTRL_C, exit_on_signal  # noqa: E402
 
 STAGES = ["--stages", "check", "aae", "encode", "ldm", "test"]
@@ -52,6 +53,7 @@ def start(project: Path, **settings) -> int:
         time.sleep(WRITING)
         sync(path)
     files.sync = slow_sync                                 # so that many kills meet a half-written file
+    Figure.savefig = sketch
     os._exit(main.main(arguments(TINY | settings) + STAGES))
 
 
@@ -149,6 +151,7 @@ def run_with_interruptions(project: Path, longest: float, draw: random.Random, f
 
 def kills(count: int, seed: int, root: Path) -> bool:
     """Whether `count` kills, and half as many polite signals, left no trace in the final outputs."""
+    import_beforehand()
     draw, faults = random.Random(seed), Faults()
     uncut, cut = root / "uncut", root / "cut"
     write_cohort(uncut)

@@ -65,7 +65,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_pictures_of_baselines(no_pictures, monkeypatch):  # noqa: F811
-    """Leave out the pictures of a run, as in test_main; the run of `finished` draws them."""
+    """Leave out the pictures of a run, as in test_main; the run of `finished` sketches them."""
     monkeypatch.setattr(baselines, "plot_history", do_nothing)
 
 

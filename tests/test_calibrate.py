@@ -29,7 +29,7 @@ def run(tmp_path: Path, table: pd.DataFrame, *more: str) -> tuple[int, dict]:
     return code, json.loads(written.read_text()) if written.exists() else {}
 
 
-def test_level_1_finds_the_line_that_made_the_pairs_and_keeps_all_limits(tmp_path, capsys):
+def test_level_1_finds_the_line_that_made_the_pairs_and_keeps_all_limits(tmp_path, drawn, capsys):
     code, found = run(tmp_path, reference_pairs())
     assert code == 0
     assert (found["centiloid_slope"], found["centiloid_intercept"]) == pytest.approx((90.0, -85.0))

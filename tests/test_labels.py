@@ -10,6 +10,7 @@ from conftest import TINY
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch.testing import assert_close
@@ -17,7 +18,7 @@ from torch.testing import assert_close
 from config import Config
 from experiment.stage_2 import stage_2_metadata
 from experiment.survey import Survey
-from labels import ridge
+from labels import linear, ridge
 from labels.linear import LabelClassifier, pool_volume, pool_width
 from labels.ridge import LabelPredictor, calibrate, calibrated, features_of, folds_of
 from labels.soft_labels import label_order, one_hot, suvr_levels, suvr_soft_labels
@@ -351,3 +352,17 @@ def test_pooling_takes_the_mean_of_blocks_and_leaves_out_the_voxels_after_the_la
     assert pooled.shape == (2, 1, 2, 2, 3)
     assert_close(pooled[1, 0, 1, 0, 2], volume[1, 0, 2:4, 0:2, 4:6].mean())
     assert torch.equal(pool_volume(volume, 1), volume)
+
+
+@pytest.mark.parametrize("n_labels", [2, 3])
+def test_the_penalty_is_the_one_of_scikit_learns_search(n_labels):
+    rng = np.random.default_rng(n_labels)
+    labels = np.arange(24) % n_labels
+    features = rng.standard_normal((24, 30)) + 0.4 * labels[:, None]
+    pipeline = make_pipeline(StandardScaler(), PCA(linear.COMPONENTS, svd_solver="full"),
+                             LogisticRegression(max_iter=1000))
+    search = GridSearchCV(pipeline, {"logisticregression__C": linear.STRENGTHS}, scoring="neg_log_loss",
+                          cv=StratifiedKFold(5, shuffle=True, random_state=3)).fit(features, labels)
+    found = linear._fit_pipeline(features, labels, seed=3)
+    assert search.best_params_["logisticregression__C"] == found[-1].C
+    assert np.array_equal(found[-1].coef_, search.best_estimator_[-1].coef_)

@@ -65,7 +65,7 @@ def project(finished, tmp_path, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    """Leave out the pictures of a run, which take a third of its time; the run of `finished` draws them."""
+    """Leave out the pictures of a run; that of `finished` sketches them."""
     monkeypatch.setattr(main, "plot_history", do_nothing)
     monkeypatch.setattr(main, "plot_shown_scans", do_nothing)
     monkeypatch.setattr(main, "plot_comparison", do_nothing)

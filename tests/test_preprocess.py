@@ -28,6 +28,7 @@ from runtime.files import FolderLock
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("ants") is None, reason="antspyx is not installed")
 
 VOXEL, MARGIN = 6, 14                                      # mm; voxels of air and neck around the grid
+DRAWS = True
 SIZE = (30, 36, 30)                                        # of the cohort's grid at VOXEL
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SHAPE, TINY, arguments, write_cohort, write_volume
+from conftest import SHAPE, TINY, arguments, import_beforehand, write_cohort, write_volume
 
 import main
 from dataset import EpochOrder
@@ -37,6 +37,7 @@ ONE_LAYER = TINY | {"disc_channels": (8,), "aae_epochs": 1, "ldm_epochs": 1}
 
 @pytest.fixture(scope="module")
 def cohort(tmp_path_factory) -> Path:
+    import_beforehand()
     folder = tmp_path_factory.mktemp("cohort")
     write_cohort(folder, LISTS)
     return folder

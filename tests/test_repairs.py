@@ -244,7 +244,7 @@ def test_squared_error_comes_back_from_psnr():
 PHANTOM = {
     "regions": "auto",
     "phantom_voxel": 8,
-    "phantom_subjects": (6, 10, 4),
+    "phantom_subjects": (6, 4, 4),
     "image_size": (22, 27, 22),
     "aae_epochs": 1,
     "ldm_epochs": 1,

@@ -25,6 +25,7 @@ from evaluation import figures, volume_figures
 from evaluation.results import MADE_FROM_THEM, forget_run, load_run
 from evaluation.scores import SHOWN_SUBJECTS
 
+DRAWS = True
 EXP = "ph"
 PHANTOM = {
     "exp": EXP,
@@ -244,7 +245,8 @@ def test_what_is_made_from_results_goes_with_them(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_report_without_some_synthetic_pets_has_no_picture_of_failure_cases(project, tmp_path, monkeypatch):
+def test_a_report_without_some_synthetic_pets_has_no_picture_of_failure_cases(project, tmp_path, monkeypatch,
+                                                                              sketched):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(project / "data", tmp_path / "data")
     shutil.copytree(project / "result", tmp_path / "result")
@@ -258,7 +260,7 @@ def test_a_report_without_some_synthetic_pets_has_no_picture_of_failure_cases(pr
     assert len(pd.read_csv(folder / "failure_cases.csv")) == 6
 
 
-def test_browser_shows_the_flow_of_the_files_of_prepare(project, browser, tmp_path, monkeypatch):
+def test_browser_shows_the_flow_of_the_files_of_prepare(project, browser, tmp_path, monkeypatch, sketched):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(project / "data", tmp_path / "data")
     shutil.copytree(project / "result", tmp_path / "result")

@@ -27,6 +27,7 @@ from utils import InputError, derived_seed
 PHANTOM = {"regions": "auto", "data_dir": "data/phantom", "phantom_subjects": (8, 6, 4), "phantom_voxel": 8,
            "aae_epochs": 1, "ldm_epochs": 1, "exp": "a"}
 FOLDER = Path("result/a")
+DRAWS = True
 
 
 # ---------------------------------------------------------------- the table

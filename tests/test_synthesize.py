@@ -274,7 +274,7 @@ def test_every_checkpoint_is_read_once(project, monkeypatch):
     assert sorted(names) == CHECKPOINTS
 
 
-def test_a_sidecar_says_what_the_pet_was_made_from(project, monkeypatch):
+def test_a_sidecar_says_what_the_pet_was_made_from(project, drawn, monkeypatch):
     monkeypatch.setattr(volume_figures, "plot_overlay", PLOT_OVERLAY)
     assert synthesize_new(save_std="true") == 0
     sidecar = sidecar_of("out")

@@ -68,7 +68,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def no_pictures_of_baselines(no_pictures, monkeypatch):  # noqa: F811
-    """Leave out the pictures of a run, as in test_main; the run of `finished` draws them."""
+    """Leave out the pictures of a run, as in test_main; the run of `finished` sketches them."""
     monkeypatch.setattr(baselines, "plot_history", do_nothing)
 
 
@@ -221,7 +221,9 @@ def test_the_comparison_shows_the_pets_that_were_scored(project, monkeypatch):
     def note(path, titles, slices, where, notice):
         shown.update(slices, titles=titles, where=where, path=path)
     picture = project / "result" / "a" / "comparison.png"
-    assert picture.stat().st_size > 50_000
+    drawn = picture.read_text()                            # a sketch
+    assert all(f"{figures.METHOD_TITLES[name]!r}: " in drawn
+               for name in ("real", "il_cldm", *METHODS, "mean_pet"))
     monkeypatch.setattr(volume_figures, "plot_methods", note)
     monkeypatch.setattr(main, "plot_comparison", session.plot_comparison)
     assert run("test") == 0
