@@ -219,11 +219,10 @@ def expected_uptake(cortex: np.ndarray, cerebellum: np.ndarray, atrophy: float, 
     """Mean of solve_uptake given the subject's anatomy and atrophy, [4]: the uptake of the oracle.
 
     cortex, cerebellum: [4] from region_means. prevalence: share of positive subjects. white_uptake: mean and
-    SD over subjects. The mean is over pairs
-    of SUVR and white uptake from the prior, half of them positive, on quantiles rather than at random. Each
-    pair weighs as much as its label is frequent, times as much as it makes the atrophy likely, p(atrophy |
-    SUVR) = (1 - discordant) N(link z, 1 - link^2) + discordant N(0, 1), because nobody knows who is
-    discordant. With link 0 only the label weighs: the prior mean.
+    SD over subjects. The mean is over pairs of SUVR and white uptake from the prior, half of them positive,
+    on quantiles rather than at random. Each pair weighs as much as its label is frequent, times as much as
+    it makes the atrophy likely, p(atrophy | SUVR) = (1 - discordant) N(link z, 1 - link^2) + discordant
+    N(0, 1), because nobody knows who is discordant. With link 0 only the label weighs: the prior mean.
     """
     u = (np.arange(ORACLE_DRAWS // 2) + 0.5) / (ORACLE_DRAWS // 2)
     suvr = np.concatenate([truncated_normal(u, SUVR_NEGATIVE), truncated_normal(u, SUVR_POSITIVE)])
