@@ -321,6 +321,10 @@ class Config:
     phantom_sites: int = setting(1,
         "sites, each with its own PET resolution and noise, MRI contrast and bias field, and share of "
         "positive subjects (docs/phantom.md)", affects=("comparison",), low=1, high=6)
+    phantom_kind: str = setting("plain",
+        "plain; white_matter: white matter brighter than grey, less blur; other_regions: other atrophy, and "
+        "amyloid that spares regions; rare: fewer positive subjects (docs/phantom.md)",
+        affects=("comparison",), choices=("plain", "white_matter", "other_regions", "rare"))
     phantom_seed: int = setting(0, "seed of the simulated cohort", affects=ALL, low=0)
 
     aae_channels: tuple[int, ...] = setting((16, 32, 64),
@@ -642,10 +646,10 @@ class Config:
 
 def with_later_settings(saved: dict) -> dict:
     """Settings as JSON saved them, under their present names, with those that came later as they were before:
-    the compared systems, latent_dir, the phantom's discordance, marker and sites, covariates, further
+    the compared systems, latent_dir, the phantom's discordance, marker, sites and kind, covariates, further
     subgroups, what runtime.settings.ADDED lists, and no SUVR without masks."""
-    added = (*SYSTEMS, "latent_dir", "phantom_discordant", "phantom_marker", "phantom_sites", "covariates",
-             "subgroups")
+    added = (*SYSTEMS, "latent_dir", "phantom_discordant", "phantom_marker", "phantom_sites", "phantom_kind",
+             "covariates", "subgroups")
     defaults = {f.name: plain(f.default) for f in dataclasses.fields(Config) if f.name in added}
     knew_regions = saved.get("cortex_mask") or any(saved.get("phantom_subjects", ()))
     defaults |= ADDED | {"regions": "auto" if knew_regions else "none"}
@@ -752,6 +756,9 @@ def _phantom_misfits(cfg: Config):
         each = f", two of each of the {cfg.phantom_sites} sites" if cfg.phantom_sites > 1 else ""
         yield (f"phantom_subjects {cfg.phantom_subjects} must be at least {2 * cfg.phantom_sites} in each "
                f"list{each}, or all 0")
+    if cfg.phantom_sites > 1 and cfg.phantom_kind != "plain":
+        yield (f"phantom_kind {cfg.phantom_kind} needs phantom_sites 1, not {cfg.phantom_sites}, because "
+               "sites have resolutions and prevalences of their own")
     grid = tuple(n // cfg.phantom_voxel for n in (181, 217, 181))
     if cfg.image_size != grid:
         yield (f"image_size {cfg.image_size} must be {grid}, the phantom's at phantom_voxel "

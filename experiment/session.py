@@ -138,7 +138,8 @@ def check(cfg: Config) -> Cohort:
     if cfg.is_phantom:
         try:
             build_phantom(Path(cfg.data_dir), cfg.phantom_subjects, cfg.phantom_voxel, cfg.phantom_link,
-                          cfg.phantom_seed, cfg.phantom_discordant, cfg.phantom_marker, cfg.phantom_sites)
+                          cfg.phantom_seed, cfg.phantom_discordant, cfg.phantom_marker, cfg.phantom_sites,
+                          cfg.phantom_kind)
         except ValueError as error:
             raise InputError(str(error)) from error
     cohort = check_cohort(Path(cfg.data_dir), cfg.info_folder, cfg.image_size, cfg.num_classes,

@@ -12,11 +12,13 @@ from scipy.ndimage import distance_transform_edt, gaussian_filter
 from scipy.optimize import brentq
 from scipy.special import expit
 
+from phantom.kinds import AMYLOID, PLAIN, Kind
+
 CORNER = np.array([-90.5, -126.5, -72.5])     # mm, outer corner of the first voxel
 FIELD_OF_VIEW = np.array([181, 217, 181])     # mm; paper: so many voxels, the first at (-90, -126, -72)
 REFERENCE_FLOOR = -60.0                       # mm; the paper's crop begins at z = -62.5
 GREY_UPTAKE, CEREBELLAR_UPTAKE = 0.77, 0.95   # without amyloid; any SUVR from 0.9 upward is in reach
-CORTEX_LOSS = 0.10                            # of the cortical volume per SD of atrophy
+CORTEX_LOSS = 0.10                            # of the volume of the cortex that thins, per SD of atrophy
 VENTRICLE_PUSH, PUSH_MM = 2.0, 10.0           # mm per SD of atrophy; mm over which it fades
 
 # Height z of the tentorium, which parts cerebellum and cerebrum, from the template's T1: rows y, columns |x|.
@@ -108,6 +110,7 @@ def landmarks(axes: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
     midline_front = -40 - 8 * ((-20 - z) / 20).clip(0, 1)             # behind pons, fourth ventricle, medulla
     front = -33 + (midline_front + 33) * expit((15 - x) / 2)          # to the side, behind the peduncle
     central = -33 + 0.009 * x ** 2                                    # y of the central sulcus
+    sylvian = sylvian_fissure(y)
     parieto_occipital = -66 - 0.4 * (z - 10).clip(0)                  # y of the sulcus, seen from the side
     return {
         "roof": z - roof,                                             # above the tentorium
@@ -116,6 +119,7 @@ def landmarks(axes: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         "behind_centre": central - y,
         "sensorimotor": smallest(15 - np.abs(y - central), z - (48 - 0.65 * x)),
         "medial_temporal": ellipsoid(x, y, z, (26, -18, -18), (16, 26, 16)),
+        "temporal": smallest(x - 18, sylvian - z, y + 62, 25 - y, z - roof),
         "insula": ellipsoid(x, y, z, (37, 2, 4), (8, 24, 16)),
         "ventricles": ellipsoid(x, y, z, (14, -10, 13), (22, 42, 19)),    # their walls look grey in the maps
         "striatum": ellipsoid(x, y, z, (20, 6, 4), (14, 22, 18)),
@@ -123,6 +127,11 @@ def landmarks(axes: tuple[np.ndarray, ...]) -> dict[str, np.ndarray]:
         "brainstem": smallest(17 - x, -10 - y, y + 50, -8 - z),
         "cerebellum": smallest(roof - 1 - z, front - y),
     }
+
+
+def sylvian_fissure(y):
+    """Height z of the Sylvian fissure at y, both in mm."""
+    return (-4 - 0.55 * y).clip(None, 20)
 
 
 def composite(axes: tuple[np.ndarray, ...], near: dict[str, np.ndarray]) -> np.ndarray:
@@ -135,7 +144,7 @@ def composite(axes: tuple[np.ndarray, ...], near: dict[str, np.ndarray]) -> np.n
     x = np.abs(x)
     gap, behind, occipital = near["central_gap"], near["behind_centre"], near["occipital"]
     above_temporal_pole = np.maximum(z - 6, y - 25)                  # the pole: behind y = 25, below z = 6
-    sylvian = (-4 - 0.55 * y).clip(None, 20)                          # z of the fissure
+    sylvian = sylvian_fissure(y)
     regions = (
         smallest(gap, -behind, above_temporal_pole),                  # frontal
         smallest(10 - x, z - 14, 44 - z, y + 60),                     # cingulate
@@ -152,14 +161,13 @@ def composite(axes: tuple[np.ndarray, ...], near: dict[str, np.ndarray]) -> np.n
     return inside
 
 
-def amyloid_pattern(near: dict[str, np.ndarray]) -> np.ndarray:
+def amyloid_pattern(near: dict[str, np.ndarray], levels: dict[str, float] = AMYLOID) -> np.ndarray:
     """Amyloid of grey matter relative to the composite, with borders some 4 mm wide.
 
-    near: from landmarks. Returns [X, Y, Z] float32 in [0, 1].
+    near: from landmarks. levels: region -> its amyloid; where two overlap, the later one counts. Returns
+    [X, Y, Z] float32 in [0, 1].
     """
     pattern = np.float32(1)
-    levels = {"occipital": 0.55, "sensorimotor": 0.55, "medial_temporal": 0.4, "ventricles": 0.0,
-              "striatum": 0.6, "thalamus": 0.3, "brainstem": 0.0, "cerebellum": 0.0}
     for name, level in levels.items():
         pattern = pattern + expit(near[name] / 2) * (level - pattern)
     return pattern.astype(np.float32)
@@ -200,8 +208,21 @@ def thinning_rate(grey: np.ndarray, csf: np.ndarray, cortical: np.ndarray) -> fl
     return brentq(excess_loss, 0, 10, xtol=1e-4)
 
 
-def load_template(voxel_mm: int) -> Template:
-    """The template at a voxel size in mm, from the maps that nilearn carries.
+def cortical_weight(near: dict[str, np.ndarray], atrophied: tuple[str, ...] = ()) -> np.ndarray:
+    """Where grey matter thins, [X, Y, Z] float32 in [0, 1], with borders some 4 mm wide.
+
+    near: from landmarks. atrophied: regions of the cortex; none: all of it.
+    """
+    deep = np.maximum.reduce([near[name] for name in ("striatum", "thalamus", "brainstem", "cerebellum")])
+    weight = expit(-deep / 2).astype(np.float32)
+    if atrophied:
+        inside = np.maximum.reduce([near[name] for name in atrophied])
+        weight = weight * expit(inside / 2).astype(np.float32)
+    return weight
+
+
+def load_template(voxel_mm: int, kind: Kind = PLAIN) -> Template:
+    """The template of a kind of phantom at a voxel size in mm, from the maps that nilearn carries.
 
     Reads files of the installed package and downloads nothing.
     """
@@ -218,14 +239,13 @@ def load_template(voxel_mm: int) -> Template:
     axes = tuple(corner + voxel_mm * (np.arange(n) + 0.5) for corner, n in zip(CORNER, shape, strict=True))
 
     near = landmarks(axes)
-    deep = np.maximum.reduce([near[name] for name in ("striatum", "thalamus", "brainstem", "cerebellum")])
-    cortical = expit(-deep / 2).astype(np.float32)
+    cortical = cortical_weight(near, kind.atrophied)
     baseline = GREY_UPTAKE + (CEREBELLAR_UPTAKE - GREY_UPTAKE) * expit(near["cerebellum"] / 2)
     ventricles = csf * expit(near["ventricles"] / 2).astype(np.float32)
     return Template(
         voxel_mm, axes, t1, brain, grey, white,
         baseline=baseline.astype(np.float32),
-        amyloid=amyloid_pattern(near),
+        amyloid=amyloid_pattern(near, kind.amyloid),
         thinning=cortical * np.float32(thinning_rate(grey, csf, cortical)),
         push=ventricle_push(ventricles, voxel_mm),
         distance=distance_transform_edt(brain < 0.5, sampling=voxel_mm).astype(np.float32),

@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from phantom.anatomy import Template, load_template
 from phantom.covariates import Covariates, draw_covariates
+from phantom.kinds import KINDS, PLAIN
 from phantom.sites import LEAST_OF_A_SITE, SITES, Member, assign
 from phantom.uptake import Subject, draw_subject, simulate
 from runtime.files import sync
@@ -35,7 +36,7 @@ class Simulation(NamedTuple):
     subjects: numbers for train, validation, test. voxel: mm, 1 (the paper's grid, 181x217x181) to 10. link:
     correlation of atrophy with amyloid load, in [0, 0.95]. discordant: share of the subjects in whom they
     have nothing to do with each other. marker: correlation of the blood marker with the load, in [0, 0.95].
-    sites: 1 to 6, the first of phantom/sites.py.
+    sites: 1 to 6, the first of phantom/sites.py. kind: a name of phantom/kinds.py.
     """
     subjects: tuple[int, int, int]
     voxel: int
@@ -44,6 +45,7 @@ class Simulation(NamedTuple):
     discordant: float = 0.0
     marker: float = 0.75
     sites: int = 1
+    kind: str = PLAIN.name
 
     def as_saved(self) -> dict:
         """The content of phantom.json, by which a later run recognises the cohort."""
@@ -52,7 +54,8 @@ class Simulation(NamedTuple):
 
 
 def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, link: float, seed: int,
-                  discordant: float = 0.0, marker: float = 0.75, sites: int = 1) -> None:
+                  discordant: float = 0.0, marker: float = 0.75, sites: int = 1,
+                  kind: str = PLAIN.name) -> None:
     """Simulate the cohort under root, unless it is already there with these very settings.
 
     The arguments are those of Simulation. The cohort grows in a folder beside root, which takes its name at
@@ -60,7 +63,8 @@ def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, lin
     the same voxels, whatever the number of workers. Raises ValueError if root holds something else, or a
     setting is out of range.
     """
-    simulation = Simulation(subjects, voxel_mm, float(link), seed, float(discordant), float(marker), sites)
+    simulation = Simulation(subjects, voxel_mm, float(link), seed, float(discordant), float(marker), sites,
+                            kind)
     check_settings(simulation)
     root = Path(root).resolve()
     if already_built(root, simulation.as_saved()):
@@ -73,15 +77,17 @@ def build_phantom(root: Path, subjects: tuple[int, int, int], voxel_mm: int, lin
 
 def build(root: Path, simulation: Simulation) -> None:
     """Simulate the cohort beside root and give it that name."""
-    numbers, voxel_mm = " + ".join(map(str, simulation.subjects)), simulation.voxel
-    say("check", f"building a digital phantom cohort of {numbers} subjects at {voxel_mm} mm in {root}")
+    counts, voxel_mm = " + ".join(map(str, simulation.subjects)), simulation.voxel
+    say("check", f"building a digital phantom cohort of {counts} subjects at {voxel_mm} mm in {root}")
     growing = root.with_name(root.name + ".phantom_unfinished")
     shutil.rmtree(growing, ignore_errors=True)
     for folder in ("whole_MRI", "whole_Abeta", "data_info", "truth/oracle"):
         (growing / folder).mkdir(parents=True)
 
-    template = load_template(voxel_mm)
-    cohort = assign(dict(zip(SPLITS, simulation.subjects, strict=True)), simulation.seed, simulation.sites)
+    kind = KINDS[simulation.kind]
+    template = load_template(voxel_mm, kind)
+    numbers = dict(zip(SPLITS, simulation.subjects, strict=True))
+    cohort = assign(numbers, simulation.seed, simulation.sites, kind.site)
     tasks = [(growing, index, member, simulation) for index, member in enumerate(cohort, start=1)]
     number = min(os.cpu_count() or 1, len(tasks), MAX_WORKERS)
     workers = ProcessPoolExecutor(number, initializer=set_template, initargs=(template,))
@@ -104,7 +110,7 @@ def build(root: Path, simulation: Simulation) -> None:
 
 def check_settings(simulation: Simulation) -> None:
     """Raise ValueError that lists every setting which is out of range."""
-    subjects, voxel_mm, link, seed, discordant, marker, sites = simulation
+    subjects, voxel_mm, link, seed, discordant, marker, sites, kind = simulation
     problems = []
     if len(subjects) != len(SPLITS) or min(subjects) < 0 or sum(subjects) == 0:
         problems.append(f"subjects {subjects}: expected numbers for {', '.join(SPLITS)}, none negative, "
@@ -123,6 +129,11 @@ def check_settings(simulation: Simulation) -> None:
     elif sites > 1 and min((n for n in subjects if n), default=0) < LEAST_OF_A_SITE * sites:
         problems.append(f"subjects {subjects}: expected at least {LEAST_OF_A_SITE * sites} in each list, "
                         f"{LEAST_OF_A_SITE} of each of the {sites} sites")
+    if kind not in KINDS:
+        problems.append(f"kind {kind!r}: expected one of {', '.join(KINDS)}")
+    elif kind != PLAIN.name and sites != 1:
+        problems.append(f"kind {kind} and sites {sites}: expected one site, because sites have resolutions "
+                        "and prevalences of their own")
     if problems:
         raise ValueError("the phantom cannot be built:\n  " + "\n  ".join(problems))
 
@@ -138,7 +149,8 @@ def already_built(root: Path, settings: dict) -> bool:
         raise ValueError(f"{root} is not empty and holds no phantom; it is left untouched. Pass another "
                          "--data_dir for the phantom")
     try:
-        saved = dict(json.loads((root / "phantom.json").read_text()))
+        saved = {"phantom_kind": PLAIN.name}     # of a phantom that was built before there were kinds
+        saved |= json.loads((root / "phantom.json").read_text())
     except (ValueError, TypeError) as error:
         raise ValueError(f"{root / 'phantom.json'} is damaged; delete {root}, and the phantom is built again"
                          ) from error
@@ -181,9 +193,11 @@ def write_subject(task: tuple[Path, int, Member, Simulation]) -> Drawn:
     root, index, (name, split, label, site), simulation = task
     rng, rng_beside = (np.random.default_rng([simulation.seed, index, *stream]) for stream in ((), (1,)))
     discordant = bool(rng_beside.uniform() < simulation.discordant)
-    subject = draw_subject(rng, label, 0.0 if discordant else simulation.link)
+    white_uptake = KINDS[simulation.kind].white_uptake
+    subject = draw_subject(rng, label, 0.0 if discordant else simulation.link, white_uptake)
     covariates = draw_covariates(rng_beside, subject, simulation.marker)
-    mri, pet, oracle = simulate(_template, rng, subject, simulation.link, simulation.discordant, site)
+    mri, pet, oracle = simulate(_template, rng, subject, simulation.link, simulation.discordant, site,
+                                white_uptake)
     save(root / "whole_MRI" / f"{name}.nii.gz", mri, _template.affine)
     save(root / "whole_Abeta" / f"{name}.nii.gz", pet, _template.affine)
     if split != "train":

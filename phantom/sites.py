@@ -29,17 +29,18 @@ SITES = (
 LEAST_OF_A_SITE = 2                # subjects of each site in a list, one of each label
 
 
-def share_out(number: int, first: int, sites: int, halves_up: bool) -> list[tuple[Site, int]]:
+def share_out(number: int, before: int, places: tuple[Site, ...],
+              halves_up: bool) -> list[tuple[Site, int]]:
     """Site and label of the subjects of a list, in no meaningful order.
 
-    The sites take turns, from the one whose turn it is after `first` subjects of other lists, so that they
+    The sites take turns, from the one whose turn it is after the subjects of the lists `before`, so that they
     have as many subjects as each other. Their positive subjects are as many as prevalence says, to the
     nearest whole number, and where a site has two or more, there are both labels. halves_up: whether a half
     is rounded up.
     """
-    counts = np.bincount(np.arange(first, first + number) % sites, minlength=sites)
+    counts = np.bincount(np.arange(before, before + number) % len(places), minlength=len(places))
     members = []
-    for site, count in zip(SITES, counts.tolist(), strict=False):
+    for site, count in zip(places, counts.tolist(), strict=True):
         positives = (round(100 * site.prevalence) * count + 49 + halves_up) // 100
         if count > 1:
             positives = min(max(positives, 1), count - 1)
@@ -55,16 +56,17 @@ class Member(NamedTuple):
     site: Site
 
 
-def assign(splits: dict[str, int], seed: int, sites: int = 1) -> list[Member]:
-    """The members of the cohort. splits: name of each list -> its number of subjects.
+def assign(splits: dict[str, int], seed: int, sites: int = 1, first: Site = SITES[0]) -> list[Member]:
+    """The members of the cohort. splits: name of each list -> its number of subjects. first: the first site.
 
-    Half of each list is positive where there is one site, an odd number rounded up, down, up. The order is
-    drawn, so that the ID tells nothing.
+    Half of each list is positive at that first site of SITES, an odd number rounded up, down, up. The order
+    is drawn, so that the ID tells nothing.
     """
+    places = (first, *SITES[1:sites])
     rng = np.random.default_rng([seed, 0])
     members: list[Member] = []
     for i, (split, number) in enumerate(splits.items()):
-        shared_out = share_out(number, len(members), sites, halves_up=i % 2 == 0)
+        shared_out = share_out(number, len(members), places, halves_up=i % 2 == 0)
         for place in rng.permutation(number):
             site, label = shared_out[place]
             members.append(Member(f"phantom{len(members) + 1:03d}", split, label, site))

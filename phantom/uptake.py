@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.special import ndtr, ndtri
 
 from phantom.anatomy import CORNER, FIELD_OF_VIEW, Template, thin
+from phantom.kinds import PLAIN
 from phantom.sites import SITES, Site
 
 # Means and standard deviations (SD) over subjects. 1.11 is the usual threshold of florbetapir's SUVR.
@@ -21,7 +22,6 @@ SUVR_NEGATIVE = (1.05, 0.05)                  # cortical
 SUVR_POSITIVE = (1.45, 0.14)
 LOAD_ZERO = 1.0                               # SUVR without amyloid
 TRUNCATE = 3.0                                # SD; bounds every scalar, and with it the intensities
-WHITE_UPTAKE = (1.55, 0.10)                   # the cerebellar mean is 1 after normalisation
 CSF_UPTAKE = 0.30
 PET_SCALE = 4.0                               # SUVR that is stored as 1; without noise no voxel exceeds 3.1
 SLOW_FWHM, SLOW_SD = 30.0, 0.04               # mm and fraction: uptake that varies from place to place
@@ -68,18 +68,19 @@ def standard_load(suvr):
     return (suvr - mean) / np.sqrt(between + shrink * (SUVR_NEGATIVE[1] ** 2 + SUVR_POSITIVE[1] ** 2) / 2)
 
 
-def draw_subject(rng: Generator, label: int, link: float) -> Subject:
+def draw_subject(rng: Generator, label: int, link: float,
+                 white_uptake: tuple[float, float] = PLAIN.white_uptake) -> Subject:
     """Draw the scalars of one subject.
 
     label: 0 or 1. link: correlation of atrophy with load over a half-positive cohort, in [0, 0.95]; 0 for a
-    discordant subject. Age follows atrophy alone and sex follows nothing, so neither tells more about the
-    label than the MRI does.
+    discordant subject. white_uptake: mean and SD over subjects. Age follows atrophy alone and sex follows
+    nothing, so neither tells more about the label than the MRI does.
     """
     suvr = float(truncated_normal(rng.uniform(), SUVR_POSITIVE if label else SUVR_NEGATIVE))
     atrophy = link * float(standard_load(suvr)) + np.sqrt(1 - link ** 2) * rng.standard_normal()
     age = AGE_MEAN + AGE_SD * (AGE_ATROPHY * atrophy + np.sqrt(1 - AGE_ATROPHY ** 2) * rng.standard_normal())
     sex = "MF"[rng.integers(2)]
-    white = float(truncated_normal(rng.uniform(), WHITE_UPTAKE))
+    white = float(truncated_normal(rng.uniform(), white_uptake))
     return Subject(label, suvr, suvr - LOAD_ZERO, float(atrophy), round(float(age), 1), sex, white)
 
 
@@ -213,19 +214,20 @@ def combine(uptake: np.ndarray, components: np.ndarray) -> np.ndarray:
 
 
 def expected_uptake(cortex: np.ndarray, cerebellum: np.ndarray, atrophy: float, link: float,
-                    discordant: float = 0.0, prevalence: float = 0.5) -> np.ndarray:
+                    discordant: float = 0.0, prevalence: float = 0.5,
+                    white_uptake: tuple[float, float] = PLAIN.white_uptake) -> np.ndarray:
     """Mean of solve_uptake given the subject's anatomy and atrophy, [4]: the uptake of the oracle.
 
-    cortex, cerebellum: [4] from region_means. prevalence: share of positive subjects. The mean is over pairs
-    of SUVR and white uptake from the prior, half of them positive, on quantiles rather than at random. Each
-    pair weighs as much as its label is frequent, times as much as it makes the atrophy likely, p(atrophy |
-    SUVR) = (1 - discordant) N(link z, 1 - link^2) + discordant N(0, 1), because nobody knows who is
-    discordant. With link 0 only the label weighs: the prior mean.
+    cortex, cerebellum: [4] from region_means. prevalence: share of positive subjects. white_uptake: mean and
+    SD over subjects. The mean is over pairs of SUVR and white uptake from the prior, half of them positive,
+    on quantiles rather than at random. Each pair weighs as much as its label is frequent, times as much as
+    it makes the atrophy likely, p(atrophy | SUVR) = (1 - discordant) N(link z, 1 - link^2) + discordant
+    N(0, 1), because nobody knows who is discordant. With link 0 only the label weighs: the prior mean.
     """
     u = (np.arange(ORACLE_DRAWS // 2) + 0.5) / (ORACLE_DRAWS // 2)
     suvr = np.concatenate([truncated_normal(u, SUVR_NEGATIVE), truncated_normal(u, SUVR_POSITIVE)])
     order = np.random.default_rng(0)              # only pairs the quantiles; the same for all subjects
-    white = np.concatenate([truncated_normal(order.permutation(u), WHITE_UPTAKE) for _ in range(2)])
+    white = np.concatenate([truncated_normal(order.permutation(u), white_uptake) for _ in range(2)])
     log_weight = -(atrophy - link * standard_load(suvr)) ** 2 / (2 * (1 - link ** 2))
     if discordant:
         linked = np.log1p(-discordant) - np.log(1 - link ** 2) / 2 + log_weight if discordant < 1 else -np.inf
@@ -236,10 +238,12 @@ def expected_uptake(cortex: np.ndarray, cerebellum: np.ndarray, atrophy: float, 
 
 
 def simulate(template: Template, rng: Generator, subject: Subject, link: float, discordant: float = 0.0,
-             site: Site = SITES[0]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+             site: Site = SITES[0], white_uptake: tuple[float, float] = PLAIN.white_uptake,
+             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """MRI, PET and oracle of a subject scanned at a site, each [X, Y, Z] float32 in [0, 1], background 0.
 
-    link, discordant: of the cohort, for the oracle, which knows the subject's MRI and site and nothing else.
+    link, discordant, white_uptake: of the cohort, for the oracle, which knows the subject's MRI and site and
+    nothing else.
 
     The oracle is E[PET | deformation, atrophy, site]: no method that sees the MRI can have a lower expected
     squared error. The mean over status, SUVR and white uptake is exact, up to the grid of ORACLE_DRAWS
@@ -249,7 +253,7 @@ def simulate(template: Template, rng: Generator, subject: Subject, link: float, 
     anatomy = simulate_anatomy(template, rng, subject.atrophy)
     components = blur_components(template, anatomy, site)
     expected = expected_uptake(*region_means(template, components), subject.atrophy, link, discordant,
-                               site.prevalence)
+                               site.prevalence, white_uptake)
     oracle = combine(expected, components)
     components *= 1 + draw_noise(template, rng, site)
     pet = combine(solve_uptake(*region_means(template, components), subject.white, subject.suvr), components)

@@ -6,6 +6,7 @@
     python main.py study comparison     another one: the compared systems (studies/comparison.py)
     python main.py study disagree       another one: what an MRI cannot know (studies/disagree.py)
     python main.py study sites          another one: a site that training has not seen (studies/sites.py)
+    python main.py study phantoms       another one: other truths of the phantom (studies/phantoms.py)
     python main.py study robustness     another one: disturbed MRIs (studies/robustness.py)
     python main.py study samples        another one: what latent samples are worth (studies/samples.py)
     python main.py study regions        another one: automatic regions of the SUVR (studies/regions.py)
@@ -22,7 +23,7 @@ from evaluation.results import Run
 from runtime.commandline import parse
 from runtime.files import write_csv, write_text
 from runtime.logs import say
-from studies import budget, comparison, disagree, regions, robustness, samples, sites
+from studies import budget, comparison, disagree, phantoms, regions, robustness, samples, sites
 from studies.repairs_rows import BY_NAME, ROWS, Row, change_of
 from studies.repairs_table import gains_of, make_criteria, make_table, score_run, to_markdown
 from studies.running import (FOLDER, SEEDS, Failed, benchmark_cohort, cohort_words, load_finished,
@@ -129,8 +130,8 @@ def write_study(seeds: list[int]) -> None:
 def main(argv: list[str]) -> int:
     """Run the study, or the one that the first word names. Returns the exit code."""
     others = {"budget": budget.main, "comparison": comparison.main, "disagree": disagree.main,
-              "regions": regions.main, "robustness": robustness.main, "samples": samples.main,
-              "sites": sites.main}
+              "phantoms": phantoms.main, "regions": regions.main, "robustness": robustness.main,
+              "samples": samples.main, "sites": sites.main}
     if argv and argv[0] in others:
         return others[argv[0]](argv[1:])
     parser = argparse.ArgumentParser(prog="main.py study", description=__doc__,

@@ -64,10 +64,10 @@ def test_defaults_are_the_sizes_of_the_paper():
     assert (cfg.exp, cfg.downscale, cfg.latent_size) == ("default", 4, (40, 48, 40))
 
 
-def test_there_are_at_most_83_settings():
+def test_there_are_at_most_84_settings():
     names = [option.name for option in options(dataclasses.fields(Config))]
     of_the_project = [name for name in names if name.split(".")[0] not in SYSTEMS]
-    assert len(of_the_project) <= 83                       # those of the compared systems are their authors'
+    assert len(of_the_project) <= 84                       # those of the compared systems are their authors'
 
 
 @pytest.mark.parametrize("more",
@@ -371,6 +371,10 @@ def test_a_switch_is_given_with_or_without_a_word():
      "phantom_subjects (80, 10, 20) must be at least 12 in each list, two of each of the 6 sites, or all 0"),
     (["--phantom_sites", "7"], "phantom_sites 7 must be between 1 and 6"),
     (["--phantom_sites", "0"], "phantom_sites 0 must be between 1 and 6"),
+    (["--preset", "benchmark", "--phantom_sites", "2", "--phantom_kind", "rare"],
+     "phantom_kind rare needs phantom_sites 1, not 2"),
+    (["--phantom_kind", "real"],
+     "phantom_kind 'real' must be one of plain, white_matter, other_regions, rare"),
 ])
 def test_settings_that_cannot_work_are_refused_with_the_reason(capsys, argv, expected):
     assert expected in refused(capsys, *argv)

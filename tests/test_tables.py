@@ -301,6 +301,7 @@ def test_rows_of_a_section_have_the_same_crop_masks_and_phantom():
         "phantom_voxel",
         "phantom_link",
         "phantom_sites",
+        "phantom_kind",
         "phantom_discordant",
         "phantom_marker",
         "cortex_mask",
