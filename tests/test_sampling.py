@@ -30,7 +30,7 @@ class NoiseAlone:
         self.unet, self.diffusion, self.given = nn.Linear(1, 1), Diffusion(T=20), []
 
     def sample(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str,
-               steps: int) -> Tensor:
+               steps: int, last: int = 1) -> Tensor:
         """The first noise of every sample, [B, m, C, d, h, w]."""
         self.given.append({"mri": mri, "label": label, "sampler": sampler, "steps": steps})
         return torch.stack([torch.stack([next(stream) for stream in scan]) for scan in noise])
