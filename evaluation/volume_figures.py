@@ -42,20 +42,20 @@ def plot_synthesized(stem: Path, rows: dict[str, tuple[Path, Path, Path]], is_dr
     has a label of its own, drawn from what the MRI leaves open.
     """
     pictures = {title: [_planes(read_in_range(file)[0]) for file in files] for title, files in rows.items()}
-    top = max(real.max() for real, *_ in pictures.values())
-    size = (10, 1.2 * len(rows) + 1.1)
+    top = max(picture.max() for row in pictures.values() for picture in row)
+    size = (9, 0.95 * len(rows) + 0.85)
     figure, axes = pyplot().subplots(len(rows), 3, figsize=size, layout="constrained", squeeze=False)
     for line, (title, row) in zip(axes, pictures.items(), strict=True):
         for axis, picture in zip(line, row, strict=True):
             image = axis.imshow(picture, cmap="hot", vmin=0, vmax=top, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-        line[0].set_ylabel(title, fontsize=9)
+        line[0].set_ylabel(title, fontsize=8)
     sample = "one PET that this person might have" if is_drawn else "with the same label as the mean"
     titles = ("real PET", "synthetic PET, from the MRI\n(the mean, so smoother by nature)",
               f"one sample, from the MRI\n({sample})")
     for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=10)
-    figure.colorbar(image, ax=axes, shrink=0.8, label="uptake, as stored in [0, 1]")
+        axis.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, label="uptake, as stored in [0, 1]")
     save_figure(figure, stem, notice, (".png",))
 
 
@@ -108,7 +108,7 @@ def plot_volumes(stem: Path, rows: dict[str, dict[str, np.ndarray]], notice: str
     """
     columns = [name for name in PETS if all(name in pets for pets in rows.values())]
     errors = [np.abs(pets["real PET"] - pets["synthetic PET"]) for pets in rows.values()]
-    top = max(pets["real PET"].max() for pets in rows.values())
+    top = max(pets[name].max() for pets in rows.values() for name in columns)
     worst = max(np.quantile(error, 0.999) for error in errors)
     size = (4 * len(columns) + 4, 1.4 * len(rows) + 1)
     figure, axes = pyplot().subplots(len(rows), len(columns) + 1, figsize=size, layout="constrained",
