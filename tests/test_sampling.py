@@ -160,7 +160,7 @@ class Missing:
     def __init__(self):
         self.unet, self.diffusion, self.labels = nn.Linear(1, 1), Diffusion(), []
 
-    def sample(self, mri: Tensor, label: Tensor, noise: list, sampler: str, steps: int) -> Tensor:
+    def sample(self, mri: Tensor, label: Tensor, noise: list, sampler: str, steps: int, last: int) -> Tensor:
         """The SUVR of every sample, [B, m, 1, 1, 1, 1], the same for all samples of a scan."""
         self.labels.append(label)
         suvr = self.negative + (self.positive - self.negative) * label[:, 1] + self.miss.nan_to_num(0.0)
