@@ -17,6 +17,7 @@ import main
 from config import Config
 from evaluation import volume_figures
 from evaluation.measurement import Measurement
+from evaluation.results import MADE_FROM_THEM
 from evaluation.scores import SHOWN_SUBJECTS
 from experiment import samples
 from experiment.networks import LatentSampler
@@ -61,9 +62,10 @@ def volumes(folder: Path) -> dict[str, np.ndarray]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Name -> bytes of the results, without log, lock, time and command of the run, and amyloid status."""
+    """Name -> bytes of the results, without log, lock, time and command of the run, amyloid status, and what
+    the stage report makes of them."""
     left_out = ("run.log", ".lock", "cost.csv", "config.json", "scores.json", "predictions.csv",
-                "validation_list.csv", "status_classifiers.npz")
+                "validation_list.csv", "status_classifiers.npz", *MADE_FROM_THEM)
     files = [path for path in folder.rglob("*") if path.is_file() and path.name not in left_out]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
