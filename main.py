@@ -265,7 +265,7 @@ def test(exp: Experiment) -> None:
 
     write_costs(exp, methods)
     write_results(exp, synthesizer, TestScores(subjects, validation, real, classifiers, epochs))
-    plot_shown_scans(exp)
+    plot_shown_scans(exp, sampler)
     plot_comparison(exp, methods, subjects["il_cldm"])
 
 

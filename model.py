@@ -521,14 +521,15 @@ class Diffusion(nn.Module):
                 z_t = z_t + beta_t.sqrt() * next(noise)
         return z_t
 
-    def ddim(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, steps: int) -> Tensor:
+    def ddim(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor, steps: int,
+             last: int = 1) -> Tensor:
         """Deterministic DDIM (Song et al. 2021, Eq. 12, eta 0) with `steps` network evaluations, evenly
-        spaced in t.
+        spaced in t from T - 1 to `last`.
 
         z_T: [B, C, d, h, w]. Returns z_0; the estimate of the last evaluation is the result.
         """
         z_t = z_T
-        times = torch.linspace(self.T - 1, 1, steps).round().long().tolist()
+        times = torch.linspace(self.T - 1, last, steps).round().long().tolist()
         for t, t_next in zip(times, [*times[1:], None], strict=True):
             batch_t = torch.full((len(z_t),), t, device=z_t.device)
             z_0, eps = self.z_0_and_eps(denoise(z_t, batch_t), z_t, batch_t)
@@ -609,12 +610,13 @@ class Synthesizer:
 
     @torch.no_grad()
     def sample(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str,
-               steps: int) -> Tensor:
+               steps: int, last: int = 1) -> Tensor:
         """mri [B, 1, D, H, W] in [0, 1] -> m samples of each z_0, [B, m, C, d, h, w].
 
         label: weights of the label embeddings, of each scan [B, K] or of each sample [B, m, K], or None.
         noise[b][k] gives tensors [C, d, h, w] for sample k of scan b, z_T first. sampler: 'ddpm' (T - 1
-        evaluations), 'ddim' or 'dpm' (`steps` evaluations). The Extractor sees each MRI once.
+        evaluations), 'ddim' or 'dpm' (`steps` evaluations). last: t of ddim's last evaluation. The Extractor
+        sees each MRI once.
         """
         m, streams = len(noise[0]), []
         for scan in noise:
@@ -630,12 +632,12 @@ class Synthesizer:
             part = slice(first, first + self.batch)
             z_0.append(
                 self._sample([one[part] for one in condition], None if label is None else label[part],
-                             streams[part], sampler, steps)
+                             streams[part], sampler, steps, last)
             )
         return torch.cat(z_0).unflatten(0, (len(mri), m))
 
     def _sample(self, condition: list[Tensor], label: Tensor | None, streams: list[Iterator[Tensor]],
-                sampler: str, steps: int) -> Tensor:
+                sampler: str, steps: int, last: int) -> Tensor:
         """One sample for each stream of noise, all at once: [n, C, d, h, w]."""
         noise = (torch.stack(tensors).to(condition[0].device) for tensors in zip(*streams, strict=True))
 
@@ -647,7 +649,9 @@ class Synthesizer:
         z_T = next(noise)
         if sampler == "ddpm":
             return self.diffusion.ddpm(denoise, z_T, noise)
-        return {"ddim": self.diffusion.ddim, "dpm": self.diffusion.dpm}[sampler](denoise, z_T, steps)
+        if sampler == "ddim":
+            return self.diffusion.ddim(denoise, z_T, steps, last)
+        return self.diffusion.dpm(denoise, z_T, steps)
 
     @torch.no_grad()
     def decode(self, z_0: Tensor) -> Tensor:

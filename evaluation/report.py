@@ -40,8 +40,10 @@ VIEWER_VOXELS = 1_000_000                                  # of a volume; larger
 COLOUR_MAPS = {"MRI": "gray", "PET": "inferno", "error": "viridis"}
 HTML = Markup("<b>{}</b>", html.escape)
 CAPTIONS = {
-    "volumes": "Real PET, synthetic PET and absolute error of the first test subjects of each label; "
-               "sagittal, coronal and axial slice; left of the picture is the subject's left, or the back.",
+    "volumes": "The first test subjects of each label: the real PET; the synthetic PET, a mean and so "
+               "smoother by nature; one sample, a PET that this person might have, where the test stage has "
+               "written one; the absolute error of the synthetic PET. Sagittal, coronal and axial slice; "
+               "left of the picture is the subject's left, or the back.",
     "failure_cases": "Failure cases: the two test subjects with the smallest absolute error of the SUVR "
                      "(without regions: of the MAE in the brain), the four around the median and the two "
                      "with the largest; all where there are fewer than eight. One scale of the MRI, of the "
@@ -56,15 +58,18 @@ CAPTIONS = {
 
 
 class Subject(NamedTuple):
-    """A test subject that is shown. volumes: MRI, real PET and synthetic PET, each [D, H, W] in [0, 1]."""
+    """A test subject that is shown. volumes: MRI, real PET and synthetic PET, each [D, H, W] in [0, 1].
+    sample: one sample, or None where there is none."""
     scan: Scan
     volumes: dict[str, np.ndarray]
+    sample: np.ndarray | None
 
 
-def read_subjects(scans: list[Scan], folder: Path, crop: Crop) -> list[Subject]:
-    """The volumes of the scans, cut to the crop. folder: where their synthetic PETs lie.
+def read_subjects(scans: list[Scan], folder: Path, samples: Path, crop: Crop) -> list[Subject]:
+    """The volumes of the scans, cut to the crop. folder: where their synthetic PETs lie. samples: where one
+    sample of each lies, unless an earlier version has tested the networks.
 
-    Raises InputError if one of these is missing.
+    Raises InputError if a synthetic PET is missing.
     """
     missing = [scan.id for scan in scans if not (folder / f"{scan.id}.nii.gz").is_file()]
     if missing:
@@ -73,7 +78,9 @@ def read_subjects(scans: list[Scan], folder: Path, crop: Crop) -> list[Subject]:
     for scan in scans:
         files = {"MRI": scan.mri, "real PET": scan.pet, "synthetic PET": folder / f"{scan.id}.nii.gz"}
         volumes = {name: read_in_range(path)[0][crop.slices()] for name, path in files.items()}
-        subjects.append(Subject(scan, volumes))
+        sample = samples / f"{scan.id}.nii.gz"
+        one = read_in_range(sample)[0][crop.slices()] if sample.is_file() else None
+        subjects.append(Subject(scan, volumes, one))
     return subjects
 
 
@@ -87,10 +94,10 @@ def write_figures(folder: Path, run: Run, subjects: list[Subject], cases: list[C
     """
     figures, notice = folder / "figures", run.metadata["notice"]
     make_folder(figures)
-    rows = []
-    for scan, volumes in subjects:
+    rows = {}
+    for scan, volumes, sample in subjects:
         label = LABELS[scan.label][0] if scan.label in LABELS else f"label {scan.label}"
-        rows.append((f"{scan.id}\n{label}", volumes["real PET"], volumes["synthetic PET"]))
+        rows[f"{scan.id}\n{label}"] = volumes | ({} if sample is None else {"one sample": sample})
     plot_volumes(figures / "volumes", rows, notice)
     drawn = {"volumes"}
     if cases:
@@ -149,9 +156,9 @@ def _viewer_data(subjects: list[Subject], affine: np.ndarray) -> dict:
 
     shape = subjects[0].volumes["MRI"].shape
     block = int(np.ceil((np.prod(shape) / VIEWER_VOXELS) ** (1 / 3)))
-    top = float(max(volumes["real PET"].max() for _, volumes in subjects))
+    top = float(max(subject.volumes["real PET"].max() for subject in subjects))
     shown = []
-    for scan, volumes in subjects:
+    for scan, volumes, _ in subjects:
         texts = {}
         for name, volume in volumes.items():
             texts[name] = _encode(volume, 1.0 if name == "MRI" else top, block)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:                                          # only drawing needs 
 
 PLANES_MM = {                                              # slices through the brain, in MNI space
     "z": (-40, -20, 0, 20, 40, 60), "y": (-80, -55, -30, -5, 20, 45), "x": (-50, -30, -10, 10, 30, 50)}
+PETS = ("real PET", "synthetic PET", "one sample")         # columns of plot_volumes
 
 
 def _planes(voxels: np.ndarray) -> np.ndarray:
@@ -32,25 +33,29 @@ def _planes(voxels: np.ndarray) -> np.ndarray:
     return np.concatenate(padded, axis=1)
 
 
-def plot_synthesized(stem: Path, rows: list[tuple[str, Path, Path]], notice: str) -> None:
-    """Draw a PNG with a row a subject: real and synthetic PET, three planes each, one colour scale.
+def plot_synthesized(stem: Path, rows: dict[str, tuple[Path, Path, Path]], is_drawn: bool,
+                     notice: str) -> None:
+    """Draw a PNG with a row a subject: real PET, synthetic PET and one sample, three planes each, one colour
+    scale.
 
-    rows: (title of the subject, real PET file, synthetic PET file), whatever their orientation.
+    rows: title of the subject -> files of these three, whatever their orientation. is_drawn: whether a sample
+    has a label of its own, drawn from what the MRI leaves open.
     """
-    pictures = []
-    for title, real, synthetic in rows:
-        pictures.append((title, _planes(read_in_range(real)[0]), _planes(read_in_range(synthetic)[0])))
-    top = max(real.max() for _, real, _ in pictures)
-    size = (10, 1.65 * len(rows) + 0.6)
-    figure, axes = pyplot().subplots(len(rows), 2, figsize=size, layout="constrained", squeeze=False)
-    for (left, right), (title, real, synthetic) in zip(axes, pictures, strict=True):
-        for axis, picture in ((left, real), (right, synthetic)):
+    pictures = {title: [_planes(read_in_range(file)[0]) for file in files] for title, files in rows.items()}
+    top = max(picture.max() for row in pictures.values() for picture in row)
+    size = (9, 0.95 * len(rows) + 0.85)
+    figure, axes = pyplot().subplots(len(rows), 3, figsize=size, layout="constrained", squeeze=False)
+    for line, (title, row) in zip(axes, pictures.items(), strict=True):
+        for axis, picture in zip(line, row, strict=True):
             image = axis.imshow(picture, cmap="hot", vmin=0, vmax=top, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-        left.set_ylabel(title)
-    axes[0, 0].set_title("real PET")
-    axes[0, 1].set_title("synthetic PET, from the MRI")
-    figure.colorbar(image, ax=axes, shrink=0.8, label="uptake, as stored in [0, 1]")
+        line[0].set_ylabel(title, fontsize=8)
+    sample = "one PET that this person might have" if is_drawn else "with the same label as the mean"
+    titles = ("real PET", "synthetic PET, from the MRI\n(the mean, so smoother by nature)",
+              f"one sample, from the MRI\n({sample})")
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    figure.colorbar(image, ax=axes, shrink=0.8, aspect=30, label="uptake, as stored in [0, 1]")
     save_figure(figure, stem, notice, (".png",))
 
 
@@ -94,28 +99,34 @@ def _overlay_slice(panel: "Axes", mri: np.ndarray, pet: np.ndarray, affine: np.n
     return image
 
 
-def plot_volumes(stem: Path, rows: list[tuple[str, np.ndarray, np.ndarray]], notice: str) -> None:
-    """Draw real PET, synthetic PET and absolute error, a row a subject, three planes each.
+def plot_volumes(stem: Path, rows: dict[str, dict[str, np.ndarray]], notice: str) -> None:
+    """Draw real PET, synthetic PET, one sample if there is one, and absolute error, a row a subject, three
+    planes each.
 
-    rows: (title, real, synthetic), volumes [D, H, W] in RAS. One scale of uptake and one of error for all.
+    rows: title -> the PETs by these names, of PETS, volumes [D, H, W] in RAS. One scale of uptake
+    and one of error for all.
     """
-    top = max(real.max() for _, real, _ in rows)
-    worst = max(np.quantile(np.abs(real - synthetic), 0.999) for _, real, synthetic in rows)
-    size = (12, 1.4 * len(rows) + 1)
-    figure, axes = pyplot().subplots(len(rows), 3, figsize=size, layout="constrained", squeeze=False)
-    for row, (title, real, synthetic) in zip(axes, rows, strict=True):
-        pictures = [_planes(volume) for volume in (real, synthetic, np.abs(real - synthetic))]
-        row[0].imshow(pictures[0], cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
-        uptake = row[1].imshow(pictures[1], cmap="inferno", vmin=0, vmax=top, interpolation="nearest")
-        error = row[2].imshow(pictures[2], cmap="viridis", vmin=0, vmax=worst, interpolation="nearest")
-        row[0].set_ylabel(title)
-        for axis in row:
+    columns = [name for name in PETS if all(name in pets for pets in rows.values())]
+    errors = [np.abs(pets["real PET"] - pets["synthetic PET"]) for pets in rows.values()]
+    top = max(pets[name].max() for pets in rows.values() for name in columns)
+    worst = max(np.quantile(error, 0.999) for error in errors)
+    size = (4 * len(columns) + 4, 1.4 * len(rows) + 1)
+    figure, axes = pyplot().subplots(len(rows), len(columns) + 1, figsize=size, layout="constrained",
+                                     squeeze=False)
+    pet_scale = {"cmap": "inferno", "vmin": 0, "vmax": top, "interpolation": "nearest"}
+    for line, (title, pets), error in zip(axes, rows.items(), errors, strict=True):
+        for axis, name in zip(line[:-1], columns, strict=True):
+            uptake = axis.imshow(_planes(pets[name]), **pet_scale)
+        shown_error = line[-1].imshow(_planes(error), cmap="viridis", vmin=0, vmax=worst,
+                                      interpolation="nearest")
+        line[0].set_ylabel(title)
+        for axis in line:
             axis.set(xticks=[], yticks=[])
-    for axis, title in zip(axes[0], ("real PET", "synthetic PET", "absolute error"), strict=True):
+    for axis, title in zip(axes[0], (*columns, "absolute error of the synthetic PET"), strict=True):
         axis.set_title(title)
-    figure.colorbar(uptake, ax=axes[:, :2], location="bottom", shrink=0.5, aspect=40,
+    figure.colorbar(uptake, ax=axes[:, :-1], location="bottom", shrink=0.5, aspect=40,
                     label="uptake, as stored in [0, 1]")
-    figure.colorbar(error, ax=axes[:, 2], location="bottom", shrink=0.9, aspect=36,
+    figure.colorbar(shown_error, ax=axes[:, -1], location="bottom", shrink=0.9, aspect=36,
                     label="absolute error of the uptake")
     save_figure(figure, stem, notice)
 

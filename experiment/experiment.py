@@ -291,6 +291,15 @@ class Experiment:
         """Where the synthetic PET of a test scan lies."""
         return self.cfg.result_dir / "synthesized" / f"{scan.id}.nii.gz"
 
+    @property
+    def one_sample_folder(self) -> Path:
+        """Folder of one sample of each of the shown scans (experiment/samples.py)."""
+        return self.cfg.result_dir / "one_sample"
+
+    def one_sample(self, scan: Scan) -> Path:
+        """Where the one sample of a shown test scan lies."""
+        return self.one_sample_folder / f"{scan.id}.nii.gz"
+
     def shown_scans(self) -> list[Scan]:
         """The test scans of the pictures: the first few of each label, positive ones first."""
         shown = []

@@ -267,16 +267,17 @@ class LatentSampler:
     scan; the noise of a sample depends on seed, ID and its number alone. matched: sample twice, the second
     time with what the SUVR of the first synthetic PET lacks. people: covariates of scans as text, indexed by
     ID; a scan or column that is not there counts as missing. drawn: each sample has a label of its own, drawn
-    from what the MRI leaves open, and is matched by itself. Raises InputError if the predictor cannot.
+    from what the MRI leaves open, and is matched by itself. last: t of ddim's last evaluation. Raises
+    InputError if the predictor cannot.
     """
 
     def __init__(self, cfg: Config, synthesizer: Synthesizer, predictor: LabelPredictor | None,
                  measurement: Measurement, sampler: str, steps: int, samples: range, matched: bool = False,
-                 people: pd.DataFrame | None = None, drawn: bool = False):
+                 people: pd.DataFrame | None = None, drawn: bool = False, last: int = 1):
         self.cfg, self.synthesizer, self.predictor, self.measurement = (cfg, synthesizer, predictor,
                                                                         measurement)
         self.sampler, self.steps, self.samples, self.matched = sampler, steps, samples, matched
-        self.people, self.drawn = people, drawn
+        self.people, self.drawn, self.last = people, drawn, last
         if matched and predictor:
             self._refuse_other_regions()
         if drawn and predictor and predictor.why_no_draw:
@@ -347,7 +348,7 @@ class LatentSampler:
         for subject in batch["id"]:
             noise.append([draw_noise(cfg.seed, subject, k, shape) for k in self.samples])
         mri = batch["mri"].to(next(self.synthesizer.unet.parameters()).device)
-        z_0 = self.synthesizer.sample(mri, label, noise, self.sampler, self.steps)
+        z_0 = self.synthesizer.sample(mri, label, noise, self.sampler, self.steps, self.last)
         bad = [subject for subject,
                own in zip(batch["id"], z_0, strict=True) if not torch.isfinite(own).all()]
         if bad:

@@ -61,7 +61,8 @@ def _clear_results(exp: Experiment) -> None:
     forget_run(folder)
     for name in (CALIBRATION, COMPARISON, COST):     # not every run writes them again
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "std", ignore_errors=True)
+    for own in (folder / "std", exp.one_sample_folder):
+        shutil.rmtree(own, ignore_errors=True)
     make_folder(folder / "synthesized")
     if exp.cfg.save_std:
         make_folder(folder / "std")

@@ -20,6 +20,8 @@ from evaluation.results import INDEX, Run, forget_run, load_run, load_runs
 from evaluation.scores import Predict, best_median_worst, evaluate
 from experiment.automatic import settle_label, settle_regions
 from experiment.experiment import PHANTOM_NOTICE, Experiment, latents_folder
+from experiment.networks import LatentSampler
+from experiment.samples import sampler_of_one, write_shown_samples
 from experiment.scoring import COMPARISON, COST, frozen_digests
 from imaging.cache import check_temporary_folder
 from imaging.volumes import read_in_range
@@ -203,15 +205,19 @@ def plot_history(exp: Experiment) -> None:
         plot_curves(exp.cfg.result_dir, exp.cfg.result_dir / "loss_curve", exp.notice, (".png",))
 
 
-def plot_shown_scans(exp: Experiment) -> None:
-    """Draw real and synthetic PET of the first test scans of each label."""
+def plot_shown_scans(exp: Experiment, of_mean: LatentSampler) -> None:
+    """Write one sample of each of the first test scans of each label, and draw it beside their real PET and
+    their synthetic one. of_mean: the sampler of the synthetic PETs."""
+    if not is_rank_0():
+        return
+    sampler = sampler_of_one(of_mean)
+    write_shown_samples(exp, sampler)
     if _draws("the synthetic PETs"):
         from evaluation.volume_figures import plot_synthesized
 
-        rows = [
-            (f"{scan.id}\nlabel {scan.label}", scan.pet, exp.synthesized(scan)) for scan in exp.shown_scans()
-        ]
-        plot_synthesized(exp.cfg.result_dir / "synthesized", rows, exp.notice)
+        rows = {f"{scan.id}\nlabel {scan.label}": (scan.pet, exp.synthesized(scan), exp.one_sample(scan))
+                for scan in exp.shown_scans()}
+        plot_synthesized(exp.cfg.result_dir / "synthesized", rows, sampler.drawn, exp.notice)
 
 
 def plot_comparison(exp: Experiment, methods: dict[str, Predict], scores: pd.DataFrame) -> None:
@@ -324,7 +330,7 @@ def report(exp: Experiment) -> None:
     from evaluation.tables import make_tables
     folder, result = exp.cfg.result_dir, load_run(exp.cfg.result_dir)
     say("report", f"writes {folder}/figures/, {folder}/report.html, {CSV}, table_1.csv and methods.txt")
-    subjects = read_subjects(exp.shown_scans(), folder / "synthesized", exp.crop)
+    subjects = read_subjects(exp.shown_scans(), folder / "synthesized", exp.one_sample_folder, exp.crop)
     people = read_people(exp.cfg.info_folder, [scan.id for scan in exp.cohort.scans])
     settings = result.metadata["settings"]
     further = [*settings.get("covariates", ()), *settings.get("subgroups", ())]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cohort.derivative import relative
 from experiment.experiment import RESEARCH_NOTICE
-from experiment.networks import LatentSampler
+from experiment.samples import sampler_of_samples
 from imaging.volumes import save_synthesis
 from labels.draws import Draws
 from newscans.outputs import KIND, describe_std
@@ -23,20 +23,11 @@ SAMPLE_TABLE = "samples.csv"
 
 
 def with_samples(trained: Trained, number: int) -> Trained:
-    """The trained experiment with a sampler of `number` samples a scan; itself for 0.
-
-    Each sample has an amount of amyloid of its own, drawn from what the MRI leaves open, where the denoiser
-    was trained with amounts; else the label that the settings give. Raises InputError if its predictor is of
-    an earlier version, which cannot draw.
-    """
+    """The trained experiment with a sampler of `number` samples a scan; itself for 0. Raises InputError if
+    they cannot be drawn."""
     if not number:
         return trained
-    cfg, of_mean = trained.cfg, trained.sampler
-    is_amount = of_mean.predictor is not None and of_mean.predictor.levels is not None
-    is_matched = is_amount and trained.measurement.regions is not None
-    sampler = LatentSampler(cfg, of_mean.synthesizer, of_mean.predictor, trained.measurement, cfg.sampler,
-                            cfg.sampling_steps, range(number), is_matched, of_mean.people,
-                            drawn=is_amount or cfg.draws_label)
+    sampler = sampler_of_samples(trained.sampler, number, trained.cfg.sampling_steps)
     return dataclasses.replace(trained, extra_sampler=sampler)
 
 

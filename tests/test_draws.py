@@ -129,7 +129,7 @@ def test_the_draw_of_a_sample_depends_on_seed_id_and_its_number_alone():
 class MissingEach(Missing):
     """A denoiser that misses the SUVR of its label by as much for each scan, of each sample's own label."""
 
-    def sample(self, mri, label, noise, sampler, steps):
+    def sample(self, mri, label, noise, sampler, steps, last):
         """The SUVR of every sample, [B, m, 1, 1, 1, 1]."""
         self.labels.append(label)
         miss = self.miss.nan_to_num(0.0)[:, None]

@@ -104,8 +104,8 @@ def test_a_run_writes_every_output(finished):
     folder = finished / "result" / "a"
     assert {path.name for path in folder.iterdir()} == {
         *(f"{name}.pth.tar" for name in CHECKPOINTS), *CSVS, "config.json", "status_classifiers.npz",
-        "scores.json", "synthesized", "loss_curve.png", "synthesized.png", "figures", "report.html",
-        "people.csv", "table_1.csv", "failure_cases.csv", "methods.txt",
+        "scores.json", "synthesized", "one_sample", "loss_curve.png", "synthesized.png", "figures",
+        "report.html", "people.csv", "table_1.csv", "failure_cases.csv", "methods.txt",
         "run.log", ".lock", "cost.csv"}
     tables = {path.stem for path in (finished / "result" / "tables").iterdir()}
     assert tables == {"image_quality", "amyloid_status", "calibration", "subgroups", "comparisons"}

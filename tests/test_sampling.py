@@ -30,7 +30,7 @@ class NoiseAlone:
         self.unet, self.diffusion, self.given = nn.Linear(1, 1), Diffusion(T=20), []
 
     def sample(self, mri: Tensor, label: Tensor | None, noise: list[list[Iterator[Tensor]]], sampler: str,
-               steps: int) -> Tensor:
+               steps: int, last: int = 1) -> Tensor:
         """The first noise of every sample, [B, m, C, d, h, w]."""
         self.given.append({"mri": mri, "label": label, "sampler": sampler, "steps": steps})
         return torch.stack([torch.stack([next(stream) for stream in scan]) for scan in noise])
@@ -160,7 +160,7 @@ class Missing:
     def __init__(self):
         self.unet, self.diffusion, self.labels = nn.Linear(1, 1), Diffusion(), []
 
-    def sample(self, mri: Tensor, label: Tensor, noise: list, sampler: str, steps: int) -> Tensor:
+    def sample(self, mri: Tensor, label: Tensor, noise: list, sampler: str, steps: int, last: int) -> Tensor:
         """The SUVR of every sample, [B, m, 1, 1, 1, 1], the same for all samples of a scan."""
         self.labels.append(label)
         suvr = self.negative + (self.positive - self.negative) * label[:, 1] + self.miss.nan_to_num(0.0)
