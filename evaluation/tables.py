@@ -161,10 +161,10 @@ CAPTIONS = {
         "MAE, PSNR (dB) and SSIM on the box and, with _brain, inside the brain mask. spectrum_brain: mean "
         "over bins of frequency of |10 log10 (synthetic / real power)| inside the brain, whose outer 20 mm "
         "fade out, in dB; 0: the texture of the real PET. nyquist: share of the power at the highest "
-        "frequency of an axis, in millionths; above that of the real PET, nyquist_real, there is a grid in "
-        "the picture, below it is smoother. Bold: best of what needs no PET. †: differs from mean_pet "
-        "(paired Wilcoxon over subjects, Holm-corrected, p < 0.05). aae and oracle see the PET or the truth: "
-        "upper bounds.",
+        "frequency of an axis, in millionths; above that of the real PET, nyquist_real, there is a "
+        "checkerboard in the picture, below it is smoother. Bold: best of what needs no PET. †: differs from "
+        "mean_pet (paired Wilcoxon over subjects, Holm-corrected, p < 0.05). aae and oracle see the PET or "
+        "the truth: upper bounds.",
     "amyloid_status":
         "Amyloid status on the test list, with 95 % bootstrap intervals over subjects ({resamples} "
         "resamples; ± SD over seeds where there are several). Every status classifier is fitted on the "
