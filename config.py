@@ -828,8 +828,8 @@ BENCHMARK = DEMO | {"exp": "phantom_benchmark",           # result/benchmark is 
                     "data_dir": "data/benchmark", "phantom_subjects": (160, 60, 80), "phantom_seed": 1000,
                     "ldm_epochs": 12}
 
-# The phantom at 2 mm, with a second downsampling: the latent grid, and so the denoiser, is the demo's. Widths
-# let two cores train both stages within 90 minutes; an image regression alone would take longer than that.
+# The phantom at 2 mm, with a second downsampling: the latent grid, and with it what works on latents, is the
+# demo's. Widths and learning rate: both stages take two cores less than 90 minutes (docs/scores.md).
 FINE = DEMO | {"data_dir": "data/fine", "phantom_voxel": 2, "image_size": (90, 108, 90),
                "crop_start": (5, 9, 5), "volume_size": (80, 96, 80), "crop_jitter": 2,
                "aae_channels": (4, 8, 16), "aae_norm_groups": 4, "disc_channels": (8, 16, 32, 64),

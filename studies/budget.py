@@ -34,21 +34,17 @@ from studies.budget_table import (KEY, REFERENCES, SeedScores, best_budgets, mak
                                   make_curves, make_repairs, make_table, to_markdown)
 from studies.comparison import MethodCost, seconds_of
 from studies.parts import Setup, network_evaluation, stage_2_step
-from studies.running import FOLDER, SEEDS, Failed, load_finished, run_or_fail, run_stages, run_study
+from studies.running import (FOLDER, SEEDS, Failed, is_trained, load_finished, run_or_fail, run_stages,
+                             run_study)
 from studies.systems import training_step
 
 
 # ---------------------------------------------------------------- what is left to be run
 
-def is_trained(experiment: Experiment) -> bool:
-    """Whether an experiment is trained and tested with all that belongs to it."""
-    run = load_finished(settings_of(experiment), *experiment.regressions)
-    return run is not None and set(experiment.regressions) <= set(run.test["method"])
-
-
 def is_finished(experiment: Experiment, samples: int) -> bool:
     """Whether nothing of an experiment is left to be run."""
-    return is_trained(experiment) and is_measured(settings_of(experiment), experiment.regressions, samples)
+    cfg, regressions = settings_of(experiment), experiment.regressions
+    return is_trained(cfg, regressions) and is_measured(cfg, regressions, samples)
 
 
 # ---------------------------------------------------------------- hours
@@ -128,7 +124,7 @@ def train(experiment: Experiment) -> None:
     """Train and test an experiment, if that is not done, and score its regressions on the validation list.
     Raises Failed if a command fails."""
     cfg, title = settings_of(experiment), title_of(experiment)
-    if not is_trained(experiment):
+    if not is_trained(cfg, experiment.regressions):
         say("study", title)
         run_stages(f"{title}, stage 1", cfg.aae_from, stage_1_words(experiment), [["check", "aae", "encode"]])
         begin_from_smaller(experiment)

@@ -9,7 +9,7 @@ from studies.running import SEEDS, Failed, benchmark_cohort, cohort_words
 
 BASE = PRESETS["benchmark"]                                # the settings of budget 1
 BUDGETS = (1, 4, 16, 64)                                   # times the epochs of stage 2
-AS_PUBLISHED = "--preset benchmark published --sampler ddim --sampling_steps 50"
+AS_PUBLISHED = ROWS["published"].change
 FRESH, FIRST_FRESH = (4, 4, 200), 2000                     # fresh phantoms: of each list, seed of the first
 FRESH_NAME = "fresh"                                       # as an external cohort
 LADDER = {1: SEEDS, 4: SEEDS, 16: SEEDS}
@@ -80,6 +80,12 @@ def average_words(budget: int) -> list[str]:
     return ["--ema_decay", f"{decay:.8g}", "--ema_start", str(budget * BASE["ema_start"])]
 
 
+def length_words(budget: int) -> list[str]:
+    """The epochs of stage 2 and of a validation, as words of a command line: both grow with the budget."""
+    return ["--ldm_epochs", str(budget * BASE["ldm_epochs"]),
+            "--validation_every", str(budget * BASE["validation_every"])]
+
+
 def stage_1_name(method: str, seed: int) -> str:
     """Name of the experiment that trains the stage 1 of a method."""
     return f"budget{seed}_{BY_NAME[method].stage_1}_stage_1"
@@ -96,8 +102,7 @@ def words(method: str, budget: int, seed: int) -> list[str]:
     preset = [] if "--preset" in change else ["--preset", "benchmark"]
     average = average_words(budget) if BY_NAME[method].scaled else []
     own = cohort_words(experiment_name(method, budget, seed), seed, benchmark_cohort(seed, False))
-    return [*preset, *own, *change, *average, "--ldm_epochs", str(budget * BASE["ldm_epochs"]),
-            "--validation_every", str(budget * BASE["validation_every"])]
+    return [*preset, *own, *change, *average, *length_words(budget)]
 
 
 def words_of(experiment: Experiment) -> list[str]:

@@ -21,18 +21,17 @@ from runtime.files import write_csv, write_text
 from runtime.logs import say
 from runtime.program import exit_code
 from studies.budget_measure import is_measured, measure, subjects_of
-from studies.budget_plan import average_words
+from studies.budget_plan import average_words, length_words
 from studies.comparison import MethodCost, seconds_of
 from studies.parts import Setup
 from studies.phantoms_table import make_leads, make_table, score_lists, to_markdown
-from studies.running import (FOLDER, SEEDS, Failed, benchmark_cohort, cohort_words, load_finished, run_stages,
-                             run_study)
+from studies.repairs_rows import BY_NAME as ROWS
+from studies.running import (FOLDER, SEEDS, Failed, benchmark_cohort, cohort_words, is_trained, load_finished,
+                             run_stages, run_study)
 from studies.systems import training_step
 
-BASE = PRESETS["benchmark"]                                # the settings of budget 1
 BUDGETS = (1, 4)                                           # times the epochs of stage 2
-CHANGES = {"default": "", "fallback": "--label_in_training true --label_at_sampling mixed",
-           "published": "--preset benchmark published --sampler ddim --sampling_steps 50"}
+CHANGES = {name: ROWS[name].change for name in ("default", "fallback", "published")}
 BESIDE = ("latent_regression", "labelled_latent_regression", "image_regression")      # beside the default
 LINK = {"rare": "0.3"}                                     # the other kinds have the default's
 
@@ -76,8 +75,7 @@ def words(one: Experiment) -> list[str]:
     own = cohort_words(f"phantoms{seed}_{kind}_{row}_{budget}", seed, cohort_of(kind, seed))
     link = ["--phantom_link", LINK[kind]] if kind in LINK else []
     return [*preset, *own, "--phantom_kind", kind, *link, *change, *average_words(budget),
-            "--ldm_epochs", str(budget * BASE["ldm_epochs"]),
-            "--validation_every", str(budget * BASE["validation_every"])]
+            *length_words(budget)]
 
 
 def words_of(one: Experiment) -> list[str]:
@@ -105,15 +103,10 @@ def planned(kinds: list[str], seeds: list[int], budgets: list[int]) -> list[Expe
             for budget in budgets for seed in seeds for kind in kinds for row in CHANGES]
 
 
-def is_trained(one: Experiment) -> bool:
-    """Whether an experiment is trained and tested with its regressions."""
-    run = load_finished(settings_of(one), *one.regressions)
-    return run is not None and set(one.regressions) <= set(run.test["method"])
-
-
 def is_finished(one: Experiment) -> bool:
     """Whether nothing of an experiment is left to be run."""
-    return is_trained(one) and is_measured(settings_of(one), one.regressions, 0)
+    cfg = settings_of(one)
+    return is_trained(cfg, one.regressions) and is_measured(cfg, one.regressions, 0)
 
 
 def expected_hours(plan: list[Experiment]) -> float:
@@ -141,7 +134,7 @@ def run_experiment(one: Experiment) -> None:
     """Train and test an experiment, and score its regressions on the validation list. Raises Failed if a
     command fails."""
     cfg = settings_of(one)
-    if not is_trained(one):
+    if not is_trained(cfg, one.regressions):
         say("study", f"{one.title}   {CHANGES[one.row]}")
         run_stages(f"{one.title}, stage 1", cfg.aae_from, stage_1_words(one), [["check", "aae", "encode"]])
         training = ["check", "ldm", *(["baselines"] if one.regressions else [])]

@@ -71,6 +71,12 @@ def load_finished(cfg: Config, *results: str) -> Run | None:
     return run if all(found[name] == value for name, value in wanted.items()) else None
 
 
+def is_trained(cfg: Config, regressions: tuple[str, ...]) -> bool:
+    """Whether an experiment is trained and tested, with these regressions beside it."""
+    run = load_finished(cfg, *regressions)
+    return run is not None and set(regressions) <= set(run.test["method"])
+
+
 def run_stages(title: str, name: str, words: list[str], parts: list[list[str]]) -> None:
     """Run the stages of an experiment, part by part, and note their seconds: the last part under "test", all
     others under "train". Raises Failed if a command fails.
