@@ -244,7 +244,7 @@ def test_squared_error_comes_back_from_psnr():
 PHANTOM = {
     "regions": "auto",
     "phantom_voxel": 8,
-    "phantom_subjects": (6, 4, 4),
+    "phantom_subjects": (6, 10, 4),
     "image_size": (22, 27, 22),
     "aae_epochs": 1,
     "ldm_epochs": 1,
@@ -302,6 +302,7 @@ def test_the_study_scores_its_rows_and_goes_on_where_it_was_interrupted(small):
     squared = (mri["score"].astype(float) - mri["label"]) ** 2
     assert table.loc["MRI classifier", "Brier"] == pytest.approx(squared.mean())
     assert 0 <= default["AUC_stacked"] <= 1
+    assert 0 <= default["coverage"] <= 1                   # the interval needs 9 validation subjects
     assert default["s_train"] > 0 and np.isnan(scores.query("row == 'mean_pet'")["s_train"]).all()
 
     commands.clear()
