@@ -1,9 +1,9 @@
 """What an MRI cannot know: the label predicted from the MRI, from covariates and from both, where atrophy and
 amyloid agree and where they do not (docs/study_disagree.md).
 
-    python main.py study disagree                     all of it; the same command goes on after an
-    interruption python main.py study disagree --discordance 0.6 --seeds 0 python main.py study disagree
-    --tables            runs nothing; the tables of what is finished
+    python main.py study disagree              all of it; the same command goes on after an interruption
+    python main.py study disagree --discordance 0.6 --seeds 0
+    python main.py study disagree --tables     runs nothing; the tables of what is finished
 
 On the benchmark phantom. Both stages are trained once for a seed and a share of discordant subjects; all rows
 sample those networks, with a label that is predicted from something else. Writes result/study/disagree*.

@@ -10,7 +10,7 @@ LEAST = 10                                                 # subjects of a group
 SCORES = ("PSNR_brain", "SSIM_brain", "r", "slope", "AUC", "AUC_label", "AUC_status")
 TITLES = {"discordance": "discordant", "row": "label from", "group": "subjects", "n": "n", "seeds": "seeds",
           "PSNR_brain": "PSNR in brain", "SSIM_brain": "SSIM in brain", "r": "r", "slope": "slope",
-          "AUC": "AUC", "AUC_label": "AUC of the label", "AUC_status": "AUC without PET",
+          "AUC": "AUC [95 %]", "AUC_label": "AUC of the label", "AUC_status": "AUC without PET",
           "gain_AUC": "gain in AUC over mri"}
 
 
@@ -18,8 +18,8 @@ def make_table(subjects: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     """A row for each share of discordant subjects, budget, row of the study, and group of its test subjects:
     all, concordant, discordant.
 
-    Scores are means over the seeds, with _sd their standard deviation, and the AUC's gain over the row mri
-    has a 95 % interval: bootstrap over the subjects of every seed.
+    Scores are means over the seeds, with _sd their standard deviation. The AUC and its gain over the row mri
+    have 95 % intervals: bootstrap over the subjects of every seed.
     """
     records = []
     for (discordance, budget), cohort in subjects.groupby(["discordance", "budget"]):
@@ -49,7 +49,15 @@ def scores_of(own: pd.DataFrame) -> dict[str, float]:
     for name in SCORES:
         found[name] = by_seed[name].mean()
         found[f"{name}_sd"] = by_seed[name].std(ddof=1) if len(by_seed) > 1 else np.nan
+    replicates = [_auc_replicates(one, int(seed)) for seed, one in own.groupby("seed")]
+    found["AUC_low"], found["AUC_high"] = map(float, interval(np.mean(replicates, axis=0)))
     return found
+
+
+def _auc_replicates(one: pd.DataFrame, seed: int) -> np.ndarray:
+    """AUC of the SUVR on resampled subjects of a seed, [resamples]."""
+    label, suvr = one["label"].to_numpy(), one["SUVR"].to_numpy()
+    return bootstrap(lambda indices: area_under_roc(label[indices], suvr[indices]), len(label), RESAMPLES, seed)
 
 
 def _of_one_seed(one: pd.DataFrame) -> dict[str, float]:
@@ -109,4 +117,6 @@ def _shown(record: dict, name: str) -> str:
     if name == "gain_AUC":
         return f"{value:+.3f} [{record['gain_AUC_low']:+.3f}, {record['gain_AUC_high']:+.3f}]"
     std = record.get(f"{name}_sd", np.nan)
-    return f"{value:.{places}f}" + ("" if np.isnan(std) else f" ± {std:.{places}f}")
+    spread = "" if np.isnan(std) else f" ± {std:.{places}f}"
+    span = f" [{record['AUC_low']:.2f}, {record['AUC_high']:.2f}]" if name == "AUC" else ""
+    return f"{value:.{places}f}{spread}{span}"

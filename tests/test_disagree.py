@@ -108,11 +108,26 @@ def test_the_table_says_what_scikit_learn_and_numpy_say():
         assert found["AUC_sd"] == pytest.approx(np.std([one[0] for one in of_seeds], ddof=1))
         assert (found["n"], found["seeds"]) == (40 * len(chosen), 2)
         assert (found["AUC_label"], found["AUC_status"]) == (1, 0.5)
+    row = table.loc[("mri", "all")]
+    assert row["AUC_low"] < row["AUC"] < row["AUC_high"]
     gain = table.loc[("mri_marker", "all")]
     assert gain["gain_AUC"] == pytest.approx(gain["AUC"] - table.loc[("mri", "all"), "AUC"])
     assert 0 < gain["gain_AUC_low"] < gain["gain_AUC"] < gain["gain_AUC_high"]
     assert table.loc[("mri", "all"), ["gain_AUC", "gain_AUC_low"]].tolist() == [0, 0]
     assert to_markdown(table.reset_index()).count("| mri_marker ") == 3
+
+
+def test_the_interval_of_the_auc_is_as_wide_as_theory_says():
+    """Against the variance of Hanley and McNeil (1982), for the mean of two seeds."""
+    subjects = pd.concat([made_up(seed, "mri", 0.1) for seed in (0, 1)])
+    row = make_table(subjects, NAMES).set_index(["row", "group"]).loc[("mri", "all")]
+    auc, n = row["AUC"], 20
+    q_1, q_2 = auc / (2 - auc), 2 * auc ** 2 / (1 + auc)
+    variance = (auc * (1 - auc) + (n - 1) * (q_1 - auc ** 2) + (n - 1) * (q_2 - auc ** 2)) / n ** 2
+    width = 2 * 1.96 * (variance / 2) ** 0.5
+    assert row["AUC_high"] - row["AUC_low"] == pytest.approx(width, rel=0.25)
+    assert f"[{row['AUC_low']:.2f}, {row['AUC_high']:.2f}]" in to_markdown(row.to_frame().T.assign(
+        row="mri", group="all"))
 
 
 def test_small_groups_have_no_rows():
