@@ -22,10 +22,12 @@ from utils import InputError
 class LatentBatch(NamedTuple):
     """A batch of stage 2.
 
-    z_0: [B, C, d, h, w]. mri: [B, 1, D, H, W]. label: [B, K], soft labels: weights of the K label embeddings.
-    With regions of the SUVR they say where the PET's SUVR lies between the mean SUVR of label 0 and that of
-    label 1; without, the subject's own label has weight 1 (labels/soft_labels.py). pet: [B, 1, D, H, W], or
-    None without image_loss.
+    z_0: [B, C, d, h, w], scaled. mri: [B, 1, D, H, W]. pet: [B, 1, D, H, W], or None without image_loss.
+    label: [B, K], weights of the K label embeddings, by the setting label_in_training:
+
+        suvr    [1 - s, s], s = (SUVR of the PET - mean_0) / (mean_1 - mean_0), mean_k that of label k
+        true    1 for the subject's own label, else 0
+        none    0 everywhere
     """
     z_0: Tensor
     mri: Tensor

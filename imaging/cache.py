@@ -1,4 +1,4 @@
-"""The cache of decoded crops: a .nii.gz is unpacked once a run, and all processes that read share it."""
+"""The cache of unpacked crops: a .nii.gz is unpacked once a run, and all processes that read share it."""
 import mmap
 import os
 import shutil
@@ -41,7 +41,7 @@ def check_temporary_folder() -> None:
 
 
 class VolumeCache:
-    """The crops of a cohort's volumes; those of gzipped files are decoded on first use, and then shared by
+    """The crops of a cohort's volumes; those of gzipped files are unpacked on first use, and then shared by
     all processes of the run.
 
     A plain .nii needs no cache: it is read as fast. An entry belongs to one state of its file; after a change
@@ -118,18 +118,18 @@ class VolumeCache:
         """
         row = self.rows.get(path)
         if self.place == "off" or row is None:
-            return self._decode(path)
+            return self._read_crop(path)
         state = _state(path)
         if self.states[row] != state:
-            self.volumes[row] = self._decode(path)
+            self.volumes[row] = self._read_crop(path)
             self.states[row] = state                       # last: another process may be reading
         return self.volumes[row]
 
-    def _decode(self, path: Path) -> np.ndarray:
+    def _read_crop(self, path: Path) -> np.ndarray:
         """Read a file, compare its voxels with those that were checked, and cut out the crop with margin."""
         state = _state(path)
-        # as it was checked; a checksum shows that these are the voxels that were judged
-        voxels, _ = read_in_range(path, judged=path in self.checksums)
+        # as it was checked; a checksum shows that these are the voxels that were checked
+        voxels, _ = read_in_range(path, nan_checked=path in self.checksums)
         is_new = self.verified.get(path) != _state(path)   # it may have changed while it was read
         if path in self.checksums and is_new:
             if zlib.crc32(voxels) != self.checksums[path]:

@@ -56,18 +56,18 @@ def _read_voxels(path: Path, remarks: Remarks | None) -> tuple[np.ndarray, np.nd
 
 
 def read_volume(path: Path, remarks: Remarks | None = None,
-                frames: list[int] | None = None, judged: bool = False) -> tuple[np.ndarray, np.ndarray]:
+                frames: list[int] | None = None, nan_checked: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Read a volume as read_voxels does, with 0 for NaN outside the brain, which SPM and others write there.
 
     remarks: to which such a file is added. frames: places of those that are wanted of a volume with frames,
-    all without it; the others may hold anything. judged: where NaN lies was judged before, which takes long.
-    Raises InputError for NaN inside the brain too, and for a frame without a value but NaN and 0.
+    all without it; the others may hold anything. nan_checked: where NaN lies was checked before, which takes
+    long. Raises InputError for NaN inside the brain too, and for a frame without a value but NaN and 0.
     """
-    voxels, affine, _ = _read_volume(path, remarks, frames, judged)
+    voxels, affine, _ = _read_volume(path, remarks, frames, nan_checked)
     return voxels, affine
 
 
-def _read_volume(path: Path, remarks: Remarks | None, frames: list[int] | None, judged: bool
+def _read_volume(path: Path, remarks: Remarks | None, frames: list[int] | None, nan_checked: bool
                  ) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
     """What read_volume gives, and the smallest and largest voxel."""
     voxels, affine, extremes = _read_voxels(path, remarks)
@@ -75,7 +75,7 @@ def _read_volume(path: Path, remarks: Remarks | None, frames: list[int] | None, 
         voxels = np.ascontiguousarray(voxels[..., frames])
         extremes = float(voxels.min()), float(voxels.max())
     if np.isnan(extremes).any():
-        if not judged:
+        if not nan_checked:
             _refuse_nan(path, voxels, frames)
         voxels[np.isnan(voxels)] = 0
         extremes = float(voxels.min()), float(voxels.max())
@@ -103,14 +103,14 @@ def _refuse_nan(path: Path, voxels: np.ndarray, places: list[int] | None) -> Non
 
 
 def read_in_range(path: Path, remarks: Remarks | None = None,
-                  judged: bool = False) -> tuple[np.ndarray, np.ndarray]:
+                  nan_checked: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """Read a volume of a cohort as read_volume does, clipped to [0, 1] if it leaves that by a little, as
     interpolation by splines does: by more than RANGE_TOLERANCE and at most RINGING.
 
-    remarks: to which such a file is added. judged: as read_volume takes it. What leaves the range by more is
-    not changed.
+    remarks: to which such a file is added. nan_checked: as read_volume takes it. What leaves the range by
+    more is not changed.
     """
-    voxels, affine, (low, high) = _read_volume(path, remarks, None, judged)
+    voxels, affine, (low, high) = _read_volume(path, remarks, None, nan_checked)
     beyond = max(-low, high - 1)
     if RANGE_TOLERANCE < beyond <= RINGING:
         voxels.clip(0, 1, out=voxels)

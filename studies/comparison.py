@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from config import BASELINES, PRESETS, SYSTEMS, Config, with_later_settings
+from config import BASELINES, PRESETS, SEEING_LABELS, SYSTEMS, Config, with_later_settings
 from experiment.networks import checkpoint_name
 from runtime.checkpoints import read_history
 from runtime.commandline import parse
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 IN_MAIN = ("il_cldm", *BASELINES, "ddpm_mean", "mean_pet", "oracle")
 AT_LINK_0 = {name: f"{name}_link_0" for name in ("il_cldm", *SYSTEMS)}
-SHUFFLED = {name: f"{name}_link_0_shuffled" for name in ("il_cldm", "tpa_gan", "fgan")}
+SHUFFLED = {name: f"{name}_link_0_shuffled" for name in ("il_cldm", *SEEING_LABELS)}
 ROWS = (
     Row("main", "--ddpm.samples 8", BASELINES, "aae", SEEDS,
         {name: name for name in IN_MAIN}),
@@ -65,7 +65,7 @@ ROWS = (
     Row("ddpm_ancestral", "--ddpm.sampler ddpm", ("ddpm",), "nothing", (0,), {"ddpm": "ddpm_ancestral"}),
     # null controls: the MRI knows nothing of amyloid
     Row("link_0", "--phantom_link 0", SYSTEMS, "aae", SEEDS, AT_LINK_0),
-    Row("link_0_shuffled", "--phantom_link 0 --shuffle_labels", ("tpa_gan", "fgan"), "ldm", SEEDS, SHUFFLED,
+    Row("link_0_shuffled", "--phantom_link 0 --shuffle_labels", SEEING_LABELS, "ldm", SEEDS, SHUFFLED,
         "link_0"),
 )
 BY_NAME = {row.name: row for row in ROWS}

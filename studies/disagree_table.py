@@ -57,7 +57,11 @@ def scores_of(own: pd.DataFrame) -> dict[str, float]:
 def _auc_replicates(one: pd.DataFrame, seed: int) -> np.ndarray:
     """AUC of the SUVR on resampled subjects of a seed, [resamples]."""
     label, suvr = one["label"].to_numpy(), one["SUVR"].to_numpy()
-    return bootstrap(lambda indices: area_under_roc(label[indices], suvr[indices]), len(label), RESAMPLES, seed)
+
+    def auc(indices: np.ndarray) -> np.ndarray:
+        """AUC on resampled lists [..., n]."""
+        return area_under_roc(label[indices], suvr[indices])
+    return bootstrap(auc, len(label), RESAMPLES, seed)
 
 
 def _of_one_seed(one: pd.DataFrame) -> dict[str, float]:

@@ -187,7 +187,7 @@ class DisturbedSynthesis:
     def mri(self, subject: str) -> np.ndarray:
         """The disturbed MRI of a subject, cut to the crop: [D, H, W]. All of the volume is disturbed, not the
         crop alone, so that what was outside comes in."""
-        voxels, affine = read_in_range(self.scans[subject].mri, judged=True)
+        voxels, affine = read_in_range(self.scans[subject].mri, nan_checked=True)
         disturbed = self.disturbance.disturb(voxels, affine, self.centre, self.exp.cfg.seed, subject)
         return np.ascontiguousarray(disturbed[self.exp.crop.slices()], dtype=np.float32)
 

@@ -42,8 +42,8 @@ def test_a_crop_is_that_of_its_file_and_is_decoded_once(tmp_path, monkeypatch, p
     scans, decoded = write_scans(tmp_path), []
     cache = cache_of(scans, place=place)
 
-    def read(path, judged):
-        assert not judged                                  # without a checksum nothing was checked
+    def read(path, nan_checked):
+        assert not nan_checked                             # without a checksum nothing was checked
         decoded.append(path)
         return read_volume(path)
     monkeypatch.setattr(cache_module, "read_in_range", read)
@@ -113,7 +113,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tmp_path, monkeypat
     cache = VolumeCache([scan.mri], CROP, 0, "off", {scan.mri: zlib.crc32(checked)})
     cache.read(scan.mri)
 
-    def read_and_replace(path, judged):
+    def read_and_replace(path, nan_checked):
         found = read_volume(path) if moment == "after" else None
         write_volume(path, np.roll(checked, 1))
         return found or read_volume(path)
