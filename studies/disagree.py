@@ -58,6 +58,7 @@ ROWS = (
     Row("mri_marker_gappy", ("ptau217",), change="gappy"),
     Row("mri_all_shuffled", ALL, change="shuffled"),
     Row("mri_age_mmse", ("age", "mmse")),
+    Row("covariates", ALL, with_mri=False),
 )
 
 

@@ -1,5 +1,8 @@
 """The table of `python main.py study disagree`: scores by what the label was predicted from, and by whether a
 subject's atrophy and amyloid agree."""
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
@@ -11,15 +14,19 @@ SCORES = ("PSNR_brain", "SSIM_brain", "r", "slope", "AUC", "AUC_label", "AUC_sta
 TITLES = {"discordance": "discordant", "row": "label from", "group": "subjects", "n": "n", "seeds": "seeds",
           "PSNR_brain": "PSNR in brain", "SSIM_brain": "SSIM in brain", "r": "r", "slope": "slope",
           "AUC": "AUC [95 %]", "AUC_label": "AUC of the label", "AUC_status": "AUC without PET",
-          "gain_AUC": "gain in AUC over mri"}
+          "lead": "AUC - without PET", "gain_AUC": "gain in AUC over mri",
+          "gain_PSNR": "gain in PSNR over mri"}
+ASKED = ("mri", "mri_marker", "mri_marker_gappy", "mri_all", "mri_all_shuffled")  # that criteria are about
+GAINS = {"lead": 3, "gain_AUC": 3, "gain_PSNR": 2}         # with their intervals, and the digits of each
 
 
 def make_table(subjects: pd.DataFrame, order: list[str]) -> pd.DataFrame:
     """A row for each share of discordant subjects, budget, row of the study, and group of its test subjects:
     all, concordant, discordant.
 
-    Scores are means over the seeds, with _sd their standard deviation. The AUC and its gain over the row mri
-    have 95 % intervals: bootstrap over the subjects of every seed.
+    Scores are means over the seeds, with _sd their standard deviation. lead: AUC of the SUVR minus that of
+    the status classifier of the same inputs. gain_AUC, gain_PSNR: over the row mri, paired by subject. These
+    and the AUC have 95 % intervals: bootstrap over the subjects of every seed.
     """
     records = []
     for (discordance, budget), cohort in subjects.groupby(["discordance", "budget"]):
@@ -49,19 +56,45 @@ def scores_of(own: pd.DataFrame) -> dict[str, float]:
     for name in SCORES:
         found[name] = by_seed[name].mean()
         found[f"{name}_sd"] = by_seed[name].std(ddof=1) if len(by_seed) > 1 else np.nan
-    replicates = [_auc_replicates(one, int(seed)) for seed, one in own.groupby("seed")]
-    found["AUC_low"], found["AUC_high"] = map(float, interval(np.mean(replicates, axis=0)))
+    seeds = dict(list(own.groupby("seed")))
+    _, found["AUC_low"], found["AUC_high"] = with_interval(seeds, auc_of)
+    found["lead"], found["lead_low"], found["lead_high"] = with_interval(seeds, lead_of)
     return found
 
 
-def _auc_replicates(one: pd.DataFrame, seed: int) -> np.ndarray:
-    """AUC of the SUVR on resampled subjects of a seed, [resamples]."""
-    label, suvr = one["label"].to_numpy(), one["SUVR"].to_numpy()
+# ---------------------------------------------------------------- with intervals
 
-    def auc(indices: np.ndarray) -> np.ndarray:
-        """AUC on resampled lists [..., n]."""
-        return area_under_roc(label[indices], suvr[indices])
-    return bootstrap(auc, len(label), RESAMPLES, seed)
+def auc_of(one: pd.DataFrame, indices: np.ndarray) -> np.ndarray:
+    """AUC of the SUVR on lists [..., n] of the subjects of a seed."""
+    return area_under_roc(one["label"].to_numpy()[indices], one["SUVR"].to_numpy()[indices])
+
+
+def lead_of(one: pd.DataFrame, indices: np.ndarray) -> np.ndarray:
+    """By how much that AUC is above the one without a PET."""
+    without = area_under_roc(one["label"].to_numpy()[indices], one["p_status"].to_numpy()[indices])
+    return auc_of(one, indices) - without
+
+
+def gain_in_auc(one: pd.DataFrame, indices: np.ndarray) -> np.ndarray:
+    """By how much it is above that of the row mri, whose scores stand in columns that end in _mri."""
+    mri = area_under_roc(one["label"].to_numpy()[indices], one["SUVR_mri"].to_numpy()[indices])
+    return auc_of(one, indices) - mri
+
+
+def gain_in_psnr(one: pd.DataFrame, indices: np.ndarray) -> np.ndarray:
+    """By how much the mean PSNR in the brain is above that of the row mri, in dB."""
+    return (one["PSNR_brain"] - one["PSNR_brain_mri"]).to_numpy()[indices].mean(axis=-1)
+
+
+def with_interval(seeds: dict[int, pd.DataFrame], score: Callable) -> tuple[float, float, float]:
+    """Mean over the seeds of a score of their subjects, and its 95 % interval; NaN without seeds."""
+    if not seeds:
+        return np.nan, np.nan, np.nan
+    values = [float(score(one, np.arange(len(one)))) for one in seeds.values()]
+    replicates = [bootstrap(partial(score, one), len(one), RESAMPLES, int(seed))
+                  for seed, one in seeds.items()]
+    low, high = interval(np.mean(replicates, axis=0))
+    return float(np.mean(values)), float(low), float(high)
 
 
 def _of_one_seed(one: pd.DataFrame) -> dict[str, float]:
@@ -74,33 +107,70 @@ def _of_one_seed(one: pd.DataFrame) -> dict[str, float]:
 
 
 def gain_of(own: pd.DataFrame, mri: pd.DataFrame) -> dict[str, float]:
-    """Gain in AUC over the row mri, mean over the seeds that both have, with its 95 % interval."""
-    gains = []
-    for seed, one in own.groupby("seed"):
-        other = mri[mri["seed"] == seed].set_index("ID")
-        if len(other) == len(one):
-            label, mine = one["label"].to_numpy(), one["SUVR"].to_numpy()
-            theirs = other.loc[one["ID"], "SUVR"].to_numpy()
-            gains.append(_gains(label, mine, theirs, int(seed)))
-    if not gains:
-        return dict.fromkeys(("gain_AUC", "gain_AUC_low", "gain_AUC_high"), np.nan)
-    low, high = interval(np.mean([replicates for _, replicates in gains], axis=0))
-    return {"gain_AUC": float(np.mean([gain for gain, _ in gains])), "gain_AUC_low": float(low),
-            "gain_AUC_high": float(high)}
+    """Gains over the row mri, over the seeds that both have."""
+    scores = mri[["seed", "ID", "SUVR", "PSNR_brain"]]
+    both = own.merge(scores, on=["seed", "ID"], suffixes=("", "_mri"))
+    seeds = {seed: one for seed, one in both.groupby("seed") if len(one) == (own["seed"] == seed).sum()}
+    found = {}
+    for name, score in (("gain_AUC", gain_in_auc), ("gain_PSNR", gain_in_psnr)):
+        found[name], found[f"{name}_low"], found[f"{name}_high"] = with_interval(seeds, score)
+    return found
 
 
-def _gains(label: np.ndarray, mine: np.ndarray, theirs: np.ndarray, seed: int) -> tuple[float, np.ndarray]:
-    """The gain in AUC on one list [n], and its replicates [resamples] over the subjects."""
-    def gain(indices: np.ndarray) -> np.ndarray:
-        """Gain on resampled lists [..., n]."""
-        picked = label[indices]
-        return area_under_roc(picked, mine[indices]) - area_under_roc(picked, theirs[indices])
-    return float(gain(np.arange(len(label)))), bootstrap(gain, len(label), RESAMPLES, seed)
+# ---------------------------------------------------------------- what was asked
 
+def make_criteria(table: pd.DataFrame) -> pd.DataFrame:
+    """What the study asks, and what was found, for all subjects at the base budget.
+
+    Columns: discordance, criterion, found, wanted, reached.
+    """
+    chosen = table[(table["budget"] == "base") & (table["group"] == "all")]
+    criteria = []
+    for discordance, part in chosen.groupby("discordance"):
+        row = {record["row"]: record for record in part.to_dict("records")}
+        if row.keys() >= {*ASKED}:
+            criteria += [{"discordance": discordance} | one for one in _criteria_of(row, discordance)]
+    return pd.DataFrame(criteria, columns=["discordance", "criterion", "found", "wanted", "reached"])
+
+
+def _criteria_of(row: dict[str, dict], discordance: float) -> list[dict]:
+    """The criteria at one share of discordant subjects. row: name -> its record of the table."""
+    mri, marker, gappy, full, shuffled = (row[name] for name in ASKED)
+    kept = gappy["gain_AUC"] / marker["gain_AUC"]
+    criteria = [
+        _criterion("`mri_all`: AUC minus that without PET", full["lead"], ">= -0.02", full["lead"] >= -0.02),
+        _criterion("`mri_marker`: gain in PSNR", marker["gain_PSNR"], "interval above 0",
+                   marker["gain_PSNR_low"] > 0),
+        _criterion("`mri_marker_gappy`: kept of the gain in AUC", kept, ">= 0.5", kept >= 0.5),
+        _criterion("`mri_all_shuffled`: gain in AUC", shuffled["gain_AUC"], "interval not above 0",
+                   shuffled["gain_AUC_low"] <= 0),
+    ]
+    if discordance == 0.6:
+        gain = marker["gain_AUC"]
+        criteria.append(_criterion("`mri_marker`: gain in AUC", gain, ">= 0.08", gain >= 0.08))
+    if discordance == 1:
+        low, high = mri["AUC_low"], mri["AUC_high"]
+        criteria.append(_criterion("`mri`: AUC", mri["AUC"], f"0.5 in [{low:.2f}, {high:.2f}]",
+                                   low <= 0.5 <= high))
+    return criteria
+
+
+def _criterion(criterion: str, found: float, wanted: str, reached: bool) -> dict:
+    """A row of make_criteria."""
+    return {"criterion": criterion, "found": found, "wanted": wanted, "reached": bool(reached)}
+
+
+# ---------------------------------------------------------------- Markdown
 
 def to_markdown(table: pd.DataFrame) -> str:
-    """The table as Markdown, a section for each share of discordant subjects and budget."""
-    parts = []
+    """The table as Markdown, a section for each share of discordant subjects and budget; before them, what
+    was asked."""
+    parts, criteria = [], make_criteria(table)
+    if len(criteria):
+        texts = {"found": criteria["found"].map("{:.3f}".format),
+                 "reached": criteria["reached"].map({True: "yes", False: "no"})}
+        shown = criteria.assign(**texts).to_markdown(index=False, disable_numparse=True)
+        parts.append(f"### What was asked\n\n{shown}\n")
     for (discordance, budget), part in table.groupby(["discordance", "budget"]):
         rows = [{TITLES[name]: _shown(record, name) for name in TITLES if name != "discordance"}
                 for record in part.to_dict("records")]
@@ -118,8 +188,9 @@ def _shown(record: dict, name: str) -> str:
     if np.isnan(value):
         return ""
     places = 2 if name == "PSNR_brain" else 3
-    if name == "gain_AUC":
-        return f"{value:+.3f} [{record['gain_AUC_low']:+.3f}, {record['gain_AUC_high']:+.3f}]"
+    if digits := GAINS.get(name):
+        low, high = record[f"{name}_low"], record[f"{name}_high"]
+        return f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
     std = record.get(f"{name}_sd", np.nan)
     spread = "" if np.isnan(std) else f" ± {std:.{places}f}"
     span = f" [{record['AUC_low']:.2f}, {record['AUC_high']:.2f}]" if name == "AUC" else ""

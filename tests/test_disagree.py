@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 import main
 from studies import disagree, running
-from studies.disagree_table import make_table, to_markdown
+from studies.disagree_table import make_criteria, make_table, to_markdown
 
 PHANTOM = {"phantom_subjects": (12, 4, 8), "phantom_voxel": 8, "regions": "auto", "aae_epochs": 1,
            "ldm_epochs": 1}
@@ -128,6 +128,31 @@ def test_the_interval_of_the_auc_is_as_wide_as_theory_says():
     assert row["AUC_high"] - row["AUC_low"] == pytest.approx(width, rel=0.25)
     assert f"[{row['AUC_low']:.2f}, {row['AUC_high']:.2f}]" in to_markdown(row.to_frame().T.assign(
         row="mri", group="all"))
+
+
+def test_gains_are_paired_and_what_was_asked_is_answered():
+    qualities = {"mri": 0.1, "mri_marker": 0.8, "mri_marker_gappy": 0.5, "mri_all": 0.8,
+                 "mri_all_shuffled": 0.1}
+    subjects = pd.concat([made_up(seed, row, quality)
+                          for seed in (0, 1) for row, quality in qualities.items()])
+    table = make_table(subjects, NAMES)
+    all_of = table[table["group"] == "all"].set_index("row")
+    marker = all_of.loc["mri_marker"]
+    assert marker["gain_PSNR"] == pytest.approx(0.7)       # their noise is the same: a pair differs by it
+    assert marker[["gain_PSNR_low", "gain_PSNR_high"]].tolist() == pytest.approx([0.7, 0.7])
+    assert marker["lead"] == pytest.approx(marker["AUC"] - 0.5)
+    criteria = make_criteria(table).set_index("criterion")
+    assert criteria["reached"].to_dict() == {
+        "`mri_all`: AUC minus that without PET": True, "`mri_marker`: gain in PSNR": True,
+        "`mri_marker_gappy`: kept of the gain in AUC": True, "`mri_all_shuffled`: gain in AUC": True,
+        "`mri_marker`: gain in AUC": True}
+    kept = all_of.loc["mri_marker_gappy", "gain_AUC"] / marker["gain_AUC"]
+    assert criteria.loc["`mri_marker_gappy`: kept of the gain in AUC", "found"] == pytest.approx(kept)
+    worse = make_table(subjects.assign(p_status=subjects["label"], PSNR_brain=28, discordance=1.0), NAMES)
+    reached = make_criteria(worse).set_index("criterion")["reached"]
+    assert not reached["`mri_all`: AUC minus that without PET"] and not reached["`mri_marker`: gain in PSNR"]
+    assert not reached["`mri`: AUC"]                       # 0.1 of the real SUVR is left in it
+    assert "| no " in to_markdown(worse)
 
 
 def test_small_groups_have_no_rows():
