@@ -167,6 +167,14 @@ def status_without_pet(exp: Experiment, test: pd.DataFrame, cells: pd.DataFrame 
 
 # ---------------------------------------------------------------- the study
 
+def cohorts(seeds: list[int] | None, discordance: list[float] | None,
+            is_long: bool) -> list[tuple[int, float, bool]]:
+    """What measure() is asked for: every seed and share, or those that are named; where nothing is named, the
+    first of them with longer training too, at the end."""
+    asked = [(seed, share, is_long) for share in discordance or DISCORDANCE for seed in seeds or SEEDS]
+    return asked if seeds or discordance or is_long else [*asked, (SEEDS[0], DISCORDANCE[0], True)]
+
+
 def write_tables() -> None:
     """Write disagree_subjects.csv, disagree.csv and disagree.md of all that is measured. Raises Failed if
     nothing is."""
@@ -185,20 +193,19 @@ def main(argv: list[str]) -> int:
     """Run the study. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="main.py study disagree", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), choices=SEEDS,
-                        help="seeds to run")
-    parser.add_argument("--discordance", type=float, nargs="+", default=list(DISCORDANCE),
-                        choices=DISCORDANCE,
-                        help="shares of subjects in whom atrophy has nothing to do with amyloid")
-    parser.add_argument("--long", action="store_true", help="four times the updates of stage 2")
+    parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, help="seeds to run alone")
+    parser.add_argument("--discordance", type=float, nargs="+", choices=DISCORDANCE,
+                        help="shares of subjects in whom atrophy has nothing to do with amyloid, to run alone")
+    parser.add_argument("--long", action="store_true",
+                        help="four times the updates of stage 2; without all this, once at the end")
     parser.add_argument("--tables", action="store_true",
                         help="run nothing, write the tables of what is finished")
     arguments = parser.parse_args(argv)
 
     def work() -> None:
         """Measure what is not measured yet, and write the tables."""
-        for discordance in () if arguments.tables else arguments.discordance:
-            for seed in arguments.seeds:
-                measure(seed, discordance, arguments.long)
+        if not arguments.tables:
+            for cohort in cohorts(arguments.seeds, arguments.discordance, arguments.long):
+                measure(*cohort)
         write_tables()
     return run_study(work)

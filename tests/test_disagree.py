@@ -67,6 +67,14 @@ def test_every_row_samples_the_same_networks_and_rows_that_are_there_stay(projec
     assert (project / "result/study/disagree.csv").read_bytes() == before
 
 
+def test_all_of_it_ends_with_one_longer_training():
+    everything = disagree.cohorts(None, None, False)
+    assert everything[:3] == [(0, 0.6, False), (1, 0.6, False), (2, 0.6, False)]
+    assert len(everything) == 13 and everything[-1] == (0, 0.6, True)
+    assert disagree.cohorts([1], None, False) == [(1, share, False) for share in disagree.DISCORDANCE]
+    assert disagree.cohorts([1], [0.3], True) == [(1, 0.3, True)]
+
+
 def test_without_results_there_is_no_table(project, capsys):
     assert run("--tables") == 2
     assert "python main.py study disagree does it" in capsys.readouterr().err
