@@ -195,7 +195,7 @@ def main(argv: list[str]) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", choices=SEEDS, help="seeds to run alone")
     parser.add_argument("--discordance", type=float, nargs="+", choices=DISCORDANCE,
-                        help="shares of subjects in whom atrophy has nothing to do with amyloid, to run alone")
+                        help="shares of subjects whose atrophy has nothing to do with amyloid, to run alone")
     parser.add_argument("--long", action="store_true",
                         help="four times the updates of stage 2; without all this, once at the end")
     parser.add_argument("--tables", action="store_true",
