@@ -470,9 +470,6 @@ class Config:
         "leaves open, so that each is a PET that this person might have (docs/samples.md); none: no label; "
         "auto: matched if the label in training is suvr, else mixed", affects=("validation", *SAMPLING),
         choices=("auto", "matched", "mixed", "sampled", "none"), published="none")
-    save_std: bool = setting(False,
-        "also write the standard deviation of the decoded latent samples of each scan, <ID>_sd.nii.gz",
-        affects=NEW_SCANS)
 
     cortex_mask: str = setting("",
         "NIfTI mask of the cortical target of the SUVR, any grid of the same space, or a label image with "
@@ -718,8 +715,6 @@ def _sampling_misfits(cfg: Config):
     if cfg.ldm_epochs % cfg.validation_every:
         yield (f"ldm_epochs {cfg.ldm_epochs} must be a multiple of validation_every {cfg.validation_every}, "
                "so that the last epoch is validated")
-    if cfg.save_std and cfg.samples_per_scan < 2:
-        yield "save_std needs samples_per_scan of at least 2"
     samplers = {cfg.sampler, cfg.validation_sampler}
     if cfg.zero_terminal_snr and (cfg.prediction == "eps" or samplers != {"ddim"}):
         yield (f"zero_terminal_snr needs prediction v or x0 and sampler ddim, not {cfg.prediction} and "

@@ -16,7 +16,8 @@ RENAMED = {"regression_channels": "image_regression.channels", "centiloid_slope"
 # Settings of earlier versions that are none any more -> what holds now, for who gives one; one that was saved
 # is left out.
 GONE = {"shown_subjects": "two subjects of each label are shown",
-        "bootstrap_resamples": "all intervals have the same number of resamples"}
+        "bootstrap_resamples": "all intervals have the same number of resamples",
+        "save_std": "synthesize --samples N writes PETs whose standard deviation means something"}
 
 # Settings that a training is bound to and that came later: a checkpoint without one was trained with this.
 ADDED = {"upsampling": "transposed"}

@@ -179,7 +179,7 @@ def test_settings_that_were_saved_before_there_were_automatic_regions_stay_what_
 # saved them.
 EARLIER = {"regression_channels": 8, "centiloid_slope": 100.0, "centiloid_intercept": -90.0,
            "regions_image": "atlas.nii.gz", "regions_table": "names.tsv", "aae_output_norm": False,
-           "aae_block_norm": True, "shown_subjects": 4, "bootstrap_resamples": 500}
+           "aae_block_norm": True, "shown_subjects": 4, "bootstrap_resamples": 500, "save_std": True}
 PRESENT = {"image_regression", "centiloid", "atlas", "aae_norms"}  # what these are now
 
 
@@ -288,7 +288,8 @@ def test_who_gives_a_name_of_an_earlier_version_is_told_the_present_one(capsys, 
 @pytest.mark.parametrize(("word", "instead"), [
     ("--bootstrap_resamples", "all intervals have the same number of resamples"),
     ("--bootstrap_resamples=500", "all intervals have the same number of resamples"),
-    ("--shown_subjects", "two subjects of each label are shown")])
+    ("--shown_subjects", "two subjects of each label are shown"),
+    ("--save_std", "synthesize --samples N writes PETs whose standard deviation means something")])
 def test_who_gives_a_setting_that_is_gone_is_told_what_holds_instead(capsys, word, instead):
     name = word.split("=")[0]
     assert f"unknown setting {name}, which is gone: {instead} (docs/changes.md)" in refused(capsys, word, "3")
@@ -344,7 +345,6 @@ def test_a_switch_is_given_with_or_without_a_word():
     (["--validation_every", "3"], "ldm_epochs 1000 must be a multiple of validation_every 3"),
     (["--zero_terminal_snr", "true", "--prediction", "eps"],
      "zero_terminal_snr needs prediction v or x0 and sampler ddim"),
-    (["--save_std", "--samples_per_scan", "1"], "save_std needs samples_per_scan of at least 2"),
     (["--label_in_training", "suvr", "--regions", "none"],
      "label_in_training suvr needs the regions of an SUVR"),
     (["--label_at_sampling", "matched", "--regions", "none"],

@@ -84,7 +84,7 @@ OTHERS = [
      "aae_lr_decay": False, "latent_channels": 2, "shuffle_labels": True},
     {"image_loss": 0.5, "conditioning": "none", "latent_scaling": False, "label_in_training": "suvr",
      "label_at_sampling": "matched", "aae_norms": ("output", "blocks"), "sampler": "dpm",
-     "validation_sampler": "dpm", "save_std": True},
+     "validation_sampler": "dpm"},
 ]
 
 
