@@ -373,9 +373,6 @@ class Config:
     timesteps: int = setting(1000, "T, steps of the diffusion; paper: 1000", affects=DENOISER, low=10)
     beta: tuple[float, float] = setting((1e-4, 0.02),
         "first and last noise variance, linear in between; paper", affects=LDM, low=1e-8, high=0.5)
-    zero_terminal_snr: bool = setting(False,
-        "shrink the schedule until the last step is pure noise (Lin et al. 2024), as sampling begins; needs "
-        "prediction v or x0 and sampler ddim", affects=LDM)
     prediction: str = setting("v",
         "what the UNet predicts: the noise eps, v or z_0 (x0): at high noise a small error of the noise "
         "swamps the overall level of uptake", affects=LDM, choices=("eps", "v", "x0"), published="eps")
@@ -715,10 +712,6 @@ def _sampling_misfits(cfg: Config):
     if cfg.ldm_epochs % cfg.validation_every:
         yield (f"ldm_epochs {cfg.ldm_epochs} must be a multiple of validation_every {cfg.validation_every}, "
                "so that the last epoch is validated")
-    samplers = {cfg.sampler, cfg.validation_sampler}
-    if cfg.zero_terminal_snr and (cfg.prediction == "eps" or samplers != {"ddim"}):
-        yield (f"zero_terminal_snr needs prediction v or x0 and sampler ddim, not {cfg.prediction} and "
-               f"{cfg.sampler}: of pure noise, the noise says nothing about z_0")
     if cfg.label_in_training == "suvr" and not cfg.knows_regions:
         yield ("label_in_training suvr needs the regions of an SUVR, and regions none gives none; take true, "
                "or another value of regions")

@@ -434,24 +434,16 @@ class Diffusion(nn.Module):
     """The Gaussian diffusion with linear beta (Ho et al. 2020) and its samplers.
 
     prediction: what the network's output means: 'eps' the noise (published), 'v' = sqrt(alpha_bar) eps -
-    sqrt(1 - alpha_bar) z_0 (Salimans and Ho 2022), or 'x0' the clean latent. zero_terminal_snr: shrink
-    sqrt(alpha_bar) until it ends at 0 (Lin et al. 2024, Algorithm 1); for DDIM and for v and x0 alone. A
-    denoise function takes z_t [B, C, d, h, w] and t [B] int64.
+    sqrt(1 - alpha_bar) z_0 (Salimans and Ho 2022), or 'x0' the clean latent. A denoise function takes z_t
+    [B, C, d, h, w] and t [B] int64.
     """
 
-    def __init__(self, T: int = 1000, beta: tuple[float, float] = (1e-4, 0.02), prediction: str = "eps",
-                 zero_terminal_snr: bool = False):
+    def __init__(self, T: int = 1000, beta: tuple[float, float] = (1e-4, 0.02), prediction: str = "eps"):
         super().__init__()
         assert prediction in ("eps", "v", "x0"), prediction
-        assert not (zero_terminal_snr and prediction == "eps"), ("of pure noise, the noise says nothing "
-                                                                 "about z_0")
         self.T, self.prediction = T, prediction
         beta_t = torch.linspace(*beta, T, dtype=torch.float64)
         alpha_bar = torch.cumprod(1 - beta_t, dim=0)
-        if zero_terminal_snr:
-            signal = alpha_bar.sqrt()
-            alpha_bar = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
-            beta_t = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
         self.register_buffer("beta", beta_t.float(), persistent=False)
         self.register_buffer("alpha_bar", alpha_bar.float(), persistent=False)
 

@@ -135,7 +135,7 @@ def place(network: Network, cfg: Config, device: torch.device) -> Network:
 
 def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
     """The diffusion process."""
-    return Diffusion(cfg.timesteps, cfg.beta, cfg.prediction, cfg.zero_terminal_snr).to(device)
+    return Diffusion(cfg.timesteps, cfg.beta, cfg.prediction).to(device)
 
 
 # ---------------------------------------------------------------- trained

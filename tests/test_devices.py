@@ -266,7 +266,6 @@ CREATORS = {f"torch.{name}" for name in ("zeros", "ones", "full", "rand", "randn
 ALLOWED = {                            # file, function and call -> why it may go without .cpu() or device=
     "model.py Projector.__init__ torch.arange": "becomes a buffer, which moves with the module",
     "model.py Diffusion.__init__ torch.linspace": "becomes a buffer",
-    "model.py Diffusion.__init__ torch.ones": "becomes part of a buffer",
     "model.py Diffusion.ddim torch.linspace": "becomes a list of times",
     "utils.py draw_noise torch.randn": "on the CPU, so that every device has the same noise",
     "utils.py draw_uniform torch.rand": "on the CPU, so that every device has the same draws",

@@ -1,41 +1,10 @@
-"""The parts of the diffusion process that are not published: its schedule, its times and its weights over
-time."""
+"""The parts of the diffusion process that are not published: its times and its weights over time."""
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from torch.testing import assert_close
 
-from config import Config
 from model import Diffusion
-
-
-@pytest.mark.parametrize("prediction", ["v", "x0"])
-def test_zero_terminal_snr_ends_in_pure_noise_and_begins_as_before(prediction):
-    plain = Diffusion(prediction=prediction)
-    diffusion = Diffusion(prediction=prediction, zero_terminal_snr=True)
-    assert diffusion.alpha_bar[-1] == 0
-    assert diffusion.alpha_bar[0] == pytest.approx(plain.alpha_bar[0].item(), rel=1e-6)
-    assert (diffusion.alpha_bar.diff() < 0).all()
-    ratio = diffusion.alpha_bar[1:] / diffusion.alpha_bar[:-1]
-    assert_close(ratio, 1 - diffusion.beta[1:], atol=1e-5, rtol=1e-4)
-    z_0, eps, last = torch.randn(2, 1, 3, 3, 3), torch.randn(2, 1, 3, 3, 3), torch.tensor([999, 999])
-    assert_close(diffusion.q_sample(z_0, last, eps), eps)  # nothing of z_0 is left to read
-
-    def denoise(z_t, t):
-        """A denoiser that knows z_0, and says so at pure noise too."""
-        alpha_bar_t = diffusion.alpha_bar[t].view(-1, 1, 1, 1, 1)
-        return diffusion.target(z_0, t, (z_t - alpha_bar_t.sqrt() * z_0) / (1 - alpha_bar_t).sqrt())
-    assert_close(diffusion.ddim(denoise, eps, 5), z_0, atol=1e-4, rtol=1e-4)
-
-
-def test_zero_terminal_snr_is_refused_where_pure_noise_says_nothing_about_z_0():
-    with pytest.raises(AssertionError, match="of pure noise"):
-        Diffusion(prediction="eps", zero_terminal_snr=True)
-    refused = [("prediction", "eps"), ("sampler", "ddpm"), ("sampler", "dpm"), ("validation_sampler", "ddpm")]
-    for name, value in refused:
-        with pytest.raises(ValueError, match="zero_terminal_snr needs prediction v or x0 and sampler ddim"):
-            Config(**TINY | {"zero_terminal_snr": True, name: value})
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])

@@ -237,8 +237,8 @@ DIFFERENT = [  # arguments of make_run, what is said, what is not
         ["DDIM (Song"],
     ),
     (
-        {"prediction": "x0", "zero_terminal_snr": True},
-        ["the clean latent", "zero terminal SNR (Lin et al. 2024)"],
+        {"prediction": "x0"},
+        ["the clean latent"],
         ["Salimans"],
     ),
     (
