@@ -376,9 +376,6 @@ class Config:
     prediction: str = setting("v",
         "what the UNet predicts: the noise eps, v or z_0 (x0): at high noise a small error of the noise "
         "swamps the overall level of uptake", affects=LDM, choices=("eps", "v", "x0"), published="eps")
-    min_snr: float = setting(0.0,
-        "gamma of the Min-SNR weights of the loss over time (Hang et al. 2023, who take 5); 0: none, as in "
-        "the paper", affects=LDM, low=0.0)
     time_shift: float = setting(10.0,
         "training draws times t = s u / (1 + (s - 1) u) of T, u uniform (Esser et al. 2024, Eq. 23): the "
         "level of uptake is decided at high noise", affects=LDM, low=0.01, high=100.0, published=1.0)

@@ -486,16 +486,6 @@ class Diffusion(nn.Module):
         u = torch.rand(n, device=self.beta.device)
         return 1 + (shift * u / (1 + (shift - 1) * u) * (self.T - 1)).long().clamp(max=self.T - 2)
 
-    def loss_weight(self, t: Tensor, gamma: float) -> Tensor:
-        """Min-SNR-gamma weight of the squared error of the network's output at t (Hang et al. 2023, Section
-        3.4), [B]: with it the squared error of z_0 counts min(SNR, gamma). gamma 0: all weights are 1."""
-        if not gamma:
-            return torch.ones_like(self.alpha_bar[t])
-        snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])
-        # how the output's error counts in z_0's
-        of_z_0 = {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.prediction]
-        return snr.clamp(max=gamma) / of_z_0
-
     def ddpm(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor,
              noise: Iterator[Tensor]) -> Tensor:
         """Ancestral sampling (Ho et al. 2020, Algorithm 2, variance beta_t) over t = T - 1, ..., 1.

@@ -22,7 +22,6 @@ REFERENCES = {
                             "ICLR 2022.",
     "Esser et al. 2024": "Esser et al. Scaling Rectified Flow Transformers for High-Resolution Image "
                          "Synthesis. ICML 2024.",
-    "Hang et al. 2023": "Hang et al. Efficient Diffusion Training via Min-SNR Weighting Strategy. ICCV 2023.",
     "Platt 1999": "Platt. Probabilistic Outputs for Support Vector Machines and Comparisons to Regularized "
                   "Likelihood Methods. In: Advances in Large Margin Classifiers. MIT Press, 1999.",
     "Guo et al. 2017": "Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. ICML 2017.",
@@ -134,8 +133,6 @@ def _stage_2(settings: dict) -> Iterator[str]:
         direction = "high" if settings["time_shift"] > 1 else "low"
         yield (f"Times were drawn with a shift of {settings['time_shift']:g} to {direction} noise (Esser et "
                "al. 2024).")
-    if settings["min_snr"]:
-        yield f"The loss had Min-SNR weights with gamma {settings['min_snr']:g} (Hang et al. 2023)."
     if settings["image_loss"]:
         yield (f"An L1 loss between PET and decoded estimate was added, weighted by "
                f"{settings['image_loss']:g} over the standard deviation of the training PETs.")
