@@ -399,10 +399,8 @@ class Config:
     shuffle_labels: bool = setting(False,
         "a null control: the labels of the training list change places at random before stage 2, and before "
         "a system is trained that sees them", affects=(*LDM, *LABELLED, *SEEING_LABELS))
-    ldm_lr: float = setting(1e-4, "learning rate of AdamW; paper: 1e-4", affects=STAGE_2, low=1e-8, high=1.0)
-    ldm_lr_decay: bool = setting(False,
-        "let the learning rate of stage 2 fall to 0 along half a cosine, epoch by epoch; paper: constant",
-        affects=STAGE_2)
+    ldm_lr: float = setting(1e-4,
+        "learning rate of AdamW, constant; paper: 1e-4", affects=STAGE_2, low=1e-8, high=1.0)
     ldm_batch_size: int = setting(2,
         "subjects a step and process; paper: 2, in one process", affects=PET, low=1)
     ldm_epochs: int = setting(1000,

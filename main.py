@@ -210,7 +210,6 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
                                                  title)
 
     fit(run, subjects, step, validate=validate, epochs=cfg.ldm_epochs, seed=cfg.seed,
-        begin_epoch=partial(set_cosine_rate, run.optimizers, cfg.ldm_lr, cfg.ldm_lr_decay),
         validate_every=cfg.validation_every)
 
 

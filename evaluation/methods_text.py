@@ -124,7 +124,6 @@ def _stage_2(settings: dict) -> Iterator[str]:
            + f" in a diffusion of these latents of {settings['timesteps']} steps (noise variances {low:g} to "
              f"{high:g}, linear)" + (f", given {' and '.join(given)}" if given else "")
            + f": {_counted(settings['ldm_epochs'], 'epoch')} of AdamW, learning rate {settings['ldm_lr']:g}"
-           + (", falling to 0 along half a cosine" if settings["ldm_lr_decay"] else "")
            + f", {_counted(settings['ldm_batch_size'], 'subject')} a step and process; the moving average of "
              f"its weights (decay {settings['ema_decay']:g}) was used.")
     if settings["latent_scaling"]:

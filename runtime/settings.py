@@ -22,7 +22,7 @@ GONE = {"shown_subjects": "two subjects of each label are shown",
 
 # Settings of earlier versions that changed a training and gained nothing (docs/study.md) -> the value that
 # changes nothing. What was saved with it is as it is now, what was made with another one is refused.
-REMOVED = {"zero_terminal_snr": False, "min_snr": 0.0}
+REMOVED = {"zero_terminal_snr": False, "min_snr": 0.0, "ldm_lr_decay": False}
 READS_REMOVED = "acd10f2"                                  # the last commit with all of them
 
 # Settings that a training is bound to and that came later: a checkpoint without one was trained with this.

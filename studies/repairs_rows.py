@@ -33,7 +33,6 @@ ROWS = (
     Row("eps", "--prediction eps --validation_steps 20 --sampling_steps 20", "Ho et al. 2020"),
     Row("x0", "--prediction x0", "Salimans and Ho 2022"),
     Row("even_times", "--time_shift 1", "Ou et al. 2025"),
-    Row("falling_rate", "--ldm_lr_decay"),
     # the MRI and the label
     Row("one_channel", "--conditioning input", "Ou et al. 2025"),
     Row("no_mri", "--conditioning none", "ablation"),

@@ -26,7 +26,7 @@ PAPER = {"seed": 0, "precision": "fp32", "image_size": (181, 217, 181), "crop_st
          "unet_norm_groups": 32, "time_dim": 128, "timesteps": 1000, "beta": (1e-4, 0.02),
          "prediction": "eps", "time_shift": 1.0,
          "image_loss": 0.0, "conditioning": "input", "latent_scaling": False, "label_in_training": "true",
-         "shuffle_labels": False, "ldm_lr": 1e-4, "ldm_lr_decay": False, "ldm_batch_size": 2,
+         "shuffle_labels": False, "ldm_lr": 1e-4, "ldm_batch_size": 2,
          "ldm_epochs": 1000, "ema_decay": 0.9999, "ema_start": 2000, "validation_every": 1, "sampler": "ddpm",
          "samples_per_scan": 1, "label_at_sampling": "none"}
 # not ddpm: 999 evaluations a scan and epoch

@@ -232,7 +232,7 @@ DIFFERENT = [  # arguments of make_run, what is said, what is not
         [", given"],
     ),
     (
-        {"sampler": "dpm", "time_shift": 0.5, "shuffle_labels": True, "ldm_lr_decay": True},
+        {"sampler": "dpm", "time_shift": 0.5, "shuffle_labels": True},
         ["DPM-Solver++", "to low noise", "null control"],
         ["DDIM (Song"],
     ),

@@ -79,9 +79,9 @@ def test_a_stage_2_on_a_stage_1_of_another_experiment_is_used_with_it(project, c
 
 # Two runs in which every choice of the method is another one than by default, as far as they go together.
 OTHERS = [
-    {"image_loss": 0.0, "prediction": "x0", "time_shift": 3.0,
-     "conditioning": "input", "label_in_training": "true", "label_at_sampling": "mixed", "ldm_lr_decay": True,
-     "aae_lr_decay": False, "latent_channels": 2, "shuffle_labels": True},
+    {"image_loss": 0.0, "prediction": "x0", "time_shift": 3.0, "conditioning": "input",
+     "label_in_training": "true", "label_at_sampling": "mixed", "aae_lr_decay": False, "latent_channels": 2,
+     "shuffle_labels": True},
     {"image_loss": 0.5, "conditioning": "none", "latent_scaling": False, "label_in_training": "suvr",
      "label_at_sampling": "matched", "aae_norms": ("output", "blocks"), "sampler": "dpm",
      "validation_sampler": "dpm"},

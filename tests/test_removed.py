@@ -18,7 +18,8 @@ from runtime.checkpoints import StageRun, check_settings, load_checkpoint
 from utils import InputError
 
 # A removed setting, its value that changes nothing, another one; the first never was one.
-REMOVED = [("made_up", 0.0, 5.0), ("zero_terminal_snr", False, True), ("min_snr", 0.0, 5.0)]
+REMOVED = [("made_up", 0.0, 5.0), ("zero_terminal_snr", False, True), ("min_snr", 0.0, 5.0),
+           ("ldm_lr_decay", False, True)]
 READS_IT = "git checkout acd10f2 gives the version that reads it"
 
 
