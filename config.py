@@ -374,8 +374,8 @@ class Config:
     beta: tuple[float, float] = setting((1e-4, 0.02),
         "first and last noise variance, linear in between; paper", affects=LDM, low=1e-8, high=0.5)
     prediction: str = setting("v",
-        "what the UNet predicts: the noise eps, v or z_0 (x0): at high noise a small error of the noise "
-        "swamps the overall level of uptake", affects=LDM, choices=("eps", "v", "x0"), published="eps")
+        "what the UNet predicts: v, or the noise eps, of which a small error at high noise swamps the "
+        "overall level of uptake", affects=LDM, choices=("eps", "v"), published="eps")
     time_shift: float = setting(10.0,
         "training draws times t = s u / (1 + (s - 1) u) of T, u uniform (Esser et al. 2024, Eq. 23): the "
         "level of uptake is decided at high noise", affects=LDM, low=0.01, high=100.0, published=1.0)

@@ -433,14 +433,14 @@ class UNet(nn.Module):
 class Diffusion(nn.Module):
     """The Gaussian diffusion with linear beta (Ho et al. 2020) and its samplers.
 
-    prediction: what the network's output means: 'eps' the noise (published), 'v' = sqrt(alpha_bar) eps -
-    sqrt(1 - alpha_bar) z_0 (Salimans and Ho 2022), or 'x0' the clean latent. A denoise function takes z_t
-    [B, C, d, h, w] and t [B] int64.
+    prediction: what the network's output means: 'eps' the noise (published), or 'v' = sqrt(alpha_bar) eps -
+    sqrt(1 - alpha_bar) z_0 (Salimans and Ho 2022). A denoise function takes z_t [B, C, d, h, w] and t [B]
+    int64.
     """
 
     def __init__(self, T: int = 1000, beta: tuple[float, float] = (1e-4, 0.02), prediction: str = "eps"):
         super().__init__()
-        assert prediction in ("eps", "v", "x0"), prediction
+        assert prediction in ("eps", "v"), prediction
         self.T, self.prediction = T, prediction
         beta_t = torch.linspace(*beta, T, dtype=torch.float64)
         alpha_bar = torch.cumprod(1 - beta_t, dim=0)
@@ -460,8 +460,6 @@ class Diffusion(nn.Module):
         """What the network is to predict for q_sample(z_0, t, eps); [B, C, d, h, w]."""
         if self.prediction == "eps":
             return eps
-        if self.prediction == "x0":
-            return z_0
         alpha_bar_t = self._alpha_bar(t)
         return alpha_bar_t.sqrt() * eps - (1 - alpha_bar_t).sqrt() * z_0
 
@@ -471,8 +469,6 @@ class Diffusion(nn.Module):
         signal, noise = alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt()
         if self.prediction == "eps":
             return (z_t - noise * output) / signal, output
-        if self.prediction == "x0":
-            return output, (z_t - signal * output) / noise
         return signal * z_t - noise * output, noise * z_t + signal * output
 
     def draw_times(self, n: int, shift: float = 1.0) -> Tensor:

@@ -37,7 +37,7 @@ REFERENCES = {
     "Wang et al. 2004": "Wang, Bovik, Sheikh, Simoncelli. Image Quality Assessment: From Error Visibility to "
                         "Structural Similarity. IEEE Trans Image Process 13:600-612, 2004.",
     "Holm 1979": "Holm. A Simple Sequentially Rejective Multiple Test Procedure. Scand J Stat 6:65-70, 1979."}
-PREDICTIONS = {"eps": "the noise (Ho et al. 2020)", "v": "v (Salimans and Ho 2022)", "x0": "the clean latent"}
+PREDICTIONS = {"eps": "the noise (Ho et al. 2020)", "v": "v (Salimans and Ho 2022)"}
 SAMPLERS = {"ddpm": "ancestral sampling (Ho et al. 2020)", "ddim": "DDIM (Song et al. 2021)",
             "dpm": "DPM-Solver++(2M) (Lu et al. 2022)"}
 COMPARED = {"mean_pet": "the mean training PET",

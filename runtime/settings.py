@@ -23,6 +23,7 @@ GONE = {"shown_subjects": "two subjects of each label are shown",
 # Settings of earlier versions that changed a training and gained nothing (docs/study.md) -> the value that
 # changes nothing. What was saved with it is as it is now, what was made with another one is refused.
 REMOVED = {"zero_terminal_snr": False, "min_snr": 0.0, "ldm_lr_decay": False}
+REMOVED_CHOICES = {"prediction": "x0"}                     # a value of a present setting, likewise refused
 READS_REMOVED = "acd10f2"                                  # the last commit with all of them
 
 # Settings that a training is bound to and that came later: a checkpoint without one was trained with this.
@@ -55,6 +56,8 @@ def why_refused(saved: dict) -> str:
     changed something; else empty."""
     found = [f"{name} {json.dumps(saved[name])}" for name, off in REMOVED.items()
              if saved.get(name, off) != off]
+    found += [f"{name} {json.dumps(gone)}" for name, gone in REMOVED_CHOICES.items()
+              if saved.get(name) == gone]
     if not found:
         return ""
     return (f"was made with {', '.join(found)}, which gained nothing and is gone (docs/study.md); git "
@@ -220,6 +223,9 @@ def _entry_problems(field: dataclasses.Field, kind: type, entry) -> Iterator[str
     elif kind is str and readable(entry) != entry:
         yield (f"{field.name} {readable(entry)} is not a name in UTF-8, which tables and reports need; "
                "rename it, or give a link to it that has a plain name")
+    elif REMOVED_CHOICES.get(field.name) == entry:
+        yield (f"{field.name} {entry} gained nothing and is gone (docs/study.md); git checkout "
+               f"{READS_REMOVED} gives the version that has it")
     elif choices and entry not in choices:
         yield f"{field.name} {entry!r} must be one of {', '.join(choices)}"
     elif (low is not None and not entry >= low) or (high is not None and not entry <= high):  # nan is neither

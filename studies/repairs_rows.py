@@ -31,7 +31,6 @@ ROWS = (
     # the loss
     Row("no_image_loss", "--image_loss 0", "Ou et al. 2025"),
     Row("eps", "--prediction eps --validation_steps 20 --sampling_steps 20", "Ho et al. 2020"),
-    Row("x0", "--prediction x0", "Salimans and Ho 2022"),
     Row("even_times", "--time_shift 1", "Ou et al. 2025"),
     # the MRI and the label
     Row("one_channel", "--conditioning input", "Ou et al. 2025"),

@@ -173,7 +173,7 @@ class Loader(list):
 
 @pytest.mark.parametrize("changed", [
     {"image_loss": 0.0, "time_shift": 1.0, "conditioning": "input"}, {"image_loss": 1.0},
-    {"prediction": "eps", "recompute": True}, {"prediction": "x0"}])
+    {"prediction": "eps", "recompute": True}])
 def test_an_update_of_stage_2_and_its_moving_average_stay_on_the_device(changed, one_device):
     """Though volumes, latents and labels come from the CPU."""
     cfg, scans = settings(**changed), [SimpleNamespace(id=name) for name in IDS]

@@ -236,11 +236,7 @@ DIFFERENT = [  # arguments of make_run, what is said, what is not
         ["DPM-Solver++", "to low noise", "null control"],
         ["DDIM (Song"],
     ),
-    (
-        {"prediction": "x0"},
-        ["the clean latent"],
-        ["Salimans"],
-    ),
+    ({"prediction": "eps"}, ["the noise (Ho et al. 2020)"], ["Salimans"]),
     (
         {"cortex_mask": "c.nii", "reference_mask": "r.nii", "centiloid": (100.0, -90.0)},
         ["c.nii over r.nii", "Centiloids were computed as 100 SUVR -90", "Klunk"],

@@ -20,6 +20,7 @@ from utils import InputError
 # A removed setting, its value that changes nothing, another one; the first never was one.
 REMOVED = [("made_up", 0.0, 5.0), ("zero_terminal_snr", False, True), ("min_snr", 0.0, 5.0),
            ("ldm_lr_decay", False, True)]
+CASES = [*REMOVED, ("prediction", "v", "x0")]              # the last a choice of a setting that stays
 READS_IT = "git checkout acd10f2 gives the version that reads it"
 
 
@@ -35,7 +36,7 @@ def checkpoint_with(folder: Path, name: str, value) -> Path:
     return folder / "C_last.pth.tar"
 
 
-@pytest.mark.parametrize(("name", "off", "on"), REMOVED)
+@pytest.mark.parametrize(("name", "off", "on"), CASES)
 def test_a_checkpoint_is_read_if_the_setting_changed_nothing_and_else_refused(tmp_path, name, off, on):
     path = checkpoint_with(tmp_path, name, off)
     check_settings(path, load_checkpoint(path), {"lr": 1})
@@ -50,7 +51,7 @@ def test_a_checkpoint_is_read_if_the_setting_changed_nothing_and_else_refused(tm
         StageRun(tmp_path, "ldm", "C", {}, {"lr": 1}, {})
 
 
-@pytest.mark.parametrize(("name", "off", "on"), REMOVED)
+@pytest.mark.parametrize(("name", "off", "on"), CASES)
 def test_tools_use_an_experiment_if_the_setting_changed_nothing(tmp_path, monkeypatch, capsys, name, off, on):
     monkeypatch.chdir(tmp_path)
     path, cfg = tmp_path / "result" / "a" / "config.json", Config(**TINY | {"exp": "a"})
@@ -68,18 +69,20 @@ def test_tools_use_an_experiment_if_the_setting_changed_nothing(tmp_path, monkey
     assert READS_IT in message
 
 
-@pytest.mark.parametrize(("name", "off", "on"), REMOVED)
+@pytest.mark.parametrize(("name", "off", "on"), CASES)
 def test_scores_stand_in_the_tables_if_the_setting_changed_nothing(tmp_path, name, off, on):
+    before = {}
     for exp, value in (("a", off), ("b", on)):
         make_run(tmp_path, exp)
         run = load_run(tmp_path / "result" / exp)
+        before = before or run.metadata["settings"]        # of the first
         metadata = run.metadata | {"settings": run.metadata["settings"] | {name: value}}
         for key in ("format", "files"):
             del metadata[key]
         frames = {"test": run.test, "uptake": run.uptake, "predictions": run.predictions}
         save_run(tmp_path / "result" / exp, metadata, frames)
     runs, left_out = load_runs(tmp_path / "result")
-    assert [run.name for run in runs] == ["a"] and name not in runs[0].metadata["settings"]
+    assert [run.name for run in runs] == ["a"] and runs[0].metadata["settings"] == before
     assert left_out.keys() == {"b"} and READS_IT in left_out["b"]
     assert f"scores.json was made with {name} {json.dumps(on)}" in left_out["b"]
 
@@ -89,6 +92,13 @@ def test_who_gives_a_removed_setting_is_told_so(capsys, name, off, on):
     assert run(f"--{name}", str(on)) == 2
     message = capsys.readouterr().err
     assert f"unknown setting --{name}, which gained nothing and is gone (docs/study.md)" in message
+    assert "git checkout acd10f2 gives the version that has it" in message
+
+
+def test_who_gives_a_choice_that_is_gone_is_told_so(capsys):
+    assert run("--prediction", "x0") == 2
+    message = capsys.readouterr().err
+    assert "prediction x0 gained nothing and is gone (docs/study.md)" in message
     assert "git checkout acd10f2 gives the version that has it" in message
 
 
