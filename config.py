@@ -373,15 +373,9 @@ class Config:
     timesteps: int = setting(1000, "T, steps of the diffusion; paper: 1000", affects=DENOISER, low=10)
     beta: tuple[float, float] = setting((1e-4, 0.02),
         "first and last noise variance, linear in between; paper", affects=LDM, low=1e-8, high=0.5)
-    zero_terminal_snr: bool = setting(False,
-        "shrink the schedule until the last step is pure noise (Lin et al. 2024), as sampling begins; needs "
-        "prediction v or x0 and sampler ddim", affects=LDM)
     prediction: str = setting("v",
-        "what the UNet predicts: the noise eps, v or z_0 (x0): at high noise a small error of the noise "
-        "swamps the overall level of uptake", affects=LDM, choices=("eps", "v", "x0"), published="eps")
-    min_snr: float = setting(0.0,
-        "gamma of the Min-SNR weights of the loss over time (Hang et al. 2023, who take 5); 0: none, as in "
-        "the paper", affects=LDM, low=0.0)
+        "what the UNet predicts: v, or the noise eps, of which a small error at high noise swamps the "
+        "overall level of uptake", affects=LDM, choices=("eps", "v"), published="eps")
     time_shift: float = setting(10.0,
         "training draws times t = s u / (1 + (s - 1) u) of T, u uniform (Esser et al. 2024, Eq. 23): the "
         "level of uptake is decided at high noise", affects=LDM, low=0.01, high=100.0, published=1.0)
@@ -405,10 +399,8 @@ class Config:
     shuffle_labels: bool = setting(False,
         "a null control: the labels of the training list change places at random before stage 2, and before "
         "a system is trained that sees them", affects=(*LDM, *LABELLED, *SEEING_LABELS))
-    ldm_lr: float = setting(1e-4, "learning rate of AdamW; paper: 1e-4", affects=STAGE_2, low=1e-8, high=1.0)
-    ldm_lr_decay: bool = setting(False,
-        "let the learning rate of stage 2 fall to 0 along half a cosine, epoch by epoch; paper: constant",
-        affects=STAGE_2)
+    ldm_lr: float = setting(1e-4,
+        "learning rate of AdamW, constant; paper: 1e-4", affects=STAGE_2, low=1e-8, high=1.0)
     ldm_batch_size: int = setting(2,
         "subjects a step and process; paper: 2, in one process", affects=PET, low=1)
     ldm_epochs: int = setting(1000,
@@ -470,9 +462,6 @@ class Config:
         "leaves open, so that each is a PET that this person might have (docs/samples.md); none: no label; "
         "auto: matched if the label in training is suvr, else mixed", affects=("validation", *SAMPLING),
         choices=("auto", "matched", "mixed", "sampled", "none"), published="none")
-    save_std: bool = setting(False,
-        "also write the standard deviation of the decoded latent samples of each scan, <ID>_sd.nii.gz",
-        affects=NEW_SCANS)
 
     cortex_mask: str = setting("",
         "NIfTI mask of the cortical target of the SUVR, any grid of the same space, or a label image with "
@@ -718,12 +707,6 @@ def _sampling_misfits(cfg: Config):
     if cfg.ldm_epochs % cfg.validation_every:
         yield (f"ldm_epochs {cfg.ldm_epochs} must be a multiple of validation_every {cfg.validation_every}, "
                "so that the last epoch is validated")
-    if cfg.save_std and cfg.samples_per_scan < 2:
-        yield "save_std needs samples_per_scan of at least 2"
-    samplers = {cfg.sampler, cfg.validation_sampler}
-    if cfg.zero_terminal_snr and (cfg.prediction == "eps" or samplers != {"ddim"}):
-        yield (f"zero_terminal_snr needs prediction v or x0 and sampler ddim, not {cfg.prediction} and "
-               f"{cfg.sampler}: of pure noise, the noise says nothing about z_0")
     if cfg.label_in_training == "suvr" and not cfg.knows_regions:
         yield ("label_in_training suvr needs the regions of an SUVR, and regions none gives none; take true, "
                "or another value of regions")

@@ -118,22 +118,21 @@ def encode(exp: Experiment) -> None:
 
 @dataclass(frozen=True)
 class Stage2:
-    """What the loss of stage 2 depends on beside the denoiser and its batch. The last three are settings of
+    """What the loss of stage 2 depends on beside the denoiser and its batch. The last two are settings of
     config.py."""
     diffusion: Diffusion
     space: LatentSpace
     pet_std: float                                   # standard deviation over all voxels of all training PETs
     image_loss: float = 1.0                                # published: 0
     time_shift: float = 10.0                               # published: 1
-    min_snr: float = 0.0
 
 
 def ldm_loss(unet: UNet, stage_2: Stage2, batch: LatentBatch, t: Tensor, eps: Tensor) -> dict[str, Tensor]:
     """The loss of the denoiser and its terms, at steps t [B] with noise eps [B, C, d, h, w].
 
-    mse: squared error of its prediction of v, or of eps as published (Ho et al. 2020, Eq. 14), which min_snr
-    weighs; with 0 all weights are 1. image: L1 between the decoded estimate of z_0 and the PET, in units of
-    pet_std; its gradient reaches the denoiser through the frozen decoder.
+    mse: squared error of its prediction of v, or of eps as published (Ho et al. 2020, Eq. 14). image: L1
+    between the decoded estimate of z_0 and the PET, in units of pet_std; its gradient reaches the denoiser
+    through the frozen decoder.
 
     Where its inputs come from: z_0 by model.py:LatentSpace.scale; t by model.py:Diffusion.draw_times; the
     MRI's features by model.py:UNet.condition; the label by labels/soft_labels.py:suvr_soft_labels, or one_hot
@@ -143,8 +142,7 @@ def ldm_loss(unet: UNet, stage_2: Stage2, batch: LatentBatch, t: Tensor, eps: Te
     z_t = diffusion.q_sample(batch.z_0, t, eps)
     output = unet(z_t, batch.mri, t, batch.label).float()                                    # [B, C, d, h, w]
     target = diffusion.target(batch.z_0, t, eps)       # v = sqrt(alpha_bar_t) eps - sqrt(1 - alpha_bar_t) z_0
-    error = F.mse_loss(output, target, reduction="none").flatten(1).mean(dim=1)              # [B]
-    mse = (diffusion.loss_weight(t, stage_2.min_snr) * error).mean()
+    mse = F.mse_loss(output, target)
     if not stage_2.image_loss:
         return {"loss": mse, "mse": mse}
     z_0_hat, _ = diffusion.z_0_and_eps(output, z_t, t)
@@ -191,8 +189,7 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
     run.metadata = run.metadata or stage_2_metadata(exp, latents, survey)
     space = LatentSpace(aae, run.metadata["latent_mean"], run.metadata["latent_std"])
     say("ldm", f"latents are shifted by {space.mean:.3f} and scaled by {space.std:.3f}")
-    stage_2 = Stage2(build_diffusion(cfg, exp.device), space, survey.pet_std, cfg.image_loss, cfg.time_shift,
-                     cfg.min_snr)
+    stage_2 = Stage2(build_diffusion(cfg, exp.device), space, survey.pet_std, cfg.image_loss, cfg.time_shift)
     latent_batches = LatentBatches(exp, space, latents, run.metadata["soft_labels"])
     capture_passes(exp, unet)
 
@@ -213,7 +210,6 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
                                                  title)
 
     fit(run, subjects, step, validate=validate, epochs=cfg.ldm_epochs, seed=cfg.seed,
-        begin_epoch=partial(set_cosine_rate, run.optimizers, cfg.ldm_lr, cfg.ldm_lr_decay),
         validate_every=cfg.validation_every)
 
 

@@ -433,25 +433,17 @@ class UNet(nn.Module):
 class Diffusion(nn.Module):
     """The Gaussian diffusion with linear beta (Ho et al. 2020) and its samplers.
 
-    prediction: what the network's output means: 'eps' the noise (published), 'v' = sqrt(alpha_bar) eps -
-    sqrt(1 - alpha_bar) z_0 (Salimans and Ho 2022), or 'x0' the clean latent. zero_terminal_snr: shrink
-    sqrt(alpha_bar) until it ends at 0 (Lin et al. 2024, Algorithm 1); for DDIM and for v and x0 alone. A
-    denoise function takes z_t [B, C, d, h, w] and t [B] int64.
+    prediction: what the network's output means: 'eps' the noise (published), or 'v' = sqrt(alpha_bar) eps -
+    sqrt(1 - alpha_bar) z_0 (Salimans and Ho 2022). A denoise function takes z_t [B, C, d, h, w] and t [B]
+    int64.
     """
 
-    def __init__(self, T: int = 1000, beta: tuple[float, float] = (1e-4, 0.02), prediction: str = "eps",
-                 zero_terminal_snr: bool = False):
+    def __init__(self, T: int = 1000, beta: tuple[float, float] = (1e-4, 0.02), prediction: str = "eps"):
         super().__init__()
-        assert prediction in ("eps", "v", "x0"), prediction
-        assert not (zero_terminal_snr and prediction == "eps"), ("of pure noise, the noise says nothing "
-                                                                 "about z_0")
+        assert prediction in ("eps", "v"), prediction
         self.T, self.prediction = T, prediction
         beta_t = torch.linspace(*beta, T, dtype=torch.float64)
         alpha_bar = torch.cumprod(1 - beta_t, dim=0)
-        if zero_terminal_snr:
-            signal = alpha_bar.sqrt()
-            alpha_bar = ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
-            beta_t = 1 - alpha_bar / torch.cat([torch.ones(1, dtype=torch.float64), alpha_bar[:-1]])
         self.register_buffer("beta", beta_t.float(), persistent=False)
         self.register_buffer("alpha_bar", alpha_bar.float(), persistent=False)
 
@@ -468,8 +460,6 @@ class Diffusion(nn.Module):
         """What the network is to predict for q_sample(z_0, t, eps); [B, C, d, h, w]."""
         if self.prediction == "eps":
             return eps
-        if self.prediction == "x0":
-            return z_0
         alpha_bar_t = self._alpha_bar(t)
         return alpha_bar_t.sqrt() * eps - (1 - alpha_bar_t).sqrt() * z_0
 
@@ -479,8 +469,6 @@ class Diffusion(nn.Module):
         signal, noise = alpha_bar_t.sqrt(), (1 - alpha_bar_t).sqrt()
         if self.prediction == "eps":
             return (z_t - noise * output) / signal, output
-        if self.prediction == "x0":
-            return output, (z_t - signal * output) / noise
         return signal * z_t - noise * output, noise * z_t + signal * output
 
     def draw_times(self, n: int, shift: float = 1.0) -> Tensor:
@@ -493,16 +481,6 @@ class Diffusion(nn.Module):
             return torch.randint(1, self.T, (n,), device=self.beta.device)
         u = torch.rand(n, device=self.beta.device)
         return 1 + (shift * u / (1 + (shift - 1) * u) * (self.T - 1)).long().clamp(max=self.T - 2)
-
-    def loss_weight(self, t: Tensor, gamma: float) -> Tensor:
-        """Min-SNR-gamma weight of the squared error of the network's output at t (Hang et al. 2023, Section
-        3.4), [B]: with it the squared error of z_0 counts min(SNR, gamma). gamma 0: all weights are 1."""
-        if not gamma:
-            return torch.ones_like(self.alpha_bar[t])
-        snr = self.alpha_bar[t] / (1 - self.alpha_bar[t])
-        # how the output's error counts in z_0's
-        of_z_0 = {"eps": snr, "v": snr + 1, "x0": torch.ones_like(snr)}[self.prediction]
-        return snr.clamp(max=gamma) / of_z_0
 
     def ddpm(self, denoise: Callable[[Tensor, Tensor], Tensor], z_T: Tensor,
              noise: Iterator[Tensor]) -> Tensor:

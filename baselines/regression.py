@@ -16,7 +16,7 @@ from torch.optim import AdamW
 
 from baselines.baseline import Baseline
 from model import UNet
-from runtime.fit import set_cosine_rate, update
+from runtime.fit import set_rate, update
 from utils import EMA, fused_on
 
 
@@ -24,7 +24,6 @@ from utils import EMA, fused_on
 class Training:
     """How a regression is trained: the settings of stage 2."""
     lr: float = 1e-4
-    lr_decay: bool = False
     ema_decay: float = 0.9999
     ema_start: int = 2000
 
@@ -72,8 +71,8 @@ class Regression(Baseline):
         raise NotImplementedError
 
     def begin_epoch(self, epoch: int, epochs: int) -> None:
-        """Set the learning rate."""
-        set_cosine_rate([self.opt], self.training.lr, self.training.lr_decay, epoch, epochs)
+        """Set the learning rate, which is the same in all epochs."""
+        set_rate([self.opt], self.training.lr)
 
     def step(self, batch: dict, number: int, cast: Callable = nullcontext) -> dict[str, float]:
         """Update the network and its moving average on a batch: its loss and its terms."""

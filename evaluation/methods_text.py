@@ -22,8 +22,6 @@ REFERENCES = {
                             "ICLR 2022.",
     "Esser et al. 2024": "Esser et al. Scaling Rectified Flow Transformers for High-Resolution Image "
                          "Synthesis. ICML 2024.",
-    "Hang et al. 2023": "Hang et al. Efficient Diffusion Training via Min-SNR Weighting Strategy. ICCV 2023.",
-    "Lin et al. 2024": "Lin et al. Common Diffusion Noise Schedules and Sample Steps are Flawed. WACV 2024.",
     "Platt 1999": "Platt. Probabilistic Outputs for Support Vector Machines and Comparisons to Regularized "
                   "Likelihood Methods. In: Advances in Large Margin Classifiers. MIT Press, 1999.",
     "Guo et al. 2017": "Guo, Pleiss, Sun, Weinberger. On Calibration of Modern Neural Networks. ICML 2017.",
@@ -39,7 +37,7 @@ REFERENCES = {
     "Wang et al. 2004": "Wang, Bovik, Sheikh, Simoncelli. Image Quality Assessment: From Error Visibility to "
                         "Structural Similarity. IEEE Trans Image Process 13:600-612, 2004.",
     "Holm 1979": "Holm. A Simple Sequentially Rejective Multiple Test Procedure. Scand J Stat 6:65-70, 1979."}
-PREDICTIONS = {"eps": "the noise (Ho et al. 2020)", "v": "v (Salimans and Ho 2022)", "x0": "the clean latent"}
+PREDICTIONS = {"eps": "the noise (Ho et al. 2020)", "v": "v (Salimans and Ho 2022)"}
 SAMPLERS = {"ddpm": "ancestral sampling (Ho et al. 2020)", "ddim": "DDIM (Song et al. 2021)",
             "dpm": "DPM-Solver++(2M) (Lu et al. 2022)"}
 COMPARED = {"mean_pet": "the mean training PET",
@@ -121,13 +119,11 @@ def _stage_2(settings: dict) -> Iterator[str]:
              "true": "the subject's label"}.get(settings["label_in_training"])
     given = [] if settings["conditioning"] == "none" else ["the MRI"]
     given += [label] if label else []
-    zero = ", rescaled to zero terminal SNR (Lin et al. 2024)" if settings["zero_terminal_snr"] else ""
     low, high = settings["beta"]
     yield ("In stage 2, a UNet learned to predict " + PREDICTIONS[settings["prediction"]]
            + f" in a diffusion of these latents of {settings['timesteps']} steps (noise variances {low:g} to "
-             f"{high:g}, linear{zero})" + (f", given {' and '.join(given)}" if given else "")
+             f"{high:g}, linear)" + (f", given {' and '.join(given)}" if given else "")
            + f": {_counted(settings['ldm_epochs'], 'epoch')} of AdamW, learning rate {settings['ldm_lr']:g}"
-           + (", falling to 0 along half a cosine" if settings["ldm_lr_decay"] else "")
            + f", {_counted(settings['ldm_batch_size'], 'subject')} a step and process; the moving average of "
              f"its weights (decay {settings['ema_decay']:g}) was used.")
     if settings["latent_scaling"]:
@@ -136,8 +132,6 @@ def _stage_2(settings: dict) -> Iterator[str]:
         direction = "high" if settings["time_shift"] > 1 else "low"
         yield (f"Times were drawn with a shift of {settings['time_shift']:g} to {direction} noise (Esser et "
                "al. 2024).")
-    if settings["min_snr"]:
-        yield f"The loss had Min-SNR weights with gamma {settings['min_snr']:g} (Hang et al. 2023)."
     if settings["image_loss"]:
         yield (f"An L1 loss between PET and decoded estimate was added, weighted by "
                f"{settings['image_loss']:g} over the standard deviation of the training PETs.")
@@ -149,8 +143,7 @@ def _stage_2(settings: dict) -> Iterator[str]:
 
 def _synthesis(run: Run, _: Flow) -> Iterator[str]:
     settings = run.metadata["settings"]
-    diffusion = Diffusion(settings["timesteps"], settings["beta"], settings["prediction"],
-                          settings["zero_terminal_snr"])
+    diffusion = Diffusion(settings["timesteps"], settings["beta"], settings["prediction"])
     each = diffusion.evaluations(settings["sampler"], settings["sampling_steps"])
     samples = settings["samples_per_scan"]
     kind = settings["label_at_sampling"]

@@ -14,6 +14,7 @@ import pandas as pd
 from config import Config, with_later_settings
 from runtime.files import write_csv, write_text
 from runtime.logs import readable
+from runtime.settings import why_refused
 from utils import InputError
 
 FORMAT = 2                                                 # raise it when a column changes its meaning
@@ -116,6 +117,8 @@ def _read_index(folder: Path) -> dict:
     if found != FORMAT:
         raise InputError(f"{path}: written by another version of this project, in format {found} instead of "
                          f"{FORMAT}; {remedy(folder)}")
+    if why := why_refused(index["settings"]):
+        raise InputError(f"{path} {why}")
     if settings != {field.name for field in dataclasses.fields(Config)}:
         raise InputError(f"{path}: written by another version of this project, which has other settings; "
                          f"{remedy(folder)}")

@@ -109,7 +109,7 @@ def _build_system(name: str, cfg: Config, device: torch.device) -> Baseline:
 
 def regression_training(cfg: Config) -> Training:
     """How a regression is trained: as stage 2 is."""
-    return Training(cfg.ldm_lr, cfg.ldm_lr_decay, cfg.ema_decay, cfg.ema_start)
+    return Training(cfg.ldm_lr, cfg.ema_decay, cfg.ema_start)
 
 
 def latent_scale(cfg: Config, latents: dict[str, Tensor] | None,
@@ -135,7 +135,7 @@ def place(network: Network, cfg: Config, device: torch.device) -> Network:
 
 def build_diffusion(cfg: Config, device: torch.device) -> Diffusion:
     """The diffusion process."""
-    return Diffusion(cfg.timesteps, cfg.beta, cfg.prediction, cfg.zero_terminal_snr).to(device)
+    return Diffusion(cfg.timesteps, cfg.beta, cfg.prediction).to(device)
 
 
 # ---------------------------------------------------------------- trained

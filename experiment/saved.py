@@ -8,6 +8,7 @@ from typing import TypeVar
 from config import ALL, Config, with_later_settings
 from experiment.networks import CHECKPOINT
 from runtime.commandline import build, given, leave
+from runtime.settings import why_refused
 
 Settings = TypeVar("Settings")
 OF_A_RUN = ("exp", "stages", "resume", "aae_from", "ldm_from", "gpus")
@@ -47,6 +48,8 @@ def read_settings(exp: str) -> dict:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         trained = ", ".join(trained_experiments()) or "none"
         leave(f"{path} is not there or damaged: a trained experiment is needed; trained here: {trained}")
+    if why := why_refused(saved):
+        leave(f"{path} {why}")
     if settings.keys() != {field.name for field in dataclasses.fields(Config)}:
         leave(f"{path} was written by another version of this project, whose settings were others "
               "(docs/changes.md); train again under another --exp, or use the version that wrote it")

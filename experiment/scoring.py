@@ -61,11 +61,9 @@ def _clear_results(exp: Experiment) -> None:
     forget_run(folder)
     for name in (CALIBRATION, COMPARISON, COST):     # not every run writes them again
         (folder / name).unlink(missing_ok=True)
-    for own in (folder / "std", exp.one_sample_folder):
+    for own in (folder / "std", exp.one_sample_folder):    # std: of PETs of an earlier version
         shutil.rmtree(own, ignore_errors=True)
     make_folder(folder / "synthesized")
-    if exp.cfg.save_std:
-        make_folder(folder / "std")
 
 
 def trained_epochs(exp: Experiment) -> dict[str, int]:
@@ -167,9 +165,8 @@ class ScanSynthesis:
     """Synthesis of the scans of a list for evaluate: MRI -> synthetic PET, with SUVR_sd and p_mri as further
     columns if they are known.
 
-    saved: the scans whose PETs are written on their MRIs' grids into folder/synthesized, with the standard
-    deviation of their samples in folder/std if the settings ask for it. is_phantom: whether the scans are a
-    phantom's, which the files say.
+    saved: the scans whose PETs are written on their MRIs' grids into folder/synthesized. is_phantom: whether
+    the scans are a phantom's, which the files say.
     """
 
     def __init__(self, sampler: LatentSampler, saved: list[Scan], folder: Path, is_phantom: bool):
@@ -193,23 +190,20 @@ class ScanSynthesis:
         x_hat = self.synthesizer.decode(z_0.mean(dim=1))                                     # [B, 1, D, H, W]
         wait_for_gpu()
         self.seconds += time.perf_counter() - started
-        self._save(x_hat, batch, "synthesized")
-        if measurement.regions or cfg.save_std:
+        self._save(x_hat, batch)
+        if measurement.regions:
             decoded = self.synthesizer.decode_samples(z_0)                                # [B, m, 1, D, H, W]
-            if cfg.save_std:
-                self._save(std_over_samples(decoded), batch, "std")
-            if measurement.regions:
-                suvr = measurement.suvr(decoded.flatten(0, 1)).view(decoded.shape[:2])       # [B, m]
-                columns["SUVR_sd"] = std_over_samples(suvr).tolist()
+            suvr = measurement.suvr(decoded.flatten(0, 1)).view(decoded.shape[:2])           # [B, m]
+            columns["SUVR_sd"] = std_over_samples(suvr).tolist()
         probabilities = self.sampler.label_probabilities(batch)
         if probabilities is not None and cfg.num_classes == 2:
             columns["p_mri"] = probabilities[:, 1].tolist()
         return Prediction(x_hat, columns)
 
-    def _save(self, volumes: Tensor, batch: dict, folder: str) -> None:
-        for name, volume in zip(batch["id"], volumes[:, 0].cpu().numpy(), strict=True):
+    def _save(self, x_hat: Tensor, batch: dict) -> None:
+        for name, volume in zip(batch["id"], x_hat[:, 0].cpu().numpy(), strict=True):
             if name in self.saved:
-                save_synthesis(self.folder / folder / f"{name}.nii.gz", volume, self.saved[name].mri,
+                save_synthesis(self.folder / "synthesized" / f"{name}.nii.gz", volume, self.saved[name].mri,
                                self.crop, self.note)
 
 

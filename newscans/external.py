@@ -116,8 +116,6 @@ def score_external(cfg: Config, settings: ExternalSettings, command: str) -> Non
         refuse_known_pictures(real, known)
         made_from = run.made_from()
         make_folder(folder / "synthesized")
-        if cfg.save_std:
-            make_folder(folder / "std")
         lock.acquire()
         remove_leftovers(folder, everyones=True)
         keep_log(folder / "run.log")

@@ -10,6 +10,7 @@ from dataset import Scan
 from evaluation.scores import Prediction
 from experiment.scoring import ScanSynthesis
 from imaging.volumes import read_in_range
+from newscans.outputs import as_named_now
 from newscans.scans import sha256
 from runtime.files import write_text
 from utils import InputError
@@ -65,15 +66,12 @@ class KeptSynthesis:
     def _read_note(self, scan: Scan) -> dict | None:
         """The columns of a PET that was made from the same MRI in the same way and is as it was written; else
         None."""
-        std = self.synthesis.folder / "std" / f"{scan.id}.nii.gz"
-        if self.synthesis.cfg.save_std and not std.is_file():
-            return None
         try:
             note = json.loads(self._note(scan.id).read_text())
-            is_same = (note["made_from"] == self.made_from[scan.id]
+            is_same = (as_named_now(note["made_from"]) == self.made_from[scan.id]
                        and note["pet"] == sha256(self._pet(scan.id)))
             return dict(note["columns"]) if is_same else None
-        except (OSError, ValueError, KeyError, TypeError, InputError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
             return None
 
     def _write_note(self, name: str, columns: dict[str, float]) -> None:

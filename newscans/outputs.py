@@ -33,8 +33,7 @@ is a measurement. For research only, not for clinical use.
 
 A PET has `desc-ilcldmSynthetic` in its name, lies on the grid of its MRI and holds values in [0, 1]; only
 ratios between its regions carry a meaning. The JSON file beside it says which MRI, networks and settings it
-was made with, and the numbers that were read from it. `desc-ilcldmSyntheticSD` is the standard deviation over
-the latent samples of the model; it is not calibrated. The picture shows the PET over its MRI. The table
+was made with, and the numbers that were read from it. The picture shows the PET over its MRI. The table
 `synthesized.csv` has a row for each PET.
 """
 
@@ -109,9 +108,9 @@ def level_remark(classifier: StatusClassifier | None, mri: np.ndarray) -> str:
 
 # ---------------------------------------------------------------- files
 
-def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, std: Tensor, row: dict,
-               source: str, out: Path) -> None:
-    """Write sidecar, PET, standard deviation with its sidecar, and picture of a scan.
+def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, row: dict, source: str,
+               out: Path) -> None:
+    """Write sidecar, PET and picture of a scan.
 
     volume: voxels and affine of its MRI and the intensity that became 1, as read_mri gives. source: checksum
     of the MRI's file. The sidecar first: without it nobody knows what a file is; with it, and all files
@@ -120,29 +119,14 @@ def write_scan(trained: Trained, scan: NewScan, volume: tuple, x_hat: Tensor, st
     from evaluation.volume_figures import plot_overlay     # here, because it needs matplotlib
     files, note = scan.written(out), f"IL-CLDM, synthetic PET; {RESEARCH_NOTICE}"       # NIfTI holds 79 bytes
     make_folder(files["pet"].parent)
-    for path in (*files.values(), *scan.samples_there(out)):
+    for path in (*files.values(), *scan.beside(out)):
         path.unlink(missing_ok=True)
     content = describe(trained, scan, volume, row, source, out)
     write_text(files["sidecar"], json.dumps(content, indent=2) + "\n")
-    where = (scan.mri, trained.networks.crop, note, trained.grid)
-    pet = save_synthesis(files["pet"], x_hat.cpu().numpy(), *where)
-    if trained.cfg.save_std:
-        write_text(files["std_sidecar"], json.dumps(describe_std(content, files["pet"]), indent=2) + "\n")
-        save_synthesis(files["std"], std.cpu().numpy(), *where)
+    pet = save_synthesis(files["pet"], x_hat.cpu().numpy(), scan.mri, trained.networks.crop, note,
+                         trained.grid)
     plot_overlay(files["picture"], volume[0], pet, volume[1], scan.id,
                  f"synthetic PET, no measurement; {trained.notice}")
-
-
-def describe_std(content: dict, pet: Path) -> dict:
-    """The content of the sidecar of a standard deviation, from that of its PET."""
-    taken = ("Notice", "Units", "SkullStripped", "Resolution", "Sources", "SpatialReference", "MRI",
-             "Sampling")
-    return {
-        "Kind": f"standard deviation of an {KIND}",
-        "Description": "Standard deviation, over the decoded latent samples of a diffusion model (IL-CLDM), "
-                       "of the synthetic amyloid PET beside it. Not a measurement, not calibrated.",
-        "StandardDeviationOf": pet.name,
-    } | {name: content[name] for name in taken if name in content}
 
 
 def describe(trained: Trained, scan: NewScan, volume: tuple, row: dict, source: str, out: Path) -> dict:
@@ -212,15 +196,18 @@ def differences_of(sidecar: Path, made_from: dict) -> list[str]:
     content = read_sidecar(sidecar)
     if content is None:
         return ["not written by synthesize"]
-    there = dict(content["MadeFrom"])
-    if isinstance(there.get("settings"), dict):
-        there["settings"] = with_present_names(there["settings"])
-    there, now = _flat(there), _flat(made_from)
+    there, now = _flat(as_named_now(content["MadeFrom"])), _flat(made_from)
     return [
         f"{name}: {json.dumps(there.get(name))} -> {json.dumps(value)}"
         for name, value in now.items()
         if there.get(name) != value
     ]
+
+
+def as_named_now(made_from: dict) -> dict:
+    """What a PET that is there was made from, with its settings under their present names."""
+    settings = made_from.get("settings")
+    return made_from | {"settings": with_present_names(settings)} if isinstance(settings, dict) else made_from
 
 
 def _flat(made_from: dict) -> dict:

@@ -12,7 +12,7 @@ from experiment.experiment import RESEARCH_NOTICE
 from experiment.samples import sampler_of_samples
 from imaging.volumes import save_synthesis
 from labels.draws import Draws
-from newscans.outputs import KIND, describe_std
+from newscans.outputs import KIND
 from newscans.scans import NewScan
 from newscans.trained import Trained
 from runtime.files import read_text, write_csv, write_text
@@ -20,6 +20,7 @@ from utils import InputError
 
 SAMPLE_KIND = f"sample of an {KIND}"
 SAMPLE_TABLE = "samples.csv"
+OF_THE_MEAN = ("Notice", "Units", "SkullStripped", "Resolution", "Sources", "SpatialReference", "MRI")
 
 
 def with_samples(trained: Trained, number: int) -> Trained:
@@ -85,12 +86,10 @@ def describe_sample(trained: Trained, content: dict, pet: Path, row: dict) -> di
     else:
         drawn = ("It was drawn by a diffusion model (IL-CLDM) that has one label for all samples of a scan: "
                  "they differ by its noise alone, which is less than what the MRI leaves open.")
-    shared = describe_std(content, pet)
-    sampling = shared["Sampling"] | {
+    sampling = content["Sampling"] | {
         "NetworkEvaluations": sampler.evaluations // len(sampler.samples), "LatentSamples": 1,
         "Label": "sampled" if sampler.drawn else trained.cfg.label_at_sampling}
-    taken = {name: shared[name] for name in shared
-             if name not in ("Kind", "Description", "StandardDeviationOf", "Sampling")}
+    taken = {name: content[name] for name in OF_THE_MEAN if name in content}
     return {"Kind": SAMPLE_KIND,
             "Description": f"One of {len(sampler.samples)} synthetic amyloid PETs that this person might "
                            f"have. {drawn} Not a measurement, and not the best guess, which is the mean PET "

@@ -60,9 +60,8 @@ class NewScan:
 
     def written(self, out: Path) -> dict[str, Path]:
         """Paths of all files that are written for it into the dataset `out`."""
-        home, std = home_of(out, self.entities, "pet"), f"{self.name.removesuffix('_pet')}SD_pet"
+        home = home_of(out, self.entities, "pet")
         return {"sidecar": home / f"{self.name}.json", "pet": home / f"{self.name}.nii.gz",
-                "std_sidecar": home / f"{std}.json", "std": home / f"{std}.nii.gz",
                 "picture": home / f"{self.name}.png"}
 
     def sample(self, out: Path, number: int) -> dict[str, Path]:
@@ -70,11 +69,12 @@ class NewScan:
         stem = home_of(out, self.entities, "pet") / f"{self.name.removesuffix('_pet')}Sample{number:02d}_pet"
         return {"sidecar": stem.with_name(f"{stem.name}.json"), "pet": stem.with_name(f"{stem.name}.nii.gz")}
 
-    def samples_there(self, out: Path) -> list[Path]:
-        """The files of all its samples that are in the dataset `out`."""
-        pattern = rf"{re.escape(self.name.removesuffix('_pet'))}Sample\d+_pet\.(json|nii\.gz)"
+    def beside(self, out: Path) -> list[Path]:
+        """The files in the dataset `out` that belong to its PET: all its samples, and the standard deviation
+        of an earlier version."""
+        pattern = rf"{re.escape(self.name.removesuffix('_pet'))}(Sample\d+|SD)_pet\.(json|nii\.gz)"
         home = home_of(out, self.entities, "pet")
-        return [path for path in sorted(home.glob("*Sample*")) if re.fullmatch(pattern, path.name)]
+        return [path for path in sorted(home.glob("*_pet.*")) if re.fullmatch(pattern, path.name)]
 
 
 # ---------------------------------------------------------------- files

@@ -35,7 +35,6 @@ from config import Config
 from dataset import LATENTS
 from experiment.saved import parse_for_experiment
 from imaging.remarks import Remarks
-from model import std_over_samples
 from newscans.covariates import people_of, with_covariates
 from newscans.outputs import README, TABLE, TITLE, differences_of, measure, write_scan, write_table
 from newscans.samples import SAMPLE_TABLE, with_samples, write_sample_table, write_samples
@@ -172,8 +171,6 @@ def _wanted(scans: list[NewScan], sources: dict[str, str], trained: Trained, out
     missing, problems = [], []
     for scan in scans:
         files = scan.written(out)
-        if not trained.cfg.save_std:
-            files = {name: path for name, path in files.items() if not name.startswith("std")}
         for k in trained.extra_sampler.samples if trained.extra_sampler else ():
             files |= {f"{name} {k}": path for name, path in scan.sample(out, k + 1).items()}
         there = [path for path in scan.written(out).values() if path.exists()]
@@ -276,7 +273,7 @@ def _synthesize_batch(trained: Trained, batch: dict, sources: dict[str, str], ou
                       None if labels is None else labels[i])
         if row["remark"]:
             say("synth", f"{scan.id}: {row['remark']}")
-        write_scan(trained, scan, batch["volumes"][i], x_hats[i, 0], std_over_samples(decoded[None])[0],
-                   {"ID": scan.id, **row}, sources[scan.id], out)
+        write_scan(trained, scan, batch["volumes"][i], x_hats[i, 0], {"ID": scan.id, **row},
+                   sources[scan.id], out)
     if trained.extra_sampler:
         write_samples(trained, batch, out)

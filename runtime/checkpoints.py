@@ -19,7 +19,7 @@ from runtime.failures import is_out_of_memory
 from runtime.files import atomic, file_status, read_own_table, write_csv
 from runtime.logs import LOG
 from runtime.ranks import check_equal, is_rank_0, wait_for_save, world_size
-from runtime.settings import ADDED, with_present_names
+from runtime.settings import ADDED, why_refused, with_present_names
 from runtime.signals import Stopped, acknowledge_stop, defer_signals
 from utils import InputError, NotFiniteError, weights_key
 
@@ -33,9 +33,9 @@ CONTENT = {"format": int, "stage": str, "epoch": int, "step": int, "settings": d
 def load_checkpoint(path: Path) -> dict:
     """Content of a checkpoint, on the CPU.
 
-    Raises InputError if the file is missing or damaged, holds code instead of weights, or was written in
-    another format. torch does not verify the checksums of the zip archive that a checkpoint is, and would
-    take a flipped bit for another weight: they are verified here.
+    Raises InputError if the file is missing or damaged, holds code instead of weights, was written in another
+    format, or made with a setting that is gone. torch does not verify the checksums of the zip archive that a
+    checkpoint is, and would take a flipped bit for another weight: they are verified here.
     """
     if not path.exists():
         raise InputError(f"{path} is not there; run the stage that writes it first")
@@ -55,6 +55,8 @@ def load_checkpoint(path: Path) -> dict:
     if not _is_checkpoint(saved):
         raise InputError(f"{path} is not a checkpoint of this project; one of the published code is loaded "
                          "by model.load_published")
+    if why := why_refused(saved["settings"]):
+        raise InputError(f"{path} {why}")
     saved["settings"] = with_present_names(saved["settings"])
     return saved
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from typing import NoReturn, TypeVar
 
-from runtime.settings import GONE, RENAMED, element_type, merged, options
+from runtime.settings import GONE, READS_REMOVED, REMOVED, RENAMED, element_type, merged, options
 
 Settings = TypeVar("Settings")
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
@@ -108,6 +108,9 @@ def _suggestion(name: str, known: list[str]) -> str:
     old = name.removeprefix("--")
     if old in GONE:
         return f", which is gone: {GONE[old]} (docs/changes.md)"
+    if old in REMOVED:
+        return (f", which gained nothing and is gone (docs/study.md); git checkout {READS_REMOVED} gives the "
+                "version that has it")
     renamed = f"--{RENAMED.get(old)}"
     if renamed in known:
         return f", which is {renamed} now (docs/changes.md)"

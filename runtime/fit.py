@@ -22,14 +22,14 @@ ENOUGH_STEPS = 20                                          # after which a run s
 
 
 def fit(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, float]], *, epochs: int,
-        seed: int, begin_epoch: Callable[[int, int], None],
-        validate: Callable[[str], tuple[dict[str, float], pd.DataFrame]], validate_every: int = 1) -> None:
+        seed: int, validate: Callable[[str], tuple[dict[str, float], pd.DataFrame]], validate_every: int = 1,
+        begin_epoch: Callable[[int, int], None] | None = None) -> None:
     """Take the epochs of a training that are left.
 
-    step: updates on a batch, and returns its losses. begin_epoch(epoch, epochs): sets learning rates, and
-    whatever else changes from epoch to epoch, of which the first is 1. validate: takes a title, and returns
-    further losses of the epoch and the scores of the validation list, a row a subject with the columns PSNR
-    and SSIM; asked every validate_every epochs, and after the last.
+    step: updates on a batch, and returns its losses. validate: takes a title, and returns further losses of
+    the epoch and the scores of the validation list, a row a subject with the columns PSNR and SSIM; asked
+    every validate_every epochs, and after the last. begin_epoch(epoch, epochs): sets learning rates, and
+    whatever else changes from epoch to epoch, of which the first is 1; None: nothing does.
     All that is random in an epoch follows from seed, stage and its number alone. Raises NotFiniteError with
     epoch, step and subjects, and Stopped after a signal, when what was done is saved.
     """
@@ -38,7 +38,8 @@ def fit(run: StageRun, batches: DataLoader, step: Callable[[dict], dict[str, flo
             title = f"{run.stage} epoch {epoch}"
             for network in run.networks:
                 network.train()
-            begin_epoch(epoch, epochs)
+            if begin_epoch:
+                begin_epoch(epoch, epochs)
             losses, waiting = train_epoch(run, batches, step, derived_seed(seed, run.stage, epoch), title,
                                           epochs)
             for network in run.networks:

@@ -2,6 +2,7 @@
 check of their values. The value of a field may be such a dataclass itself, a group of settings: on the
 command line and in messages its settings have dotted names, such as pix2pix.lambda_l1."""
 import dataclasses
+import json
 import typing
 from collections.abc import Iterable, Iterator
 
@@ -16,7 +17,14 @@ RENAMED = {"regression_channels": "image_regression.channels", "centiloid_slope"
 # Settings of earlier versions that are none any more -> what holds now, for who gives one; one that was saved
 # is left out.
 GONE = {"shown_subjects": "two subjects of each label are shown",
-        "bootstrap_resamples": "all intervals have the same number of resamples"}
+        "bootstrap_resamples": "all intervals have the same number of resamples",
+        "save_std": "synthesize --samples N writes PETs whose standard deviation means something"}
+
+# Settings of earlier versions that changed a training and gained nothing (docs/study.md) -> the value that
+# changes nothing. What was saved with it is as it is now, what was made with another one is refused.
+REMOVED = {"zero_terminal_snr": False, "min_snr": 0.0, "ldm_lr_decay": False}
+REMOVED_CHOICES = {"prediction": "x0"}                     # a value of a present setting, likewise refused
+READS_REMOVED = "acd10f2"                                  # the last commit with all of them
 
 # Settings that a training is bound to and that came later: a checkpoint without one was trained with this.
 ADDED = {"upsampling": "transposed"}
@@ -24,8 +32,12 @@ ADDED = {"upsampling": "transposed"}
 
 def with_present_names(saved: dict) -> dict:
     """Settings as JSON or a checkpoint holds them, under their present names, dotted for one that belongs to
-    a group now; those that are gone are left out."""
-    present = {name: value for name, value in saved.items() if name not in GONE}
+    a group now; those that are gone are left out, removed ones only with the value that changes nothing."""
+    present = {}
+    for name, value in saved.items():
+        changed_nothing = name in REMOVED and value == REMOVED[name]
+        if name not in GONE and not changed_nothing:
+            present[name] = value
     if "regression_channels" in present:
         present["image_regression.channels"] = present.pop("regression_channels")
     if "centiloid_slope" in present:
@@ -37,6 +49,19 @@ def with_present_names(saved: dict) -> dict:
         norms = {"blocks": present.pop("aae_block_norm", False), "output": present.pop("aae_output_norm")}
         present["aae_norms"] = [place for place, is_there in norms.items() if is_there]
     return present
+
+
+def why_refused(saved: dict) -> str:
+    """What to say of the file whose settings these are, if it was made with a value of a removed setting that
+    changed something; else empty."""
+    found = [f"{name} {json.dumps(saved[name])}" for name, off in REMOVED.items()
+             if saved.get(name, off) != off]
+    found += [f"{name} {json.dumps(gone)}" for name, gone in REMOVED_CHOICES.items()
+              if saved.get(name) == gone]
+    if not found:
+        return ""
+    return (f"was made with {', '.join(found)}, which gained nothing and is gone (docs/study.md); git "
+            f"checkout {READS_REMOVED} gives the version that reads it")
 
 
 def setting(default, explanation: str, *, section: str = "", affects: tuple[str, ...] = (), low=None,
@@ -198,6 +223,9 @@ def _entry_problems(field: dataclasses.Field, kind: type, entry) -> Iterator[str
     elif kind is str and readable(entry) != entry:
         yield (f"{field.name} {readable(entry)} is not a name in UTF-8, which tables and reports need; "
                "rename it, or give a link to it that has a plain name")
+    elif REMOVED_CHOICES.get(field.name) == entry:
+        yield (f"{field.name} {entry} gained nothing and is gone (docs/study.md); git checkout "
+               f"{READS_REMOVED} gives the version that has it")
     elif choices and entry not in choices:
         yield f"{field.name} {entry!r} must be one of {', '.join(choices)}"
     elif (low is not None and not entry >= low) or (high is not None and not entry <= high):  # nan is neither

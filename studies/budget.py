@@ -98,7 +98,7 @@ def begin_from_smaller(experiment: Experiment) -> None:
     """
     cfg = settings_of(experiment)
     last = cfg.result_dir / f"{checkpoint_name('ldm')}_last.pth.tar"
-    if last.is_file() or cfg.ldm_lr_decay or cfg.ldm_from:  # a rate that depends on the epochs to come
+    if last.is_file() or cfg.ldm_from:
         return
     for budget in sorted((budget for budget in BUDGETS if budget < experiment.budget), reverse=True):
         smaller = settings_of(Experiment(experiment.method, budget, experiment.seed))

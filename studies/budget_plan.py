@@ -54,9 +54,8 @@ METHODS = (
 # Rows of the study of repairs that differ from the default, but those with other numbers of evaluations
 # and of latent samples, because every diffusion is sampled so (studies/budget_measure.py).
 REPAIRS = tuple(_repair(ROWS[name]) for name in (
-    "fallback", "no_image_loss", "eps", "x0", "even_times", "min_snr", "zero_snr", "falling_rate",
-    "one_channel", "no_label", "mixed", "unscaled", "latents_1", "output_norm", "block_norm",
-    "aae_constant_rate"))
+    "fallback", "no_image_loss", "eps", "even_times", "one_channel", "no_label", "mixed", "unscaled",
+    "latents_1", "output_norm", "block_norm", "aae_constant_rate"))
 BY_NAME = {method.name: method for method in (*METHODS, *REPAIRS)}
 
 

@@ -132,7 +132,7 @@ def stage_2_update(setup: Setup) -> Callable[[Tensor, Tensor | None], object]:
     unet, space = setup.build(build_unet), LatentSpace(setup.frozen(build_aae))
     opt = torch.optim.AdamW(unet.parameters(), cfg.ldm_lr, fused=setup.way.fused_optimizer)
     diffusion, ema = build_diffusion(cfg, setup.device), EMA(unet, cfg.ema_decay, 0)
-    stage_2 = Stage2(diffusion, space, PET_STD, cfg.image_loss, cfg.time_shift, cfg.min_snr)
+    stage_2 = Stage2(diffusion, space, PET_STD, cfg.image_loss, cfg.time_shift)
     z_0, label = setup.latents(n), torch.rand(n, cfg.num_classes, device=setup.device).softmax(dim=1)
     if setup.way.graphed and not cfg.recompute:
         gpu.capture_training(unet, setup.dtype, z_0, setup.volumes(n), diffusion.draw_times(n), label)

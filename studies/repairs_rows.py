@@ -31,11 +31,7 @@ ROWS = (
     # the loss
     Row("no_image_loss", "--image_loss 0", "Ou et al. 2025"),
     Row("eps", "--prediction eps --validation_steps 20 --sampling_steps 20", "Ho et al. 2020"),
-    Row("x0", "--prediction x0", "Salimans and Ho 2022"),
     Row("even_times", "--time_shift 1", "Ou et al. 2025"),
-    Row("min_snr", "--min_snr 5", "Hang et al. 2023"),
-    Row("zero_snr", "--zero_terminal_snr", "Lin et al. 2024"),
-    Row("falling_rate", "--ldm_lr_decay"),
     # the MRI and the label
     Row("one_channel", "--conditioning input", "Ou et al. 2025"),
     Row("no_mri", "--conditioning none", "ablation"),

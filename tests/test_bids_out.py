@@ -72,7 +72,7 @@ def out(trained, tmp_path_factory) -> Path:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(volume_figures, "plot_overlay", lambda path, *_: path.touch())
             for mri in (raw / "sub-01/ses-2/anat", prepared / "sub-02/anat", root / "plain", root / "plain"):
-                assert synthesize_new(str(mri), save_std="true") == 0
+                assert synthesize_new(str(mri)) == 0
     finally:
         os.chdir(before)
     return root / "out"
@@ -113,7 +113,7 @@ def test_every_pet_has_its_name_by_its_mri_its_grid_and_the_tracer(out):
         f"sub-01/ses-2/pet/sub-01_ses-2_trc-18FAV45_run-1_{IN_MNI}Acqmp_pet",
         f"sub-037S6046/pet/sub-037S6046_trc-18FAV45_{IN_MNI}_pet",
         f"sub-einScan2/pet/sub-einScan2_trc-18FAV45_{IN_MNI}_pet"}
-    assert pets == means | {f"{name.removesuffix('_pet')}SD_pet" for name in means}
+    assert pets == means
     assert pd.read_csv(out / "synthesized.csv")["pet"].tolist() == sorted(f"{name}.nii.gz" for name in means)
 
 
@@ -126,9 +126,6 @@ def test_sidecars_say_synthetic_and_what_the_standard_asks_for(out):
     assert sidecar(out, FIRST)["Resolution"] == "8 mm isotropic"
     assert sidecar(out, FIRST)["Sources"] == ["bids:raw:sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz"]
     assert "SpatialReference" not in sidecar(out, FIRST)
-    std = sidecar(out, FIRST.replace("_pet", "SD_pet"))
-    assert std["Sources"] == sidecar(out, FIRST)["Sources"] and "Results" not in std
-    assert std["StandardDeviationOf"] == f"{Path(FIRST).name}.nii.gz"
 
 
 def test_mris_of_another_dataset_and_of_none(out):

@@ -403,14 +403,14 @@ def test_budgets_and_samplings_are_chosen_on_validation_and_on_the_same_seeds(sc
 
 def test_the_gain_of_a_repair_is_paired_by_the_subjects_of_the_validation_list(scores):
     """Against the default of the same budget, not of its best one."""
-    parts = [made_up("default", 4, 0, 1.0), made_up("default", 16, 0, 0.5), made_up("min_snr", 4, 0, 1.3)]
+    parts = [made_up("default", 4, 0, 1.0), made_up("default", 16, 0, 0.5), made_up("even_times", 4, 0, 1.3)]
     table = make_table(SeedScores(pd.concat([*parts, *(
         made_up(name, 0, 0, gain, sampler="none") for name, gain in (("mean_pet", 3.0), ("oracle", -4.0)))])),
         list(BY_NAME))
     lists = {(part["method"].iloc[0], part["budget"].iloc[0], 0): part.query("list == 'validation'")
              for part in parts}
-    found = make_repairs(table[table["method"] == "min_snr"], table, lists)
-    assert found[["method", "budget"]].to_numpy().tolist() == [["default", 4], ["min_snr", 4]]
+    found = make_repairs(table[table["method"] == "even_times"], table, lists)
+    assert found[["method", "budget"]].to_numpy().tolist() == [["default", 4], ["even_times", 4]]
     assert found[["gain", "gain_low", "gain_high"]].iloc[1].tolist() == pytest.approx([0.3] * 3)
     assert found["gain"].isna().tolist() == [True, False]
 

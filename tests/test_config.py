@@ -24,9 +24,9 @@ PAPER = {"seed": 0, "precision": "fp32", "image_size": (181, 217, 181), "crop_st
          "aae_betas": (0.5, 0.999), "aae_batch_size": 2, "aae_epochs": 1000, "unet_channels": 128,
          "unet_mults": (1, 2, 2, 4), "unet_res_blocks": 2, "unet_attention_levels": (),
          "unet_norm_groups": 32, "time_dim": 128, "timesteps": 1000, "beta": (1e-4, 0.02),
-         "zero_terminal_snr": False, "prediction": "eps", "min_snr": 0.0, "time_shift": 1.0,
+         "prediction": "eps", "time_shift": 1.0,
          "image_loss": 0.0, "conditioning": "input", "latent_scaling": False, "label_in_training": "true",
-         "shuffle_labels": False, "ldm_lr": 1e-4, "ldm_lr_decay": False, "ldm_batch_size": 2,
+         "shuffle_labels": False, "ldm_lr": 1e-4, "ldm_batch_size": 2,
          "ldm_epochs": 1000, "ema_decay": 0.9999, "ema_start": 2000, "validation_every": 1, "sampler": "ddpm",
          "samples_per_scan": 1, "label_at_sampling": "none"}
 # not ddpm: 999 evaluations a scan and epoch
@@ -64,10 +64,10 @@ def test_defaults_are_the_sizes_of_the_paper():
     assert (cfg.exp, cfg.downscale, cfg.latent_size) == ("default", 4, (40, 48, 40))
 
 
-def test_there_are_at_most_84_settings():
+def test_there_are_at_most_80_settings():
     names = [option.name for option in options(dataclasses.fields(Config))]
     of_the_project = [name for name in names if name.split(".")[0] not in SYSTEMS]
-    assert len(of_the_project) <= 84                       # those of the compared systems are their authors'
+    assert len(of_the_project) <= 80                       # those of the compared systems are their authors'
 
 
 @pytest.mark.parametrize("more",
@@ -179,7 +179,7 @@ def test_settings_that_were_saved_before_there_were_automatic_regions_stay_what_
 # saved them.
 EARLIER = {"regression_channels": 8, "centiloid_slope": 100.0, "centiloid_intercept": -90.0,
            "regions_image": "atlas.nii.gz", "regions_table": "names.tsv", "aae_output_norm": False,
-           "aae_block_norm": True, "shown_subjects": 4, "bootstrap_resamples": 500}
+           "aae_block_norm": True, "shown_subjects": 4, "bootstrap_resamples": 500, "save_std": True}
 PRESENT = {"image_regression", "centiloid", "atlas", "aae_norms"}  # what these are now
 
 
@@ -288,7 +288,8 @@ def test_who_gives_a_name_of_an_earlier_version_is_told_the_present_one(capsys, 
 @pytest.mark.parametrize(("word", "instead"), [
     ("--bootstrap_resamples", "all intervals have the same number of resamples"),
     ("--bootstrap_resamples=500", "all intervals have the same number of resamples"),
-    ("--shown_subjects", "two subjects of each label are shown")])
+    ("--shown_subjects", "two subjects of each label are shown"),
+    ("--save_std", "synthesize --samples N writes PETs whose standard deviation means something")])
 def test_who_gives_a_setting_that_is_gone_is_told_what_holds_instead(capsys, word, instead):
     name = word.split("=")[0]
     assert f"unknown setting {name}, which is gone: {instead} (docs/changes.md)" in refused(capsys, word, "3")
@@ -342,9 +343,6 @@ def test_a_switch_is_given_with_or_without_a_word():
      "unet_channels and its multiples (16, 32, 64) must be divisible by the 32"),
     (["--seed", "4294967296"], "seed 4294967296 must be between 0 and 4294967295"),
     (["--validation_every", "3"], "ldm_epochs 1000 must be a multiple of validation_every 3"),
-    (["--zero_terminal_snr", "true", "--prediction", "eps"],
-     "zero_terminal_snr needs prediction v or x0 and sampler ddim"),
-    (["--save_std", "--samples_per_scan", "1"], "save_std needs samples_per_scan of at least 2"),
     (["--label_in_training", "suvr", "--regions", "none"],
      "label_in_training suvr needs the regions of an SUVR"),
     (["--label_at_sampling", "matched", "--regions", "none"],

@@ -172,15 +172,15 @@ class Loader(list):
 
 
 @pytest.mark.parametrize("changed", [
-    {"image_loss": 0.0, "time_shift": 1.0, "conditioning": "input"}, {"image_loss": 1.0, "min_snr": 5.0},
-    {"prediction": "eps", "recompute": True}, {"prediction": "x0", "min_snr": 5.0}])
+    {"image_loss": 0.0, "time_shift": 1.0, "conditioning": "input"}, {"image_loss": 1.0},
+    {"prediction": "eps", "recompute": True}])
 def test_an_update_of_stage_2_and_its_moving_average_stay_on_the_device(changed, one_device):
     """Though volumes, latents and labels come from the CPU."""
     cfg, scans = settings(**changed), [SimpleNamespace(id=name) for name in IDS]
     exp = SimpleNamespace(cfg=cfg, device=META, cast=nullcontext,
                           cohort=SimpleNamespace(train=scans[:1], validation=scans[1:]))
     space = LatentSpace(build_aae(cfg, META).requires_grad_(False), 0.3, 2.0)
-    stage_2 = Stage2(build_diffusion(cfg, META), space, 0.25, cfg.image_loss, cfg.time_shift, cfg.min_snr)
+    stage_2 = Stage2(build_diffusion(cfg, META), space, 0.25, cfg.image_loss, cfg.time_shift)
     latent_batches = LatentBatches(exp, space, {name: torch.zeros(LATENT) for name in IDS}, LABELS)
     unet = build_unet(cfg, META)
     ema, opt = EMA(unet, 0.5, 1), torch.optim.AdamW(unet.parameters())
@@ -266,7 +266,6 @@ CREATORS = {f"torch.{name}" for name in ("zeros", "ones", "full", "rand", "randn
 ALLOWED = {                            # file, function and call -> why it may go without .cpu() or device=
     "model.py Projector.__init__ torch.arange": "becomes a buffer, which moves with the module",
     "model.py Diffusion.__init__ torch.linspace": "becomes a buffer",
-    "model.py Diffusion.__init__ torch.ones": "becomes part of a buffer",
     "model.py Diffusion.ddim torch.linspace": "becomes a list of times",
     "utils.py draw_noise torch.randn": "on the CPU, so that every device has the same noise",
     "utils.py draw_uniform torch.rand": "on the CPU, so that every device has the same draws",

@@ -174,7 +174,7 @@ DIFFERENT = [  # arguments of make_run, what is said, what is not
             "Platt 1999",
             "4 latent samples",
         ],
-        ["digital phantom", "ancestral", "Min-SNR", "null control"],
+        ["digital phantom", "ancestral", "null control"],
     ),
     (
         {"phantom": True, **DEMO},
@@ -232,15 +232,11 @@ DIFFERENT = [  # arguments of make_run, what is said, what is not
         [", given"],
     ),
     (
-        {"sampler": "dpm", "min_snr": 5.0, "time_shift": 0.5, "shuffle_labels": True, "ldm_lr_decay": True},
-        ["DPM-Solver++", "gamma 5", "to low noise", "null control"],
+        {"sampler": "dpm", "time_shift": 0.5, "shuffle_labels": True},
+        ["DPM-Solver++", "to low noise", "null control"],
         ["DDIM (Song"],
     ),
-    (
-        {"prediction": "x0", "zero_terminal_snr": True},
-        ["the clean latent", "zero terminal SNR (Lin et al. 2024)"],
-        ["Salimans"],
-    ),
+    ({"prediction": "eps"}, ["the noise (Ho et al. 2020)"], ["Salimans"]),
     (
         {"cortex_mask": "c.nii", "reference_mask": "r.nii", "centiloid": (100.0, -90.0)},
         ["c.nii over r.nii", "Centiloids were computed as 100 SUVR -90", "Klunk"],

@@ -185,10 +185,9 @@ class Knowing(nn.Module):
         return self.diffusion.target(self.z_0, t, eps)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-@pytest.mark.parametrize("min_snr", [0.0, 5.0])
-def test_a_denoiser_that_knows_z_0_has_no_loss(prediction, min_snr):
-    stage, batch = stage_2(prediction, min_snr=min_snr), random_batch()
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_a_denoiser_that_knows_z_0_has_no_loss(prediction):
+    stage, batch = stage_2(prediction), random_batch()
     batch = batch._replace(pet=stage.space.decode(batch.z_0).detach())
     t, eps = torch.tensor([1, 300, 700, 999]), torch.randn(4, 1, 4, 4, 4)
     unet = Knowing(stage.diffusion, batch.z_0)
@@ -230,19 +229,6 @@ def test_the_image_term_is_the_error_in_units_of_the_standard_deviation():
     t, eps = torch.tensor([1, 300, 700, 900]), torch.randn(4, 1, 4, 4, 4)
     losses = ldm_loss(Knowing(stage.diffusion, batch.z_0), stage, batch, t, eps)
     assert losses["image"].item() == pytest.approx(0.4, rel=1e-3)
-
-
-def test_min_snr_weighs_the_error_of_each_subject_by_its_time():
-    stage, batch, unet = stage_2(min_snr=5.0, image_loss=0.0), random_batch(), small_unet()
-    t, eps = torch.tensor([1, 300, 700, 999]), torch.randn(4, 1, 4, 4, 4)
-    alone = []
-    for i in range(4):
-        one = LatentBatch(batch.z_0[[i]], batch.mri[[i]], batch.label[[i]])
-        alone.append(ldm_loss(unet, stage_2(image_loss=0.0), one, t[[i]], eps[[i]])["mse"])
-    weights = stage.diffusion.loss_weight(t, 5.0)
-    assert len(set(weights.tolist())) == 4
-    found = ldm_loss(unet, stage, batch, t, eps)["mse"]
-    assert_close(found, (weights * torch.stack(alone)).mean(), atol=1e-6, rtol=1e-5)
 
 
 def test_without_an_image_loss_nothing_is_decoded_and_with_it_its_gradient_reaches_the_denoiser():

@@ -49,7 +49,7 @@ def test_a_stage_2_of_another_experiment_is_sampled_otherwise(project):  # noqa:
      "result/nowhere/CHECKPOINT_AAE.pth.tar is not there; train --exp nowhere first"),
     ({"ldm_from": "nowhere"}, "result/nowhere/CHECKPOINT_AAE.pth.tar is not there"),
     ({"aae_from": "a", "aae_lr": 1e-4}, "aae_lr: 0.001 -> 0.0001"),
-    ({"ldm_from": "a", "prediction": "x0"}, 'prediction: "v" -> "x0"'),
+    ({"ldm_from": "a", "prediction": "eps"}, 'prediction: "v" -> "eps"'),
 ])
 def test_a_stage_that_does_not_fit_is_refused_first(project, capsys, settings, message):  # noqa: F811
     assert run(exp="b", **settings) == 2
@@ -61,7 +61,7 @@ def test_seeds_that_use_stages_of_their_own_experiments_are_one_row(project):  #
     for seed in (1, 2):
         settings = {"seed": seed} | ONE_EPOCH
         assert run("--stages", "aae", "encode", exp=f"d{seed}", **settings) == 0
-        settings |= {"aae_from": f"d{seed}", "prediction": "x0"}
+        settings |= {"aae_from": f"d{seed}", "prediction": "eps"}
         assert run("--stages", "check", "ldm", "test", exp=f"x{seed}", **settings) == 0
     assert run("--stages", "tables", exp="a") == 0
     table = pd.read_csv(project / "result" / "tables" / "image_quality.csv")
@@ -70,21 +70,21 @@ def test_seeds_that_use_stages_of_their_own_experiments_are_one_row(project):  #
 
 
 def test_a_stage_2_on_a_stage_1_of_another_experiment_is_used_with_it(project, capsys):  # noqa: F811
-    assert run("--stages", "ldm", exp="b", aae_from="a", prediction="x0", ldm_epochs=1) == 0
-    assert run("--stages", "test", exp="c", ldm_from="b", aae_from="a", prediction="x0", ldm_epochs=1) == 0
+    assert run("--stages", "ldm", exp="b", aae_from="a", prediction="eps", ldm_epochs=1) == 0
+    assert run("--stages", "test", exp="c", ldm_from="b", aae_from="a", prediction="eps", ldm_epochs=1) == 0
     assert not list((project / "result" / "c").glob("*.tar"))
-    assert run("--stages", "test", exp="d", ldm_from="b", prediction="x0", ldm_epochs=1) == 2
+    assert run("--stages", "test", exp="d", ldm_from="b", prediction="eps", ldm_epochs=1) == 2
     assert "result/b/CHECKPOINT_AAE.pth.tar is not there" in capsys.readouterr().err
 
 
 # Two runs in which every choice of the method is another one than by default, as far as they go together.
 OTHERS = [
-    {"image_loss": 0.0, "prediction": "x0", "zero_terminal_snr": True, "min_snr": 5.0, "time_shift": 3.0,
-     "conditioning": "input", "label_in_training": "true", "label_at_sampling": "mixed", "ldm_lr_decay": True,
-     "aae_lr_decay": False, "latent_channels": 2, "shuffle_labels": True},
+    {"image_loss": 0.0, "prediction": "eps", "time_shift": 3.0, "conditioning": "input",
+     "label_in_training": "true", "label_at_sampling": "mixed", "aae_lr_decay": False, "latent_channels": 2,
+     "shuffle_labels": True},
     {"image_loss": 0.5, "conditioning": "none", "latent_scaling": False, "label_in_training": "suvr",
      "label_at_sampling": "matched", "aae_norms": ("output", "blocks"), "sampler": "dpm",
-     "validation_sampler": "dpm", "save_std": True},
+     "validation_sampler": "dpm"},
 ]
 
 

@@ -111,7 +111,7 @@ def test_every_row_is_run_with_the_first_seed_and_null_controls_with_all():
     controls = ["default", "shuffled", "link_0", "link_0_shuffled"]
     for later in (1, 2):
         assert [name for name, seed in plan if seed == later] == controls
-    assert [(row.name, seed) for row, seed in study.planned([1, 2], ["x0"])] == [("x0", 1), ("x0", 2)]
+    assert [(row.name, seed) for row, seed in study.planned([1, 2], ["eps"])] == [("eps", 1), ("eps", 2)]
 
 
 def test_seeds_have_cohorts_of_their_own_and_link_0_too():

@@ -128,11 +128,6 @@ def sidecar_of(folder: str) -> dict:
     return json.loads(sidecar_path(folder).read_text())
 
 
-def std_path(folder: Path | str) -> Path:
-    """The standard deviation of the PET of the new MRI in a folder."""
-    return Path(str(pet_path(folder)).replace("Synthetic", "SyntheticSD"))
-
-
 def in_world(path: Path, grid: Grid) -> np.ndarray:
     """The volume of a file on a grid of the same space."""
     voxels, affine = read_volume(path)
@@ -276,7 +271,7 @@ def test_every_checkpoint_is_read_once(project, monkeypatch):
 
 def test_a_sidecar_says_what_the_pet_was_made_from(project, drawn, monkeypatch):
     monkeypatch.setattr(volume_figures, "plot_overlay", PLOT_OVERLAY)
-    assert synthesize_new(save_std="true") == 0
+    assert synthesize_new() == 0
     sidecar = sidecar_of("out")
     assert sidecar["MRI"]["SHA256"] == hashlib.sha256((project / NEW).read_bytes()).hexdigest()
     assert (project / "out" / sidecar["MRI"]["File"]).samefile(project / NEW)
@@ -288,11 +283,11 @@ def test_a_sidecar_says_what_the_pet_was_made_from(project, drawn, monkeypatch):
     assert (used["sampling_steps"], used["label_at_sampling"], used["seed"]) == (3, "matched", 0)
     assert all((project / "out" / network["File"]).is_file() for network in sidecar["Networks"].values())
     assert str(project) not in json.dumps(sidecar)
-    stem, std = (path.name.removesuffix(".nii.gz") for path in (pet_path("out"), std_path("out")))
+    stem = pet_path("out").name.removesuffix(".nii.gz")
     assert {path.name for path in (project / "out").iterdir()} == {
         ".bidsignore", ".lock", "README.md", "dataset_description.json", "sub-scan", "synthesized.csv"}
     assert {path.name for path in pet_path("out").parent.iterdir()} == {
-        f"{stem}.nii.gz", f"{stem}.json", f"{stem}.png", f"{std}.nii.gz", f"{std}.json"}
+        f"{stem}.nii.gz", f"{stem}.json", f"{stem}.png"}
     assert sidecar_path("out").with_suffix(".png").stat().st_size > 10_000
 
 
@@ -316,9 +311,8 @@ def test_network_evaluations_are_those_that_were_made(project, monkeypatch, caps
 
 
 def test_the_range_is_that_of_the_samples_decoded_one_by_one(project):
-    settings = {"label_at_sampling": "mixed", "save_std": "true"}  # matched samples depend on all of them
-    assert synthesize_new(**settings) == 0
-    assert synthesize_new(out="one", samples_per_scan=1, label_at_sampling="mixed", save_std="false") == 0
+    assert synthesize_new(label_at_sampling="mixed") == 0  # matched samples depend on all of them
+    assert synthesize_new(out="one", samples_per_scan=1, label_at_sampling="mixed") == 0
     row, one = (pd.read_csv(project / folder / "synthesized.csv").loc[0] for folder in ("out", "one"))
     for name in ("SUVR", "p_pet", "p_mri_pet"):
         low, high = row[f"{name}_samples_min"], row[f"{name}_samples_max"]
@@ -326,8 +320,6 @@ def test_the_range_is_that_of_the_samples_decoded_one_by_one(project):
         assert min(abs(one[name] - low), abs(one[name] - high)) < 1e-5  # the first of the two
         assert row[f"{name}_sd"] == pytest.approx((high - low) / np.sqrt(2), rel=1e-6)
         assert f"{name}_sd" not in one
-    std = nib.load(std_path("out")).get_fdata()
-    assert std.shape == nib.load(NEW).shape and 0 < std.max() < 0.5
 
 
 def test_why_there_is_no_interval_stands_in_the_table(project, capsys):
@@ -486,7 +478,7 @@ def test_an_experiment_of_an_earlier_version_is_used_as_it_was_trained(project):
     saved = json.loads(path.read_text())
     assert saved["settings"].pop("atlas") == saved["settings"].pop("aae_norms") == []
     saved["settings"] |= norms | {"regions_image": "labels.nii.gz", "regions_table": "names.csv",
-                                  "bootstrap_resamples": 500}
+                                  "bootstrap_resamples": 500, "save_std": True}
     path.write_text(json.dumps(saved))
     path = project / "result/a/CHECKPOINT_AAE.pth.tar"
     saved = torch.load(path, weights_only=True)
@@ -497,10 +489,26 @@ def test_an_experiment_of_an_earlier_version_is_used_as_it_was_trained(project):
     assert "SUVR_everywhere" in pd.read_csv(project / "out/synthesized.csv")
 
 
+def test_a_pet_of_an_earlier_version_stays_and_its_std_goes_when_it_is_replaced(project):
+    assert synthesize_new() == 0
+    content = sidecar_of("out")
+    content["MadeFrom"]["settings"]["save_std"] = True
+    sidecar_path("out").write_text(json.dumps(content))
+    stem = str(pet_path("out")).removesuffix("_pet.nii.gz")
+    std = [Path(f"{stem}SD_pet{suffix}") for suffix in (".nii.gz", ".json")]
+    for path in std:
+        path.touch()
+    written = pet_path("out").stat().st_mtime_ns
+    assert synthesize_new() == 0
+    assert pet_path("out").stat().st_mtime_ns == written and all(path.exists() for path in std)
+    assert synthesize_new(sampling_steps=2, overwrite="true") == 0
+    assert pet_path("out").exists() and not any(path.exists() for path in std)
+
+
 def test_a_replacement_that_was_interrupted_is_made_by_the_next_run(project, monkeypatch):
     def disk_is_full(*_):
         raise OSError(28, "No space left on device")
-    assert synthesize_new(save_std="true") == 0
+    assert synthesize_new() == 0
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "save_synthesis", disk_is_full)
         assert synthesize_new(samples_per_scan=1, overwrite="true") == 5

@@ -244,7 +244,7 @@ LABELS = {"label_in_training": "true", "label_at_sampling": "mixed"}          # 
 @pytest.mark.parametrize(("settings", "is_one_row"), [
     ({}, True), ({"cache": "off"}, True), ({"device": "cpu"}, True), ({"num_workers": 0}, True),
     ({"device": "cpu", "num_workers": 4, "cache": "ram", "recompute": True, "sampling_batch": 1}, True),
-    ({"deterministic": True, "save_std": True, "resume": "yes"}, True),
+    ({"deterministic": True, "resume": "yes"}, True),
     ({"sampler": "dpm"}, False), ({"samples_per_scan": 2}, False), ({"precision": "fp32"}, False),
     ({"conditioning": "input"}, False), ({"aae_epochs": 500}, False), ({"ldm_lr": 1e-3}, False),
     ({"aae_norm_groups": 8}, False), ({"label_at_sampling": "none"}, False), (REGIONS | LABELS, False)])
@@ -286,7 +286,6 @@ def test_every_setting_that_training_or_synthesis_depends_on_must_be_equal_in_a_
         "info_dir",
         "subject_pattern",
         "sampling_batch",
-        "save_std",
         "baselines",
         "subgroups",
     }
