@@ -1,8 +1,9 @@
 """Every setting of an experiment: edit a default here, or pass `--field value` to main.py.
 
 The defaults are this project's own. Where they depart from the published method (Ou et al., IEEE JBHI 2025),
-the field says `published=VALUE`; --preset published sets all of these back, but for the sampler of the
-validation (docs/published.md: two exceptions). "paper" marks a value that is the paper's.
+the field says `published=VALUE`; PUBLISHED, near the end, collects them, and --preset published sets them
+back, but for the sampler of the validation (docs/published.md: two exceptions). "paper" marks a default that
+is the paper's. Of a baseline, `published=VALUE` and "as published" mean the system's own paper or code.
 """
 import dataclasses
 import json
@@ -415,7 +416,8 @@ class Config:
         choices=("ddim", "dpm", "ddpm"))
     validation_steps: int = setting(2,
         "network evaluations a validation scan with ddim and dpm; the published preset takes 50, because "
-        "eps says too little of z_0 at the first", affects=LDM, low=1, published=50)
+        "eps says too little of z_0 at the first", affects=LDM, low=1,
+        published=50)                                      # the preset's: the paper validates with ddpm
 
     baselines: tuple[str, ...] = setting(REGRESSIONS,
         "what is trained to compare with: regressions from the MRI to the PET or its latent (labelled: given "
@@ -447,8 +449,9 @@ class Config:
         "T - 1", section="sampling, after training", affects=SAMPLING, choices=("ddim", "dpm", "ddpm"),
         published="ddpm")
     sampling_steps: int = setting(2,
-        "network evaluations a latent sample with ddim and dpm (docs/speed.md says why so few)",
-        affects=SAMPLING, low=1)
+        "network evaluations a latent sample with ddim and dpm (docs/speed.md says why so few); the "
+        "published preset takes 50 where another sampler than ddpm is asked for", affects=SAMPLING, low=1,
+        published=50)                                      # the preset's: the paper samples with ddpm, T - 1
     samples_per_scan: int = setting(4,
         "latent samples a scan, whose mean is decoded: one carries its own variance", affects=SAMPLING, low=1,
         published=1)

@@ -3,7 +3,7 @@
 The stages in the paper's order: an adversarial autoencoder (AAE) learns PET volumes (stage 1) and encodes
 them; a UNet conditioned on the MRI and the label learns to denoise the latents (stage 2, the latent diffusion
 model, LDM); sampled and decoded they are the synthetic PET. Symbols and dimension letters as in model.py;
-settings, their defaults and the published ones in config.py.
+settings and their defaults in config.py, where PUBLISHED has the published method's (docs/published.md).
 """
 from runtime import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import importlib
@@ -28,7 +28,7 @@ from experiment.scoring import (Clock, ScanSynthesis, TestScores, clear_results,
                                 trained_epochs, write_costs, write_results)
 from experiment.session import (begin_training, plot_comparison, plot_history, plot_shown_scans, report,
                                 run_experiment, tables)
-from experiment.stage_2 import LatentBatch, LatentBatches, capture_passes, stage_2_metadata
+from experiment.stage_2 import LatentBatch, LatentBatches, capture_cuda_graphs, stage_2_metadata
 from model import AAE, Diffusion, Discriminator, LatentSpace, UNet
 from runtime.checkpoints import StageRun
 from runtime.fit import draw_rows, fit, set_cosine_rate, update
@@ -67,9 +67,11 @@ def train_aae(exp: Experiment) -> None:
     opt_d = Adam(disc.parameters(), cfg.aae_lr, betas=cfg.aae_betas, fused=True)
     run = exp.stage_run("aae", {"aae": aae, "disc": disc, "opt_g": opt_g, "opt_d": opt_d})
 
-    # A PET is read and brought to RAS by imaging/volumes.py:read_in_range, cropped with a margin by
-    # imaging/cache.py:VolumeCache.read, and shifted within it by dataset.py:VolumeDataset. Its settings are
-    # crop_start, volume_size and crop_jitter. No intensity is scaled, but by the file's own scale factors.
+    # A PET, checked before by dataset.py:check_cohort, is read and brought to RAS by
+    # imaging/volumes.py:read_in_range, cropped with a margin by imaging/cache.py:VolumeCache.read, and
+    # shifted within it by dataset.py:VolumeDataset. Its settings are crop_start, volume_size and crop_jitter.
+    # No intensity is scaled, but by the file's own scale factors; NaN outside the brain is read as 0, and
+    # what leaves [0, 1] by at most 0.01 is clipped.
     volumes = exp.training_batches(cfg.aae_batch_size, "pet", jitter=True)
     validation = exp.batches(exp.cohort.validation, "pet", divided=True)
 
@@ -134,9 +136,9 @@ def ldm_loss(unet: UNet, stage_2: Stage2, batch: LatentBatch, t: Tensor, eps: Te
     between the decoded estimate of z_0 and the PET, in units of pet_std; its gradient reaches the denoiser
     through the frozen decoder.
 
-    Where its inputs come from: z_0 by model.py:LatentSpace.scale; t by model.py:Diffusion.draw_times; the
-    MRI's features by model.py:UNet.condition; the label by labels/soft_labels.py:suvr_soft_labels, or one_hot
-    for the class, embedded by model.py:Projector. experiment/stage_2.py:LatentBatches brings them together.
+    Where its inputs come from: z_0 = (E(x) - mean) / std, one number each over the training list; t by
+    model.py:Diffusion.draw_times; the MRI's features by model.py:UNet.condition; the label by the setting
+    label_in_training, as LatentBatch in experiment/stage_2.py says, embedded by model.py:Projector.
     """
     diffusion = stage_2.diffusion
     z_t = diffusion.q_sample(batch.z_0, t, eps)
@@ -191,10 +193,10 @@ def fit_denoiser(exp: Experiment, run: StageRun, aae: AAE, unet: UNet, ema: EMA,
     say("ldm", f"latents are shifted by {space.mean:.3f} and scaled by {space.std:.3f}")
     stage_2 = Stage2(build_diffusion(cfg, exp.device), space, survey.pet_std, cfg.image_loss, cfg.time_shift)
     latent_batches = LatentBatches(exp, space, latents, run.metadata["soft_labels"])
-    capture_passes(exp, unet)
+    capture_cuda_graphs(exp, unet)
 
     def step(batch: dict) -> dict[str, float]:
-        losses = ldm_step(unet, opt, stage_2, latent_batches.of(batch), exp.cast)
+        losses = ldm_step(unet, opt, stage_2, latent_batches.from_volumes(batch), exp.cast)
         ema.update(unet, run.step)
         return losses
 
@@ -220,7 +222,7 @@ def validation_loss(exp: Experiment, unet: UNet, stage_2: Stage2, latent_batches
     number of ranks."""
     def mse_of(batch: dict) -> float:
         """Mean squared error of one batch, on the latents' scale."""
-        latent_batch = latent_batches.of(batch)
+        latent_batch = latent_batches.from_volumes(batch)
         seed_everything(exp.cfg.seed, "validation loss", *batch["id"])
         t = stage_2.diffusion.draw_times(len(latent_batch.z_0), stage_2.time_shift)
         with exp.cast():
@@ -267,25 +269,26 @@ def test(exp: Experiment) -> None:
 
 # ---------------------------------------------------------------- the run
 
+# Baselines are trained by a stage of their own; adding one: docs/comparison.md.
 STAGES = {"aae": train_aae, "encode": encode, "ldm": train_ldm, "baselines": train_baselines, "test": test,
           "report": report, "tables": tables}  # after the check of the cohort, in this order
 
 # First word after main.py -> the module whose main() has settings of its own.
-WORDS = {"preprocess": "cohort.preprocess", "prepare": "cohort.prepare", "calibrate": "cohort.calibrate",
+TOOLS = {"preprocess": "cohort.preprocess", "prepare": "cohort.prepare", "calibrate": "cohort.calibrate",
          "synthesize": "newscans.synthesize", "external": "newscans.external", "sweep": "studies.sweep",
          "study": "studies.repairs", "benchmark": "studies.benchmark"}
 ABOUT = ("IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes "
          "result/<exp>/. Running the same command again continues where it stopped. With settings of their "
-         f"own: main.py {', '.join(WORDS)}.")
+         f"own: main.py {', '.join(TOOLS)}.")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the stages with a command line's settings, or hand it to the tool that its first word names.
     Returns the exit code (docs/running.md)."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv and argv[0] in WORDS:
-        return importlib.import_module(WORDS[argv[0]]).main(argv[1:])
-    return run_experiment(argv, STAGES, ABOUT, WORDS)
+    if argv and argv[0] in TOOLS:
+        return importlib.import_module(TOOLS[argv[0]]).main(argv[1:])
+    return run_experiment(argv, STAGES, ABOUT, TOOLS)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class LatentBatches:
         self.label_of = {scan.id: label for scan, label in zip(scans, soft_labels, strict=True)}
         self.z_0_of = {name: space.scale(latent) for name, latent in latents.items()}
 
-    def of(self, batch: dict) -> LatentBatch:
+    def from_volumes(self, batch: dict) -> LatentBatch:
         """The latent batch of a batch {id, mri, and pet where images are compared}."""
         z_0 = torch.stack([self.z_0_of[name] for name in batch["id"]])
         label = torch.stack([self.label_of[name] for name in batch["id"]])
@@ -57,7 +57,7 @@ class LatentBatches:
                            label.to(self.device), pet)
 
 
-def capture_passes(exp: Experiment, unet: UNet) -> None:
+def capture_cuda_graphs(exp: Experiment, unet: UNet) -> None:
     """On a GPU: capture the passes of the denoiser's training, whose batches all have one size, as CUDA
     graphs; not those that recompute activations, which cannot be captured."""
     cfg, n = exp.cfg, exp.cfg.ldm_batch_size

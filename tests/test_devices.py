@@ -185,7 +185,7 @@ def test_an_update_of_stage_2_and_its_moving_average_stay_on_the_device(changed,
     unet = build_unet(cfg, META)
     ema, opt = EMA(unet, 0.5, 1), torch.optim.AdamW(unet.parameters())
     for step in (1, 2):
-        batch = latent_batches.of(from_the_loader())
+        batch = latent_batches.from_volumes(from_the_loader())
         assert_on_device(list(batch))
         losses = ldm_step(unet, opt, stage_2, batch)
         assert losses == ({"mse": 0.5, "image": 0.5} if cfg.image_loss else {"mse": 0.5})

@@ -110,7 +110,7 @@ def test_every_command_is_one(command):
             continue
         rest = words[2:]
         if rest and not rest[0].startswith("-"):
-            assert rest[0] in importlib.import_module("main").WORDS, command.text
+            assert rest[0] in importlib.import_module("main").TOOLS, command.text
             continue
         if "--help" not in rest:
             parse(Config, rest, "main.py", "", PRESETS)
@@ -132,6 +132,7 @@ def test_the_page_lists_every_setting_in_which_the_default_departs_from_the_pape
         if len(cells) >= 4 and (found := re.match(r"`(\w+)`", cells[0])):
             rows.setdefault(found[1], cells[1:3])          # the first table of the page that has it
     rows["validation_steps"] = rows["validation_sampler"]  # one row
+    rows["sampling_steps"] = rows["sampler"]
     for name, published in PUBLISHED.items():
         for value, cell in zip((published, getattr(default, name)), rows[name], strict=True):
             text = f"{value:g}" if isinstance(value, float) else str(value)

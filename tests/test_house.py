@@ -115,7 +115,7 @@ def test_only_the_top_floors_see_a_whole_config():
 
 def test_every_word_of_the_command_line_has_a_module_with_a_main():
     [words] = [ast.literal_eval(node.value) for node in MODULES["main"].body
-               if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "WORDS"]
+               if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TOOLS"]
     assert {"preprocess", "prepare", "synthesize", "sweep", "study", "benchmark"} <= words.keys()
     for module in words.values():
         functions = {node.name for node in MODULES[module].body if isinstance(node, ast.FunctionDef)}
