@@ -185,7 +185,7 @@ def _predicted_label(settings: dict) -> Iterator[str]:
     if further:
         yield ("How much MRI and covariates count was learned from predictions of MRIs that their regression "
                "had not seen (Wolpert 1992); a missing covariate was replaced by its mean over the training "
-               "list, beside an indicator where that list lacks values too.")
+               "list, beside an indicator where that list lacks ten values or more.")
     if what == "label":
         how = "(Platt 1999)" if settings["num_classes"] == 2 else "by a temperature (Guo et al. 2017)"
         yield ("The prediction was turned into probabilities on cross-fitted subjects of the training list "

@@ -2,7 +2,7 @@
 
 A covariate is a column of numbers, or of two to six words. All that is learned of it, its mean, standard
 deviation and words, comes from the training list. A missing value counts as the training list's mean, beside
-an indicator where the training list lacks values too.
+an indicator where the training list lacks LEAST_MISSING values or more.
 """
 import hashlib
 import re
@@ -19,6 +19,7 @@ from utils import InputError
 NUMBER = re.compile(r"(?:<=?|>=?|≤|≥)? ?([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?) ?\+?")
 MOST_WORDS = 6
 LEAST_SEPARATED = 20                          # subjects whom a column does not separate perfectly by chance
+LEAST_MISSING = 10                            # missing values; an indicator of fewer learns them by heart
 OTHER_UNIT = 30.0                            # factor beyond the training list's range that no person explains
 TWO_UNITS = 100.0                             # factor between neighbouring values of one column
 
@@ -29,7 +30,7 @@ class Covariate:
 
     words: in alphabetical order, none for a number. mean, std: [q] of its numbers, or of the indicators of
     all words but the first. low, high: range of its numbers. missing: share of the training list without a
-    value.
+    value where it has an indicator of that, else 0.
     """
     name: str
     words: tuple[str, ...]
@@ -100,8 +101,9 @@ def _fit_one(name: str, texts: list[str]) -> Covariate:
         words = tuple(sorted({text.casefold() for text in present}))
         known = np.array([_indicators(words, text) for text in present])                     # [known, q]
     std = tuple(_spread(column) for column in known.T)
+    has_indicator = len(texts) - len(known) >= LEAST_MISSING
     return Covariate(name, words, tuple(known.mean(0).tolist()), std, float(known.min()), float(known.max()),
-                     missing=1 - len(known) / len(texts))
+                     missing=1 - len(known) / len(texts) if has_indicator else 0.0)
 
 
 def _spread(values: np.ndarray) -> float:
@@ -110,8 +112,7 @@ def _spread(values: np.ndarray) -> float:
 
 
 def _encode_one(covariate: Covariate, texts: list[str]) -> np.ndarray:
-    """The columns [n, q] of a covariate, and its indicator of missing values if the training list has
-    some."""
+    """The columns [n, q] of a covariate, and its indicator of missing values if it has one."""
     if covariate.words:
         values = np.array([_indicators(covariate.words, text) for text in texts], dtype=float)       # [n, q]
     else:

@@ -40,10 +40,22 @@ def test_numbers_are_standardised_on_the_training_list():
 
 
 def test_a_missing_value_is_the_mean_and_says_so_where_the_training_list_lacks_some():
-    coder = CovariateCoder.fit(cells(marker=["1", "3", "", "n/a"], age=["60", "70", "80", "90"]))
+    train = cells(marker=["1", "3", "", "n/a"] * 5, age=["60", "70", "80", "90"] * 5)
+    coder = CovariateCoder.fit(train)
     found = coder.encode(cells(marker=["3", ""], age=["", "80"]))
     np.testing.assert_allclose(found, [[1, -1, 0], [0, 1, 5 / 125 ** 0.5]])     # half of them are missing
     np.testing.assert_allclose(coder.encode(cells(age=["80"])), [[0, 1, 5 / 125 ** 0.5]])      # no column
+
+
+def test_fewer_than_10_missing_values_have_no_indicator_but_in_an_older_checkpoint():
+    train = [str(i) for i in range(20)]
+    counts = {len(CovariateCoder.fit(cells(x=[""] * n + train[n:])).encode(cells(x=[""]))[0])
+              for n in (0, 1, 9)}
+    few, many = (CovariateCoder.fit(cells(x=[""] * n + train[n:])) for n in (9, 10))
+    assert counts == {1} and many.encode(cells(x=[""])).shape == (1, 2)
+    [older] = few.state()
+    again = CovariateCoder.from_state([older | {"missing": 0.45}])
+    np.testing.assert_allclose(again.encode(cells(x=[""])), [[0, (1 - 0.45) / (0.45 * 0.55) ** 0.5]])
 
 
 def test_words_become_indicators_whatever_their_case():
@@ -247,6 +259,16 @@ def test_a_third_of_missing_values_costs_less_than_half_of_the_gain():
 def test_without_its_table_a_predictor_falls_back_to_the_mri():
     predictor = predictor_of(as_cells(subjects(150, 0)[1]))
     assert correlation_of(predictor, None) == pytest.approx(0.5 ** 0.5, abs=0.07)
+
+
+@pytest.mark.parametrize("missing", [1, 2, 9])
+def test_a_few_missing_values_do_not_shift_everybody_without_the_table(missing):
+    marker, (mri, _, amount, _) = as_cells(subjects(150, 0)[1]), subjects(300, 1)
+    for seed in range(4):
+        gappy = marker.copy()
+        gappy.loc[np.random.default_rng(seed).permutation(150)[:missing], "marker"] = ""
+        error = predictor_of(gappy).soft_labels(mri)[:, 1].numpy() - amount
+        assert abs(error.mean()) < 0.3 and (error ** 2).mean() ** 0.5 < 1.1    # by the MRI alone -0.13, 1.01
 
 
 def test_the_second_step_is_the_linear_regression_of_what_the_first_predicts_and_the_covariate():
