@@ -212,6 +212,9 @@ def _column_problem(present: list[str], texts: list[str], labels: np.ndarray) ->
         return (f"tells the labels of all {known.sum()} subjects of the training list apart without an "
                 "error; is it the label, or read from the PET? A covariate must be known without a PET; "
                 "leave it out")
+    if _separates(known.astype(float), labels, is_ordered=False):
+        return ("known or missing for all of one label and for nobody else, which tells the labels apart; "
+                "leave it out")
     return ""
 
 

@@ -112,6 +112,10 @@ VARIED = [str(50 + 7 * i % 30) for i in range(24)]
             [["a", "b"][i % 4 // 2] if label else "c" for i, label in enumerate(LABELS)],
             "tells the labels of all 24",
         ),
+        ([VARIED[i] if label else "" for i, label in enumerate(LABELS)], "known or missing for all of"),
+        (["-4" if label else VARIED[i] for i, label in enumerate(LABELS)], "known or missing for all of"),
+        ([["a", "b"][i % 4 // 2] if label else "" for i, label in enumerate(LABELS)],
+         "known or missing for all of"),
     ],
 )
 def test_a_column_that_cannot_be_used_is_named(column, message):
@@ -124,6 +128,11 @@ def test_a_column_that_cannot_be_used_is_named(column, message):
     ["1"] * 23 + ["2"], ["0.1", "5", "40"] * 8, ["cn", "mci", "ad", "CN", "", "MCI"] * 4])
 def test_a_column_that_can_be_used_is_not(column):
     assert not column_problems(cells(x=column), LABELS)
+
+
+def test_a_column_that_is_missing_for_most_of_one_label_can_be_used():
+    assert not column_problems(cells(x=[VARIED[i] if label or i < 2 else "" for i, label in
+                                        enumerate(LABELS)]), LABELS)
 
 
 def test_a_short_list_may_be_told_apart_by_chance():
