@@ -161,10 +161,11 @@ def reading_problems(covariate: Covariate, texts: Sequence[str]) -> list[str]:
         expected = "a number, or nothing where it is not known"
     problems = [f"covariate {name}: {text!r} in {count} row(s); expected {expected}"
                 for text, count in other.items()]
-    if not covariate.words and not other and covariate.low > 0:
+    if not covariate.words and not other:
         numbers = _numbers(list(texts), covariate.low)
-        is_small = (numbers > 0) & (numbers < covariate.low / OTHER_UNIT)
-        beyond = numbers[(numbers > OTHER_UNIT * covariate.high) | is_small]
+        is_small = (numbers > 0) & (numbers < covariate.low / OTHER_UNIT)       # none if low is 0 or below
+        is_large = abs(numbers) > OTHER_UNIT * (max(-covariate.low, covariate.high) or np.inf)
+        beyond = numbers[is_large | is_small]
         if len(beyond):
             problems.append(f"covariate {name}: {len(beyond)} value(s) such as {beyond[0]:g}, but "
                             f"{covariate.low:g} to {covariate.high:g} in the training list; in another unit? "
@@ -219,10 +220,12 @@ def _column_problem(present: list[str], texts: list[str], labels: np.ndarray) ->
 
 
 def _gap(values: np.ndarray) -> tuple[float, float] | None:
-    """Two neighbouring values, all being above 0, of which the second is TWO_UNITS times the first."""
+    """Two neighbouring values above 0, of which the second is TWO_UNITS times the first; none where a value
+    is below 0, as a score may be anywhere near it."""
     known = np.sort(values[np.isfinite(values)])
-    if known[0] <= 0:
+    if known[0] < 0:
         return None
+    known = known[known > 0]
     wide = np.flatnonzero(known[1:] >= TWO_UNITS * known[:-1])
     return (float(known[wide[0]]), float(known[wide[0] + 1])) if len(wide) else None
 

@@ -116,6 +116,8 @@ VARIED = [str(50 + 7 * i % 30) for i in range(24)]
         (["-4" if label else VARIED[i] for i, label in enumerate(LABELS)], "known or missing for all of"),
         ([["a", "b"][i % 4 // 2] if label else "" for i, label in enumerate(LABELS)],
          "known or missing for all of"),
+        (["0"] + [str(0.2 + 0.03 * i) for i in range(11)] + [str(200 + 10 * i) for i in range(12)],
+         "in two units"),
     ],
 )
 def test_a_column_that_cannot_be_used_is_named(column, message):
@@ -160,6 +162,15 @@ def test_words_that_the_training_list_does_not_have_are_named(texts, message):
     (["0.1", "2.5", ""], "")])
 def test_another_type_or_unit_than_in_the_training_list_is_named(texts, message):
     [covariate] = CovariateCoder.fit(cells(ptau217=["0.3", "0.5", "0.9"])).covariates
+    problems = reading_problems(covariate, texts)
+    assert message in problems[0] if message else not problems
+
+
+@pytest.mark.parametrize("low, texts, message", [
+    ("0", ["600", "0.3"], "1 value(s) such as 600, but 0 to 0.9"), ("0", ["0.0006", "2.5"], ""),
+    ("-0.2", ["600"], "such as 600, but -0.2 to 0.9"), ("0", ["0", "-4"], "")])
+def test_a_zero_in_the_training_list_leaves_another_unit_named(low, texts, message):
+    [covariate] = CovariateCoder.fit(cells(x=[low, "0.3", "0.9"])).covariates
     problems = reading_problems(covariate, texts)
     assert message in problems[0] if message else not problems
 
