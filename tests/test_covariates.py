@@ -215,6 +215,15 @@ def test_the_label_itself_is_no_covariate(tmp_path, name):
     assert f"{name} is no covariate" in problem
 
 
+@pytest.mark.parametrize("names, same", [
+    (("x", "x"), "x and x"), (("P-Tau 217", "g", "ptau217"), "P-Tau 217 and ptau217"), (("a b", "ab"), "")])
+def test_a_column_that_is_named_twice_is_refused_before_training(tmp_path, names, same):
+    write_info(tmp_path, "ID,label,x,g,P-Tau 217,a b,ab\na,0,1,u,3,5,5\nb,1,2,v,4,6,6\n")
+    labels = {"train": {"a": 0, "b": 1}, "validation": {}, "test": {}}
+    problems = covariate_problems(tmp_path, labels, names)
+    assert len(problems) == bool(same) and all(f"{same}, which" in problem for problem in problems)
+
+
 # ---------------------------------------------------------------- what they are worth
 
 def subjects(n: int, seed: int) -> tuple[torch.Tensor, np.ndarray, np.ndarray, np.ndarray]:
