@@ -73,6 +73,14 @@ class CovariateCoder:
             raise InputError("\n  ".join(problems))
         return np.concatenate(columns, axis=1)
 
+    def without_codes(self, cells: pd.DataFrame) -> pd.DataFrame:
+        """The cells, '' where encode reads a code such as -4 as missing."""
+        cells = cells.copy()
+        for covariate in self.covariates:
+            if covariate.name in cells and not covariate.words:
+                cells.loc[are_codes(cells[covariate.name].tolist(), covariate.low), covariate.name] = ""
+        return cells
+
     def state(self) -> list[dict]:
         """Plain values, for a checkpoint."""
         return [asdict(covariate) for covariate in self.covariates]
