@@ -503,6 +503,12 @@ def test_a_column_that_is_missing_is_said_and_the_others_are_used(inside, capsys
     assert "covariate mmse: not known of 14 of 14 scans" in capsys.readouterr().out
 
 
+def test_a_code_for_a_missing_value_is_said_as_an_empty_cell_is(inside, capsys):
+    found = synthesized("out_code", "--table", table_of("code.csv", mmse=-4))
+    assert set(found["covariates"]) == {"ptau217, sex"}
+    assert "covariate mmse: not known of 14 of 14 scans" in capsys.readouterr().out
+
+
 def test_other_values_of_a_subject_make_another_pet(inside, capsys):
     synthesized("out_twice", "--table", table_of("one.csv"))
     command = ("synthesize", "--exp", "a", "--mri", MRI, "--out", "out_twice", "--table")
@@ -555,6 +561,11 @@ def test_ids_are_found_under_the_names_and_spellings_of_others(inside, column, c
     table.rename(columns={"ID": column}).to_csv("other.tsv", sep="\t", index=False)
     out = f"out_{column}_{len(change)}"
     assert set(synthesized(out, "--table", "other.tsv")["covariates"]) == {"ptau217, mmse, sex"}
+
+
+def test_covariates_that_no_label_takes_up_are_refused_before_training(inside, capsys):
+    assert train("check", label_at_sampling="none", exp="c") == 2
+    assert "covariates (ptau217, mmse, sex) are for the label of sampling" in capsys.readouterr().err
 
 
 def test_a_column_that_is_not_there_is_refused_before_training(inside, capsys):
