@@ -568,6 +568,11 @@ def test_the_tables_have_sections_of_the_external_cohort_and_it_beside_the_own_t
         assert found.loc[(cohort, "il_cldm"), "coverage"] == pytest.approx(uncertainty["covered"].mean())
     text = Path("result/tables/external.md").read_text()
     assert "split: test, and external cohorts" in text and "python main.py external --exp a" in text
+    before = {path: path.read_bytes() for path in Path("result/tables").glob("external.*")}
+    for path in before:
+        path.unlink()
+    assert run("--stages", "tables") == 0
+    assert {path: path.read_bytes() for path in Path("result/tables").glob("external.*")} == before
     shutil.rmtree(result())
     assert run("--stages", "tables") == 0
     assert not list(Path("result/tables").glob("external.*"))
@@ -607,6 +612,7 @@ def test_the_same_command_mends_damaged_results(project):
 def test_the_report_shows_the_external_cohort_beside_the_own_test_list(project):
     assert train("report") == 0
     page = Path("result/a/report.html").read_text()
+    assert "The external cohort other was scored with the same" in Path("result/a/methods.txt").read_text()
     assert '<h2 id="external">External cohorts</h2>' in page
     part = page.split('<h2 id="external">')[1].split("<h2")[0]
     assert "<td>test list</td>" in part and "<td>other</td>" in part and "coverage" in part
