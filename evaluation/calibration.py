@@ -23,7 +23,8 @@ CAPTION = (
     "logistic regression of the label on the log odds of the probability, 1 and 0 if it is calibrated; slope "
     "below 1: too extreme. Not defined if a probability separates the labels, or is the same for everybody. "
     "ECE: expected calibration error in 10 bins of equal width; it is above 0 by chance alone, the more the "
-    "fewer the subjects, and its resamples are larger than itself. calibrated: the probability of "
+    "fewer the subjects; as its resamples are larger than itself, its interval is twice the estimate minus "
+    "their percentiles, not below 0. calibrated: the probability of "
     "uncertainty.csv, from the SUVR of the synthetic PET.")
 
 
@@ -95,6 +96,8 @@ def calibration(groups: list[Group], order: tuple[str, ...]) -> pd.DataFrame:
                for group in groups]
     rows = collect_rows(changed, "predictions", ("classifier", "method"), (*order, CALIBRATED))
     values = [values_of_lists(row.runs, CALIBRATION, _statistic_of)[0] for row in rows]
+    for error in (of_row["ECE"] for of_row in values):     # a resample is as biased again as the estimate
+        error.low, error.high = (max(2 * error.value - end, 0.0) for end in (error.high, error.low))
     return tidy_table(rows, ("classifier", "method"), values)
 
 

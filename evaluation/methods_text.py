@@ -1,10 +1,11 @@
 """The methods of a run as text for a paper, generated from its metadata and the numbers of its lists: every
 sentence holds for that run, or is not written. What the run cannot know stands in [square brackets]."""
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from config import BASELINES
 from evaluation import statistics
+from evaluation.grey_zone import why_none
 from evaluation.participants import TITLES, Flow
 from evaluation.results import Run
 from imaging.regions import ABOUT
@@ -36,6 +37,12 @@ REFERENCES = {
                         "Stat Assoc 94:154-163, 1999.",
     "Wang et al. 2004": "Wang, Bovik, Sheikh, Simoncelli. Image Quality Assessment: From Error Visibility to "
                         "Structural Similarity. IEEE Trans Image Process 13:600-612, 2004.",
+    "McGraw and Wong 1996": "McGraw, Wong. Forming Inferences About Some Intraclass Correlation "
+                            "Coefficients. Psychol Methods 1:30-46, 1996.",
+    "Cox 1958": "Cox. Two Further Applications of a Model for Binary Regression. Biometrika 45:562-565, "
+                "1958.",
+    "Kruskal and Wallis 1952": "Kruskal, Wallis. Use of Ranks in One-Criterion Variance Analysis. J Am Stat "
+                               "Assoc 47:583-621, 1952.",
     "Holm 1979": "Holm. A Simple Sequentially Rejective Multiple Test Procedure. Scand J Stat 6:65-70, 1979."}
 PREDICTIONS = {"eps": "the noise (Ho et al. 2020)", "v": "v (Salimans and Ho 2022)"}
 SAMPLERS = {"ddpm": "ancestral sampling (Ho et al. 2020)", "ddim": "DDIM (Song et al. 2021)",
@@ -47,12 +54,16 @@ TO_FILL_IN = ("[To be filled in: cohort, dates and centres, eligibility, scanner
               "definition of the label, ethics approval.]")
 
 
-def methods_text(run: Run, flow: Flow) -> str:
+def methods_text(run: Run, flow: Flow, externals: Sequence[str] = ()) -> str:
     """Paragraphs on data, training, synthesis, evaluation and software of a run, then the references that
-    they cite."""
+    they cite. externals: names of the external cohorts that it has scored."""
     parts = {"Data": _data, "Networks and training": _training, "Synthesis": _synthesis,
              "Evaluation": _evaluation}
     lines = [f"{title}. {' '.join(part(run, flow))}" for title, part in parts.items()]
+    if externals:
+        lines[-1] += (f" The external cohort{'s' * (len(externals) > 1)} {', '.join(externals)} "
+                      f"{'was' if len(externals) == 1 else 'were'} scored with the same networks, thresholds "
+                      "and calibration; nothing was fitted or chosen there.")
     lines.append(f"Software. {' '.join(_software(run))}")
     text = "\n\n".join(lines)
     cited = [f"- {full}" for short, full in REFERENCES.items() if short in text]
@@ -178,7 +189,7 @@ def _predicted_label(settings: dict) -> Iterator[str]:
     if further:
         yield ("How much MRI and covariates count was learned from predictions of MRIs that their regression "
                "had not seen (Wolpert 1992); a missing covariate was replaced by its mean over the training "
-               "list, beside an indicator where that list lacks values too.")
+               "list, beside an indicator where that list lacks ten values or more.")
     if what == "label":
         how = "(Platt 1999)" if settings["num_classes"] == 2 else "by a temperature (Guo et al. 2017)"
         yield ("The prediction was turned into probabilities on cross-fitted subjects of the training list "
@@ -208,12 +219,30 @@ def _evaluation(run: Run, _: Flow) -> Iterator[str]:
                "regression on principal components of voxels of about 8 mm), with thresholds of the best "
                "balanced accuracy on the validation list's real volumes; 95 % intervals are percentile "
                f"bootstrap intervals over subjects ({statistics.RESAMPLES} resamples).")
+        yield from _status(run)
+    if run.people is not None:
+        yield ("Headline numbers were computed in groups of 10 subjects or more, and differences between the "
+               "groups of a column tested (Kruskal and Wallis 1952; for AUC and correlation by "
+               "permutation), corrected for multiple tests (Holm 1979).")
     if "mean_pet" in methods:
         tests = "Wilcoxon's signed-rank test"
         if run.predictions is not None:
             tests += ", the paired bootstrap (AUC) and McNemar's exact test (accuracy)"
         yield (f"Paired differences were tested by {tests}, two-sided, corrected for multiple tests (Holm "
                "1979).")
+
+
+def _status(run: Run) -> Iterator[str]:
+    """Sentences on further status classifiers, on calibration and the grey zone."""
+    classifiers = set(run.predictions["classifier"])
+    covariates = ", ".join(run.metadata["settings"].get("covariates", []))
+    if "covariates" in classifiers:
+        yield f"Beside them stood logistic regression on {covariates}, alone and with the MRI."
+    if classifiers - {"suvr"}:
+        yield ("Calibration of the probabilities was measured by the slope and intercept of a logistic "
+               "regression on their log odds (Cox 1958) and by the expected calibration error in 10 bins.")
+    if not why_none(run):
+        yield "Status was also scored without subjects whose real PET had 10 to 30 Centiloids."
 
 
 def _uptake(run: Run) -> Iterator[str]:
@@ -227,6 +256,8 @@ def _uptake(run: Run) -> Iterator[str]:
         regions = ABOUT[settings["regions"]]
     is_centiloid = not settings["cortex_mask"] and settings["regions"] == "centiloid"
     yield f"The SUVR was measured in {regions}{' (Klunk et al. 2015)' if is_centiloid else ''}."
+    yield ("Agreement with the real PET's was measured by bias, error, correlation and ICC(A,1) (McGraw and "
+           "Wong 1996).")
     slope, intercept = settings["centiloid"]
     if slope:
         yield f"Centiloids were computed as {slope:g} SUVR {intercept:+g} (Klunk et al. 2015)."

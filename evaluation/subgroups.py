@@ -20,18 +20,24 @@ AGE_BANDS = ("< 65", "65-74", ">= 75")                     # years; fixed, to be
 NAMES = ("label", "sex", "site", "tracer", "diagnosis")    # columns whose numbers are names
 UNKNOWN = "not known"
 
-MEANS = ("PSNR_brain", "SSIM_brain", "SUVR_MAE", "SUVR_bias", "coverage")     # over the subjects
+MEANS = ("PSNR_brain", "SSIM_brain", "SUVR_MAE", "SUVR_bias", "coverage",    # over the subjects
+         "SEN_pet", "SPE_pet")                             # over those of one label
 OF_PAIRS = {"SUVR_r": (correlation, "SUVR_real", "SUVR"), "AUC_suvr": (area_under_roc, "label", "score_suvr"),
-            "AUC_mri": (area_under_roc, "label", "score_mri")}                # of two columns
-NUMBERS = ("PSNR_brain", "SSIM_brain", "SUVR_MAE", "SUVR_bias", "SUVR_r", "AUC_suvr", "AUC_mri", "coverage")
+            "AUC_mri": (area_under_roc, "label", "score_mri"),
+            "AUC_pet": (area_under_roc, "label", "score_pet")}                # of two columns
+NUMBERS = ("PSNR_brain", "SSIM_brain", "SUVR_MAE", "SUVR_bias", "SUVR_r", "AUC_suvr", "AUC_mri", "AUC_pet",
+           "SEN_pet", "SPE_pet", "coverage")
 
 CAPTION = (
     "Headline numbers of il_cldm on the test list by groups of its subjects, with 95 % bootstrap intervals "
     "over subjects ({resamples} resamples; ± SD over seeds where there are several): PSNR (dB) and SSIM in "
     "the brain; MAE, bias and Pearson correlation of the SUVR against the real PET; AUC of the SUVR of the "
-    "synthetic PET and of the classifier of the MRI; coverage of the calibrated 90 % interval. Age in fixed "
+    "synthetic PET, of the classifier of the MRI, and of the classifier pet that sees the synthetic PET, "
+    "with its sensitivity and specificity at the threshold of the validation list; coverage of the "
+    "calibrated 90 % interval. Age in fixed "
     "bands; any other column of more than 6 numbers is split at the median of the test list. A group of "
-    "fewer than 10 subjects has its n and no number, a column of one group is left out. †: differs between "
+    "fewer than 10 subjects has its n and no number (sensitivity and specificity: fewer than 10 with the "
+    "label), a column of one group is left out. †: differs between "
     "the groups of the column that have numbers and a name (Kruskal-Wallis over subjects; AUC and "
     "correlation: permutation test, for AUC within each label; Holm-corrected over the tests of an "
     "experiment, p < 0.05). A value of 0 or 1 has an interval of no width, because resampling cannot leave "
@@ -90,11 +96,15 @@ def subject_values(run: Run) -> pd.DataFrame:
         table["SUVR_bias"] = table["SUVR"] - table["SUVR_real"]
         table["SUVR_MAE"] = table["SUVR_bias"].abs()
     if run.predictions is not None:
-        for classifier, method in (("suvr", "il_cldm"), ("mri", "none")):
+        for classifier, method in (("suvr", "il_cldm"), ("mri", "none"), ("pet", "il_cldm")):
             predictions = run.predictions
             rows = predictions[(predictions["classifier"] == classifier) & (predictions["method"] == method)]
             if len(rows):
                 table[f"score_{classifier}"] = rows.set_index("ID")["score"]
+            if len(rows) and classifier == "pet":
+                is_right = 1 - (rows.set_index("ID")["positive"] - table["label"]).abs()
+                table["SEN_pet"] = is_right[table["label"] == 1]
+                table["SPE_pet"] = is_right[table["label"] == 0]
     if run.uncertainty is not None and run.uncertainty["covered"].notna().any():
         table["coverage"] = run.uncertainty.set_index("ID")["covered"]
     return table.sort_index()

@@ -17,8 +17,9 @@ from dataset import SPLITS, Scan, parse_id
 from labels.cells import is_missing, read_age, read_sex
 from runtime.tables import simplified
 
-COLUMNS = {"age": ("age",), "sex": ("sex",), "site": ("site",), "tracer": ("tracer",),
-           "diagnosis": ("diagnosis", "dx")}               # name in Table 1 -> names in data_info.csv
+# Name in Table 1 and people.csv -> names that it has in data_info.csv; the first that is there is taken.
+COLUMNS = {"age": ("age",), "sex": ("sex", "gender"), "site": ("site", "siteid", "center", "centre"),
+           "tracer": ("tracer",), "diagnosis": ("diagnosis", "dx", "dx_bl")}
 MOST_LEVELS = 12                                           # that are listed, and for which there is an SMD
 FEWEST_NUMBERS = 7                                         # distinct whole numbers that are not categories
 MISSING, ALL, COMPARED = "missing", "all", ("validation", "test")
@@ -69,10 +70,11 @@ def category_difference(values: Sequence[str], reference: Sequence[str]) -> floa
 def column_of(people: pd.DataFrame, name: str) -> str | None:
     """The heading of a column of data_info.csv by its name in Table 1, whatever its case and punctuation;
     None if there is none, or nothing is known in it."""
-    wanted = [simplified(spelling) for spelling in COLUMNS.get(name, (name,))]
-    for heading in people.columns:
-        if simplified(heading) in wanted and heading != "ID" and (people[heading] != "").any():
-            return heading
+    for spelling in COLUMNS.get(name, (name,)):
+        for heading in people.columns:
+            is_meant = simplified(heading) == simplified(spelling) and heading != "ID"
+            if is_meant and (people[heading] != "").any():
+                return heading
     return None
 
 

@@ -88,9 +88,12 @@ def amyloid_status(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:
 
 
 def _is_status_question(a: Row, b: Row) -> bool:
-    """Whether one is the classifier of the MRI, or both are that of the PET and one sees a synthetic PET."""
+    """Whether one is the classifier of the MRI, or both are that of the PET and one sees a synthetic PET, or
+    the question is what the MRI, or the synthetic PET, is worth beside covariates."""
     classifiers = {a.key[0], b.key[0]}
-    return "mri" in classifiers or (classifiers == {"pet"} and "il_cldm" in (a.method, b.method))
+    sees_synthetic = "il_cldm" in (a.method, b.method)
+    return ("mri" in classifiers or classifiers == {"covariates", "covariates_mri"}
+            or (sees_synthetic and classifiers in ({"pet"}, {"suvr", "covariates_mri"})))
 
 
 def quantification(groups: list[Group]) -> tuple[pd.DataFrame, list[dict]]:

@@ -340,12 +340,14 @@ def report(exp: Experiment) -> None:
                        level)
     if not drawn:
         say("report", f"no figure of failure cases: {folder}/synthesized lacks some of their PETs")
-    methods = methods_text(result, participants.flow)
+    externals, left_out = _externals(folder)
+    names = [run.metadata["external"]["name"] for run in externals]
+    methods = methods_text(result, participants.flow, names)
     write_csv(folder / CSV, cases)
     write_csv(folder / "table_1.csv", participants.table)
     write_text(folder / "methods.txt", methods)
     figures = write_figures(folder, result, subjects, drawn, where)
-    groups, (externals, left_out) = group_runs([result])[0], _externals(folder)
+    groups = group_runs([result])[0]
     for name, reason in left_out.items():
         say("report", f"{name} is left out: {reason}")
     shown = list(filter(None, [*make_tables(groups), external_table(groups, externals)]))

@@ -2,7 +2,7 @@
 
 A covariate is a column of numbers, or of two to six words. All that is learned of it, its mean, standard
 deviation and words, comes from the training list. A missing value counts as the training list's mean, beside
-an indicator where the training list lacks values too.
+an indicator where the training list lacks LEAST_MISSING values or more.
 """
 import hashlib
 import re
@@ -19,6 +19,7 @@ from utils import InputError
 NUMBER = re.compile(r"(?:<=?|>=?|≤|≥)? ?([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?) ?\+?")
 MOST_WORDS = 6
 LEAST_SEPARATED = 20                          # subjects whom a column does not separate perfectly by chance
+LEAST_MISSING = 10                            # missing values; an indicator of fewer learns them by heart
 OTHER_UNIT = 30.0                            # factor beyond the training list's range that no person explains
 TWO_UNITS = 100.0                             # factor between neighbouring values of one column
 
@@ -29,7 +30,7 @@ class Covariate:
 
     words: in alphabetical order, none for a number. mean, std: [q] of its numbers, or of the indicators of
     all words but the first. low, high: range of its numbers. missing: share of the training list without a
-    value.
+    value where it has an indicator of that, else 0.
     """
     name: str
     words: tuple[str, ...]
@@ -72,6 +73,14 @@ class CovariateCoder:
             raise InputError("\n  ".join(problems))
         return np.concatenate(columns, axis=1)
 
+    def without_codes(self, cells: pd.DataFrame) -> pd.DataFrame:
+        """The cells, '' where encode reads a code such as -4 as missing."""
+        cells = cells.copy()
+        for covariate in self.covariates:
+            if covariate.name in cells and not covariate.words:
+                cells.loc[are_codes(cells[covariate.name].tolist(), covariate.low), covariate.name] = ""
+        return cells
+
     def state(self) -> list[dict]:
         """Plain values, for a checkpoint."""
         return [asdict(covariate) for covariate in self.covariates]
@@ -100,8 +109,9 @@ def _fit_one(name: str, texts: list[str]) -> Covariate:
         words = tuple(sorted({text.casefold() for text in present}))
         known = np.array([_indicators(words, text) for text in present])                     # [known, q]
     std = tuple(_spread(column) for column in known.T)
+    has_indicator = len(texts) - len(known) >= LEAST_MISSING
     return Covariate(name, words, tuple(known.mean(0).tolist()), std, float(known.min()), float(known.max()),
-                     missing=1 - len(known) / len(texts))
+                     missing=1 - len(known) / len(texts) if has_indicator else 0.0)
 
 
 def _spread(values: np.ndarray) -> float:
@@ -110,8 +120,7 @@ def _spread(values: np.ndarray) -> float:
 
 
 def _encode_one(covariate: Covariate, texts: list[str]) -> np.ndarray:
-    """The columns [n, q] of a covariate, and its indicator of missing values if the training list has
-    some."""
+    """The columns [n, q] of a covariate, and its indicator of missing values if it has one."""
     if covariate.words:
         values = np.array([_indicators(covariate.words, text) for text in texts], dtype=float)       # [n, q]
     else:
@@ -160,10 +169,11 @@ def reading_problems(covariate: Covariate, texts: Sequence[str]) -> list[str]:
         expected = "a number, or nothing where it is not known"
     problems = [f"covariate {name}: {text!r} in {count} row(s); expected {expected}"
                 for text, count in other.items()]
-    if not covariate.words and not other and covariate.low > 0:
+    if not covariate.words and not other:
         numbers = _numbers(list(texts), covariate.low)
-        is_small = (numbers > 0) & (numbers < covariate.low / OTHER_UNIT)
-        beyond = numbers[(numbers > OTHER_UNIT * covariate.high) | is_small]
+        is_small = (numbers > 0) & (numbers < covariate.low / OTHER_UNIT)       # none if low is 0 or below
+        is_large = abs(numbers) > OTHER_UNIT * (max(-covariate.low, covariate.high) or np.inf)
+        beyond = numbers[is_large | is_small]
         if len(beyond):
             problems.append(f"covariate {name}: {len(beyond)} value(s) such as {beyond[0]:g}, but "
                             f"{covariate.low:g} to {covariate.high:g} in the training list; in another unit? "
@@ -211,14 +221,19 @@ def _column_problem(present: list[str], texts: list[str], labels: np.ndarray) ->
         return (f"tells the labels of all {known.sum()} subjects of the training list apart without an "
                 "error; is it the label, or read from the PET? A covariate must be known without a PET; "
                 "leave it out")
+    if _separates(known.astype(float), labels, is_ordered=False):
+        return ("known or missing for all of one label and for nobody else, which tells the labels apart; "
+                "leave it out")
     return ""
 
 
 def _gap(values: np.ndarray) -> tuple[float, float] | None:
-    """Two neighbouring values, all being above 0, of which the second is TWO_UNITS times the first."""
+    """Two neighbouring values above 0, of which the second is TWO_UNITS times the first; none where a value
+    is below 0, as a score may be anywhere near it."""
     known = np.sort(values[np.isfinite(values)])
-    if known[0] <= 0:
+    if known[0] < 0:
         return None
+    known = known[known > 0]
     wide = np.flatnonzero(known[1:] >= TWO_UNITS * known[:-1])
     return (float(known[wide[0]]), float(known[wide[0] + 1])) if len(wide) else None
 

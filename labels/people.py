@@ -81,9 +81,9 @@ def find_column(columns: Iterable[str], name: str) -> str | None:
 
 
 def missing_columns(info_dir: Path, setting: str, names: tuple[str, ...]) -> list[str]:
-    """Problems of names of columns of data_info.csv that a setting gives; none where the table itself cannot
-    be read, which is a problem of its own."""
-    path, problems = info_dir / "data_info.csv", []
+    """Problems of names of columns of data_info.csv that a setting gives: a column that is not there, or is
+    named twice; none where the table itself cannot be read, which is a problem of its own."""
+    path, problems, named = info_dir / "data_info.csv", [], {}
     try:
         columns = list(read_table(path, "ID", "label", remarks=[]).columns)
     except InputError:
@@ -91,7 +91,13 @@ def missing_columns(info_dir: Path, setting: str, names: tuple[str, ...]) -> lis
     near, listing = NearNames(columns), ", ".join(brief(column) for column in columns)
     spelled = {simplified(column): column for column in columns}
     for name in names:
-        if find_column(columns, name) is None:
+        column = find_column(columns, name)
+        if column in named:
+            problems.append(f"{path}: {named[column]} and {name}, which the setting {setting} names, mean "
+                            "the same column; leave one out")
+        elif column:
+            named[column] = name
+        else:
             alike = difflib.get_close_matches(simplified(name), spelled, 1)
             hint = near.hint(name) or (f"; did you mean {spelled[alike[0]]}?" if alike else "")
             problems.append(f"{path}: has no column {brief(repr(name))}, which the setting {setting} "

@@ -38,11 +38,15 @@ def with_covariates(scans: list[NewScan], table: str, predictor: LabelPredictor 
                      "these count as missing, and the training list's means take their places")
         return scans
     cells = _read(Path(table), names, {scan.id for scan in scans}, re.compile(subject_pattern))
-    known = [replace(scan, cells=tuple(cells.get(scan.id, {}).items())) for scan in scans]
+    rows = [[cells.get(scan.id, {}).get(name, "") for name in names] for scan in scans]
+    people = pd.DataFrame(rows, columns=list(names))
     try:
-        predictor.coder.encode(people_of(known, names))
+        predictor.coder.encode(people)
     except InputError as error:
         raise InputError(f"{table}: {error}") from error
+    there = predictor.coder.without_codes(people).to_dict("records")
+    known = [replace(scan, cells=tuple((name, text) for name, text in row.items() if text))
+             for scan, row in zip(scans, there, strict=True)]
     for name in names:
         without = [scan.id for scan in known if not dict(scan.cells).get(name)]
         if without:

@@ -197,6 +197,7 @@ def covariates_of(external: ExternalCohort, predictor: LabelPredictor | None) ->
         predictor.coder.encode(cells)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    cells = predictor.coder.without_codes(cells)
     for name in names:
         without = int((cells[name] == "").sum())
         if without and name not in missing:

@@ -8,6 +8,7 @@ from scipy.special import expit, logit
 from sklearn.calibration import calibration_curve
 from test_tables import make_run, resave, row, tables_of
 
+from evaluation import statistics
 from evaluation.calibration import calibration_error, recalibration
 from evaluation.grey_zone import EVERYONE, INVENTED, OUTSIDE, reasons
 from evaluation.power import expected_widths
@@ -15,6 +16,7 @@ from evaluation.results import load_run, load_runs, save_run
 from evaluation.rows import group_runs
 from evaluation.statistics import auc_half_width
 from evaluation.tables import make_tables
+from utils import derived_seed
 
 
 def made_up(
@@ -148,6 +150,30 @@ def test_every_probability_has_its_row_and_a_suvr_has_none(tmp_path):
     low, high = fitted.conf_int()[1]
     assert (found["slope_low"], found["slope_high"]) == pytest.approx((low, high), abs=0.5 * (high - low))
     assert found["slope_low"] < found["slope"] < found["slope_high"]
+
+
+def plain_error(label: np.ndarray, probability: np.ndarray) -> float:
+    """The calibration error by a loop over bins and subjects."""
+    total = 0.0
+    for number in range(10):
+        inside = [i for i, p in enumerate(probability) if min(int(p * 10), 9) == number]
+        if inside:
+            total += abs(sum(label[i] - probability[i] for i in inside))
+    return total / len(label)
+
+
+def test_the_interval_of_the_calibration_error_by_a_plain_loop(tmp_path, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 300)
+    with_probability(tmp_path, "a")
+    found = row(tables_of(tmp_path)["calibration"], classifier="calibrated")
+    uncertain = pd.read_csv(tmp_path / "result" / "a" / "uncertainty.csv")
+    label, probability = uncertain["label"].to_numpy(float), uncertain["probability"].to_numpy()
+    chosen = statistics.bootstrap(lambda index: np.moveaxis(index, -1, 0).astype(float), 60, 300,
+                                  derived_seed("bootstrap", "c0"))                       # [60, 300]
+    errors = [plain_error(label[index], probability[index]) for index in chosen.T.astype(int)]
+    value, (low, high) = plain_error(label, probability), np.percentile(errors, [2.5, 97.5])
+    assert found["ECE"] == pytest.approx(value) and np.mean(errors) > value
+    assert (found["ECE_low"], found["ECE_high"]) == pytest.approx((max(2 * value - high, 0), 2 * value - low))
 
 
 def test_several_seeds_are_one_row_of_the_table(tmp_path):

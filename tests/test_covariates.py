@@ -40,10 +40,22 @@ def test_numbers_are_standardised_on_the_training_list():
 
 
 def test_a_missing_value_is_the_mean_and_says_so_where_the_training_list_lacks_some():
-    coder = CovariateCoder.fit(cells(marker=["1", "3", "", "n/a"], age=["60", "70", "80", "90"]))
+    train = cells(marker=["1", "3", "", "n/a"] * 5, age=["60", "70", "80", "90"] * 5)
+    coder = CovariateCoder.fit(train)
     found = coder.encode(cells(marker=["3", ""], age=["", "80"]))
     np.testing.assert_allclose(found, [[1, -1, 0], [0, 1, 5 / 125 ** 0.5]])     # half of them are missing
     np.testing.assert_allclose(coder.encode(cells(age=["80"])), [[0, 1, 5 / 125 ** 0.5]])      # no column
+
+
+def test_fewer_than_10_missing_values_have_no_indicator_but_in_an_older_checkpoint():
+    train = [str(i) for i in range(20)]
+    counts = {len(CovariateCoder.fit(cells(x=[""] * n + train[n:])).encode(cells(x=[""]))[0])
+              for n in (0, 1, 9)}
+    few, many = (CovariateCoder.fit(cells(x=[""] * n + train[n:])) for n in (9, 10))
+    assert counts == {1} and many.encode(cells(x=[""])).shape == (1, 2)
+    [older] = few.state()
+    again = CovariateCoder.from_state([older | {"missing": 0.45}])
+    np.testing.assert_allclose(again.encode(cells(x=[""])), [[0, (1 - 0.45) / (0.45 * 0.55) ** 0.5]])
 
 
 def test_words_become_indicators_whatever_their_case():
@@ -100,6 +112,12 @@ VARIED = [str(50 + 7 * i % 30) for i in range(24)]
             [["a", "b"][i % 4 // 2] if label else "c" for i, label in enumerate(LABELS)],
             "tells the labels of all 24",
         ),
+        ([VARIED[i] if label else "" for i, label in enumerate(LABELS)], "known or missing for all of"),
+        (["-4" if label else VARIED[i] for i, label in enumerate(LABELS)], "known or missing for all of"),
+        ([["a", "b"][i % 4 // 2] if label else "" for i, label in enumerate(LABELS)],
+         "known or missing for all of"),
+        (["0"] + [str(0.2 + 0.03 * i) for i in range(11)] + [str(200 + 10 * i) for i in range(12)],
+         "in two units"),
     ],
 )
 def test_a_column_that_cannot_be_used_is_named(column, message):
@@ -112,6 +130,11 @@ def test_a_column_that_cannot_be_used_is_named(column, message):
     ["1"] * 23 + ["2"], ["0.1", "5", "40"] * 8, ["cn", "mci", "ad", "CN", "", "MCI"] * 4])
 def test_a_column_that_can_be_used_is_not(column):
     assert not column_problems(cells(x=column), LABELS)
+
+
+def test_a_column_that_is_missing_for_most_of_one_label_can_be_used():
+    assert not column_problems(cells(x=[VARIED[i] if label or i < 2 else "" for i, label in
+                                        enumerate(LABELS)]), LABELS)
 
 
 def test_a_short_list_may_be_told_apart_by_chance():
@@ -139,6 +162,15 @@ def test_words_that_the_training_list_does_not_have_are_named(texts, message):
     (["0.1", "2.5", ""], "")])
 def test_another_type_or_unit_than_in_the_training_list_is_named(texts, message):
     [covariate] = CovariateCoder.fit(cells(ptau217=["0.3", "0.5", "0.9"])).covariates
+    problems = reading_problems(covariate, texts)
+    assert message in problems[0] if message else not problems
+
+
+@pytest.mark.parametrize("low, texts, message", [
+    ("0", ["600", "0.3"], "1 value(s) such as 600, but 0 to 0.9"), ("0", ["0.0006", "2.5"], ""),
+    ("-0.2", ["600"], "such as 600, but -0.2 to 0.9"), ("0", ["0", "-4"], "")])
+def test_a_zero_in_the_training_list_leaves_another_unit_named(low, texts, message):
+    [covariate] = CovariateCoder.fit(cells(x=[low, "0.3", "0.9"])).covariates
     problems = reading_problems(covariate, texts)
     assert message in problems[0] if message else not problems
 
@@ -181,6 +213,15 @@ def test_the_label_itself_is_no_covariate(tmp_path, name):
     labels = {"train": {"a": 0, "b": 1}, "validation": {}, "test": {}}
     [problem] = covariate_problems(tmp_path, labels, ("x", name))
     assert f"{name} is no covariate" in problem
+
+
+@pytest.mark.parametrize("names, same", [
+    (("x", "x"), "x and x"), (("P-Tau 217", "g", "ptau217"), "P-Tau 217 and ptau217"), (("a b", "ab"), "")])
+def test_a_column_that_is_named_twice_is_refused_before_training(tmp_path, names, same):
+    write_info(tmp_path, "ID,label,x,g,P-Tau 217,a b,ab\na,0,1,u,3,5,5\nb,1,2,v,4,6,6\n")
+    labels = {"train": {"a": 0, "b": 1}, "validation": {}, "test": {}}
+    problems = covariate_problems(tmp_path, labels, names)
+    assert len(problems) == bool(same) and all(f"{same}, which" in problem for problem in problems)
 
 
 # ---------------------------------------------------------------- what they are worth
@@ -247,6 +288,16 @@ def test_a_third_of_missing_values_costs_less_than_half_of_the_gain():
 def test_without_its_table_a_predictor_falls_back_to_the_mri():
     predictor = predictor_of(as_cells(subjects(150, 0)[1]))
     assert correlation_of(predictor, None) == pytest.approx(0.5 ** 0.5, abs=0.07)
+
+
+@pytest.mark.parametrize("missing", [1, 2, 9])
+def test_a_few_missing_values_do_not_shift_everybody_without_the_table(missing):
+    marker, (mri, _, amount, _) = as_cells(subjects(150, 0)[1]), subjects(300, 1)
+    for seed in range(4):
+        gappy = marker.copy()
+        gappy.loc[np.random.default_rng(seed).permutation(150)[:missing], "marker"] = ""
+        error = predictor_of(gappy).soft_labels(mri)[:, 1].numpy() - amount
+        assert abs(error.mean()) < 0.3 and (error ** 2).mean() ** 0.5 < 1.1    # by the MRI alone -0.13, 1.01
 
 
 def test_the_second_step_is_the_linear_regression_of_what_the_first_predicts_and_the_covariate():
@@ -452,6 +503,12 @@ def test_a_column_that_is_missing_is_said_and_the_others_are_used(inside, capsys
     assert "covariate mmse: not known of 14 of 14 scans" in capsys.readouterr().out
 
 
+def test_a_code_for_a_missing_value_is_said_as_an_empty_cell_is(inside, capsys):
+    found = synthesized("out_code", "--table", table_of("code.csv", mmse=-4))
+    assert set(found["covariates"]) == {"ptau217, sex"}
+    assert "covariate mmse: not known of 14 of 14 scans" in capsys.readouterr().out
+
+
 def test_other_values_of_a_subject_make_another_pet(inside, capsys):
     synthesized("out_twice", "--table", table_of("one.csv"))
     command = ("synthesize", "--exp", "a", "--mri", MRI, "--out", "out_twice", "--table")
@@ -504,6 +561,11 @@ def test_ids_are_found_under_the_names_and_spellings_of_others(inside, column, c
     table.rename(columns={"ID": column}).to_csv("other.tsv", sep="\t", index=False)
     out = f"out_{column}_{len(change)}"
     assert set(synthesized(out, "--table", "other.tsv")["covariates"]) == {"ptau217, mmse, sex"}
+
+
+def test_covariates_that_no_label_takes_up_are_refused_before_training(inside, capsys):
+    assert train("check", label_at_sampling="none", exp="c") == 2
+    assert "covariates (ptau217, mmse, sex) are for the label of sampling" in capsys.readouterr().err
 
 
 def test_a_column_that_is_not_there_is_refused_before_training(inside, capsys):

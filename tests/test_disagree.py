@@ -61,10 +61,13 @@ def test_every_row_samples_the_same_networks_and_rows_that_are_there_stay(projec
         """A measurement that should not be made."""
         raise AssertionError("measured again")
 
-    before = (project / "result/study/disagree.csv").read_bytes()
     monkeypatch.setattr(disagree, "measure_row", refuse)
-    assert run("--seeds", "0", "--discordance", "0.6") == 0
-    assert (project / "result/study/disagree.csv").read_bytes() == before
+    for words in (("--seeds", "0", "--discordance", "0.6"), ("--tables",)):
+        before = {path: path.read_bytes() for path in (project / "result/study").glob("disagree*")}
+        for name in ("disagree.csv", "disagree.md"):
+            (project / "result/study" / name).unlink()
+        assert run(*words) == 0
+        assert {path: path.read_bytes() for path in (project / "result/study").glob("disagree*")} == before
 
 
 def test_all_of_it_ends_with_one_longer_training():

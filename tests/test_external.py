@@ -19,9 +19,12 @@ from config import Config
 from dataset import Scan
 from evaluation.external_table import headline
 from evaluation.results import load_run
+from labels.covariates import CovariateCoder
+from newscans import external_cohort
 from newscans.external_cohort import (
     TrainingLists,
     choose_lists,
+    covariates_of,
     info_folder,
     named_alike,
     refuse_known_pictures,
@@ -568,6 +571,11 @@ def test_the_tables_have_sections_of_the_external_cohort_and_it_beside_the_own_t
         assert found.loc[(cohort, "il_cldm"), "coverage"] == pytest.approx(uncertainty["covered"].mean())
     text = Path("result/tables/external.md").read_text()
     assert "split: test, and external cohorts" in text and "python main.py external --exp a" in text
+    before = {path: path.read_bytes() for path in Path("result/tables").glob("external.*")}
+    for path in before:
+        path.unlink()
+    assert run("--stages", "tables") == 0
+    assert {path: path.read_bytes() for path in Path("result/tables").glob("external.*")} == before
     shutil.rmtree(result())
     assert run("--stages", "tables") == 0
     assert not list(Path("result/tables").glob("external.*"))
@@ -607,6 +615,7 @@ def test_the_same_command_mends_damaged_results(project):
 def test_the_report_shows_the_external_cohort_beside_the_own_test_list(project):
     assert train("report") == 0
     page = Path("result/a/report.html").read_text()
+    assert "The external cohort other was scored with the same" in Path("result/a/methods.txt").read_text()
     assert '<h2 id="external">External cohorts</h2>' in page
     part = page.split('<h2 id="external">')[1].split("<h2")[0]
     assert "<td>test list</td>" in part and "<td>other</td>" in part and "coverage" in part
@@ -632,3 +641,36 @@ def test_the_headline_numbers_are_those_of_other_libraries(project):
     slope, _ = np.polyfit(suvr["real"], suvr["il_cldm"], 1)
     assert found["slope"].value == pytest.approx(slope)
     assert found["Pearson"].value == pytest.approx(suvr["real"].corr(suvr["il_cldm"]))
+
+
+# ---------------------------------------------------------------- covariates
+
+def covariates_there(**columns: list[str]) -> pd.DataFrame:
+    """Covariates of three external subjects for a predictor that was fitted to a marker, MMSE and sex."""
+    train = {"p_tau217": ["0", "0.3", "0.9"], "mmse": ["20", "30", "28"], "sex": ["F", "M", "F"]}
+    coder = CovariateCoder.fit(pd.DataFrame(train))
+    there = SimpleNamespace(people=pd.DataFrame({"ID": list("abc")} | columns), info_dir=Path("info"),
+                            scans=[SimpleNamespace(id=name) for name in "abc"])
+    return covariates_of(there, SimpleNamespace(covariates=coder.names, coder=coder))
+
+
+def test_external_covariates_are_found_and_what_is_missing_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr(external_cohort, "say", lambda _, text: said.append(text))
+    found = covariates_there(**{"P-Tau 217": ["0.5", "-4", "0.1"], "SEX": ["m", "F", ""]})
+    assert found.to_dict("list") == {"p_tau217": ["0.5", "", "0.1"], "mmse": ["", "", ""],
+                                     "sex": ["m", "F", ""]}
+    assert found.index.tolist() == list("abc")
+    assert len(said) == 3 and "has no column mmse: the training list's mean" in said[0]
+    assert "1 of 3 subjects have no p_tau217" in said[1] and "1 of 3 subjects have no sex" in said[2]
+    assert covariates_of(SimpleNamespace(info_dir=Path("info")), None) is None
+
+
+@pytest.mark.parametrize("column, texts, message", [
+    ("sex", ["F", "X", "M"], "'X' in 1 row(s); expected one of f, m"),
+    ("mmse", ["29", "good", ""], "'good' in 1 row(s); expected a number"),
+    ("p_tau217", ["500", "300", "0.2"], "2 value(s) such as 500, but 0 to 0.9 in the training list")])
+def test_external_covariates_that_the_training_list_has_nothing_like_are_refused(column, texts, message):
+    with pytest.raises(InputError) as error:
+        covariates_there(**{column: texts})
+    assert message in str(error.value) and str(error.value).startswith("info/data_info.csv: ")

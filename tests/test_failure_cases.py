@@ -45,7 +45,7 @@ def make_run(
         known = 1.0 if uncertain else np.nan
         uncertainty = pd.DataFrame({"ID": ids, "low": known, "probability": known})
     if status:
-        predictions = pd.DataFrame({"ID": ids, "label": 1})
+        predictions = pd.DataFrame({"ID": ids, "label": 1, "classifier": "mri", "method": "none"})
     metadata = {"phantom": phantom, "settings": saved["settings"], "versions": saved["versions"]}
     return Run("x", metadata, test, uptake, predictions, None, uncertainty)
 
@@ -294,6 +294,26 @@ def test_what_was_left_out_and_covariates_are_in_the_text():
     text = methods_text(run, flow)
     assert "Of 12 scans of 9 subjects with an MRI or a PET, 3 scans of 3 subjects were left out" in text
     assert "predicted from its MRI and age, apoe4 by ridge regression" in text
+
+
+def test_further_analyses_are_in_the_text_of_a_run_that_has_them():
+    plain = make_run([0.1, 0.2])
+    text = methods_text(plain, FLOW)
+    for sentence in ("ICC(A,1) (McGraw and Wong 1996)", "log odds (Cox 1958)"):
+        assert sentence in text
+    own = {"classifier": "covariates", "score": 0.5}
+    settings = {"cortex_mask": "c.nii", "reference_mask": "r.nii"}
+    run = make_run([0.1, 0.2], centiloid=(100.0, -90.0), **settings)
+    run.metadata["settings"]["covariates"] = ["age", "apoe4"]
+    run = dataclasses.replace(run, people=run.test[["ID", "label"]], uptake=run.uptake.assign(CL=50.0),
+                              predictions=pd.concat([run.predictions, run.predictions.assign(**own)]))
+    fuller = methods_text(run, FLOW, ["north", "south"])
+    for sentence in ("logistic regression on age, apoe4, alone and with the MRI", "Kruskal and Wallis 1952",
+                     "without subjects whose real PET had 10 to 30 Centiloids",
+                     "external cohorts north, south were scored with the same networks"):
+        assert sentence in fuller and sentence not in text
+    assert "The external cohort east was scored" in methods_text(plain, FLOW, ["east"])
+    assert "ICC" not in methods_text(make_run([0.1], has_suvr=False, regions="none", status=False), FLOW)
 
 
 def test_the_text_holds_no_path_of_this_machine():

@@ -245,6 +245,18 @@ def test_what_is_made_from_results_goes_with_them(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_files_of_the_report_come_back_byte_for_byte(project, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("data", "result"):
+        shutil.copytree(project / name, tmp_path / name)
+    names, folder = ("failure_cases.csv", "table_1.csv", "methods.txt"), tmp_path / "result" / EXP
+    before = [(folder / name).read_bytes() for name in names]
+    for name in names:
+        (folder / name).unlink()
+    assert main.main([*arguments(TINY | PHANTOM), "--stages", "report"]) == 0
+    assert [(folder / name).read_bytes() for name in names] == before
+
+
 def test_a_report_without_some_synthetic_pets_has_no_picture_of_failure_cases(project, tmp_path, monkeypatch,
                                                                               sketched):
     monkeypatch.chdir(tmp_path)

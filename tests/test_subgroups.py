@@ -15,7 +15,16 @@ from evaluation.layout import write_tables
 from evaluation.results import load_run, load_runs, save_run
 from evaluation.rows import group_runs
 from evaluation.statistics import area_under_roc, correlation, holm
-from evaluation.subgroups import FEW, LEAST, UNKNOWN, heterogeneity_p, kruskal_p, permutation_p, split
+from evaluation.subgroups import (
+    FEW,
+    LEAST,
+    NUMBERS,
+    UNKNOWN,
+    heterogeneity_p,
+    kruskal_p,
+    permutation_p,
+    split,
+)
 from evaluation.tables import make_tables
 
 N = 60
@@ -92,11 +101,17 @@ def by_hand(root, exp: str, members: list[str]) -> dict[str, float]:
     test = chosen("test.csv", method="il_cldm")
     real, suvr = (chosen("uptake.csv", method=name)["SUVR"] for name in ("real", "il_cldm"))
     mri = chosen("predictions.csv", classifier="mri")
-    return {"PSNR_brain": test["PSNR_brain"].mean(), "SSIM_brain": test["SSIM_brain"].mean(),
+    pet = chosen("predictions.csv", classifier="pet", method="il_cldm")
+    rates = {}
+    for name, label in (("SEN_pet", 1), ("SPE_pet", 0)):
+        is_enough = (pet["label"] == label).sum() >= LEAST
+        rates[name] = sk.recall_score(pet["label"], pet["positive"], pos_label=label) if is_enough else np.nan
+    return rates | {"PSNR_brain": test["PSNR_brain"].mean(), "SSIM_brain": test["SSIM_brain"].mean(),
             "SUVR_MAE": sk.mean_absolute_error(real, suvr), "SUVR_bias": (suvr - real).mean(),
             "SUVR_r": scipy.stats.pearsonr(real, suvr)[0],
             "AUC_suvr": sk.roc_auc_score(test["label"], suvr),
             "AUC_mri": sk.roc_auc_score(mri["label"], mri["score"]),
+            "AUC_pet": sk.roc_auc_score(pet["label"], pet["score"]),
             "coverage": chosen("uncertainty.csv")["covered"].mean()}
 
 
@@ -115,11 +130,12 @@ def test_every_number_of_a_group_is_that_of_its_members(tmp_path):
         found = row(table, column=column, group=group)
         assert (found["n"], found["seeds"], found["experiment"]) == (len(members), 1, "a")
         for name, value in by_hand(tmp_path, "a", members.tolist()).items():
-            assert found[name] == pytest.approx(value), (group, name)
-            assert found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
+            assert found[name] == pytest.approx(value, nan_ok=True), (group, name)
+            assert np.isnan(value) or found[f"{name}_low"] <= found[name] <= found[f"{name}_high"]
     # with one label there is no AUC, but there is all else
     found = row(table, column="label", group="1")
-    assert np.isnan(found["AUC_suvr"]) and np.isnan(found["AUC_mri"]) and np.isfinite(found["SUVR_r"])
+    assert found[["AUC_suvr", "AUC_mri", "AUC_pet", "SPE_pet"]].isna().all()
+    assert np.isfinite(found[["SUVR_r", "SEN_pet"]].to_list()).all()
     assert table["column"].drop_duplicates().tolist() == ["all", "label", "age", "sex"]
 
 
@@ -138,7 +154,8 @@ def test_a_small_group_has_its_n_and_no_number_and_does_not_enter_the_test(tmp_p
     table = tables_of(tmp_path)["subgroups"]
     small = row(table, column="site", group="C")
     assert small["n"] == LEAST - 1
-    numbers = [name for name in table if name.startswith(("PSNR", "SSIM", "SUVR", "AUC", "cov"))]
+    numbers = [name for name in table if name.startswith(("PSNR", "SSIM", "SUVR", "AUC", "SEN", "SPE",
+                                                              "cov"))]
     assert small[[name for name in numbers if "_p" not in name]].isna().all()
     test = pd.read_csv(tmp_path / "result" / "a" / "test.csv").query("method == 'il_cldm'")
     psnr, sites = test["PSNR_brain"].to_numpy(), np.array(site)
@@ -153,8 +170,7 @@ def test_a_small_group_has_its_n_and_no_number_and_does_not_enter_the_test(tmp_p
 def test_p_is_corrected_over_all_tests_of_an_experiment(tmp_path):
     make_people(tmp_path, "a")
     table = tables_of(tmp_path)["subgroups"].drop_duplicates("column").set_index("column")
-    names = ["PSNR_brain", "SSIM_brain", "SUVR_MAE", "SUVR_bias", "SUVR_r", "AUC_suvr", "AUC_mri", "coverage"]
-    columns = [name for name in names if f"{name}_p" in table]
+    columns = [name for name in NUMBERS if f"{name}_p" in table]
     p = table[[f"{name}_p" for name in columns]].to_numpy()
     corrected = table[[f"{name}_p_holm" for name in columns]].to_numpy()
     np.testing.assert_allclose(corrected.ravel(), holm(p.ravel()))
@@ -215,7 +231,7 @@ def test_what_a_run_has_not_is_no_column(tmp_path, without):
     columns = set(tables_of(tmp_path)["subgroups"])
     lacks = {
         "uptake": {"SUVR_MAE", "SUVR_r"},
-        "predictions": {"AUC_suvr", "AUC_mri"},
+        "predictions": {"AUC_suvr", "AUC_mri", "AUC_pet", "SEN_pet", "SPE_pet"},
         "uncertainty": {"coverage"},
     }
     for name, numbers in lacks.items():

@@ -169,6 +169,11 @@ def test_a_table_without_anything_but_labels():
     assert for_reader(table)["SMD validation"].tolist()[:3] == ["", "", "0.00"]
 
 
+def test_every_name_that_subgroups_know_is_known_here_and_the_first_is_taken():
+    table = people(gender=["1"] * 7, Sex=["F"] * 7, SITEID=["3"] * 7, dx_bl=["AD"] * 7, centre=["4"] * 7)
+    assert named_columns(table) == {"sex": "Sex", "site": "SITEID", "diagnosis": "dx_bl"}
+
+
 def test_a_further_column_that_is_one_of_the_usual_stands_once():
     assert named_columns(people(Age=["70"] * 7, mmse=["30"] * 7), ("age", "mmse", "MMSE")) == {
         "age": "Age", "mmse": "mmse"}

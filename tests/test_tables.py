@@ -220,6 +220,31 @@ def test_a_comparison_has_its_difference_with_an_interval_and_an_effect_size(tmp
     assert np.isnan(found["rank_biserial"])
 
 
+def test_what_mri_and_synthetic_pet_are_worth_beside_covariates_is_compared(tmp_path):
+    make_run(tmp_path, "a")
+    without = tables_of(tmp_path)["comparisons"]
+    run = load_run(tmp_path / "result" / "a")
+    more = []
+    for classifier, method in (("covariates", "none"), ("covariates_mri", "none"), ("suvr", "il_cldm"),
+                               ("suvr", "mean_pet")):
+        rows = run.predictions[run.predictions["classifier"] == "mri"]
+        score = np.random.default_rng(len(more)).random(N).round(2)
+        more.append(rows.assign(classifier=classifier, method=method, score=score))
+    resave(tmp_path, "a", {"test": run.test, "uptake": run.uptake,
+                           "predictions": pd.concat([run.predictions, *more])})
+    tables = tables_of(tmp_path)
+    found = tables["comparisons"].query("metric == 'AUC'")
+    pairs = [{*pair} for pair in zip(found["a"], found["b"], strict=True)]
+    worth_of_mri = {"covariates none", "covariates_mri none"}
+    assert worth_of_mri in pairs and {"covariates_mri none", "suvr il_cldm (a)"} in pairs
+    assert len(pairs) == 6                                 # the other four are with mri
+    auc = tables["amyloid_status"].set_index(["classifier", "method"])["AUC"]
+    one = found[[pair == worth_of_mri for pair in pairs]].iloc[0]
+    assert abs(one["difference"]) == pytest.approx(abs(auc["covariates", "none"]
+                                                       - auc["covariates_mri", "none"]))
+    assert without.query("metric == 'AUC'")["b"].tolist() == ["pet il_cldm (a)"]
+
+
 def test_what_cannot_be_compared_stands_apart(tmp_path):
     make_run(tmp_path, "a")
     make_run(tmp_path, "b", crop_start=(9, 18, 10))
