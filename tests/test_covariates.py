@@ -70,8 +70,8 @@ def test_words_become_indicators_whatever_their_case():
 @pytest.mark.parametrize("text, value", [
     ("<0.2", 0.2), (">= 1700", 1700), ("90+", 90), (".5", 0.5), ("1e-3", 1e-3), ("+2", 2)])
 def test_a_bound_counts_as_its_number(text, value):
-    coder = CovariateCoder.fit(cells(x=["0", "1"]))        # mean 0.5, standard deviation 0.5
-    assert coder.encode(cells(x=["0", text]))[1, 0] == pytest.approx((value - 0.5) / 0.5)
+    coder = CovariateCoder.fit(cells(x=["0", "100"]))      # mean 50, standard deviation 50
+    assert coder.encode(cells(x=["0", text]))[1, 0] == pytest.approx((value - 50) / 50)
 
 
 @pytest.mark.parametrize("train, is_code", [(["2", "5", "3"], True), (["-2.5", "5", "3"], False)])

@@ -7,14 +7,14 @@ import pandas as pd
 import pytest
 from conftest import TINY, arguments
 from scipy.stats import pearsonr
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import recall_score, roc_auc_score
 
 import main
 from config import PRESETS, Config
 from studies import running, sites
 from studies.running import SEEDS
 from studies.sites import CONTROL, ROWS, draw_lists, people_of, settings_of
-from studies.sites_table import score_run, to_markdown
+from studies.sites_table import losses, score_run, to_markdown
 
 LEFT_OUT = [row for row in ROWS if row != CONTROL]
 
@@ -80,7 +80,10 @@ def made_up_run(n: int = 12) -> SimpleNamespace:
                                   "PSNR_brain": rng.normal(25, 1, n),
                                   "SSIM_brain": rng.uniform(0.7, 0.9, n)}))
     uncertainty = pd.DataFrame({"ID": ids, "covered": (np.arange(n) % 3 > 0).astype(int)})
-    return SimpleNamespace(test=pd.concat(test), uptake=pd.concat(uptake), uncertainty=uncertainty)
+    predictions = pd.DataFrame({"classifier": "suvr", "method": "il_cldm", "ID": ids, "label": label,
+                                "positive": (synthetic > 1.25).astype(float)})
+    return SimpleNamespace(test=pd.concat(test), uptake=pd.concat(uptake), uncertainty=uncertainty,
+                           predictions=predictions)
 
 
 def test_scores_of_a_left_out_site_are_those_of_other_libraries():
@@ -97,6 +100,9 @@ def test_scores_of_a_left_out_site_are_those_of_other_libraries():
     oracle = run.test.query("method == 'oracle'")
     assert row["PSNR_brain_oracle"] == pytest.approx(oracle["PSNR_brain"].mean())
     assert row["AUC_oracle"] == 1 and "PSNR_brain_mean_pet" not in row
+    decided = fake["SUVR"] > 1.25
+    assert row["SEN"] == pytest.approx(recall_score(fake["label"], decided))
+    assert row["SPE"] == pytest.approx(recall_score(fake["label"], decided, pos_label=0))
     assert row["coverage"] == pytest.approx(8 / 12)
     p, z = 8 / 12, 1.959964                                # Wilson 1927
     half = z / (1 + z ** 2 / 12) * np.sqrt(p * (1 - p) / 12 + z ** 2 / (4 * 12 ** 2))
@@ -128,9 +134,25 @@ def test_an_unseen_site_stands_above_the_same_site_when_it_is_seen():
     of = pd.Series(["site1"] * 6 + ["site2"] * 6, index=[f"s{i}" for i in range(12)])
     table = pd.DataFrame([*score_run(run, CONTROL, 0, of), *score_run(run, "site2", 0, None),
                           *score_run(run, "site1", 0, None)])
-    cells = [[cell.strip() for cell in line.split("|")[1:3]] for line in to_markdown(table).splitlines()[2:]]
+    first, _ = to_markdown(table).split("\n\n", 1)
+    cells = [[cell.strip() for cell in line.split("|")[1:3]] for line in first.splitlines()[2:]]
     assert cells == [["all sites", "all sites"], ["site1", "the other sites"], ["site1", "all sites"],
                      ["site2", "the other sites"], ["site2", "all sites"]]
+
+
+def test_what_an_unseen_site_loses_is_the_mean_over_the_seeds_of_unseen_less_seen():
+    table = pd.DataFrame([
+        {"test": test, "trained": trained, "seed": seed, "n": 9, "PSNR_brain": psnr, "AUC": auc}
+        for test, trained, seed, psnr, auc in [
+            ("site1", "the other sites", 0, 20.0, 0.7), ("site1", "all sites", 0, 23.0, 0.8),
+            ("site1", "the other sites", 1, 22.0, np.nan), ("site1", "all sites", 1, 23.0, 0.9),
+            ("site2", "the other sites", 0, 25.0, 0.6), ("all sites", "all sites", 0, 24.0, 0.8),
+            ("site3", "all sites", 0, 25.0, 0.6)]])
+    [row] = losses(table).to_dict("records")               # of site2 and site3 one half is missing
+    assert (row["test"], row["seeds"]) == ("site1", 2)
+    assert row["PSNR_brain"] == pytest.approx(-2.0) and row["PSNR_brain_sd"] == pytest.approx(2 ** 0.5)
+    assert row["AUC"] == pytest.approx(-0.1) and np.isnan(row["AUC_sd"])        # of one seed
+    assert "| site1" in to_markdown(table.iloc[:2]).split("Unseen less seen")[1]
 
 
 # ---------------------------------------------------------------- the run
