@@ -717,9 +717,6 @@ def _sampling_misfits(cfg: Config):
         yield f"label_in_training suvr needs num_classes 2, not {cfg.num_classes}"
     if cfg.label_at_sampling == "matched" and cfg.label_in_training not in ("suvr", "auto"):
         yield f"label_at_sampling matched needs label_in_training suvr, not {cfg.label_in_training}"
-    if cfg.covariates and not cfg.predicts_label:
-        yield (f"covariates ({', '.join(cfg.covariates)}) are for the label of sampling, and "
-               "label_at_sampling none gives none; leave them out, or take another label_at_sampling")
     if cfg.label_in_training == "none" and cfg.predicts_label:
         yield (f"label_at_sampling {cfg.label_at_sampling} needs a UNet that was trained with labels, not "
                "label_in_training none")

@@ -30,8 +30,9 @@ def with_covariates(scans: list[NewScan], table: str, predictor: LabelPredictor 
     names = predictor.covariates if predictor else ()
     if not names:
         if table:
-            raise InputError(f"{table}: this experiment predicts its label from the MRI alone (no "
-                             "--covariates in its training), so no covariate can be used; leave --table out")
+            why = ("predicts its label from the MRI alone (no --covariates in its training)" if predictor
+                   else "samples without a label (--label_at_sampling none)")
+            raise InputError(f"{table}: this experiment {why}, so no covariate can be used; leave --table out")
         return scans
     if not table:
         say("synth", f"the label is predicted from the MRI and {', '.join(names)}; without --table all of "

@@ -20,6 +20,7 @@ from experiment.networks import cells_of
 from labels.covariates import CovariateCoder, cells_key, column_problems, reading_problems
 from labels.people import covariate_problems, read_covariates, read_people
 from labels.ridge import LabelPredictor
+from newscans.covariates import with_covariates
 from utils import InputError
 
 # ---------------------------------------------------------------- cells to numbers
@@ -563,9 +564,11 @@ def test_ids_are_found_under_the_names_and_spellings_of_others(inside, column, c
     assert set(synthesized(out, "--table", "other.tsv")["covariates"]) == {"ptau217, mmse, sex"}
 
 
-def test_covariates_that_no_label_takes_up_are_refused_before_training(inside, capsys):
-    assert train("check", label_at_sampling="none", exp="c") == 2
-    assert "covariates (ptau217, mmse, sex) are for the label of sampling" in capsys.readouterr().err
+def test_covariates_that_no_label_takes_up_are_said_to_be_for_classifiers_alone(inside, capsys):
+    assert train("check", label_at_sampling="none", exp="c") == 0
+    assert "covariates (ptau217, mmse, sex): seen by the status classifiers alone" in capsys.readouterr().out
+    with pytest.raises(InputError, match="samples without a label"):
+        with_covariates([], "table.csv", None, "(.*)")
 
 
 def test_a_column_that_is_not_there_is_refused_before_training(inside, capsys):
