@@ -152,8 +152,8 @@ def check(cfg: Config) -> Cohort:
     notice = f" ({PHANTOM_NOTICE})" if (Path(cfg.data_dir) / "phantom.json").exists() else ""
     say("check", f"{cfg.data_dir}: no problem found{notice}\n{cohort.report}")
     if cfg.covariates and not cfg.predicts_label:
-        say("check", f"covariates ({', '.join(cfg.covariates)}): seen by the status classifiers alone, because "
-                     "label_at_sampling none samples without a label")
+        say("check", f"covariates ({', '.join(cfg.covariates)}): seen by the status classifiers alone, "
+                     "because label_at_sampling none samples without a label")
     return cohort
 
 

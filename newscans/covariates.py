@@ -32,7 +32,8 @@ def with_covariates(scans: list[NewScan], table: str, predictor: LabelPredictor 
         if table:
             why = ("predicts its label from the MRI alone (no --covariates in its training)" if predictor
                    else "samples without a label (--label_at_sampling none)")
-            raise InputError(f"{table}: this experiment {why}, so no covariate can be used; leave --table out")
+            raise InputError(f"{table}: this experiment {why}, so no covariate can be used; leave --table "
+                             "out")
         return scans
     if not table:
         say("synth", f"the label is predicted from the MRI and {', '.join(names)}; without --table all of "
