@@ -17,7 +17,7 @@ def interrupted(record_property, *arguments: str) -> str:
 
 
 def test_a_killed_run_that_is_given_again_equals_an_uncut_one_bit_for_bit(record_property, count):
-    number = count(6, 100)
+    number = count(4, 100)
     text = interrupted(record_property, "kills", "--count", str(number))
     assert int(re.match(r"(\d+) kills", text)[1]) >= number
     assert int(re.search(r"(\d+) final outputs", text)[1]) > 100

@@ -25,6 +25,7 @@ from dataset import EpochOrder
 from experiment import session
 from runtime import fit, ranks
 from runtime.checkpoints import StageRun, load_checkpoint
+from runtime.ranks import FAILED
 from runtime.signals import Stopped, handle_signals
 from utils import InputError
 
@@ -494,11 +495,38 @@ def test_gpus_starts_as_many_processes(project, monkeypatch):
     assert started == [(3, ["--gpus", "3", "--exp", "a"])]
 
 
-@pytest.mark.parametrize(("number", "code"),
-                         [(None, 0), (signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGKILL, 6)])
+# What each of two processes without torch, which start at once, does, and the exit code of both together.
+ENDS = {
+    "both finish": ("pass", "pass", None, 0),
+    "one fails and the other ends because of it": ("sys.exit(2)", f"time.sleep(1); sys.exit({FAILED})", None,
+                                                   2),
+    "Ctrl-C reaches both": ("time.sleep(60)", "time.sleep(60)", signal.SIGINT, 130),
+    "one fails and the other hangs": ("sys.exit(2)", "time.sleep(60)", None, 2),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_launched_processes_have_one_exit_code(case, monkeypatch):
+    one, other, number, code = ENDS[case]
+
+    def start(count: int, argv: list[str]) -> list[subprocess.Popen]:
+        return [subprocess.Popen([sys.executable, "-c", f"import sys, time; {what}"],
+                                 stderr=subprocess.DEVNULL) for what in (one, other)]
+    handlers = {number: signal.getsignal(number) for number in ranks.SIGNALS}
+    monkeypatch.setattr(ranks, "_start", start)
+    monkeypatch.setattr(ranks, "GRACE", 2)
+    if number:
+        monkeypatch.setattr(ranks.time, "sleep", lambda _: signal.raise_signal(number))
+    try:
+        assert ranks.launch(2, []) == code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGKILL, 6)])
 def test_launched_processes_end_together_with_their_exit_code(project, number, code):
-    settings = TINY | {"exp": "a", "aae_epochs": 1 if number is None else 300}
-    words = [*arguments(settings), "--stages", "aae"]
+    words = [*arguments(TINY | {"exp": "a", "aae_epochs": 300}), "--stages", "aae"]
     program = (f"import sys; sys.path.insert(0, {str(ROOT)!r}); from runtime.ranks import launch; "
                f"sys.exit(launch(2, {words!r}))")
     run = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True,
@@ -508,7 +536,7 @@ def test_launched_processes_end_together_with_their_exit_code(project, number, c
         time.sleep(0.1)
     if number == signal.SIGKILL:
         os.kill(child_of(run.pid, rank=1), number)
-    elif number:
+    else:
         run.send_signal(number)
     began = time.monotonic()
     _, said = run.communicate(timeout=90)
