@@ -351,7 +351,7 @@ def test_the_validation_loss_is_a_mean_over_scans_that_does_not_depend_on_what_w
     def loss_of(*batches: list[str], seed: int = 0) -> float:
         torch.seed()                                       # anything may have been drawn before
         exp.cfg.seed = seed
-        return validation_loss(exp, unet, stage, SimpleNamespace(of=rows_of), Loader(*batches))
+        return validation_loss(exp, unet, stage, SimpleNamespace(from_volumes=rows_of), Loader(*batches))
     whole = loss_of(["a", "b", "c"], ["d"])
     assert whole == loss_of(["a", "b", "c"], ["d"])
     assert whole == pytest.approx((3 * loss_of(["a", "b", "c"]) + loss_of(["d"])) / 4)
@@ -389,7 +389,7 @@ def test_the_denoiser_is_trained_on_scaled_latents_and_on_the_labels_of_its_own_
     latents = {scan.id: torch.randn(1, 2, 2, 2) for scan in scans}
     soft_labels = torch.arange(8.0).view(4, 2)
     batch = {"id": ["3", "1"], "mri": torch.rand(2, 1, 4, 4, 4), "pet": torch.rand(2, 1, 4, 4, 4)}
-    found = LatentBatches(exp, LatentSpace(IDENTITY, 0.3, 2.0), latents, soft_labels).of(batch)
+    found = LatentBatches(exp, LatentSpace(IDENTITY, 0.3, 2.0), latents, soft_labels).from_volumes(batch)
     assert_close(found.z_0, torch.stack([(latents[name] - 0.3) / 2 for name in ("3", "1")]))
     assert_close(found.label, soft_labels[[3, 1]])
     assert_close(found.mri, batch["mri"])
