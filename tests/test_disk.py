@@ -49,7 +49,7 @@ def test_every_single_write_may_fail_for_want_of_room(root, expected, monkeypatc
                                                       record_property):
     """The disk fills up at one write after the other; each time the message names the file, and no file is
     half there."""
-    sync, failed, step = files.sync, Counter(), count(13, 1)
+    sync, failed, step = files.sync, Counter(), count(9, 1)
 
     def full_at(number):
         calls = iter(range(10 ** 6))
