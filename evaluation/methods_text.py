@@ -240,7 +240,8 @@ def _status(run: Run) -> Iterator[str]:
         yield f"Beside them stood logistic regression on {covariates}, alone and with the MRI."
     if classifiers - {"suvr"}:
         yield ("Calibration of the probabilities was measured by the slope and intercept of a logistic "
-               "regression on their log odds (Cox 1958) and by the expected calibration error in 10 bins.")
+               "regression on their log odds (Cox 1958) and by the expected calibration error in 10 bins "
+               "(basic bootstrap interval).")
     if not why_none(run):
         yield "Status was also scored without subjects whose real PET had 10 to 30 Centiloids."
 
