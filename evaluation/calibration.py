@@ -96,8 +96,12 @@ def calibration(groups: list[Group], order: tuple[str, ...]) -> pd.DataFrame:
                for group in groups]
     rows = collect_rows(changed, "predictions", ("classifier", "method"), (*order, CALIBRATED))
     values = [values_of_lists(row.runs, CALIBRATION, _statistic_of)[0] for row in rows]
-    for error in (of_row["ECE"] for of_row in values):     # a resample is as biased again as the estimate
-        error.low, error.high = (max(2 * error.value - end, 0.0) for end in (error.high, error.low))
+    for of_row in values:
+        error = of_row["ECE"]
+        # The error of a resample is as far above the estimate as this is above the true error, so the
+        # interval is mirrored at the estimate: the basic bootstrap (Davison and Hinkley 1997).
+        low, high = 2 * error.value - error.high, 2 * error.value - error.low
+        error.low, error.high = max(low, 0.0), max(high, 0.0)
     return tidy_table(rows, ("classifier", "method"), values)
 
 

@@ -8,7 +8,9 @@ from evaluation import statistics
 from evaluation.grey_zone import why_none
 from evaluation.participants import TITLES, Flow
 from evaluation.results import Run
+from evaluation.subgroups import LEAST
 from imaging.regions import ABOUT
+from labels.covariates import LEAST_MISSING
 from model import Diffusion
 
 REFERENCES = {
@@ -189,7 +191,7 @@ def _predicted_label(settings: dict) -> Iterator[str]:
     if further:
         yield ("How much MRI and covariates count was learned from predictions of MRIs that their regression "
                "had not seen (Wolpert 1992); a missing covariate was replaced by its mean over the training "
-               "list, beside an indicator where that list lacks ten values or more.")
+               f"list, beside an indicator where that list lacks {LEAST_MISSING} values or more.")
     if what == "label":
         how = "(Platt 1999)" if settings["num_classes"] == 2 else "by a temperature (Guo et al. 2017)"
         yield ("The prediction was turned into probabilities on cross-fitted subjects of the training list "
@@ -221,8 +223,8 @@ def _evaluation(run: Run, _: Flow) -> Iterator[str]:
                f"bootstrap intervals over subjects ({statistics.RESAMPLES} resamples).")
         yield from _status(run)
     if run.people is not None:
-        yield ("Headline numbers were computed in groups of 10 subjects or more, and differences between the "
-               "groups of a column tested (Kruskal and Wallis 1952; for AUC and correlation by "
+        yield (f"Headline numbers were computed in groups of {LEAST} subjects or more, and differences "
+               "between the groups of a column tested (Kruskal and Wallis 1952; for AUC and correlation by "
                "permutation), corrected for multiple tests (Holm 1979).")
     if "mean_pet" in methods:
         tests = "Wilcoxon's signed-rank test"

@@ -172,7 +172,8 @@ def reading_problems(covariate: Covariate, texts: Sequence[str]) -> list[str]:
     if not covariate.words and not other:
         numbers = _numbers(list(texts), covariate.low)
         is_small = (numbers > 0) & (numbers < covariate.low / OTHER_UNIT)       # none if low is 0 or below
-        is_large = abs(numbers) > OTHER_UNIT * (max(-covariate.low, covariate.high) or np.inf)
+        largest = max(abs(covariate.low), abs(covariate.high)) or np.inf        # zeros have no unit
+        is_large = abs(numbers) > OTHER_UNIT * largest
         beyond = numbers[is_large | is_small]
         if len(beyond):
             problems.append(f"covariate {name}: {len(beyond)} value(s) such as {beyond[0]:g}, but "

@@ -56,7 +56,7 @@ def scores_of(own: pd.DataFrame) -> dict[str, float]:
     for name in SCORES:
         found[name] = by_seed[name].mean()
         found[f"{name}_sd"] = by_seed[name].std(ddof=1) if len(by_seed) > 1 else np.nan
-    seeds = dict(list(own.groupby("seed")))
+    seeds = {seed: one for seed, one in own.groupby("seed")}
     _, found["AUC_low"], found["AUC_high"] = with_interval(seeds, auc_of)
     found["lead"], found["lead_low"], found["lead_high"] = with_interval(seeds, lead_of)
     return found
