@@ -27,7 +27,8 @@ OPTIONAL_STAGES = ("baselines",)                           # run only where they
 AAE, LDM = ("aae",), ("ldm",)
 REGRESSIONS = ("latent_regression", "labelled_latent_regression", "image_regression",
                "labelled_image_regression")                # controls of the diffusion
-SYSTEMS = ("pix2pix", "tpa_gan", "fgan", "resvit", "ddpm")  # published, compared in the method's paper
+SYSTEMS = ("pix2pix", "tpa_gan", "fgan", "resvit", "ddpm")  # published; these five: the paper's comparison
+SECOND_ROWS = {"ddpm_mean": "ddpm"}                        # row of the tables beside a system's own -> system
 BASELINES = (*REGRESSIONS, *SYSTEMS)                       # those that are trained
 LABELLED = tuple(name for name in REGRESSIONS if name.startswith("labelled_"))  # with the label of stage 2
 DENOISER = ("ldm", "latent_regression", "labelled_latent_regression")          # the UNet on latents
@@ -350,7 +351,7 @@ class Config:
         "weight of the L1 reconstruction against the adversarial term; paper: 100", affects=AAE, low=0.0)
     aae_lr: float = setting(1e-4, "learning rate of Adam; paper: 1e-4", affects=AAE, low=1e-8, high=1.0)
     aae_lr_decay: bool = setting(True,
-        "let the learning rates of stage 1 fall to 0 along half a cosine, epoch by epoch: the last epochs "
+        "let the learning rates of stage 1 fall towards 0 along half a cosine, epoch by epoch: the last ones "
         "settle", affects=AAE, published=False)
     aae_betas: tuple[float, float] = setting((0.5, 0.999),
         "betas of Adam; paper", affects=AAE, low=0.0, high=0.99999)
@@ -378,7 +379,7 @@ class Config:
         "what the UNet predicts: v, or the noise eps, of which a small error at high noise swamps the "
         "overall level of uptake", affects=LDM, choices=("eps", "v"), published="eps")
     time_shift: float = setting(10.0,
-        "training draws times t = s u / (1 + (s - 1) u) of T, u uniform (Esser et al. 2024, Eq. 23): the "
+        "training draws t / T near s u / (1 + (s - 1) u), u uniform (Esser et al. 2024, Eq. 23): the "
         "level of uptake is decided at high noise", affects=LDM, low=0.01, high=100.0, published=1.0)
     image_loss: float = setting(1.0,
         "weight of the L1 between PET and decoded estimate of z_0, in units of the PET's standard deviation "
@@ -395,7 +396,7 @@ class Config:
         "label that the UNet is trained with; suvr: where the SUVR of the subject's own PET lies between "
         "the means of the labels; true: the label; none: an ablation; auto: suvr if the regions of the SUVR "
         "are given (cortex_mask, or a phantom), or if the SUVR of automatic ones tells the labels of the "
-        "training list apart (AUC 0.85), else true", affects=(*LDM, *LABELLED),
+        "training list apart (AUC 0.85), else true, as with more than two labels", affects=(*LDM, *LABELLED),
         choices=("auto", "suvr", "true", "none"), published="true")
     shuffle_labels: bool = setting(False,
         "a null control: the labels of the training list change places at random before stage 2, and before "
@@ -412,7 +413,8 @@ class Config:
         "steps for which the average is a plain copy; paper: 2000", affects=STAGE_2, low=0)
     validation_every: int = setting(1, "epochs from one validation to the next; paper: 1", affects=PET, low=1)
     validation_sampler: str = setting("ddim",
-        "sampler of the validation; paper: ddpm, 999 network evaluations a subject and epoch", affects=LDM,
+        "sampler of the validation; paper: ddpm, 999 network evaluations a subject and epoch, which the "
+        "preset leaves to whoever asks (docs/published.md)", affects=LDM,
         choices=("ddim", "dpm", "ddpm"))
     validation_steps: int = setting(2,
         "network evaluations a validation scan with ddim and dpm; the published preset takes 50, because "

@@ -333,8 +333,8 @@ def _check_affines(scans: list[Scan], grids: dict[Path, np.ndarray], image_size:
 
 def _common_affine(grids: dict[Path, np.ndarray]) -> np.ndarray:
     """The affine that most of the files share."""
-    keys = {path: tuple(np.round(affine / SAME_PLACE_MM).astype(int).ravel()) for path,
-            affine in grids.items()}
+    keys = {path: tuple(np.round(affine / SAME_PLACE_MM).astype(int).ravel())
+            for path, affine in grids.items()}
     common_key = Counter(keys.values()).most_common(1)[0][0]
     return next(affine for path, affine in grids.items() if keys[path] == common_key)
 

@@ -3,7 +3,8 @@
 The stages in the paper's order: an adversarial autoencoder (AAE) learns PET volumes (stage 1) and encodes
 them; a UNet conditioned on the MRI and the label learns to denoise the latents (stage 2, the latent diffusion
 model, LDM); sampled and decoded they are the synthetic PET. Symbols and dimension letters as in model.py;
-settings and their defaults in config.py, where PUBLISHED has the published method's (docs/published.md).
+settings and their defaults in config.py, where PUBLISHED has the published method's (docs/published.md). The
+data flow and both losses as formulas: README.md.
 """
 from runtime import environment  # noqa: F401, I001  first: it says what is missing before the imports below fail
 import importlib
@@ -71,7 +72,7 @@ def train_aae(exp: Experiment) -> None:
     # imaging/volumes.py:read_in_range, cropped with a margin by imaging/cache.py:VolumeCache.read, and
     # shifted within it by dataset.py:VolumeDataset. Its settings are crop_start, volume_size and crop_jitter.
     # No intensity is scaled, but by the file's own scale factors; NaN outside the brain is read as 0, and
-    # what leaves [0, 1] by at most 0.01 is clipped.
+    # what leaves [0, 1] by at most 0.01 is clipped. The check refuses the rest.
     volumes = exp.training_batches(cfg.aae_batch_size, "pet", jitter=True)
     validation = exp.batches(exp.cohort.validation, "pet", divided=True)
 
@@ -132,9 +133,10 @@ class Stage2:
 def ldm_loss(unet: UNet, stage_2: Stage2, batch: LatentBatch, t: Tensor, eps: Tensor) -> dict[str, Tensor]:
     """The loss of the denoiser and its terms, at steps t [B] with noise eps [B, C, d, h, w].
 
-    mse: squared error of its prediction of v, or of eps as published (Ho et al. 2020, Eq. 14). image: L1
-    between the decoded estimate of z_0 and the PET, in units of pet_std; its gradient reaches the denoiser
-    through the frozen decoder.
+    mse: squared error of its prediction of v, or of eps as published (Ho et al. 2020, Eq. 14). image:
+    image_loss times the L1 between the decoded estimate of z_0 and the PET, in units of pet_std; its gradient
+    reaches the denoiser through the frozen decoder. All t weigh alike; time_shift says how often each is
+    drawn.
 
     Where its inputs come from: z_0 = (E(x) - mean) / std, one number each over the training list; t by
     model.py:Diffusion.draw_times; the MRI's features by model.py:UNet.condition; the label by the setting

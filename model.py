@@ -1,8 +1,8 @@
 """The networks and the diffusion process of IL-CLDM (Ou et al., IEEE JBHI 29(2):1221-1231, 2025).
 
 Dimension key: B batch, C latent channels, K labels, D H W volume voxels, d h w latent voxels, T diffusion
-steps. Symbols: x PET, x_hat reconstruction, m MRI, y label, z_0 latent, z_t latent noised to step t, eps
-noise. The defaults of the classes are the published networks.
+steps, m samples of a scan. Symbols: x PET, x_hat reconstruction, y label, z_0 latent, z_t latent noised to
+step t, eps noise. The defaults of the classes are the published networks.
 """
 import math
 import re
@@ -575,7 +575,7 @@ class LatentSpace:
 
 
 class Synthesizer:
-    """From MRIs to their PETs: sample latents, decode. Label and noise come from its caller, in a run
+    """From MRIs to their PETs: sample latents, decode. Its caller gives label and noise; in a run that is
     experiment/networks.py:LatentSampler.
 
     batch: latent samples that go through the denoiser at once. cast: gives the context, such as autocast, in

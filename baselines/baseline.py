@@ -23,18 +23,17 @@ class Baseline:
     """A compared method: its networks, their updates on a batch, and the PET that they give.
 
     name: its stage, its checkpoint and its method in the tables.
-    modalities: the volumes that its training needs, 'mri' and 'pet'. uses_labels: whether its training sees
-    the labels, as config.SEEING_LABELS says too; prediction never does. shifts_crop: whether its training
-    shifts the crop at random, as stage 1 does.
+    modalities: the volumes that its training needs, 'mri' and 'pet'. shifts_crop: whether its training shifts
+    the crop at random, as stage 1 does.
     parts: name -> network or optimizer, everything that a checkpoint keeps, first the network that predicts;
     'ema' is a moving average of it.
 
     A batch is {id: list of B, label: [B] int64, mri and pet: [B, 1, D, H, W] float32 in [0, 1]}, on the CPU.
+    Whoever reads its labels in training is in config.SEEING_LABELS; in prediction nobody has them.
     """
 
     name: str
     modalities: tuple[str, ...] = ("mri", "pet")
-    uses_labels = False
     shifts_crop = False
 
     def __init__(self, parts: dict[str, nn.Module | Optimizer]):

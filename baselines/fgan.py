@@ -201,7 +201,7 @@ class FGAN(Baseline):
     volume_size: D, H, W. num_classes: labels that DSNet tells apart.
     """
 
-    name, shifts_crop, uses_labels = "fgan", True, True
+    name, shifts_crop = "fgan", True
 
     def __init__(self, settings: FGANSettings, volume_size: tuple[int, ...], device: torch.device,
                  num_classes: int = 2):

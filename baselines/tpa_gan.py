@@ -307,7 +307,7 @@ class TPAGAN(Baseline):
     epoch.
     """
 
-    name, shifts_crop, uses_labels = "tpa_gan", True, True
+    name, shifts_crop = "tpa_gan", True
 
     def __init__(self, settings: TPAGANSettings, volume_size: tuple[int, ...], device: torch.device,
                  num_classes: int = 2):

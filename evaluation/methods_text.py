@@ -3,7 +3,7 @@ sentence holds for that run, or is not written. What the run cannot know stands 
 import json
 from collections.abc import Iterator, Sequence
 
-from config import BASELINES
+from config import BASELINES, SECOND_ROWS
 from evaluation import statistics
 from evaluation.grey_zone import why_none
 from evaluation.participants import TITLES, Flow
@@ -209,7 +209,7 @@ def _evaluation(run: Run, _: Flow) -> Iterator[str]:
            f"box and inside {mask}.")
     methods = run.test["method"].unique()
     others = [COMPARED[name] for name in COMPARED if name in methods]
-    trained = [name for name in (*BASELINES, "ddpm_mean") if name in methods]
+    trained = [name for name in (*BASELINES, *SECOND_ROWS) if name in methods]
     if trained:
         others.append("trained for comparison: " + ", ".join(trained))
     if others:

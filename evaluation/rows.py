@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from config import BASELINES, Config
+from config import BASELINES, SECOND_ROWS, Config
 from evaluation.results import Run
 from evaluation.values import Runs, Values
 from imaging.regions import ABOUT
 
-COMPARED = (*BASELINES, "ddpm_mean")                       # of a run that trained them
+COMPARED = (*BASELINES, *SECOND_ROWS)                      # of a run that trained them
 UPPER_BOUNDS = ("aae", "oracle", "real")                   # see the PET or the truth: no contenders
 TRAINED = ("il_cldm", "aae", *COMPARED)                   # come out otherwise with another seed
 SHARED = "all"                                             # experiment of a method that is the same in all

@@ -349,8 +349,8 @@ class LatentSampler:
             noise.append([draw_noise(cfg.seed, subject, k, shape) for k in self.samples])
         mri = batch["mri"].to(next(self.synthesizer.unet.parameters()).device)
         z_0 = self.synthesizer.sample(mri, label, noise, self.sampler, self.steps, self.last)
-        bad = [subject for subject,
-               own in zip(batch["id"], z_0, strict=True) if not torch.isfinite(own).all()]
+        bad = [subject for subject, own in zip(batch["id"], z_0, strict=True)
+               if not torch.isfinite(own).all()]
         if bad:
             raise NotFiniteError(f"the latents sampled by {self.sampler} for {', '.join(bad)} are not finite")
         return z_0

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from config import BASELINES, DENOISER
+from config import BASELINES, DENOISER, SECOND_ROWS
 from dataset import Scan
 from evaluation.covariate_status import PREFIX, with_cells
 from evaluation.power import expected_widths
@@ -254,9 +254,10 @@ def write_costs(exp: Experiment, clocks: dict[str, Clock]) -> None:
 
 def trainings_of(method: str) -> tuple[str, ...]:
     """The stages and baselines that are trained for a method, in order."""
-    own = {"aae": ("aae",), "il_cldm": ("aae", "ldm"), "ddpm_mean": ("ddpm",)}
+    own = {"aae": ("aae",), "il_cldm": ("aae", "ldm")}
     if method in own:
         return own[method]
+    method = SECOND_ROWS.get(method, method)
     if method in BASELINES:
         return ("aae", method) if method in DENOISER else (method,)
     return ()

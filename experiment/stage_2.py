@@ -25,9 +25,12 @@ class LatentBatch(NamedTuple):
     z_0: [B, C, d, h, w], scaled. mri: [B, 1, D, H, W]. pet: [B, 1, D, H, W], or None without image_loss.
     label: [B, K], weights of the K label embeddings, by the setting label_in_training:
 
-        suvr    [1 - s, s], s = (SUVR of the PET - mean_0) / (mean_1 - mean_0), mean_k that of label k
+        suvr    [1 - s, s], s = (SUVR of the subject's own PET - mean_0) / (mean_1 - mean_0); mean_k: over the
+                training subjects of label k. s may lie below 0 and above 1
         true    1 for the subject's own label, else 0
         none    0 everywhere
+
+    The default, auto, becomes suvr or true before training (Config, experiment/automatic.py).
     """
     z_0: Tensor
     mri: Tensor

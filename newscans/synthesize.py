@@ -7,13 +7,15 @@ From an MRI to its PET:
 
 1. newscans/scans.py:find_scans finds the MRIs; newscans/trained.py:load_trained reads the networks of the
    experiment.
-2. newscans/scans.py:read_mri reads an MRI as those of a cohort are read, and place_problem refuses what is
-   not a brain in MNI space.
+2. newscans/scans.py:read_mri reads an MRI as those of a cohort are read (scaled first where mri_percentile
+   says so, within its brain mask where a BIDS dataset has one), and place_problem refuses what is not a brain
+   in MNI space.
 3. newscans/scans.py:onto_crop cuts the crop on the cohort's grid; an MRI on another grid is interpolated.
 4. experiment/networks.py:LatentSampler predicts the label and samples latents by
-   model.py:Synthesizer.sample: 4 samples of 2 DDIM steps. With label_at_sampling matched (the default where
-   the label of training is an SUVR) it samples twice, so 16 network evaluations, else 8
-   (LatentSampler.evaluations).
+   model.py:Synthesizer.sample: samples_per_scan (4) samples of sampling_steps (2) DDIM steps. With
+   label_at_sampling matched (the default where the label of training is made from the SUVR) their mean is
+   decoded, its SUVR corrects the label, and the same noise is sampled again: so 16 forward passes of the
+   denoiser, else 8 (LatentSampler.evaluations). Extractor and decoder are not counted.
 5. model.py:Synthesizer.decode decodes the mean of the samples, clamped to [0, 1].
 6. newscans/outputs.py:write_scan writes the PET on the MRI's own grid, 0 outside the crop, and its sidecar:
    <out>/sub-<ID>/pet/sub-<ID>_..._desc-ilcldmSynthetic_pet.nii.gz (newscans/scans.py:NewScan.written).

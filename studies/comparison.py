@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from config import BASELINES, PRESETS, SEEING_LABELS, SYSTEMS, Config, with_later_settings
+from config import BASELINES, PRESETS, SECOND_ROWS, SEEING_LABELS, SYSTEMS, Config, with_later_settings
 from experiment.networks import checkpoint_name
 from runtime.checkpoints import read_history
 from runtime.commandline import parse
@@ -53,7 +53,7 @@ class Row(NamedTuple):
     of: str = "main"
 
 
-IN_MAIN = ("il_cldm", *BASELINES, "ddpm_mean", "mean_pet", "oracle")
+IN_MAIN = ("il_cldm", *BASELINES, *SECOND_ROWS, "mean_pet", "oracle")
 AT_LINK_0 = {name: f"{name}_link_0" for name in ("il_cldm", *SYSTEMS)}
 SHUFFLED = {name: f"{name}_link_0_shuffled" for name in ("il_cldm", *SEEING_LABELS)}
 ROWS = (

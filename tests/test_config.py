@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import main
-from config import (BENCHMARK, DEMO, PRESETS, PUBLISHED, SYSTEMS, Config, Pix2PixSettings, ResvitSettings,
-                    with_later_settings)
+from config import (BENCHMARK, DEMO, PRESETS, PUBLISHED, SEEING_LABELS, SYSTEMS, Config, Pix2PixSettings,
+                    ResvitSettings, with_later_settings)
 from conftest import arguments
 from experiment.saved import read_settings
 from runtime.commandline import build, parse
@@ -659,7 +659,7 @@ def test_the_settings_of_a_system_are_bound_to_its_own_training_alone(system):
     bound = Config().settings_of(system)
     trained_with = names_of_system(system) - {"resvit.predict_slices", "ddpm.sampler", "ddpm.sampling_steps",
                                               "ddpm.samples"}
-    labels = {"shuffle_labels"} if system in ("tpa_gan", "fgan") else set()
+    labels = {"shuffle_labels"} if system in SEEING_LABELS else set()
     others = {"ldm_batch_size", "validation_every", "crop_jitter"}
     assert bound.keys() == DATA | trained_with | labels | others
     others = ("aae", "ldm", "latent_regression", "image_regression", "validation", "synthesis", "scores",

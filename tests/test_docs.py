@@ -158,4 +158,4 @@ def test_the_crop_of_the_readme_is_that_of_the_default():
 def test_the_network_evaluations_of_the_readme_are_those_of_the_default():
     text, cfg = (ROOT / "README.md").read_text(), Config()
     evaluations = cfg.sampling_steps * cfg.samples_per_scan
-    assert f"{evaluations} network evaluations (NFE)" in text and f": {2 * evaluations} NFE" in text
+    assert f"{evaluations} network evaluations (NFE)" in text and f"so {2 * evaluations} NFE" in text

@@ -156,6 +156,11 @@ def stage_2(prediction: str = "v", **settings) -> Stage2:
     return Stage2(**usual | settings)
 
 
+def test_the_defaults_that_main_shows_are_those_of_the_settings():
+    cfg = Config()
+    assert (stage_2().image_loss, stage_2().time_shift) == (cfg.image_loss, cfg.time_shift)
+
+
 def small_unet() -> UNet:
     """A tiny denoiser, always with the same weights."""
     torch.manual_seed(0)

@@ -81,7 +81,7 @@ def test_the_method_has_the_networks_of_both_sizes():
     assert number_of_weights(method.generator) == 1_448_257
     assert method.disc.receptive_field == 16
     assert set(method.parts) == {"generator", "disc", "opt_g", "opt_d"}
-    assert (method.name, method.uses_labels) == ("pix2pix", False)
+    assert method.name == "pix2pix"
 
 
 @pytest.mark.parametrize("size, settings, patches", [

@@ -391,7 +391,7 @@ def test_labels_and_ids_change_no_step():
         resvit.step(batch, 1)
         ended.append(weights_of(resvit.generator.parameters()))
     assert torch.equal(*ended)
-    assert not Resvit.uses_labels and Resvit.modalities == ("mri", "pet")
+    assert Resvit.modalities == ("mri", "pet")
 
 
 def test_training_lowers_the_error_of_the_reconstruction_in_both_phases():
