@@ -280,8 +280,8 @@ TOOLS = {"preprocess": "cohort.preprocess", "prepare": "cohort.prepare", "calibr
          "synthesize": "newscans.synthesize", "external": "newscans.external", "sweep": "studies.sweep",
          "study": "studies.repairs", "benchmark": "studies.benchmark"}
 ABOUT = ("IL-CLDM: synthesize amyloid PET from T1 MRI. Trains both stages on the cohort and writes "
-         "result/<exp>/. Running the same command again continues where it stopped. With settings of their "
-         f"own: main.py {', '.join(TOOLS)}.")
+         "result/<exp>/. Running the same command again continues where it stopped. Further commands, each "
+         f"with settings of its own: main.py {', '.join(TOOLS)}.")
 
 
 def main(argv: list[str] | None = None) -> int:

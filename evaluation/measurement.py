@@ -107,18 +107,17 @@ class Measurement:
         """A measure for evaluate: PSNR, SSIM and MAE of x_hat [D, H, W] against volumes["pet"]."""
         return score_volume(x_hat, volumes["pet"], self.brain)
 
-    def readable(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
-        """A measure for evaluate: what status and uptake are read from, the pooled MRI and PET [d, h, w], and
-        SUVR and more if known."""
-        mri, pet = (
-            pool_volume(volume[None, None], self.pool)[0, 0].numpy() for volume in (volumes["mri"], x_hat)
-        )
-        return {"mri": mri, "pet": pet, **self.uptake(x_hat)}
+    def status_inputs(self, pet: Tensor, volumes: dict[str, Tensor]) -> dict:
+        """A measure for evaluate: what status is read from, of a synthetic or real PET [D, H, W]. The PET and
+        the MRI pooled, as arrays; SUVR and more if known."""
+        pooled = {name: pool_volume(volume[None, None], self.pool)[0, 0].numpy()
+                  for name, volume in (("mri", volumes["mri"]), ("pet", pet))}
+        return pooled | self.uptake(pet)
 
     def all_measures(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
-        """A measure for evaluate: image_scores, spectral_scores and readable together."""
+        """A measure for evaluate: image_scores, spectral_scores and status_inputs together."""
         return (self.image_scores(x_hat, volumes) | self.spectral_scores(x_hat, volumes)
-                | self.readable(x_hat, volumes))
+                | self.status_inputs(x_hat, volumes))
 
     def spectral_scores(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict[str, float]:
         """A measure for evaluate: the texture of x_hat [D, H, W] against that of volumes["pet"]

@@ -117,7 +117,7 @@ class Experiment:
             say("check", remark)
         self.people = read_covariates(cfg.info_folder, [scan.id for scan in cohort.scans], cfg.covariates)
         self._survey: Survey | None = None
-        self.trained_epochs: dict[str, int] = {}           # of the checkpoints that are there, by stage
+        self.epochs_there: dict[str, int] = {}           # of the checkpoints that are there, by stage
 
     def with_settings(self, cfg: Config) -> "Experiment":
         """The same experiment with other regions or labels, and with the volumes that are cached already."""
@@ -245,7 +245,7 @@ class Experiment:
         """Bytes that the trainings of this run may take on the disk in addition to what is there."""
         cfg, meta, room = self.cfg, torch.device("meta"), 0
         for stage in self.trainings():
-            if self.trained_epochs.get(stage, 0) < cfg.epochs_of(stage):
+            if self.epochs_there.get(stage, 0) < cfg.epochs_of(stage):
                 there = {
                     path.stat().st_ino for path in cfg.result_dir.glob(f"{checkpoint_name(stage)}*.pth.tar")
                 }
@@ -314,7 +314,7 @@ class Experiment:
         """Raise InputError, before anything is written, if the stages and the checkpoints in the result
         folder do not go together.
 
-        needs: stages that must be trained, whatever the settings ask for. Notes in .trained_epochs how many
+        needs: stages that must be trained, whatever the settings ask for. Notes in .epochs_there how many
         epochs the last checkpoints have.
         """
         cfg = self.cfg
@@ -365,7 +365,7 @@ class Experiment:
         if last.exists():
             saved = load_checkpoint(last)
             check_settings(last, saved, settings)
-            self.trained_epochs[stage] = saved["epoch"]
+            self.epochs_there[stage] = saved["epoch"]
         if best.exists() and not (last.exists() and best.samefile(last)):
             saved = load_checkpoint(best)
             check_settings(best, saved, settings)
@@ -379,10 +379,10 @@ class Experiment:
         if stage is None:
             return
         last = self.networks.last_path(stage)
-        if self.cfg.resume == "yes" and stage not in self.trained_epochs:
+        if self.cfg.resume == "yes" and stage not in self.epochs_there:
             raise InputError(f"{last} is not there, so nothing can be continued; check --exp, or begin with "
                              "--resume auto")
-        if self.cfg.resume == "no" and stage in self.trained_epochs:
+        if self.cfg.resume == "no" and stage in self.epochs_there:
             raise InputError(f"{last} is there, but --resume no begins anew; give another --exp, or move "
                              f"{self.cfg.result_dir} away")
 

@@ -123,7 +123,7 @@ def read_real(exp: Experiment, survey: Survey) -> dict[str, pd.DataFrame]:
     known."""
     cohort, measurement = exp.cohort, exp.measurement
     test = evaluate(lambda batch: batch["pet"], exp.batches(cohort.test, "mri", "pet", divided=True),
-                    measurement.readable, "read test list")
+                    measurement.status_inputs, "read test list")
     real = {"train": survey.of(cohort.train), "validation": survey.of(cohort.validation), "test": test}
     real = {split: with_cells(table, exp.people) for split, table in real.items()}
     if measurement.regions:
@@ -350,12 +350,12 @@ def score_frames(subjects: dict[str, pd.DataFrame], real: pd.DataFrame,
     """
     frames = {"test": _stacked(subjects, ["ID", "label", *METRICS, *SPECTRAL])}
     people = real[[name for name in real if name in ("ID", "age", "sex") or name.startswith(PREFIX)]]
-    readable = {"real": real} | {method: table.merge(people, on="ID") for method, table in subjects.items()}
+    read = {"real": real} | {method: table.merge(people, on="ID") for method, table in subjects.items()}
     uptake = [name for name in real if name == "CL" or name.startswith("SUVR")]
     if uptake:
-        frames["uptake"] = _stacked(readable, ["ID", "label", *uptake])
+        frames["uptake"] = _stacked(read, ["ID", "label", *uptake])
     if classifiers:
-        frames["predictions"] = read_status(classifiers, readable)
+        frames["predictions"] = read_status(classifiers, read)
     return frames
 
 

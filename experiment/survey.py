@@ -27,7 +27,7 @@ class Survey:
     mean_pet: [1, 1, D, H, W], mean PET of the training list. pet_std: standard deviation of its PETs over all
     voxels of all of them. mri: [n, 1, d, h, w] float32, MRIs of the training list pooled to about 4 mm, for
     the predictor of the label. table: a row a scan, of the training list and then of the validation list: ID,
-    and what Measurement.readable gives of the real PET.
+    and what Measurement.status_inputs gives of the real PET (its MRI and PET are pooled to about 8 mm).
     """
     mean_pet: Tensor
     pet_std: float
@@ -62,7 +62,7 @@ def make_survey(training: Iterable[dict], validation: Iterable[dict], measuremen
 def _rows(batch: dict, measurement: Measurement) -> list[dict]:
     rows = []
     for name, mri, pet in zip(batch["id"], batch["mri"], batch["pet"], strict=True):
-        rows.append({"ID": name, **measurement.readable(pet[0], {"mri": mri[0]})})
+        rows.append({"ID": name, **measurement.status_inputs(pet[0], {"mri": mri[0]})})
     return rows
 
 

@@ -148,7 +148,8 @@ class ExternalRun:
         """What status and uptake are read from, of the real PETs. Raises InputError if some have no uptake in
         the reference region."""
         measurement = self.trained.measurement
-        real = evaluate(lambda batch: batch["pet"], self.batches(), measurement.readable, "read real PETs")
+        real = evaluate(lambda batch: batch["pet"], self.batches(), measurement.status_inputs,
+                        "read real PETs")
         if measurement.regions:
             without = real.loc[~np.isfinite(real["SUVR"]), "ID"]
             if len(without):

@@ -152,7 +152,7 @@ def refuse_known_pictures(read: pd.DataFrame, known: TrainingLists) -> None:
     """Raise InputError that lists every scan whose MRI or PET is one of the training or validation list,
     whatever its ID and the type in which it is stored. Says so if that cannot be known.
 
-    read: a row a scan, as Measurement.readable gives of its PET.
+    read: a row a scan, as Measurement.status_inputs gives of its PET.
     """
     if known.survey is None:
         say("check", "whether a volume of the training or validation list is among them cannot be checked: "

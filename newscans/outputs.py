@@ -51,7 +51,7 @@ def measure(trained: Trained, scan: NewScan, mri: Tensor, x_hat: Tensor, decoded
     if label is not None:
         row = {f"p_label_{k}": float(label[k]) for k in range(1, len(label))}
     # the first is what is written
-    read = pd.DataFrame([trained.measurement.readable(x, {"mri": mri}) for x in (x_hat, *decoded)])
+    read = pd.DataFrame([trained.measurement.status_inputs(x, {"mri": mri}) for x in (x_hat, *decoded)])
     names, known = trained.cfg.covariates, dict(scan.cells)
     if names:
         row["covariates"] = ", ".join(name for name in names if name in known) or "none known"

@@ -1,5 +1,5 @@
 """The training loop: the epochs of one training, whatever it trains, with resume, ranks, signals, saving and
-a line a epoch."""
+one line an epoch."""
 import math
 import time
 from collections.abc import Callable

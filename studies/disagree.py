@@ -124,8 +124,8 @@ def measure_row(exp: Experiment, synthesizer: Synthesizer, row: Row) -> pd.DataF
 
     scans = exp.batches(test, "mri", "pet", batch=exp.cfg.scans_at_once)
     scores = evaluate(predict, scans, exp.measurement.all_measures, f"{exp.cfg.exp} {row.name}")
-    real = evaluate(lambda batch: batch["pet"], exp.batches(test, "mri", "pet"), exp.measurement.readable,
-                    "real")
+    real = evaluate(lambda batch: batch["pet"], exp.batches(test, "mri", "pet"),
+                    exp.measurement.status_inputs, "real")
     truth = pd.read_csv(Path(exp.cfg.data_dir) / "truth" / "truth.csv").set_index("ID")
     return pd.DataFrame({
         "ID": scores["ID"], "label": scores["label"],
