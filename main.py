@@ -248,7 +248,7 @@ def test(exp: Experiment) -> None:
     real = read_real(exp, survey)
     classifiers = fit_status(exp, real, synthesizer)
 
-    aae = exp.networks.best_aae()
+    aae = synthesizer.space.aae
     methods = {"aae": reconstruct(exp, aae),
                "il_cldm": ScanSynthesis(sampler, cohort.test, cfg.result_dir, exp.is_phantom)}
     methods |= reference_methods(exp, aae, survey, epochs)
