@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from nibabel.orientations import axcodes2ornt, io_orientation, ornt_transform
 
 from evaluation import statistics
+from experiment import session
 
 SAVEFIG = Figure.savefig
 SHAPE = (22, 27, 22)                                       # the paper's field of view at 8 mm
@@ -221,11 +222,20 @@ def sketch(figure: Figure, path: Path, **_) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def sketches(request) -> Iterator[pytest.MonkeyPatch]:
-    """Sketches in the place of pictures, but in files that look at pictures and say DRAWS = True."""
+    """Sketches in the place of pictures. A file that looks at pictures says DRAWS = True. One that looks at
+    none says DRAWS = False: its training and test stages build none either, which takes a tenth of them."""
+    draws = getattr(request.module, "DRAWS", None)
     with pytest.MonkeyPatch.context() as patch:
-        if not getattr(request.module, "DRAWS", False):
+        if not draws:
             patch.setattr(Figure, "savefig", sketch)
+        if draws is False:
+            patch.setattr(session, "_draws", draw_nothing)
         yield patch
+
+
+def draw_nothing(_: str) -> bool:
+    """Whether a run draws its losses and PETs: no."""
+    return False
 
 
 @pytest.fixture
