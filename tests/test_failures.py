@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHAPE, TINY, arguments, write_cohort, write_volume
+from interrupt import wait
 
 import main
 from experiment import session
@@ -24,9 +24,11 @@ from runtime import environment
 from runtime.checkpoints import load_checkpoint
 from runtime.failures import explain
 from runtime.files import FolderLock
+from runtime.signals import leave
 from utils import InputError, NotFiniteError
 
 ROOT = Path(main.__file__).parent
+DRAWS = False
 
 
 def run(*stages: str, **settings) -> int:
@@ -257,13 +259,20 @@ def test_plain_training_and_testing_need_no_optional_package(root):
     write_volume(root / "brain.nii.gz", np.ones(SHAPE, np.uint8))
     (root / "hidden").mkdir()
     env = hide(root / "hidden", *(module for module in OPTIONAL if module != "nilearn"))
-    words = arguments(TINY | {"exp": "a", "brain_mask": "brain.nii.gz"})
-    ended = start(*words, "--stages", "check", "aae", "encode", "ldm", "test", env=env)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    words = arguments(TINY | {"exp": "a", "brain_mask": "brain.nii.gz", "aae_epochs": 1, "ldm_epochs": 1})
+    runs = [["check", "aae", "encode", "ldm", "test"], ["tables"], ["report"]]
+    program = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+import main
+print("codes", *[main.main([*{words!r}, "--stages", *stages]) for stages in {runs!r}])
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300,
+                           env=env)
+    assert ended.returncode == 0 and ended.stdout.endswith("codes 0 2 2\n"), ended.stdout + ended.stderr
     assert (root / "result/a/summary.csv").is_file()
+    assert "Traceback" not in ended.stderr
     for stage in ("tables", "report"):
-        ended = start(*words, "--stages", stage, env=env)
-        assert ended.returncode == 2 and "Traceback" not in ended.stderr
         assert re.search(
             r"^error: the package (matplotlib|jinja2|tabulate), which is needed for [A-Za-z ]+, is missing; "
              "pip "
@@ -445,17 +454,21 @@ def test_a_signal_during_the_imports_has_its_exit_code(tmp_path, number, code):
 def test_a_screen_that_is_gone_does_not_cost_the_run_its_steps(root):
     reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
     reader.wait()
-    run = subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *arguments(TINY | {"exp": "a", "aae_epochs": 500}),
-         "--stages", "aae"],
-        stdout=reader.stdin,
-        stderr=reader.stdin,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    if not (child := os.fork()):
+        os.dup2(reader.stdin.fileno(), 1)
+        os.dup2(reader.stdin.fileno(), 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        try:
+            leave(main.main([*arguments(TINY | {"exp": "a", "aae_epochs": 500}), "--stages", "aae"]))
+        except SystemExit as stop:
+            for stream in (sys.stdout, sys.stderr):        # as Python does at its end
+                stream.flush()
+            os._exit(stop.code)
+        finally:
+            os._exit(1)
     last = root / "result/a/CHECKPOINT_AAE_last.pth.tar"
     while not last.exists():
-        assert run.poll() is None
-        time.sleep(0.1)
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(120) == 75
+        assert wait(child, 0.1) is None
+    os.kill(child, signal.SIGTERM)
+    assert wait(child, 120) == 75
     assert "stopped by SIGTERM" in (root / "result/a/run.log").read_text()
