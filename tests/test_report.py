@@ -101,7 +101,7 @@ def test_every_figure_is_there_as_png_of_150_dpi_and_pdf(project):
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_all_of_a_figure_is_on_it_and_nothing_covers_its_notice(project, tmp_path, monkeypatch):
+def test_all_of_a_figure_is_on_it_and_nothing_covers_its_notice(project, tmp_path, monkeypatch, sketched):
     run, drawn = load_run(project / "result" / EXP), []
     notice = run.metadata["notice"]
     monkeypatch.setattr(figures.pyplot(), "close", drawn.append)
@@ -128,7 +128,7 @@ def test_all_of_a_figure_is_on_it_and_nothing_covers_its_notice(project, tmp_pat
             assert page.y0 <= box.y0
 
 
-def test_nothing_covers_anything_in_the_figures_of_systems(tmp_path, monkeypatch):
+def test_nothing_covers_anything_in_the_figures_of_systems(tmp_path, monkeypatch, sketched):
     notice, drawn = "digital phantom, not patient data; research only, not for clinical use", []
     rng, label = np.random.default_rng(0), np.arange(20) % 2
     monkeypatch.setattr(figures.pyplot(), "close", drawn.append)
@@ -245,7 +245,7 @@ def test_what_is_made_from_results_goes_with_them(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_files_of_the_report_come_back_byte_for_byte(project, tmp_path, monkeypatch):
+def test_the_files_of_the_report_come_back_byte_for_byte(project, tmp_path, monkeypatch, sketched):
     monkeypatch.chdir(tmp_path)
     for name in ("data", "result"):
         shutil.copytree(project / name, tmp_path / name)
@@ -339,7 +339,8 @@ def test_browser_viewer_shows_the_voxels_of_the_slice_chosen(browser, project, s
     assert np.abs(shown(browser, "absolute error") - expected).max() <= 12
 
 
-def test_the_report_of_a_cohort_without_regions_or_two_labels_leaves_that_out(project, tmp_path, monkeypatch):
+def test_the_report_of_a_cohort_without_regions_or_two_labels_leaves_that_out(project, tmp_path, monkeypatch,
+                                                                              sketched):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(project / "data", tmp_path / "data")
     shutil.copytree(project / "result", tmp_path / "result")
@@ -352,7 +353,8 @@ def test_the_report_of_a_cohort_without_regions_or_two_labels_leaves_that_out(pr
     assert main.main([*arguments(TINY | PHANTOM), "--stages", "test"]) == 0   # now without an oracle
     assert "oracle" not in set(pd.read_csv(tmp_path / "result" / EXP / "test.csv")["method"])
     (tmp_path / "data" / "ph" / "phantom.json").unlink()
-    own = PHANTOM | {"info_dir": "data/ph/data_info", "exp": "own", "regions": "none"}
+    own = PHANTOM | {"info_dir": "data/ph/data_info", "exp": "own", "regions": "none",
+                     "aae_epochs": 1, "ldm_epochs": 1}
     del own["phantom_subjects"]
     stages = ("check", "aae", "encode", "ldm", "test", "report")
     assert main.main([*arguments(TINY | own), "--stages", *stages]) == 0
