@@ -21,6 +21,7 @@ from newscans.scans import find_scans, read_mri
 from tests.made_up_bids import write_bids
 from utils import InputError
 
+DRAWS = False
 NEW = "sub-NEW01_ses-1_space-MNI152NLin2009aSym"
 
 

@@ -394,6 +394,7 @@ def test_status_from_covariates_and_mri_is_better_than_from_either_and_survives_
 
 # ---------------------------------------------------------------- a run with them
 
+DRAWS = False
 PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 4, 4), "phantom_voxel": 8, "regions": "auto",
            "exp": "a", "covariates": ("ptau217", "mmse", "sex")}
 MRI = "data/phantom/whole_MRI"

@@ -16,6 +16,7 @@ from studies.disagree_table import make_criteria, make_table, to_markdown
 PHANTOM = {"phantom_subjects": (12, 4, 8), "phantom_voxel": 8, "regions": "auto", "aae_epochs": 1,
            "ldm_epochs": 1}
 NAMES = [row.name for row in disagree.ROWS]
+DRAWS = False
 
 
 def run(*argv: str) -> int:

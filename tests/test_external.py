@@ -32,6 +32,7 @@ from newscans.external_cohort import (
 from newscans.kept_synthesis import KeptSynthesis
 from utils import InputError
 
+DRAWS = False
 PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 9, 3), "phantom_voxel": 8, "regions": "auto"}
 OTHER = PHANTOM | {"data_dir": "data/other", "phantom_subjects": (4, 2, 3), "phantom_seed": 5, "exp": "other"}
 SAVED = ("mri", "mri_pet", "pet", "suvr")               # status classifiers that the test stage leaves behind

@@ -14,6 +14,7 @@ from test_synthesize import pet_path, sidecar_path, synthesize_new
 from utils import draw_uniform
 
 trained, project = test_synthesize.trained, test_synthesize.project        # fixtures
+DRAWS = False
 TABLE = Path("out/samples.csv")
 
 

@@ -19,6 +19,7 @@ from runtime.logs import LOG, logging_run, readable, say
 from runtime.shared_memory import free_shared_memory, readers_that_fit
 
 ROOT = Path(__file__).parents[1]
+DRAWS = False
 SHORT = {**TINY, "aae_epochs": 1, "ldm_epochs": 1, "validation_every": 1}
 TRAIN = ["check", "aae", "encode", "ldm"]
 

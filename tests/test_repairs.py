@@ -30,6 +30,7 @@ from studies.repairs_table import (
 )
 
 ROOT = Path(study.__file__).parents[1]
+DRAWS = False
 AFFECTS = {field.name: set(field.metadata["affects"]) for field in dataclasses.fields(Config)}
 PLACES = {"exp", "aae_from", "ldm_from"}                   # in which a row differs because it is another one
 # Settings that follow from the one that a row names.

@@ -26,6 +26,7 @@ from studies import robustness
 from studies.robustness_table import Frozen, judge, line, make_table, to_markdown
 from utils import derived_seed
 
+DRAWS = False                                              # but the figure of the study
 PHANTOM = {"regions": "auto", "data_dir": "data/phantom", "phantom_subjects": (6, 10, 4), "phantom_voxel": 8,
            "aae_epochs": 1, "ldm_epochs": 1, "exp": "a"}
 NAMES = ["undisturbed", "bias_20", "bias_40", "noise_3", "noise_9", "gamma_0.7", "gamma_1.5", "slices",

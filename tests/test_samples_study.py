@@ -10,12 +10,13 @@ import pandas as pd
 import pytest
 import scipy.stats
 import torch
-from conftest import TINY, arguments
+from conftest import TINY, arguments, draw_nothing
 
 import main
 from config import Config
 from evaluation import volume_figures
 from evaluation.samples import fair_crps
+from experiment import session
 from experiment.experiment import Experiment
 from experiment.saved import read_settings
 from experiment.session import check
@@ -121,7 +122,9 @@ def studied(tmp_path_factory) -> Path:
     torch.set_num_threads(1)
     try:
         words = [*arguments(TINY | PHANTOM), "--baselines", "latent_regression"]
-        assert main.main([*words, "--stages", "aae", "encode", "ldm", "baselines"]) == 0
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(session, "_draws", draw_nothing)
+            assert main.main([*words, "--stages", "aae", "encode", "ldm", "baselines"]) == 0
         assert run_study(fresh=3) == 0
     finally:
         os.chdir(before)

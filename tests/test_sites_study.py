@@ -17,6 +17,7 @@ from studies.sites import CONTROL, ROWS, draw_lists, people_of, settings_of
 from studies.sites_table import losses, score_run, to_markdown
 
 LEFT_OUT = [row for row in ROWS if row != CONTROL]
+DRAWS = False
 
 
 # ---------------------------------------------------------------- the lists

@@ -36,6 +36,7 @@ EXPERIMENT = TINY | {
     "samples_per_scan": 1,
     "upsampling": "transposed",  # with the other one, PETs of so short a training hardly depend on the MRI
 }
+DRAWS = False
 VOXEL_MM = 2                 # of the MRI; the cohort's voxels have 8 mm
 STEPS = 4095                 # of the integers, as in a scanner's files of 12 bits
 

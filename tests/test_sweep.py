@@ -18,6 +18,7 @@ from experiment.saved import read_settings
 from experiment.session import check
 from studies import sweep
 
+DRAWS = False                                              # but the figure of the sweep
 TABLE = Path("result/a/sweep/sampling_sweep.csv")
 
 

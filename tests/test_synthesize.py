@@ -28,6 +28,7 @@ from phantom.cohort import draw_subject, simulate
 from utils import InputError, NotFiniteError
 
 PLOT_OVERLAY = volume_figures.plot_overlay
+DRAWS = False                                              # but the overlays of new scans
 PHANTOM = {"data_dir": "data/phantom", "phantom_subjects": (6, 2, 2), "phantom_voxel": 8, "regions": "auto"}
 PET = "sub-{0}/pet/sub-{0}_space-MNI152NLin2009aSym_res-{1}mm_desc-ilcldmSynthetic_pet.nii.gz"
 NEW = "new/scan.nii.gz"

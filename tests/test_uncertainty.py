@@ -23,6 +23,7 @@ from evaluation.uncertainty import (
 )
 from utils import METRICS, InputError
 
+DRAWS = False
 PHANTOM = {
     "regions": "auto",
     "data_dir": "data/phantom",
