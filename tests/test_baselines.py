@@ -365,7 +365,7 @@ def test_two_processes_with_one_subject_each_take_the_steps_of_one_with_two(proj
 
     def descend(**settings) -> int:
         regression.AdamW = plain_descent                   # in a process of its own
-        return run("baselines", **settings)
+        return run("baselines", **ONE_EPOCH | settings)
     assert in_ranks(2, lambda: descend(exp="b", ldm_batch_size=1)) == [0, 0]
     assert in_ranks(1, lambda: descend(exp="a")) == [0]
     for name in REGRESSIONS:

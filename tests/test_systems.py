@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import LISTS, TINY, TINY_SYSTEMS, arguments
 from test_baselines import crop_of, finish, methods, same_states
-from test_main import do_nothing, masks, no_pictures  # noqa: F401  the last one is a fixture
+from test_main import ONE_EPOCH, do_nothing, masks, no_pictures  # noqa: F401  the last one is a fixture
 from test_ranks import in_ranks
 
 import main
@@ -368,7 +368,7 @@ def test_two_processes_with_one_subject_each_take_the_steps_of_one_with_two(proj
 
     def descend(**settings) -> int:
         pix2pix.Adam = fgan.Adam = fgan.SGD = ddpm.AdamW = plain_descent           # in a process of its own
-        return run("baselines", baselines=names, **settings)
+        return run("baselines", baselines=names, **ONE_EPOCH | settings)
     assert in_ranks(2, lambda: descend(exp="b", ldm_batch_size=1)) == [0, 0]
     assert in_ranks(1, lambda: descend(exp="a")) == [0]
     for name in names:
