@@ -224,7 +224,9 @@ def pick_rows(rows: list[Row], when: date | None, window_days: int, has_dates: b
 
 
 def _nearest(rows: list[Row], when: date, window_days: int) -> Match:
-    """The usable rows nearest to a date, if they lie within the window and agree."""
+    """The usable rows nearest to a date, if they lie within the window and agree; a row in the grey zone or
+    with an unreadable label agrees with none. Another tracer, or one that failed quality control, is another
+    scan, and has no say."""
     distances = [(abs((row.date - when).days), row) for row in rows if row.date]
     if not distances:
         raise LeftOut("no row near its date", f"{listed([row.number for row in rows])} without a date")
@@ -237,8 +239,10 @@ def _nearest(rows: list[Row], when: date, window_days: int) -> Match:
     usable = [row for row in near if not row.reason]
     if not usable:
         raise LeftOut(min(row.reason for row in near), f"{numbers}, {days} days from {when}")
-    if len({row.label for row in usable}) > 1:
-        raise LeftOut("rows disagree", f"{numbers} are all {days} days from {when}, with different labels")
+    undecided = [row for row in near if row.reason in (GREY, UNREADABLE_LABEL)]
+    if undecided or len({row.label for row in usable}) > 1:
+        differ = "and differ in what they would give" if undecided else "with different labels"
+        raise LeftOut("rows disagree", f"{numbers} are all {days} days from {when}, {differ}")
     return Match(usable, "nearest row" if len(usable) == 1 else "agreeing rows, equally near", days)
 
 

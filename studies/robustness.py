@@ -143,7 +143,7 @@ def read_frozen(exp: Experiment, synthesizer: Synthesizer) -> Frozen:
         say("study", "no SUVR is measured (--regions none): image scores alone")
         return Frozen(None, float("nan"))
     masks = measurement.mask_keys()
-    bound_to = calibration_bound_to(cfg.settings_of("synthesis"), masks, synthesizer)
+    bound_to = calibration_bound_to(cfg.sampling_settings(), masks, synthesizer)
     calibration, why_not = load_calibration(cfg.result_dir / CALIBRATION, bound_to)
     if calibration is None:
         raise InputError(f"{cfg.result_dir / CALIBRATION}: {why_not}; run --exp {cfg.exp} --stages test "

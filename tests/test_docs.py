@@ -65,7 +65,7 @@ def test_code_that_the_sources_name_is_there():
     """`file.py:name` in docstrings and comments, where a reader jumps to from main.py."""
     found = 0
     for path in [*ROOT.glob("*.py"), *ROOT.glob("[a-z]*/*.py")]:
-        if path.parent.name in ("docs", "tests"):
+        if path.parent in (ROOT / "docs", ROOT / "tests"):
             continue
         for file, name in re.findall(r"([\w/]+\.py):([A-Za-z_][\w.]*\w)", path.read_text()):
             thing = importlib.import_module(file.removesuffix(".py").replace("/", "."))

@@ -220,6 +220,17 @@ def test_rows_equally_near_count_if_they_agree():
     assert left_out()["037_S_0002_2015-03-03"][0] == "rows disagree"
 
 
+@pytest.mark.parametrize("other", ["1,15", "unclear,90"])
+def test_a_row_of_the_same_day_that_gives_no_clear_label_agrees_with_none(other):
+    """In the grey zone, or with a label that cannot be read."""
+    rows = ("PTID,SCANDATE,AMYLOID_STATUS,CENTILOIDS\n"
+            "037_S_0001,2015-03-02,1,90\n"
+            f"037_S_0001,2015-03-02,{other}\n")
+    assert prepare("--grey_zone", "10", "30", table=with_others(rows, "037_S_0001_2015-03-03")) == 0
+    assert left_out()["037_S_0001_2015-03-03"] == (
+        "rows disagree", "rows 2, 3 are all 1 days from 2015-03-03, and differ in what they would give")
+
+
 def test_tracers_may_be_mixed_or_one_be_kept(capsys):
     rows = ("PTID,SCANDATE,AMYLOID_STATUS,TRACER\n"
             "037_S_0001,2015-03-02,1,FBB\n"
