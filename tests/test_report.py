@@ -101,7 +101,7 @@ def test_every_figure_is_there_as_png_of_150_dpi_and_pdf(project):
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
 
 
-def test_all_of_a_figure_is_on_it_and_nothing_covers_its_notice(project, tmp_path, monkeypatch, sketched):
+def test_all_of_a_figure_is_on_it_and_nothing_covers_its_notice(project, tmp_path, monkeypatch):
     run, drawn = load_run(project / "result" / EXP), []
     notice = run.metadata["notice"]
     monkeypatch.setattr(figures.pyplot(), "close", drawn.append)
@@ -128,7 +128,7 @@ def test_all_of_a_figure_is_on_it_and_nothing_covers_its_notice(project, tmp_pat
             assert page.y0 <= box.y0
 
 
-def test_nothing_covers_anything_in_the_figures_of_systems(tmp_path, monkeypatch, sketched):
+def test_nothing_covers_anything_in_the_figures_of_systems(tmp_path, monkeypatch):
     notice, drawn = "digital phantom, not patient data; research only, not for clinical use", []
     rng, label = np.random.default_rng(0), np.arange(20) % 2
     monkeypatch.setattr(figures.pyplot(), "close", drawn.append)
