@@ -28,7 +28,7 @@ AAE, LDM = ("aae",), ("ldm",)
 REGRESSIONS = ("latent_regression", "labelled_latent_regression", "image_regression",
                "labelled_image_regression")                # controls of the diffusion
 SYSTEMS = ("pix2pix", "tpa_gan", "fgan", "resvit", "ddpm")  # published; these five: the paper's comparison
-SECOND_ROWS = {"ddpm_mean": "ddpm"}                        # row of the tables beside a system's own -> system
+SECOND_ROWS = {"ddpm_mean": "ddpm"}                        # a system's second row in the tables -> system
 BASELINES = (*REGRESSIONS, *SYSTEMS)                       # those that are trained
 LABELLED = tuple(name for name in REGRESSIONS if name.startswith("labelled_"))  # with the label of stage 2
 DENOISER = ("ldm", "latent_regression", "labelled_latent_regression")          # the UNet on latents

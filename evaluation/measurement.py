@@ -108,11 +108,11 @@ class Measurement:
         return score_volume(x_hat, volumes["pet"], self.brain)
 
     def status_inputs(self, pet: Tensor, volumes: dict[str, Tensor]) -> dict:
-        """A measure for evaluate: what status is read from, of a synthetic or real PET [D, H, W]. The PET and
-        the MRI pooled, as arrays; SUVR and more if known."""
-        pooled = {name: pool_volume(volume[None, None], self.pool)[0, 0].numpy()
-                  for name, volume in (("mri", volumes["mri"]), ("pet", pet))}
-        return pooled | self.uptake(pet)
+        """A measure for evaluate: what status is read from, of a synthetic or real PET [D, H, W]. mri, pet:
+        pooled to about 8 mm, arrays [d, h, w]; and what uptake gives."""
+        pooled_mri = pool_volume(volumes["mri"][None, None], self.pool)[0, 0].numpy()
+        pooled_pet = pool_volume(pet[None, None], self.pool)[0, 0].numpy()
+        return {"mri": pooled_mri, "pet": pooled_pet, **self.uptake(pet)}
 
     def all_measures(self, x_hat: Tensor, volumes: dict[str, Tensor]) -> dict:
         """A measure for evaluate: image_scores, spectral_scores and status_inputs together."""

@@ -117,7 +117,7 @@ class Experiment:
             say("check", remark)
         self.people = read_covariates(cfg.info_folder, [scan.id for scan in cohort.scans], cfg.covariates)
         self._survey: Survey | None = None
-        self.epochs_there: dict[str, int] = {}           # of the checkpoints that are there, by stage
+        self.epochs_there: dict[str, int] = {}             # of the checkpoints that are there, by stage
 
     def with_settings(self, cfg: Config) -> "Experiment":
         """The same experiment with other regions or labels, and with the volumes that are cached already."""
